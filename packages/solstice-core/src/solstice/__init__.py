@@ -1,0 +1,37 @@
+"""Solstice organises JAX deep-learning code: Experiment, Metrics, Trainer, for any framework."""
+
+from importlib.metadata import version as _version
+
+from solstice import callbacks, compat, data, experiments, metrics
+from solstice._callback import Callback, Record, Stop
+from solstice._errors import DataError, ExperimentError
+from solstice._experiment import Experiment
+from solstice._metrics import Metrics
+from solstice._replace import replace
+from solstice._train import test, train
+from solstice._trainer import Trainer
+from solstice.experiments import ClassificationExperiment
+from solstice.metrics import ClassificationMetrics
+
+__version__ = _version("solstice-core")
+
+__all__ = [
+    "Callback",
+    "ClassificationExperiment",
+    "ClassificationMetrics",
+    "DataError",
+    "Experiment",
+    "ExperimentError",
+    "Metrics",
+    "Record",
+    "Stop",
+    "Trainer",
+    "callbacks",
+    "compat",
+    "data",
+    "experiments",
+    "metrics",
+    "replace",
+    "test",
+    "train",
+]

@@ -1,0 +1,210 @@
+"""Callback, the record that it receives, and how it stops a run."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from solstice._experiment import Experiment
+from solstice._types import Batch, Mode, Outs
+
+NEEDS = ("outs", "batch", "experiment", "metrics")
+_NEEDS_BEFORE = ("batch", "experiment")
+
+
+class Stop(Exception):
+    """`raise solstice.Stop("diverged")` in any hook of a callback ends the run.
+
+    It is a request, not a crash: every other callback still hears of the same moment, the epoch
+    under way is closed with the metrics so far, `on_fit_end` runs and `fit` returns. Raised at
+    the end of a training epoch, it takes effect after that epoch's validation.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a callback is told at one moment of a run.
+
+    At a step, `outs`, `batch`, `experiment` and `metrics` are there for the callback whose
+    `needs` names them; reading one that was not asked for raises an AttributeError.
+
+    Attributes:
+        mode: "train", "val", "test" or "predict".
+        step: training steps taken since `fit` began; 0 in a run that does not train.
+        epoch: index of the epoch, from 0.
+        epoch_step: steps taken in this epoch of this mode.
+        steps_per_epoch: how many there will be, where the data set has a length; else None.
+        num_epochs: how many epochs were asked for; None when only `max_steps` bounds the run.
+        num_examples: examples seen in this epoch of this mode.
+        has_validation: whether `fit` was given a validation set.
+        given: what this record holds of "outs", "batch", "experiment" and "metrics".
+    """
+
+    mode: Mode
+    step: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+    steps_per_epoch: int | None = None
+    num_epochs: int | None = None
+    num_examples: int = 0
+    has_validation: bool = False
+    given: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+
+    @property
+    def experiment(self) -> Experiment:
+        """The Experiment at this moment. It stays valid after the hook returns."""
+        return self._get("experiment")
+
+    @property
+    def outs(self) -> Outs:
+        """What the step returned beside the Experiment (at a step only), still on the device."""
+        return self._get("outs")
+
+    @property
+    def batch(self) -> Batch:
+        """The batch of this step (at a step only), as NumPy arrays."""
+        return self._get("batch")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Computed metrics by name: Python numbers for scalars, NumPy arrays for the rest.
+
+        At the end of an epoch they cover the epoch; at a step, the steps since this callback's
+        `on_step_end` was last called.
+        """
+        return self._get("metrics")
+
+    def _get(self, name: str) -> Any:
+        if name not in self.given:
+            raise AttributeError(
+                f"this record has no {name!r}: it is there at the moments that have one, and at "
+                f'a step for a callback that asks for it: write `needs = ("{name}",)` in its class'
+            )
+        return self.given[name]
+
+
+class Callback:
+    """Watch a run, and stop it: subclass, and override the hooks you want.
+
+    ```python
+    class PrintLoss(solstice.Callback):
+        every = 100
+        needs = ("metrics",)
+
+        def on_step_end(self, record):
+            print(record.step, record.metrics["loss"])
+    ```
+
+    The hooks are called in this order, each with a `Record`; `record.mode` tells training from
+    evaluation. Callbacks are called in the order in which the Trainer was given them, sorted by
+    `order`: what shows and logs (0) before what monitors and stops (1) before what saves (2).
+
+    Attributes:
+        every: `on_step_start` and `on_step_end` are called at every so many steps. In training
+            global steps are counted, so the cadence does not restart with an epoch.
+        needs: what the step hooks read from their record, of "outs", "batch", "experiment" and
+            "metrics". Ask for no more than you use: it costs time.
+        order: its rank among the callbacks at one moment.
+    """
+
+    every: int = 1
+    needs: Collection[str] = ()
+    order: int = 0
+
+    def on_fit_start(self, record: Record) -> None:
+        """Before the first step of a run, in every mode. `record.experiment` is there."""
+
+    def on_epoch_start(self, record: Record) -> None:
+        """Before the first step of an epoch, or of an evaluation. `record.experiment` is there."""
+
+    def on_step_start(self, record: Record) -> None:
+        """Before a step. Of `needs`, "batch" and "experiment" are there."""
+
+    def on_step_end(self, record: Record) -> None:
+        """After a step, with what `needs` names."""
+
+    def on_epoch_end(self, record: Record) -> None:
+        """After an epoch, or an evaluation. `record.metrics` and `record.experiment` are there."""
+
+    def on_fit_end(self, record: Record) -> None:
+        """After a run that ended by itself or by `Stop`. `record.experiment` is there."""
+
+    def on_exception(self, record: Record, error: BaseException) -> None:
+        """After a run that ended by an exception or by Ctrl-C: close what is open."""
+
+
+def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
+    """The callbacks by their `order`; an error that names the first that is not usable."""
+    for callback in callbacks:
+        name = type(callback).__name__
+        if isinstance(callback, type):
+            raise TypeError(
+                f"callbacks: {callback.__name__} is a class; write `{callback.__name__}()`"
+            )
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks: {name} is no solstice.Callback; subclass it: {callback!r}")
+        if callback.every < 1:
+            raise ValueError(f"{name}.every must be 1 or more steps; it is {callback.every}")
+        if isinstance(callback.needs, str):
+            raise TypeError(f'{name}.needs is a string; write `needs = ("{callback.needs}",)`')
+        unknown = sorted(set(callback.needs) - set(NEEDS))
+        if unknown:
+            raise ValueError(f"{name}.needs: {unknown} is not one of {list(NEEDS)}")
+    return sorted(callbacks, key=lambda callback: callback.order)
+
+
+class CallbackList:
+    """The callbacks of a run: tells them of each moment, and remembers who asked to stop."""
+
+    def __init__(self, callbacks: list[Callback]) -> None:
+        self._callbacks = callbacks
+        self._at_start = _those_with("on_step_start", callbacks)
+        self._at_end = _those_with("on_step_end", callbacks)
+        self.stop: Stop | None = None
+
+    @property
+    def want_metrics(self) -> list[Callback]:
+        """Those that read metrics at a step."""
+        return [callback for callback in self._at_end if "metrics" in callback.needs]
+
+    def tell(self, hook: str, record: Record) -> None:
+        """Tells all of a moment that is no step."""
+        for callback in self._callbacks:
+            self._call(callback, hook, record)
+
+    def tell_step_start(
+        self, record: Record, count: int, given: Callable[[str, Callback], Any]
+    ) -> None:
+        """Tells those whose cadence falls on the step to come, the `count`-th."""
+        for callback in self._at_start:
+            if count % callback.every == 0:
+                asked = {
+                    name: given(name, callback) for name in callback.needs if name in _NEEDS_BEFORE
+                }
+                self._call(callback, "on_step_start", replace(record, given=asked))
+
+    def tell_step_end(
+        self, record: Record, count: int, given: Callable[[str, Callback], Any]
+    ) -> None:
+        """Tells those whose cadence falls on the step just taken, the `count`-th."""
+        for callback in self._at_end:
+            if count % callback.every == 0:
+                asked = {name: given(name, callback) for name in callback.needs}
+                self._call(callback, "on_step_end", replace(record, given=asked))
+
+    def tell_exception(self, record: Record, error: BaseException) -> None:
+        """Tells all, whatever they raise themselves, which becomes a note of the error."""
+        for callback in self._callbacks:
+            try:
+                callback.on_exception(record, error)
+            except Exception as second:
+                error.add_note(f"{type(callback).__name__}.on_exception raised {second!r}")
+
+    def _call(self, callback: Callback, hook: str, record: Record) -> None:
+        try:
+            getattr(callback, hook)(record)
+        except Stop as stop:
+            self.stop = self.stop or stop
+
+
+def _those_with(hook: str, callbacks: list[Callback]) -> list[Callback]:
+    return [c for c in callbacks if getattr(type(c), hook) is not getattr(Callback, hook)]

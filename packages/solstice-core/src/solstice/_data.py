@@ -1,0 +1,199 @@
+"""What a data set may be: each kind becomes batches of NumPy arrays, epoch by epoch.
+
+Nothing here imports a data library. A `tf.data.Dataset`, a grain pipeline and a torch
+`DataLoader` are iterables whose leaves offer `__array__`, and are used as such.
+"""
+
+import inspect
+import itertools
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from solstice._batches import Batches
+from solstice._errors import DataError
+from solstice._types import Batch
+
+_ENDLESS = 2**62
+"""A longer length means that there is no end: grain says 2**63 - 1 of a repeated data set."""
+
+
+class Source:
+    """A data set, opened once for each epoch.
+
+    Args:
+        data: what the user gave.
+        name: what the user calls it ("train_ds"), for messages.
+        limit: batches to take in an epoch at the most, or None for all.
+    """
+
+    def __init__(self, data: Any, name: str, limit: int | None = None) -> None:
+        self.name = name
+        self._data = data
+        self.limit = limit
+        self._opened = 0
+        self._peeked: tuple[Batch, Iterator[Batch]] | None = None
+        self._make = _maker(data, name)
+
+    @property
+    def length(self) -> int | None:
+        """Batches in an epoch, where that is known before it ends."""
+        try:
+            length = len(self._data)
+        except (TypeError, NotImplementedError):
+            length = _ENDLESS
+        if length >= _ENDLESS:
+            return self.limit
+        return length if self.limit is None else min(length, self.limit)
+
+    @property
+    def is_generator(self) -> bool:
+        """Whether it can certainly not be read a second time."""
+        return isinstance(self._data, types.GeneratorType)
+
+    def first(self) -> Batch:
+        """The first batch of the next epoch, which that epoch will still give."""
+        if self._peeked is None:
+            batches = self._open(self._opened)
+            self._peeked = next(batches), batches
+        return self._peeked[0]
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch. Raises DataError if there are none."""
+        if self._peeked is None:
+            return self._open(number)
+        first, rest = self._peeked
+        self._peeked = None
+        return itertools.chain([first], rest)
+
+    def _open(self, number: int) -> Iterator[Batch]:
+        set_epoch = getattr(self._data, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(number)
+        made = self._make(number)
+        self._opened += 1
+        empty = True
+        for index, batch in enumerate(made):
+            empty = False
+            yield to_numpy(batch, self.name)
+            if index + 1 == self.limit:
+                break
+        if empty:
+            raise DataError(self._why_empty(made))
+
+    def _why_empty(self, made: Any) -> str:
+        if self._opened > 1 and iter(made) is made:
+            return (
+                f"{self.name} is a one-shot iterator: it gave no batch when it was read again "
+                f"(pass {self._opened}). Give what makes a new one for each epoch instead: "
+                f"`{self.name}=lambda: my_generator()`, a list, or a data set that can be iterated "
+                f"again"
+            )
+        return f"{self.name} is empty: it gave no batch ({_describe(self._data)})"
+
+
+def open_source(
+    data: Any,
+    name: str,
+    batch_size: int | None = None,
+    *,
+    shuffle: bool = False,
+    limit: int | None = None,
+) -> Source:
+    """A Source of what the user gave; arrays with a `batch_size` are cut into batches."""
+    if batch_size is not None:
+        if not _is_arrays(data):
+            raise DataError(
+                f"batch_size={batch_size} was given, and {name} is no tree of arrays but "
+                f"{_describe(data)}; leave batch_size out for data that come in batches"
+            )
+        data = Batches(data, batch_size, shuffle=shuffle)
+    elif _is_arrays(data) and not isinstance(data, list):
+        raise DataError(
+            f"{name} is {_describe(data)}: examples, not batches. Say how many make a batch: "
+            f"`batch_size=32`, or `{name}=solstice.data.batches({name}, 32, shuffle=True)`. "
+            f"Batches that are ready go into a list"
+        )
+    return Source(data, name, limit)
+
+
+def to_numpy(batch: Batch, name: str = "batch") -> Batch:
+    """The batch with tensors of any library as NumPy arrays; JAX arrays and text stay."""
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray | jax.Array | str | bytes):
+            return leaf
+        try:
+            return np.asarray(leaf)
+        except Exception as error:
+            kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
+            raise DataError(f"a {kind} in a batch of {name} is no array: {error}") from error
+
+    return jax.tree.map(convert, batch)
+
+
+def arrays_of(batch: Batch) -> Batch:
+    """The batch as a step sees it: text and objects, which no compiled code takes, are None."""
+    return jax.tree.map(lambda leaf: leaf if _is_numeric(leaf) else None, batch)
+
+
+def describe_batch(batch: Batch) -> str:
+    """`(f32[32,8,8], i32[32])`: the structure of a batch, for messages."""
+    return eqx.tree_pformat(batch, short_arrays=True)
+
+
+def _is_numeric(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) or (
+        isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "OSUmM"
+    )
+
+
+def _is_arrays(data: Any) -> bool:
+    """Whether it is an array, or a tree (tuple, list, dict) whose leaves are arrays."""
+    if _is_array(data):
+        return True
+    children: list[Any] = []
+    if isinstance(data, Mapping):
+        children = list(cast("Mapping[Any, Any]", data).values())
+    elif isinstance(data, tuple | list):
+        children = list(cast("Iterable[Any]", data))
+    return bool(children) and all(_is_array(child) for child in children)
+
+
+def _is_array(data: Any) -> bool:
+    return (
+        hasattr(data, "shape") and hasattr(data, "dtype") and hasattr(data, "__array__")
+    ) and len(data.shape) > 0
+
+
+def _maker(data: Any, name: str) -> Callable[[int], Iterable[Batch]]:
+    """A function from the epoch's number to something to iterate over."""
+    if isinstance(data, Iterable):
+        return lambda epoch: cast("Iterable[Batch]", data)
+    if callable(data):
+        wants_epoch = _required_parameters(data) > 0
+        return lambda epoch: data(epoch) if wants_epoch else data()
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return lambda epoch: (data[index] for index in range(len(data)))
+    raise DataError(
+        f"{name} must be an iterable of batches (a list, a tf.data.Dataset, a DataLoader ...), a "
+        f"function that makes one, or arrays with a batch_size; it is {_describe(data)}"
+    )
+
+
+def _required_parameters(function: Callable[..., Any]) -> int:
+    parameters = inspect.signature(function).parameters.values()
+    return sum(
+        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        for p in parameters
+    )
+
+
+def _describe(data: Any) -> str:
+    if _is_arrays(data):
+        return describe_batch(data)
+    return f"a {type(data).__module__}.{type(data).__qualname__}".replace("builtins.", "")

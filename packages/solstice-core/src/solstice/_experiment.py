@@ -1,0 +1,79 @@
+"""The Experiment base class."""
+
+from abc import abstractmethod
+from typing import Any, Self
+
+import equinox as eqx
+
+from solstice._types import Batch, Outs
+
+
+class Experiment(eqx.Module):
+    """Everything that a run holds, as one immutable pytree: subclass it.
+
+    ```python
+    class Classifier(solstice.Experiment):
+        params: Any
+        opt_state: Any
+
+        def train_step(self, batch):
+            ...  # gradients, update
+            return solstice.replace(self, params=params, opt_state=opt_state), metrics
+
+        def eval_step(self, batch):
+            return self, metrics
+
+    trained = solstice.train(exp, num_epochs=3, train_ds=train_ds, val_ds=val_ds)
+    ```
+
+    It is an `equinox.Module`: annotate fields as in a dataclass, or write an `__init__`. A step
+    may be decorated with `jax.jit` or `equinox.filter_jit`, or not at all; the Trainer compiles
+    it in any case. `outs`, the second thing a step returns, is a `Metrics`, which is merged over
+    the epoch; or a mapping of scalars, which is averaged over examples (the weight of a batch is
+    the length of axis 0 of its first array); or any other pytree, which callbacks receive.
+    """
+
+    @abstractmethod
+    def train_step(self, batch: Batch) -> tuple[Self, Outs]:
+        """`exp, outs = exp.train_step(batch)`: one update on one batch.
+
+        The Experiment that comes back has the same tree structure, shapes and dtypes.
+        """
+
+    @abstractmethod
+    def eval_step(self, batch: Batch) -> tuple[Self, Outs]:
+        """`exp, outs = exp.eval_step(batch)`: measure one batch.
+
+        Evaluation cannot change training: the Experiment that comes back is handed to the next
+        `eval_step` of the same evaluation, and dropped at its end.
+        """
+
+    def predict_step(self, batch: Batch) -> Outs:
+        """`outs = exp.predict_step(batch)`: what `Trainer.predict` yields. Optional."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no predict_step: to predict, write "
+            f"`def predict_step(self, batch): return outs` in it"
+        )
+
+    def setup(self, batch: Batch) -> Self:
+        """`exp = exp.setup(first_batch)`: finish what needs to know a batch. Optional.
+
+        The Trainer calls it once before a run, outside of any compilation, with the first batch
+        as NumPy arrays: the place to create parameters whose shape depends on the data. It must
+        give back an Experiment that is already set up as it is.
+        """
+        del batch
+        return self
+
+    def check_batch(self, batch: Batch) -> None:
+        """`exp.check_batch(batch)`: raise `DataError` on a batch that must not be used. Optional.
+
+        The Trainer calls it on the host for every batch, as NumPy arrays, before the step: the
+        place for checks of values, which compiled code cannot raise on. It should be cheap.
+        """
+        del batch
+
+
+def overrides(experiment: Experiment, method: str) -> Any:
+    """Whether the class of `experiment` has a `method` of its own."""
+    return getattr(type(experiment), method) is not getattr(Experiment, method)

@@ -1,0 +1,325 @@
+"""A step as a program: a function, the arrays that it carries, and constants that stay.
+
+An Experiment is flattened once. Its arrays go from call to call; the rest, with the function to
+call, is a `Program`, which `jax.jit` takes as a static argument.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from solstice._data import describe_batch
+from solstice._errors import DataError, ExperimentError
+from solstice._experiment import Experiment
+from solstice._types import Batch, Outs
+
+
+class _Marker:
+    """Stands among the constants where an array goes."""
+
+    def __repr__(self) -> str:
+        return "array"
+
+
+_ARRAY = _Marker()
+
+
+class Program:
+    """What a step is beside its arrays.
+
+    Two programs are equal when they would run the same code, so that Experiments that share a
+    model and an optimizer share one compilation. A part without a usable equality (an unhashable
+    leaf) makes a program equal to itself alone.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], name: str, treedef: Any, constants: Sequence[Any]
+    ) -> None:
+        self.function = function
+        self.name = name
+        self.treedef = treedef
+        self.constants = tuple(constants)
+        self._key: Any = (function, treedef, tuple((type(c), c) for c in self.constants))
+        try:
+            self._hash = hash(self._key)
+        except TypeError:
+            self._key, self._hash = None, id(self)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, Program) and self._key is not None and self._key == other._key
+
+    def merge(self, arrays: Sequence[Any]) -> Experiment:
+        """The Experiment that has these arrays."""
+        rest = iter(arrays)
+        leaves = [next(rest) if leaf is _ARRAY else leaf for leaf in self.constants]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def split(self, experiment: Experiment) -> list[Any]:
+        """The arrays of an Experiment that a step gave back; all else must be as it was."""
+        leaves, treedef = jax.tree.flatten(experiment)
+        if treedef != self.treedef:
+            raise ExperimentError(self._structure_message(experiment))
+        pairs = list(zip(self.constants, leaves, strict=True))
+        changed = [i for i, (old, new) in enumerate(pairs) if not _same_constant(old, new)]
+        if changed:
+            raise ConstantChanged(self, changed, leaves)
+        return [new for old, new in pairs if old is _ARRAY]
+
+    def call(self, arrays: Sequence[Any], batch: Batch) -> tuple[list[Any], Outs]:
+        """One step: the arrays after it, and its outs."""
+        experiment = self.merge(arrays)
+        result = self.function(experiment, batch)
+        if self.name == "predict_step":
+            return list(arrays), result
+        if not (isinstance(result, tuple) and len(result) == 2):  # pyright: ignore[reportUnknownArgumentType]
+            raise ExperimentError(self._pair_message(f"it returned {_kind(result)}"))
+        new, outs = result  # pyright: ignore[reportUnknownVariableType]
+        if not isinstance(new, Experiment):
+            raise ExperimentError(
+                self._pair_message(f"the first thing it returned is {_kind(new)}")
+            )
+        return [_keep_type(o, n) for o, n in zip(arrays, self.split(new), strict=True)], outs
+
+    def check_drift(self, old: Sequence[Any], new: Sequence[Any]) -> None:
+        """Raises an ExperimentError that names the first array whose shape or dtype changed."""
+        for path, before, after in zip(self._array_paths(), old, new, strict=True):
+            if (before.shape, before.dtype) != (after.shape, after.dtype):
+                raise ExperimentError(
+                    f"{self.name} changed the type of `{path}`: it was {_short(before)} and came "
+                    f"back as {_short(after)}. Steps follow one another, so each must give back "
+                    f"what it was given; write `.astype({before.dtype})` or mend the shape there"
+                )
+
+    def leaf_path(self, index: int) -> str:
+        """`.params['w']`: the tree path of a leaf, by its index among all leaves."""
+        marked = jax.tree.unflatten(self.treedef, list(self.constants))
+        return keystr(tree_leaves_with_path(marked)[index][0])
+
+    def _array_paths(self) -> list[str]:
+        marked = jax.tree.unflatten(self.treedef, list(self.constants))
+        return [keystr(path) for path, leaf in tree_leaves_with_path(marked) if leaf is _ARRAY]
+
+    def _pair_message(self, found: str) -> str:
+        owner = type(self.merge([None] * self.constants.count(_ARRAY))).__name__
+        return (
+            f"{owner}.{self.name} must return a pair, the Experiment and its outs; {found}. "
+            f"Write `return solstice.replace(self, ...), metrics`"
+        )
+
+    def _structure_message(self, after: Experiment) -> str:
+        before = self.merge([0.0] * self.constants.count(_ARRAY))
+        if type(before) is not type(after):
+            return (
+                f"{self.name} must return the same kind of Experiment: it was given a "
+                f"{type(before).__name__} and gave back a {type(after).__name__}"
+            )
+        difference = next(jax.tree_util.equality_errors(before, after), None)
+        where = (
+            f" at `{keystr(difference[0])}`: {difference[1]} became {difference[2]}"
+            if (difference)
+            else " in a static field"
+        )
+        return (
+            f"{self.name} changed the structure of {type(after).__name__}{where}. A step gives "
+            f"back the structure that it was given; create what depends on the data in "
+            f"`setup(self, batch)`"
+        )
+
+
+class ConstantChanged(Exception):
+    """A step changed leaves that were taken for constants."""
+
+    def __init__(self, program: Program, indices: list[int], leaves: list[Any]) -> None:
+        self.indices = indices
+        first = indices[0]
+        super().__init__(
+            f"{program.name} changed `{program.leaf_path(first)}`, which is no array: it was "
+            f"{program.constants[first]!r:.60} and came back as {leaves[first]!r:.60}. What a step "
+            f"changes must be an array"
+        )
+
+
+def prepare(experiment: Experiment, method: str, batch: Batch) -> tuple[Program, list[Array], Outs]:
+    """The program of a step, the arrays to begin with, and the shapes of its outs.
+
+    Python numbers among the leaves are made arrays, so that a new value compiles nothing. Where
+    that cannot be, since one sets a shape or a branch, those that the step leaves alone stay
+    constants.
+    """
+    function = _undecorated(getattr(type(experiment), method))
+    leaves, treedef = jax.tree.flatten(experiment)
+    numbers = {i for i, leaf in enumerate(leaves) if isinstance(leaf, bool | int | float | complex)}
+
+    def attempt(traced: set[int]) -> tuple[Program, list[Array], Outs]:
+        is_array = [_is_array(leaf) or i in traced for i, leaf in enumerate(leaves)]
+        constants = [_ARRAY if a else leaf for a, leaf in zip(is_array, leaves, strict=True)]
+        program = Program(function, method, treedef, constants)
+        arrays = [jnp.asarray(leaf) for a, leaf in zip(is_array, leaves, strict=True) if a]
+        return program, *_settle(program, arrays, batch)
+
+    try:
+        try:
+            return attempt(numbers)
+        except Exception as error:
+            if not numbers or isinstance(error, ConstantChanged | ExperimentError | DataError):
+                raise
+            return _attempt_with_constants(attempt, numbers, error)
+    except ConstantChanged as error:
+        raise ExperimentError(str(error)) from None
+    except Exception as error:
+        _explain(error, function, method, batch)
+        raise
+
+
+def _attempt_with_constants(
+    attempt: Callable[[set[int]], Any], numbers: set[int], first: Exception
+) -> Any:
+    traced: set[int] = set()
+    while True:
+        try:
+            return attempt(traced)
+        except ConstantChanged as changed:
+            more = (set(changed.indices) & numbers) - traced
+            if not more:
+                raise
+            traced |= more
+        except Exception:
+            if isinstance(first, jax.errors.JAXTypeError) or "concrete" in str(first):
+                raise
+            raise first from None
+
+
+def _settle(program: Program, arrays: list[Array], batch: Batch) -> tuple[list[Array], Outs]:
+    """Arrays whose types the step keeps: a Python number takes the type that the step gives it."""
+    for _ in range(3):
+        new, outs = jax.eval_shape(lambda a, b: _packed_call(program, a, b), arrays, batch)
+        settled = [_settle_type(old, after) for old, after in zip(arrays, new, strict=True)]
+        if all(old is after for old, after in zip(arrays, settled, strict=True)):
+            break
+        arrays = settled
+    program.check_drift(arrays, new)
+    return arrays, outs
+
+
+def _packed_call(program: Program, arrays: Any, batch: Batch) -> Any:
+    arrays, outs = program.call(arrays, batch)
+    return arrays, pack(outs)
+
+
+def _settle_type(old: Array, new: Any) -> Array:
+    if not _is_weak(old) or old.shape != new.shape:
+        return old
+    return old if _is_weak(new) and old.dtype == new.dtype else strong(old.astype(new.dtype))
+
+
+def _keep_type(old: Any, new: Any) -> Any:
+    """A result that is only weaker typed than what was there would compile a second program."""
+    if not eqx.is_array_like(new):
+        raise ExperimentError(f"a step gave back {new!r:.60} where the Experiment held an array")
+    new = jnp.asarray(new)
+    return new if _is_weak(old) else strong(new)
+
+
+def strong(x: Array) -> Array:
+    """The same array without a weak type."""
+    return lax.convert_element_type(x, x.dtype) if _is_weak(x) else x
+
+
+def _is_weak(x: Any) -> bool:
+    """Weakly typed, as Python numbers are; typed PRNG keys do not say."""
+    return getattr(x, "weak_type", False)
+
+
+@jax.tree_util.register_static
+class _Constant:
+    """A leaf of outs that is no array, on its way through a compiled call."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constant) and _same_constant(self.value, other.value)
+
+    def __hash__(self) -> int:
+        return hash(type(self.value))
+
+
+def pack(tree: Any) -> Any:
+    """A tree that a compiled function may return: numbers as arrays, other leaves as constants."""
+
+    def leaf(value: Any) -> Any:
+        return strong(jnp.asarray(value)) if eqx.is_array_like(value) else _Constant(value)
+
+    return jax.tree.map(leaf, tree)
+
+
+def unpack(tree: Any) -> Any:
+    """The tree that was packed."""
+
+    def is_constant(node: Any) -> bool:
+        return isinstance(node, _Constant)
+
+    return jax.tree.map(
+        lambda node: node.value if is_constant(node) else node, tree, is_leaf=is_constant
+    )
+
+
+_JIT_WRAPPERS = (type(jax.jit(lambda: None)), type(eqx.filter_jit(lambda: None)))
+
+
+def _undecorated(function: Any) -> Callable[..., Any]:
+    """The function under `jax.jit` or `filter_jit`, which a compiled call does not need."""
+    while isinstance(function, _JIT_WRAPPERS):
+        function = function.__wrapped__
+    return function
+
+
+def _explain(error: Exception, function: Any, method: str, batch: Batch) -> None:
+    """Says which batch a step failed on; that it could not unpack it is an error of the data."""
+    given = f"{method} was given this batch: {describe_batch(batch)}"
+    if isinstance(error, ValueError | TypeError) and "unpack" in str(error):
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        if trace is not None and trace.tb_frame.f_code is getattr(function, "__code__", None):
+            raise DataError(
+                f"{method} cannot unpack its batch ({error}, line {trace.tb_lineno}). {given}. "
+                f"Give it a data set of batches that it unpacks, or change the line"
+            ) from error
+    error.add_note(given)
+
+
+def _is_array(leaf: Any) -> bool:
+    if isinstance(leaf, np.ndarray | np.generic):
+        return leaf.dtype.kind not in "OSUmM"
+    return isinstance(leaf, Array)
+
+
+def _same_constant(old: Any, new: Any) -> bool:
+    if old is _ARRAY or old is new:
+        return True
+    try:
+        return type(old) is type(new) and bool(old == new)
+    except Exception:
+        return False
+
+
+def _short(x: Any) -> str:
+    return eqx.tree_pformat(jax.ShapeDtypeStruct(x.shape, x.dtype))
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"  # pyright: ignore[reportUnknownArgumentType]
+    return "None" if value is None else f"a {type(value).__name__}"

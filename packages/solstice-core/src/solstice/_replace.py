@@ -1,0 +1,59 @@
+"""Functional update of a module's fields."""
+
+import dataclasses
+import difflib
+from typing import Any, TypeVar
+
+import equinox as eqx
+
+_M = TypeVar("_M", bound=eqx.Module)
+
+
+def replace(module: _M, /, **changes: Any) -> _M:
+    """`solstice.replace(exp, params=params, step=step)`: a copy of `module` with fields changed.
+
+    It works where `dataclasses.replace` does not: on modules with an `__init__` of their own,
+    on fields with `init=False`, on static fields, and under `jax.jit`. Field converters are
+    applied to the new values and `__check_init__` runs on the copy, as they do at creation.
+
+    Args:
+        module: an Experiment, a Metrics or any `equinox.Module`.
+        **changes: the new values, by field name.
+
+    Returns:
+        A new module of the same class. `module` is not changed.
+
+    Raises:
+        TypeError: `module` has no field of that name, or a static field was given an array.
+    """
+    fields = {field.name: field for field in dataclasses.fields(module)}
+    for name, value in changes.items():
+        if name not in fields:
+            raise TypeError(_unknown_field(type(module).__name__, name, list(fields)))
+        if fields[name].metadata.get("static", False) and eqx.is_array(value):
+            raise TypeError(
+                f"field {name!r} of {type(module).__name__} is static and cannot hold an array; "
+                f"declare it without `static=True`, or give it a Python value"
+            )
+    new: _M = object.__new__(type(module))
+    for name, field in fields.items():
+        if name in changes:
+            converter = field.metadata.get("converter", _unchanged)
+            object.__setattr__(new, name, converter(changes[name]))
+        elif hasattr(module, name):
+            object.__setattr__(new, name, getattr(module, name))
+    for cls in type(module).__mro__:
+        check = cls.__dict__.get("__check_init__")
+        if check is not None:
+            check(new)
+    return new
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _unknown_field(owner: str, name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{owner} has no field {name!r}.{hint} Its fields are: {', '.join(known) or 'none'}"

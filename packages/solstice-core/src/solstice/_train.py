@@ -1,0 +1,79 @@
+"""`train` and `test`: the Trainer in one line, with the callbacks that one usually wants."""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from solstice._callback import Callback
+from solstice._experiment import Experiment
+from solstice._trainer import Trainer
+from solstice.callbacks import ProgressBar
+
+_E = TypeVar("_E", bound=Experiment)
+
+
+def train(
+    experiment: _E,
+    *,
+    train_ds: Any,
+    val_ds: Any = None,
+    num_epochs: int | None = None,
+    max_steps: int | None = None,
+    batch_size: int | None = None,
+    callbacks: Iterable[Callback] | None = None,
+) -> _E:
+    """`trained = solstice.train(exp, num_epochs=3, train_ds=train_ds, val_ds=val_ds)`: train.
+
+    Short for `Trainer(callbacks).fit(experiment, ...)`, which documents the arguments, what a
+    data set may be, and the errors. After an exception or Ctrl-C, the newest Experiment is the
+    attribute `experiment` of the exception.
+
+    Args:
+        experiment: where to start; it is not changed.
+        train_ds: the data set to train on.
+        val_ds: a data set to evaluate on after each epoch.
+        num_epochs: passes over `train_ds`; 1 unless `max_steps` is given.
+        max_steps: stop after so many training steps.
+        batch_size: examples in a batch, for data sets given as arrays.
+        callbacks: exactly these; left out, a progress bar.
+
+    Returns:
+        The trained Experiment.
+    """
+    return Trainer(_or_usual(callbacks)).fit(
+        experiment,
+        train_ds,
+        val_ds,
+        num_epochs=num_epochs,
+        max_steps=max_steps,
+        batch_size=batch_size,
+    )
+
+
+def test(
+    experiment: Experiment,
+    test_ds: Any,
+    *,
+    batch_size: int | None = None,
+    callbacks: Iterable[Callback] | None = None,
+) -> dict[str, Any]:
+    """`metrics = solstice.test(exp, test_ds)`: the metrics of `eval_step` over a data set.
+
+    Short for `Trainer(callbacks).test(experiment, test_ds)`.
+
+    Args:
+        experiment: what to evaluate; it is not changed.
+        test_ds: the data set.
+        batch_size: examples in a batch, for a data set given as arrays.
+        callbacks: exactly these; left out, a progress bar.
+
+    Returns:
+        The computed metrics by name: Python numbers for scalars, NumPy arrays for the rest.
+    """
+    return Trainer(_or_usual(callbacks)).test(experiment, test_ds, batch_size=batch_size)
+
+
+test.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  (it is no test of pytest's)
+
+
+def _or_usual(callbacks: Iterable[Callback] | None) -> Iterable[Callback]:
+    return [ProgressBar()] if callbacks is None else callbacks

@@ -1,0 +1,312 @@
+"""The Trainer: the loop over epochs, batches and callbacks."""
+
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+import jax
+
+from solstice._callback import Callback, CallbackList, Record, check_callbacks
+from solstice._data import Source, open_source
+from solstice._errors import DataError
+from solstice._experiment import Experiment
+from solstice._pass import Pass
+from solstice._step import Stepper
+from solstice._types import Mode, Outs
+
+_E = TypeVar("_E", bound=Experiment)
+
+
+class Trainer:
+    """`solstice.Trainer(callbacks=[...]).fit(exp, train_ds, val_ds, num_epochs=10)`.
+
+    The loop over epochs and batches, and nothing else: what happens in a step is the
+    Experiment's, and what is shown, logged, watched or saved is the callbacks'.
+
+    A data set is a list of batches, any iterable of them that can be iterated again (a
+    `tf.data.Dataset`, a grain pipeline, a torch `DataLoader`, `solstice.data.batches(...)`), a
+    function that makes an iterator (called once an epoch, with the epoch's index if it takes
+    one), or, with `batch_size=`, a tree of arrays whose axis 0 is the example. A generator serves
+    for one epoch. Tensors become NumPy arrays; the last batch may be smaller.
+
+    Args:
+        callbacks: `solstice.Callback` objects; none by default.
+        limit_train_batches: use at most so many batches of an epoch for training.
+        limit_val_batches: use at most so many batches of an evaluation.
+    """
+
+    def __init__(
+        self,
+        callbacks: Iterable[Callback] = (),
+        *,
+        limit_train_batches: int | None = None,
+        limit_val_batches: int | None = None,
+    ) -> None:
+        self.callbacks = check_callbacks(list(callbacks))
+        self.limit_train_batches = _at_least_one("limit_train_batches", limit_train_batches)
+        self.limit_val_batches = _at_least_one("limit_val_batches", limit_val_batches)
+        self._newest: Callable[[], Experiment] | None = None
+
+    @property
+    def experiment(self) -> Experiment:
+        """The newest Experiment of the newest run, also after an exception or Ctrl-C.
+
+        Raises:
+            AttributeError: there was no run yet.
+        """
+        if self._newest is None:
+            raise AttributeError("this Trainer has no Experiment before its first run: call `fit`")
+        return self._newest()
+
+    def fit(
+        self,
+        experiment: _E,
+        train_ds: Any,
+        val_ds: Any = None,
+        *,
+        num_epochs: int | None = None,
+        max_steps: int | None = None,
+        batch_size: int | None = None,
+    ) -> _E:
+        """`trained = trainer.fit(exp, train_ds, val_ds, num_epochs=10)`: train.
+
+        Args:
+            experiment: where to start; it is not changed.
+            train_ds: the data set to train on (see the class).
+            val_ds: a data set to evaluate on after each epoch.
+            num_epochs: passes over `train_ds`, 1 or more. Left out, it is 1, or without bound
+                where `max_steps` is given.
+            max_steps: stop after so many training steps, 1 or more.
+            batch_size: examples in a batch, for data sets given as arrays. The training set is
+                then shuffled for each epoch, as by `solstice.data.batches(..., shuffle=True)`.
+
+        Returns:
+            The trained Experiment.
+
+        Raises:
+            ValueError: `num_epochs` or `max_steps` is below 1.
+            DataError: a data set or a batch cannot be used, or a one-shot iterator is exhausted.
+            ExperimentError: a step does not return what it must.
+        """
+        _check_experiment(experiment)
+        _at_least_one("max_steps", max_steps)
+        if _at_least_one("num_epochs", num_epochs) is None and max_steps is None:
+            num_epochs = 1
+        train = open_source(
+            train_ds, "train_ds", batch_size, shuffle=True, limit=self.limit_train_batches
+        )
+        val = None
+        if val_ds is not None:
+            val = open_source(val_ds, "val_ds", batch_size, limit=self.limit_val_batches)
+            _check_rereadable(val, num_epochs)
+        _check_rereadable(train, num_epochs)
+
+        start = Record(
+            mode="train",
+            num_epochs=num_epochs,
+            steps_per_epoch=train.length,
+            has_validation=val is not None,
+        )
+        with self._running(experiment, start) as run:
+            experiment = experiment.setup(train.first())
+            stepper = Stepper(experiment, "train_step", train.first())
+            if val is not None:  # an evaluation that cannot run is told before anything trains
+                Stepper(experiment, "eval_step", val.first())
+            run.begin(stepper)
+
+            step = epoch = 0
+            while epoch != num_epochs and step != max_steps and not run.stopped:
+                training = run.begin_pass(replace(start, step=step, epoch=epoch), stepper)
+                for _ in training.steps(train.epoch(epoch)):
+                    step = training.record.step
+                    if step == max_steps:
+                        break
+                stopped_within = run.stopped
+                training.end()
+                if val is not None and not stopped_within:
+                    _evaluate(run, stepper.experiment, val, training.record)
+                epoch += 1
+        return cast("_E", run.experiment)
+
+    def validate(
+        self, experiment: Experiment, val_ds: Any, *, batch_size: int | None = None
+    ) -> dict[str, Any]:
+        """`metrics = trainer.validate(exp, val_ds)`: the metrics of `eval_step` over a data set.
+
+        Args:
+            experiment: what to evaluate; it is not changed.
+            val_ds: the data set (see the class).
+            batch_size: examples in a batch, for a data set given as arrays.
+
+        Returns:
+            The computed metrics by name: Python numbers for scalars, NumPy arrays for the rest.
+
+        Raises:
+            DataError: the data set or a batch cannot be used.
+            ExperimentError: `eval_step` does not return what it must.
+        """
+        return self._run_evaluation(experiment, val_ds, "val", batch_size)
+
+    def test(
+        self, experiment: Experiment, test_ds: Any, *, batch_size: int | None = None
+    ) -> dict[str, Any]:
+        """`metrics = trainer.test(exp, test_ds)`: as `validate`; callbacks see mode "test"."""
+        return self._run_evaluation(experiment, test_ds, "test", batch_size)
+
+    def predict(
+        self, experiment: Experiment, ds: Any, *, batch_size: int | None = None
+    ) -> Iterator[Outs]:
+        """`for outs in trainer.predict(exp, ds): ...`: what `predict_step` gives, batch by batch.
+
+        Nothing is kept: `np.concatenate(list(trainer.predict(exp, ds)))` has it all, where the
+        outs are arrays whose axis 0 is the example.
+
+        Args:
+            experiment: what to predict with; it is not changed.
+            ds: the data set (see the class).
+            batch_size: examples in a batch, for a data set given as arrays.
+
+        Yields:
+            The outs of one batch, with NumPy arrays for JAX arrays.
+
+        Raises:
+            DataError: the data set or a batch cannot be used.
+            NotImplementedError: the Experiment has no `predict_step`.
+        """
+        _check_experiment(experiment)
+        source = open_source(ds, "ds", batch_size)
+        return self._predict(experiment, source)
+
+    def _predict(self, experiment: Experiment, source: Source) -> Iterator[Outs]:
+        start = Record(mode="predict", steps_per_epoch=source.length)
+        with self._running(experiment, start) as run:
+            stepper = Stepper(experiment.setup(source.first()), "predict_step", source.first())
+            run.begin(stepper)
+            prediction = run.begin_pass(start, stepper)
+            for outs in prediction.steps(source.epoch(0)):
+                yield jax.device_get(outs)
+            prediction.end()
+
+    def _run_evaluation(
+        self, experiment: Experiment, ds: Any, mode: Mode, batch_size: int | None
+    ) -> dict[str, Any]:
+        _check_experiment(experiment)
+        limit = self.limit_val_batches if mode == "val" else None
+        source = open_source(ds, f"{mode}_ds", batch_size, limit=limit)
+        start = Record(mode=mode)
+        with self._running(experiment, start) as run:
+            experiment = experiment.setup(source.first())
+            run.begin(Stepper(experiment, "eval_step", source.first()))
+            return _evaluate(run, experiment, source, start)
+
+    @contextmanager
+    def _running(self, experiment: Experiment, start: Record) -> Iterator["_Run"]:
+        """A run, at whose end, however it ends, the callbacks hear of it and nothing is lost."""
+        run = _Run(CallbackList(self.callbacks), experiment, start)
+        self._newest = lambda: run.experiment
+        try:
+            yield run
+            run.end()
+        except GeneratorExit:  # whoever reads predictions has read enough
+            run.end()
+            raise
+        except BaseException as error:
+            run.fail(error)
+            raise
+
+
+class _Run:
+    """One run: its callbacks, its newest Experiment, and the moment at which it is."""
+
+    def __init__(self, callbacks: CallbackList, experiment: Experiment, start: Record) -> None:
+        self._callbacks = callbacks
+        self._experiment = experiment
+        self._start = start
+        self._stepper: Stepper | None = None
+        self._pass: Pass | None = None
+
+    @property
+    def experiment(self) -> Experiment:
+        """The newest Experiment; in a run that does not train, the one that it was given."""
+        trains = self._stepper is not None and self._start.mode == "train"
+        return self._stepper.experiment if trains and self._stepper else self._experiment
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a callback asked to stop."""
+        return self._callbacks.stop is not None
+
+    def begin(self, stepper: Stepper) -> None:
+        """Tells the callbacks that the run begins."""
+        self._stepper = stepper
+        self._callbacks.tell("on_fit_start", self._now())
+
+    def begin_pass(self, start: Record, stepper: Stepper) -> Pass:
+        """A pass over a data set that begins at a moment of this run."""
+        self._pass = Pass(self._callbacks, stepper, start)
+        return self._pass
+
+    def end(self) -> None:
+        """Tells the callbacks that the run has ended."""
+        self._callbacks.tell("on_fit_end", self._now())
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the callbacks that the run ends by an error, which takes the Experiment along."""
+        record = self._now()
+        self._callbacks.tell_exception(record, error)
+        if self._start.mode == "train" and record.step > 0:
+            with suppress(AttributeError):  # an exception may forbid attributes
+                error.experiment = record.experiment  # pyright: ignore[reportAttributeAccessIssue]
+            error.add_note(
+                f"The newest Experiment, after step {record.step:,}, is `trainer.experiment`, "
+                f"and `experiment` of this exception."
+            )
+
+    def _now(self) -> Record:
+        record = self._start if self._pass is None else self._pass.record
+        return replace(record, mode=self._start.mode, given={"experiment": self.experiment})
+
+
+def _evaluate(run: _Run, experiment: Experiment, source: Source, at: Record) -> dict[str, Any]:
+    """Evaluates on a copy that is dropped, so that evaluation cannot change training."""
+    stepper = Stepper(experiment, "eval_step", source.first())
+    mode: Mode = "val" if at.mode == "train" else at.mode
+    start = replace(at, mode=mode, epoch_step=0, num_examples=0, steps_per_epoch=source.length)
+    evaluation = run.begin_pass(start, stepper)
+    for _ in evaluation.steps(source.epoch(at.epoch)):
+        pass
+    return evaluation.end()
+
+
+def _check_experiment(experiment: Any) -> None:
+    if isinstance(experiment, type):
+        raise TypeError(
+            f"expected an Experiment, got the class {experiment.__name__}: "
+            f"write `{experiment.__name__}(...)`"
+        )
+    if not isinstance(experiment, Experiment):
+        raise TypeError(
+            f"expected a solstice.Experiment, got a {type(experiment).__name__}; write "
+            f"`class {type(experiment).__name__}(solstice.Experiment)` with train_step and "
+            f"eval_step"
+        )
+
+
+def _check_rereadable(source: Source, num_epochs: int | None) -> None:
+    """A generator cannot be read twice, so more epochs than one would fail after the first."""
+    if source.is_generator and source.limit is None and num_epochs is not None and num_epochs > 1:
+        raise DataError(
+            f"{source.name} is a generator, a one-shot iterator, and num_epochs={num_epochs} reads "
+            f"it {num_epochs} times. Give the function that makes it instead: "
+            f"`{source.name}=my_generator` without the call, or a list"
+        )
+
+
+def _at_least_one(name: str, value: int | None) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or operator.index(value) < 1:
+        raise ValueError(f"{name} must be 1 or more; it is {value!r}")
+    return operator.index(value)

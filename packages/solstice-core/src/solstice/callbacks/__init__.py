@@ -1,0 +1,7 @@
+"""Ready-made callbacks, each on the public `solstice.Callback`."""
+
+from solstice.callbacks._early_stopping import EarlyStopping
+from solstice.callbacks._logging import Logging
+from solstice.callbacks._progress import ProgressBar
+
+__all__ = ["EarlyStopping", "Logging", "ProgressBar"]

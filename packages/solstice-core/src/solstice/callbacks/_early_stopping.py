@@ -1,0 +1,99 @@
+"""Stop when a metric no longer improves."""
+
+import math
+from typing import Any, Literal
+
+from solstice._callback import Callback, Record, Stop
+
+
+class EarlyStopping(Callback):
+    """`EarlyStopping(monitor="val/loss", patience=3)`: stop when a metric no longer improves.
+
+    It looks at the end of each epoch, or of each validation for a "val/" metric. An epoch
+    improves on the best so far if it is better by more than `min_delta`; the run stops after
+    `patience` epochs in a row that do not. NaN never improves.
+
+    Args:
+        monitor: the metric, named with its mode: "val/loss", "train/accuracy".
+        mode: whether less ("min") or more ("max") of it is better.
+        patience: epochs without improvement to bear, 1 or more.
+        min_delta: by how much an epoch must be better to count, 0 or more.
+
+    Attributes:
+        best: the best value so far; None before the first.
+        best_epoch: the index of its epoch; None before the first.
+
+    Raises:
+        ValueError: an argument is out of range, or "val/" is monitored without a `val_ds`.
+        KeyError: there is no such metric; the message lists those there are.
+    """
+
+    order = 1
+
+    def __init__(
+        self,
+        monitor: str = "val/loss",
+        *,
+        mode: Literal["min", "max"] = "min",
+        patience: int = 3,
+        min_delta: float = 0.0,
+    ) -> None:
+        self._split, _, self._name = monitor.partition("/")
+        if self._split not in ("train", "val") or not self._name:
+            raise ValueError(
+                f'monitor must be named with its mode, "train/loss" or "val/loss"; it is {monitor!r}'
+            )
+        if mode not in ("min", "max"):
+            raise ValueError(f'mode must be "min" or "max"; it is {mode!r}')
+        if patience < 1:
+            raise ValueError(f"patience must be 1 or more epochs; it is {patience}")
+        if not min_delta >= 0:
+            raise ValueError(f"min_delta must be 0 or more; it is {min_delta}")
+        self.monitor = monitor
+        self.mode = mode
+        self.patience = patience
+        self.min_delta = min_delta
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self._waited = 0
+
+    def on_fit_start(self, record: Record) -> None:
+        """Starts anew, and refuses a run that will never have the metric."""
+        self.best, self.best_epoch, self._waited = None, None, 0
+        if record.mode == "train" and self._split == "val" and not record.has_validation:
+            raise ValueError(
+                f"EarlyStopping monitors {self.monitor!r} and there is no validation: give `fit` "
+                f'a val_ds, or monitor a "train/" metric'
+            )
+
+    def on_epoch_end(self, record: Record) -> None:
+        """Compares the epoch with the best so far."""
+        if record.mode != self._split:
+            return
+        if self._name not in record.metrics:
+            there = ", ".join(f"{record.mode}/{name}" for name in record.metrics)
+            raise KeyError(f"there is no metric {self.monitor!r}; there are: {there or 'none'}")
+        value = float(record.metrics[self._name])
+        if self._improves(value):
+            self.best, self.best_epoch, self._waited = value, record.epoch, 0
+            return
+        self._waited += 1
+        if self._waited >= self.patience:
+            raise Stop(f"{self.monitor} has not improved on {self.best} in {self._waited} epochs")
+
+    def _improves(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
+        if self.best is None:
+            return True
+        gain = self.best - value if self.mode == "min" else value - self.best
+        return gain > self.min_delta
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the best value, its epoch and the epochs waited since."""
+        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self._waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self._waited = state["waited"]

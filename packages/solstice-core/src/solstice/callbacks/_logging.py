@@ -1,0 +1,68 @@
+"""Log metrics to the standard logger or to any function."""
+
+import logging
+import numbers
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from solstice._callback import Callback, Record
+
+logger = logging.getLogger("solstice")
+
+
+class Logging(Callback):
+    """`Logging()`: log each epoch's metrics; `Logging(wandb.log, every=50)`: to a function.
+
+    Metrics are named by mode, as in "train/loss" and "val/accuracy". At the end of an epoch
+    they cover the epoch. With `every=n` the training metrics are also logged at each n-th
+    training step, covering the n steps since the last time; steps left over at the end of the
+    run are part of the epoch's own line.
+
+    Args:
+        log: called as `log(metrics, step)` with a dict from name to float and the number of
+            training steps so far, as `wandb.log` and `mlflow.log_metrics` take them. Left out,
+            a line at level INFO to the standard logger "solstice".
+        every: log the training metrics every so many steps too.
+        only: names of the metrics to log, without the mode, as in ("loss", "accuracy").
+
+    Raises:
+        ValueError: `every` is below 1.
+    """
+
+    def __init__(
+        self,
+        log: Callable[[dict[str, float], int], Any] | None = None,
+        *,
+        every: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
+        if every is not None and every < 1:
+            raise ValueError(f"every must be 1 or more steps; it is {every}")
+        self._log = _to_logger if log is None else log
+        self._only = only
+        self._logs_steps = every is not None
+        self.every = every or 1
+        self.needs = ("metrics",) if every is not None else ()
+
+    def on_step_end(self, record: Record) -> None:
+        """Logs the window that ends with this step."""
+        if self._logs_steps and record.mode == "train":
+            self._send(record)
+
+    def on_epoch_end(self, record: Record) -> None:
+        """Logs the epoch, or the evaluation."""
+        self._send(record)
+
+    def _send(self, record: Record) -> None:
+        metrics = {
+            f"{record.mode}/{name}": value
+            for name, value in record.metrics.items()
+            if isinstance(value, numbers.Real) and (self._only is None or name in self._only)
+        }
+        if metrics:
+            self._log(metrics, record.step)
+
+
+def _to_logger(metrics: Mapping[str, float], step: int) -> None:
+    values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    logger.info("step %d  %s", step, values)

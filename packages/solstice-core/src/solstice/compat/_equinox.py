@@ -1,0 +1,94 @@
+"""The Equinox model."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+from jax import Array
+
+from solstice.compat._protocols import Params, State
+
+
+@jax.tree_util.register_static
+@dataclass(eq=False)
+class EquinoxModel:
+    """`EquinoxModel(eqx.nn.MLP(784, 10, 64, 2, key=key))`: an Equinox module as a `Model`.
+
+    The module takes one example, as Equinox modules do; `forward` maps it over the batch.
+    Its inexact arrays are the Params; integer and boolean arrays, and the `eqx.nn.State` of
+    layers like BatchNorm, are the State. `train=False` puts its layers into inference mode, and a
+    `__call__` that takes `key` gets another key for each example.
+
+    Args:
+        model: a module; the pair that `eqx.nn.make_with_state(Net)(key=key)` gives; or a function
+            from a PRNG key to either of these, which makes new values for each key. A module
+            that is given ready ignores the key of `init`.
+        axis_name: the name of the batch axis, which BatchNorm must be given too.
+
+    Raises:
+        TypeError: `model` is none of these.
+    """
+
+    model: Any
+    axis_name: str = "batch"
+    _static: Any = field(init=False, repr=False)
+    _takes_key: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        module, layers = _pair(eqx.filter_eval_shape(self._values, key))
+        if not isinstance(module, eqx.Module) or not callable(module):
+            raise TypeError(
+                f"EquinoxModel takes a callable equinox.Module, a (module, state) pair, or a "
+                f"function from a key to either; it was given {self.model!r:.80}"
+            )
+        self._static = eqx.filter((module, layers), _is_array, inverse=True)
+        self._takes_key = "key" in inspect.signature(module.__call__).parameters
+
+    def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
+        """`params, state = model.init(key, x)`. `x` is not looked at."""
+        del x
+        module, layers = eqx.filter(_pair(self._values(key)), eqx.is_array)
+        params, buffers = eqx.partition(module, eqx.is_inexact_array)
+        return params, (buffers, layers)
+
+    def forward(
+        self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
+    ) -> tuple[Any, State]:
+        """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
+        buffers, layers = state
+        static_module, static_layers = self._static
+        module = eqx.combine(params, buffers, static_module)
+        layers = eqx.combine(layers, static_layers)
+        module = eqx.nn.inference_mode(module, value=not train)
+        keys = None
+        if self._takes_key and key is not None:
+            keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
+
+        def one(example: Any, key: Array | None) -> Any:
+            options = {} if key is None else {"key": key}
+            if layers is None:
+                return module(example, **options), None
+            return module(example, layers, **options)
+
+        outputs, layers = jax.vmap(one, out_axes=(0, None), axis_name=self.axis_name)(x, keys)
+        return outputs, (buffers, eqx.filter(layers, eqx.is_array)) if train else state
+
+    def _values(self, key: Any) -> Any:
+        if isinstance(self.model, eqx.Module | tuple):
+            return self.model
+        if not callable(self.model):
+            return None
+        return cast("Callable[[Any], Any]", self.model)(key)
+
+
+def _pair(values: Any) -> tuple[Any, Any]:
+    """The module and its `eqx.nn.State`, which is None for most."""
+    return values if isinstance(values, tuple) else (values, None)  # pyright: ignore[reportUnknownVariableType]
+
+
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)

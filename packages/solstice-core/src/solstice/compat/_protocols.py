@@ -1,0 +1,110 @@
+"""The two protocols of the adapter contract, version 1."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from jax import Array
+
+Params: TypeAlias = Any
+"""A pytree whose leaves are all inexact arrays: `jax.grad` takes it as it is."""
+
+State: TypeAlias = Any
+"""A pytree of arrays; its structure, shapes and dtypes never change. It may be empty."""
+
+OptState: TypeAlias = Any
+"""A pytree of arrays; its structure, shapes and dtypes never change."""
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A network as two pure functions.
+
+    ```python
+    params, state = model.init(key, x)
+    outputs, state = model.forward(params, state, x, train=True, key=key)
+    ```
+
+    `x` is an array or a pytree of arrays, and axis 0 of every leaf is the batch. An adapter is
+    static: it has no leaves (`jax.tree_util.register_static`) and hashes by identity. It does not
+    inherit from this class.
+    """
+
+    def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
+        """`params, state = model.init(key, x)`: initial values for inputs like `x`.
+
+        Args:
+            key: a PRNG key, typed or legacy. A model that already holds values ignores it.
+            x: an input, of which only shapes and dtypes matter.
+
+        Returns:
+            Params and State. The call has no side effect, and works under `jax.eval_shape`.
+        """
+        ...
+
+    def forward(
+        self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
+    ) -> tuple[Any, State]:
+        """`outputs, state = model.forward(params, state, x, train=True, key=key)`: apply it.
+
+        Args:
+            params: as from `init`, or updated.
+            state: as from `init`, or from an earlier `forward`.
+            x: an input; axis 0 of every leaf is the batch.
+            train: a Python bool. False needs no key and gives back the state that it was given.
+            key: a PRNG key for what is random in training, another for each step.
+
+        Returns:
+            The outputs, axis 0 of every leaf being the batch, and the new State.
+        """
+        ...
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """An optimiser as pure functions.
+
+    ```python
+    opt_state = optimizer.init(params)
+    params, opt_state = optimizer.step(grads, opt_state, params)
+    ```
+
+    Static like a `Model` adapter.
+    """
+
+    def init(self, params: Params, /) -> OptState:
+        """`opt_state = optimizer.init(params)`: the initial state for these Params."""
+        ...
+
+    def step(
+        self,
+        grads: Params,
+        state: OptState,
+        params: Params,
+        /,
+        *,
+        value: Array | None = None,
+        value_fn: Callable[[Params], Array] | None = None,
+        **extra: Any,
+    ) -> tuple[Params, OptState]:
+        """`params, opt_state = optimizer.step(grads, opt_state, params)`: one update.
+
+        Args:
+            grads: the gradients, of the structure of `params`.
+            state: as from `init`, or from an earlier `step`.
+            params: the Params that the gradients were taken at.
+            value: the loss at `params`, a scalar, for optimisers that use it.
+            value_fn: the loss as a function of Params on this batch, deterministic, for
+                optimisers that search along a line.
+            **extra: what else a particular optimiser takes; others ignore it.
+
+        Returns:
+            New Params (not updates to add), and the new state.
+        """
+        ...
+
+    def eval_params(self, state: OptState, params: Params, /) -> Params:
+        """`params = optimizer.eval_params(opt_state, params)`: what to evaluate with.
+
+        The Params themselves, unless the optimiser keeps an average or another point for it.
+        """
+        ...

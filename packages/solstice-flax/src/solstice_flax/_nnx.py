@@ -1,0 +1,106 @@
+"""A Flax NNX module as a Solstice model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from solstice.compat import Params, State
+
+
+@jax.tree_util.register_static
+@dataclass(eq=False)
+class NNXModel:
+    """`NNXModel(lambda rngs: MLP(rngs=rngs))`: an NNX module as a `solstice.compat.Model`.
+
+    Its `nnx.Param` variables are the Params; every other variable, such as the statistics of
+    BatchNorm, is the State. `forward` puts the module in training mode or evaluation mode as
+    `module.train()` and `module.eval()` do, and feeds every random stream from its key.
+
+    Args:
+        module: an `nnx.Module`, or a function from `nnx.Rngs` to one, which makes new values for
+            each key. A module that is given ready ignores the key of `init`. It is not changed.
+
+    Raises:
+        TypeError: `module` is neither.
+    """
+
+    module: nnx.Module | Callable[[nnx.Rngs], nnx.Module]
+    _graph: Any = field(init=False, repr=False)
+    _rng_shapes: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        graphs: list[Any] = []
+
+        def shapes(key: Array) -> Any:
+            graph, _, rngs, _ = _split(self._make(key))
+            graphs.append(graph)
+            return nnx.to_pure_dict(rngs)
+
+        self._rng_shapes = jax.eval_shape(shapes, jax.random.key(0))
+        self._graph = graphs[0]
+
+    def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
+        """`params, state = model.init(key, x)`. `x` is not looked at."""
+        del x
+        _, params, _, state = _split(self._make(_typed(key)))
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
+
+    def forward(
+        self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
+    ) -> tuple[Any, State]:
+        """`outputs, state = model.forward(params, state, x, train=True, key=key)`.
+
+        Raises:
+            ValueError: the module has random streams, and training is given no key.
+        """
+        if train and key is None and self._rng_shapes:
+            raise ValueError(
+                "this NNX module has random streams: give `forward(..., train=True, key=key)`"
+            )
+        rngs = self._rngs(jax.random.key(0) if key is None else _typed(key))
+        module: Any = nnx.merge(self._graph, params, rngs, state)
+        if not train:
+            module.eval()
+            return module(x), state
+        module.train()
+        outputs = module(x)
+        nnx.pop(module, nnx.Intermediate)  # what `sow` collects would grow from step to step
+        *_, new = _split(module)
+        return outputs, nnx.to_pure_dict(new)
+
+    def _make(self, key: Array) -> nnx.Module:
+        made: Any = self.module
+        if not isinstance(made, nnx.Module) and callable(made):
+            made = cast("Callable[[nnx.Rngs], Any]", made)(nnx.Rngs(key))
+        if not isinstance(made, nnx.Module):
+            raise TypeError(
+                f"NNXModel takes a flax.nnx.Module, or a function from nnx.Rngs to one, as in "
+                f"`NNXModel(lambda rngs: MLP(rngs=rngs))`; it was given {self.module!r:.80}"
+            )
+        return made
+
+    def _rngs(self, key: Array) -> Any:
+        """Fresh random streams: the i-th is seeded with `fold_in(key, i)`, and counts from 0."""
+        shapes, treedef = jax.tree.flatten(self._rng_shapes)
+        leaves = [_stream_leaf(jax.random.fold_in(key, i), s) for i, s in enumerate(shapes)]
+        return jax.tree.unflatten(treedef, leaves)
+
+
+def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
+    return nnx.split(module, nnx.Param, nnx.RngState, ...)
+
+
+def _typed(key: Array) -> Array:
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return key if is_typed else jax.random.wrap_key_data(key)
+
+
+def _stream_leaf(key: Array, like: Any) -> Array:
+    if not jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jnp.zeros(like.shape, like.dtype)  # the stream's count
+    return jax.random.split(key, like.shape) if like.shape else key

@@ -1,0 +1,83 @@
+"""A transformed Haiku function as a Solstice model."""
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import haiku as hk
+import jax
+from jax import Array
+
+from solstice.compat import Params, State
+
+_TRAIN_NAMES = ("is_training", "train", "training")
+
+
+@jax.tree_util.register_static
+@dataclass(eq=False)
+class HaikuModel:
+    """`HaikuModel(hk.transform_with_state(net))`: a transformed Haiku function as a `Model`.
+
+    The function takes the inputs and, if training differs from evaluation, a flag:
+
+    ```python
+    def net(x, is_training):
+        x = hk.Linear(64)(x)
+        x = hk.BatchNorm(True, True, 0.9)(x, is_training)
+        if is_training:
+            x = hk.dropout(hk.next_rng_key(), 0.1, x)
+        return hk.Linear(10)(x)
+    ```
+
+    Args:
+        transformed: what `hk.transform` or `hk.transform_with_state` gives, also through
+            `hk.without_apply_rng`.
+        train_arg: the name of the function's flag for training. Left out, a parameter named
+            `is_training`, `train` or `training` is taken; give it where the function hides its
+            parameters, or "" for no flag.
+
+    Raises:
+        TypeError: `transformed` is no transformed function.
+    """
+
+    transformed: hk.Transformed | hk.TransformedWithState
+    train_arg: str | None = None
+    _with_state: hk.TransformedWithState = field(init=False, repr=False)
+    _flag: str = field(init=False, repr=False)
+    _takes_key: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        given: Any = self.transformed
+        if isinstance(given, hk.TransformedWithState):
+            self._with_state, rng_position = given, 2
+        elif isinstance(given, hk.Transformed):
+            self._with_state, rng_position = hk.with_empty_state(given), 1
+        else:
+            raise TypeError(
+                f"HaikuModel takes what hk.transform or hk.transform_with_state gives, as in "
+                f"`HaikuModel(hk.transform(net))`; it was given {given!r:.80}"
+            )
+        names = list(inspect.signature(given.apply).parameters)
+        self._takes_key = names[rng_position : rng_position + 1] == ["rng"]
+        self._flag = _train_flag(given) if self.train_arg is None else self.train_arg
+
+    def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
+        """`params, state = model.init(key, x)`."""
+        return self._with_state.init(key, x, **self._flags(True))
+
+    def forward(
+        self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
+    ) -> tuple[Any, State]:
+        """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
+        keys = (key if train else None,) if self._takes_key else ()
+        outputs, new = self._with_state.apply(params, state, *keys, x, **self._flags(train))
+        return outputs, new if train else state
+
+    def _flags(self, train: bool) -> dict[str, bool]:
+        return {self._flag: train} if self._flag else {}
+
+
+def _train_flag(transformed: hk.Transformed | hk.TransformedWithState) -> str:
+    """The flag among the parameters that the transformed `apply` takes over from its function."""
+    names = inspect.signature(transformed.apply).parameters
+    return next((name for name in _TRAIN_NAMES if name in names), "")

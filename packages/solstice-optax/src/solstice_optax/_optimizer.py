@@ -1,0 +1,92 @@
+"""Any Optax gradient transformation as a Solstice optimizer."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import jax
+import optax
+from jax import Array
+from optax import contrib
+
+from solstice.compat import OptState, Params
+
+
+@jax.tree_util.register_static
+@dataclass(eq=False)
+class OptaxOptimizer:
+    """`OptaxOptimizer(optax.adam(3e-4))`: an Optax optimiser as a `solstice.compat.Optimizer`.
+
+    Transformations with extra arguments get those that they name: `value`, `grad` and `value_fn`
+    (L-BFGS, Polyak, `reduce_on_plateau`), and what `step` is given beside. Schedule-free
+    optimisers, also within a chain, evaluate at their averaged point.
+
+    Args:
+        tx: an `optax.GradientTransformation`, or an `optax.MultiSteps`.
+
+    Raises:
+        TypeError: `tx` is neither.
+    """
+
+    tx: Any
+    _tx: optax.GradientTransformationExtraArgs = field(init=False, repr=False)
+    _takes: frozenset[str] | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        tx = self.tx
+        if isinstance(tx, optax.MultiSteps):
+            tx = tx.gradient_transformation()
+        if not isinstance(tx, optax.GradientTransformation):
+            raise TypeError(
+                f"OptaxOptimizer takes an optax.GradientTransformation, as in "
+                f"`OptaxOptimizer(optax.adam(3e-4))`; it was given {tx!r:.80}"
+            )
+        self._takes = _extra_arguments(tx)
+        self._tx = optax.with_extra_args_support(tx)
+
+    def init(self, params: Params, /) -> OptState:
+        """`opt_state = optimizer.init(params)`."""
+        return self._tx.init(params)
+
+    def step(
+        self,
+        grads: Params,
+        state: OptState,
+        params: Params,
+        /,
+        *,
+        value: Array | None = None,
+        value_fn: Callable[[Params], Array] | None = None,
+        **extra: Any,
+    ) -> tuple[Params, OptState]:
+        """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
+        named = {"value": value, "value_fn": value_fn, "grad": grads, **extra}
+        arguments = {
+            name: argument
+            for name, argument in named.items()
+            if argument is not None and (self._takes is None or name in self._takes)
+        }
+        updates, state = self._tx.update(grads, state, params, **arguments)
+        return optax.apply_updates(params, updates), state
+
+    def eval_params(self, state: OptState, params: Params, /) -> Params:
+        """`params = optimizer.eval_params(opt_state, params)`."""
+
+        def is_schedule_free(node: Any) -> bool:
+            return isinstance(node, contrib.ScheduleFreeState)
+
+        for node in jax.tree.leaves(state, is_leaf=is_schedule_free):
+            if is_schedule_free(node):
+                return contrib.schedule_free_eval_params(node, params)
+        return params
+
+
+def _extra_arguments(tx: optax.GradientTransformation) -> frozenset[str] | None:
+    """The extra arguments that its update names; None if it takes any, as a chain does."""
+    if not isinstance(tx, optax.GradientTransformationExtraArgs):
+        return frozenset()
+    parameters = inspect.signature(cast("Callable[..., Any]", tx.update)).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return frozenset(p.name for p in parameters)
