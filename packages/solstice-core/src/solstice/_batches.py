@@ -39,7 +39,8 @@ class Batches:
     ) -> None:
         if isinstance(batch_size, bool) or batch_size < 1:
             raise DataError(f"batch_size must be 1 or more examples; it is {batch_size!r}")
-        leaves, self._treedef = jax.tree.flatten(arrays)
+        leaves: list[Any] = jax.tree.leaves(arrays)
+        self._treedef: Any = jax.tree.structure(arrays)
         for leaf in leaves:
             if not hasattr(leaf, "shape") or len(leaf.shape) == 0:
                 raise DataError(

@@ -11,7 +11,7 @@ NEEDS = ("outs", "batch", "experiment", "metrics")
 _NEEDS_BEFORE = ("batch", "experiment")
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818, a request and no error
     """`raise solstice.Stop("diverged")` in any hook of a callback ends the run.
 
     It is a request, not a crash: every other callback still hears of the same moment, the epoch

@@ -18,6 +18,7 @@ from solstice._batches import Batches
 from solstice._errors import DataError
 from solstice._types import Batch
 
+_READY: Any = np.ndarray | jax.Array | str | bytes
 _ENDLESS = 2**62
 """A longer length means that there is no end: grain says 2**63 - 1 of a repeated data set."""
 
@@ -125,7 +126,7 @@ def to_numpy(batch: Batch, name: str = "batch") -> Batch:
     """The batch with tensors of any library as NumPy arrays; JAX arrays and text stay."""
 
     def convert(leaf: Any) -> Any:
-        if isinstance(leaf, np.ndarray | jax.Array | str | bytes):
+        if isinstance(leaf, _READY):
             return leaf
         try:
             return np.asarray(leaf)
@@ -138,7 +139,11 @@ def to_numpy(batch: Batch, name: str = "batch") -> Batch:
 
 def arrays_of(batch: Batch) -> Batch:
     """The batch as a step sees it: text and objects, which no compiled code takes, are None."""
-    return jax.tree.map(lambda leaf: leaf if _is_numeric(leaf) else None, batch)
+
+    def keep(leaf: Any) -> Any:
+        return leaf if _is_numeric(leaf) else None
+
+    return jax.tree.map(keep, batch)
 
 
 def describe_batch(batch: Batch) -> str:
@@ -173,10 +178,12 @@ def _is_array(data: Any) -> bool:
 def _maker(data: Any, name: str) -> Callable[[int], Iterable[Batch]]:
     """A function from the epoch's number to something to iterate over."""
     if isinstance(data, Iterable):
-        return lambda epoch: cast("Iterable[Batch]", data)
+        batches = cast("Iterable[Batch]", data)
+        return lambda epoch: batches
     if callable(data):
-        wants_epoch = _required_parameters(data) > 0
-        return lambda epoch: data(epoch) if wants_epoch else data()
+        function = cast("Callable[..., Iterable[Batch]]", data)
+        wants_epoch = _required_parameters(function) > 0
+        return lambda epoch: function(epoch) if wants_epoch else function()
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return lambda epoch: (data[index] for index in range(len(data)))
     raise DataError(

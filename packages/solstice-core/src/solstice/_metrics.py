@@ -40,9 +40,10 @@ class Metrics(eqx.Module):
     """
 
     @abstractmethod
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Any, /) -> Self:
         """`total = total.merge(batch_metrics)`: the metrics of both sets of examples.
 
+        `other` is of the same class.
         Must be associative, and must work under `jax.jit`, in `jax.lax.scan` and on the host.
         """
 
@@ -57,7 +58,7 @@ class Means(Metrics):
     sums: dict[str, Array]
     count: Array
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Self, /) -> Self:
         return jax.tree.map(jnp.add, self, other)
 
     def compute(self) -> dict[str, Array]:

@@ -5,15 +5,16 @@ call, is a `Program`, which `jax.jit` takes as a static argument.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.tree_util import keystr, tree_leaves_with_path
 
+from solstice import _tree
 from solstice._data import describe_batch
 from solstice._errors import DataError, ExperimentError
 from solstice._experiment import Experiment
@@ -45,7 +46,11 @@ class Program:
         self.name = name
         self.treedef = treedef
         self.constants = tuple(constants)
-        self._key: Any = (function, treedef, tuple((type(c), c) for c in self.constants))
+        self._key: Any = (
+            function,
+            treedef,
+            tuple((cast("Any", type(c)), c) for c in self.constants),
+        )
         try:
             self._hash = hash(self._key)
         except TypeError:
@@ -67,8 +72,8 @@ class Program:
 
     def split(self, experiment: Experiment) -> list[Any]:
         """The arrays of an Experiment that a step gave back; all else must be as it was."""
-        leaves, treedef = jax.tree.flatten(experiment)
-        if treedef != self.treedef:
+        leaves = _tree.leaves(experiment)
+        if _tree.structure(experiment) != self.treedef:
             raise ExperimentError(self._structure_message(experiment))
         pairs = list(zip(self.constants, leaves, strict=True))
         changed = [i for i, (old, new) in enumerate(pairs) if not _same_constant(old, new)]
@@ -79,12 +84,12 @@ class Program:
     def call(self, arrays: Sequence[Any], batch: Batch) -> tuple[list[Any], Outs]:
         """One step: the arrays after it, and its outs."""
         experiment = self.merge(arrays)
-        result = self.function(experiment, batch)
+        result: Any = self.function(experiment, batch)
         if self.name == "predict_step":
             return list(arrays), result
-        if not (isinstance(result, tuple) and len(result) == 2):  # pyright: ignore[reportUnknownArgumentType]
+        if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != 2:
             raise ExperimentError(self._pair_message(f"it returned {_kind(result)}"))
-        new, outs = result  # pyright: ignore[reportUnknownVariableType]
+        new, outs = cast("tuple[Any, Outs]", result)
         if not isinstance(new, Experiment):
             raise ExperimentError(
                 self._pair_message(f"the first thing it returned is {_kind(new)}")
@@ -104,11 +109,11 @@ class Program:
     def leaf_path(self, index: int) -> str:
         """`.params['w']`: the tree path of a leaf, by its index among all leaves."""
         marked = jax.tree.unflatten(self.treedef, list(self.constants))
-        return keystr(tree_leaves_with_path(marked)[index][0])
+        return _tree.leaves_by_path(marked)[index][0]
 
     def _array_paths(self) -> list[str]:
         marked = jax.tree.unflatten(self.treedef, list(self.constants))
-        return [keystr(path) for path, leaf in tree_leaves_with_path(marked) if leaf is _ARRAY]
+        return [path for path, leaf in _tree.leaves_by_path(marked) if leaf is _ARRAY]
 
     def _pair_message(self, found: str) -> str:
         owner = type(self.merge([None] * self.constants.count(_ARRAY))).__name__
@@ -124,12 +129,9 @@ class Program:
                 f"{self.name} must return the same kind of Experiment: it was given a "
                 f"{type(before).__name__} and gave back a {type(after).__name__}"
             )
-        difference = next(jax.tree_util.equality_errors(before, after), None)
-        where = (
-            f" at `{keystr(difference[0])}`: {difference[1]} became {difference[2]}"
-            if (difference)
-            else " in a static field"
-        )
+        old, new = dict(_tree.leaves_by_path(before)), dict(_tree.leaves_by_path(after))
+        changed = [path for path in [*old, *new] if (path in old) != (path in new)]
+        where = f" at `{changed[0]}`" if changed else ", in a static field"
         return (
             f"{self.name} changed the structure of {type(after).__name__}{where}. A step gives "
             f"back the structure that it was given; create what depends on the data in "
@@ -137,7 +139,7 @@ class Program:
         )
 
 
-class ConstantChanged(Exception):
+class ConstantChanged(Exception):  # noqa: N818, caught and mended
     """A step changed leaves that were taken for constants."""
 
     def __init__(self, program: Program, indices: list[int], leaves: list[Any]) -> None:
@@ -158,7 +160,8 @@ def prepare(experiment: Experiment, method: str, batch: Batch) -> tuple[Program,
     constants.
     """
     function = _undecorated(getattr(type(experiment), method))
-    leaves, treedef = jax.tree.flatten(experiment)
+    leaves = _tree.leaves(experiment)
+    treedef = _tree.structure(experiment)
     numbers = {i for i, leaf in enumerate(leaves) if isinstance(leaf, bool | int | float | complex)}
 
     def attempt(traced: set[int]) -> tuple[Program, list[Array], Outs]:
@@ -202,19 +205,21 @@ def _attempt_with_constants(
 
 def _settle(program: Program, arrays: list[Array], batch: Batch) -> tuple[list[Array], Outs]:
     """Arrays whose types the step keeps: a Python number takes the type that the step gives it."""
+    call = partial(_packed_call, program)
+    new, outs = jax.eval_shape(call, arrays, batch)
     for _ in range(3):
-        new, outs = jax.eval_shape(lambda a, b: _packed_call(program, a, b), arrays, batch)
         settled = [_settle_type(old, after) for old, after in zip(arrays, new, strict=True)]
         if all(old is after for old, after in zip(arrays, settled, strict=True)):
             break
         arrays = settled
+        new, outs = jax.eval_shape(call, arrays, batch)
     program.check_drift(arrays, new)
     return arrays, outs
 
 
-def _packed_call(program: Program, arrays: Any, batch: Batch) -> Any:
-    arrays, outs = program.call(arrays, batch)
-    return arrays, pack(outs)
+def _packed_call(program: Program, arrays: Any, batch: Batch) -> tuple[list[Any], Outs]:
+    new, outs = program.call(arrays, batch)
+    return new, pack(outs)
 
 
 def _settle_type(old: Array, new: Any) -> Array:
@@ -252,7 +257,7 @@ class _Constant:
         return isinstance(other, _Constant) and _same_constant(self.value, other.value)
 
     def __hash__(self) -> int:
-        return hash(type(self.value))
+        return hash(cast("Any", type(self.value)))
 
 
 def pack(tree: Any) -> Any:
@@ -270,12 +275,13 @@ def unpack(tree: Any) -> Any:
     def is_constant(node: Any) -> bool:
         return isinstance(node, _Constant)
 
-    return jax.tree.map(
-        lambda node: node.value if is_constant(node) else node, tree, is_leaf=is_constant
-    )
+    def value(node: Any) -> Any:
+        return node.value if is_constant(node) else node
+
+    return jax.tree.map(value, tree, is_leaf=is_constant)
 
 
-_JIT_WRAPPERS = (type(jax.jit(lambda: None)), type(eqx.filter_jit(lambda: None)))
+_JIT_WRAPPERS: tuple[Any, ...] = (type(jax.jit(lambda: None)), type(eqx.filter_jit(lambda: None)))
 
 
 def _undecorated(function: Any) -> Callable[..., Any]:
@@ -301,7 +307,8 @@ def _explain(error: Exception, function: Any, method: str, batch: Batch) -> None
 
 
 def _is_array(leaf: Any) -> bool:
-    if isinstance(leaf, np.ndarray | np.generic):
+    numpy: Any = np.ndarray | np.generic
+    if isinstance(leaf, numpy):
         return leaf.dtype.kind not in "OSUmM"
     return isinstance(leaf, Array)
 
@@ -321,5 +328,5 @@ def _short(x: Any) -> str:
 
 def _kind(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"a tuple of {len(value)}"  # pyright: ignore[reportUnknownArgumentType]
+        return f"a tuple of {len(cast('tuple[Any, ...]', value))}"
     return "None" if value is None else f"a {type(value).__name__}"

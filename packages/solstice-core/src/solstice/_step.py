@@ -1,13 +1,14 @@
 """The stepping seam: one compiled call takes a step and merges its metrics."""
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from solstice import _tree
 from solstice._data import arrays_of
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics, as_metrics
@@ -34,14 +35,10 @@ class Stepper:
     def __init__(self, experiment: Experiment, method: str, batch: Batch) -> None:
         batch = arrays_of(batch)
         self._program, self._arrays, outs = prepare(experiment, method, batch)
-        metrics = jax.eval_shape(lambda o, b: pack(as_metrics(unpack(o), b)), outs, batch)
+        metrics = jax.eval_shape(_packed_metrics, outs, batch)
         self._merges_inside = _keeps_shape(metrics)
-        self._empty = (
-            jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
-            if self._merges_inside
-            else None
-        )
-        self._total = self._empty
+        self._empty: Any = jax.tree.map(_zeros, metrics) if self._merges_inside else None
+        self._total: Any = self._empty
         self._fresh = True
         self._in_flight: list[Any] = []
 
@@ -52,14 +49,16 @@ class Stepper:
 
     def step(self, batch: Batch) -> Outs:
         """One step. Returns its outs, on the device and not waited for."""
-        total = self._total if self._merges_inside else None
-        self._arrays, merged, outs = _run(
-            self._program, self._arrays, total, np.bool_(self._fresh), arrays_of(batch)
+        total: Any = self._total if self._merges_inside else None
+        after = cast(
+            "tuple[list[Any], Any, Outs]",
+            _run(self._program, self._arrays, total, np.bool_(self._fresh), arrays_of(batch)),
         )
+        self._arrays, merged, outs = after
         if not self._merges_inside and not self._fresh and merged is not None:
             merged = unpack(self._total).merge(unpack(merged))
         self._total, self._fresh = merged, False
-        self._bound(jax.tree.leaves((merged, self._arrays, outs))[:1])
+        self._bound(_tree.leaves((merged, self._arrays, outs))[:1])
         return unpack(outs)
 
     def take_metrics(self) -> Metrics | None:
@@ -81,27 +80,37 @@ def _run(
     """A step: the new arrays, the metrics merged with `total` unless it is `fresh`, the outs."""
     new, outs = program.call(arrays, batch)
     program.check_drift(arrays, new)
-    metrics = as_metrics(outs, batch)
-    merged = pack(metrics)
-    if total is not None and metrics is not None:
-        both = pack(unpack(total).merge(metrics))
+    merged = _packed_metrics(outs, batch)
+    if total is not None:
+        both = _packed_merge(total, merged)
         merged = jax.tree.map(partial(jnp.where, fresh), merged, both)
     return new, merged, pack(outs)
+
+
+def _packed_metrics(outs: Outs, batch: Batch) -> Any:
+    return pack(as_metrics(unpack(outs), batch))
+
+
+def _packed_merge(total: Any, metrics: Any) -> Any:
+    return pack(unpack(total).merge(unpack(metrics)))
+
+
+def _zeros(like: Any) -> Array:
+    return jnp.zeros(like.shape, like.dtype)
 
 
 def _keeps_shape(metrics: Any) -> bool:
     """Whether merging gives metrics of the same shapes; a collection of outputs grows instead."""
     if metrics is None or any(
-        jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in jax.tree.leaves(metrics)
+        jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in _tree.leaves(metrics)
     ):
         return False
     try:
-        merged = jax.eval_shape(lambda m: pack(unpack(m).merge(unpack(m))), metrics)
+        merged = jax.eval_shape(_packed_merge, metrics, metrics)
     except Exception:  # a merge that needs the host runs there, and raises there
         return False
     return _types(merged) == _types(metrics)
 
 
 def _types(tree: Any) -> Any:
-    leaves, treedef = jax.tree.flatten(tree)
-    return treedef, [(leaf.shape, leaf.dtype) for leaf in leaves]
+    return _tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in _tree.leaves(tree)]

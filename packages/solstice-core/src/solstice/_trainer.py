@@ -1,7 +1,7 @@
 """The Trainer: the loop over epochs, batches and callbacks."""
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar, cast
@@ -202,7 +202,7 @@ class Trainer:
             return _evaluate(run, experiment, source, start)
 
     @contextmanager
-    def _running(self, experiment: Experiment, start: Record) -> Iterator["_Run"]:
+    def _running(self, experiment: Experiment, start: Record) -> Generator["_Run", None, None]:
         """A run, at whose end, however it ends, the callbacks hear of it and nothing is lost."""
         run = _Run(CallbackList(self.callbacks), experiment, start)
         self._newest = lambda: run.experiment

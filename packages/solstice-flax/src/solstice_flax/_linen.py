@@ -2,7 +2,7 @@
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -46,7 +46,8 @@ class FlaxModel:
                 f"FlaxModel takes a flax.linen.Module, as in `FlaxModel(MLP())`; it was given "
                 f"{given!r:.80}"
             )
-        names = set(inspect.signature(given.__call__).parameters)
+        call = cast("Any", given.__call__)
+        names = set(inspect.signature(call).parameters)
         if self.train_arg is not None and self.train_arg not in names:
             raise TypeError(
                 f"{type(given).__name__}.__call__ has no parameter {self.train_arg!r}; it has: "
@@ -58,7 +59,8 @@ class FlaxModel:
 
     def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
         """`params, state = model.init(key, x)`."""
-        variables = dict(self.module.init(key, x, **self._flags))
+        module: Any = self.module
+        variables = dict(module.init(key, x, **self._flags))
         # What `sow` collects is output, and would grow from step to step.
         state = {k: v for k, v in variables.items() if k not in ("params", "intermediates")}
         return variables.get("params", {}), state
@@ -67,13 +69,12 @@ class FlaxModel:
         self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
     ) -> tuple[Any, State]:
         """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
+        module: Any = self.module
         variables = {"params": params, **state}
         if not train:
             flags = {name: not value for name, value in self._flags.items()}
-            return self.module.apply(variables, x, **flags), state
+            return module.apply(variables, x, **flags), state
         # Linen feeds a stream that is not named from "params", so this one key serves them all.
         rngs = None if key is None else {"params": key}
-        outputs, new = self.module.apply(
-            variables, x, rngs=rngs, mutable=list(state), **self._flags
-        )
+        outputs, new = module.apply(variables, x, rngs=rngs, mutable=list(state), **self._flags)
         return outputs, dict(new)

@@ -86,13 +86,13 @@ class NNXModel:
 
     def _rngs(self, key: Array) -> Any:
         """Fresh random streams: the i-th is seeded with `fold_in(key, i)`, and counts from 0."""
-        shapes, treedef = jax.tree.flatten(self._rng_shapes)
+        shapes: list[Any] = jax.tree.leaves(self._rng_shapes)
         leaves = [_stream_leaf(jax.random.fold_in(key, i), s) for i, s in enumerate(shapes)]
-        return jax.tree.unflatten(treedef, leaves)
+        return jax.tree.unflatten(cast("Any", jax.tree.structure(self._rng_shapes)), leaves)
 
 
 def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
-    return nnx.split(module, nnx.Param, nnx.RngState, ...)
+    return cast("Any", nnx.split(module, nnx.Param, nnx.RngState, ...))
 
 
 def _typed(key: Array) -> Array:

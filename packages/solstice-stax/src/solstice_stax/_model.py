@@ -46,8 +46,11 @@ class StaxModel:
     def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
         """`params, state = model.init(key, x)`."""
         init_fn, _ = self._pair("train")
-        shape = jax.tree.map(lambda leaf: leaf.shape, x)
-        _, params = init_fn(key, shape)
+
+        def shape_of(leaf: Any) -> tuple[int, ...]:
+            return leaf.shape
+
+        _, params = init_fn(key, jax.tree.map(shape_of, x))
         return params, ()
 
     def forward(

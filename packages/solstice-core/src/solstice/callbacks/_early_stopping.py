@@ -41,7 +41,7 @@ class EarlyStopping(Callback):
         self._split, _, self._name = monitor.partition("/")
         if self._split not in ("train", "val") or not self._name:
             raise ValueError(
-                f'monitor must be named with its mode, "train/loss" or "val/loss"; it is {monitor!r}'
+                f'monitor must be named as in "train/loss" or "val/loss"; it is {monitor!r}'
             )
         if mode not in ("min", "max"):
             raise ValueError(f'mode must be "min" or "max"; it is {mode!r}')

@@ -3,7 +3,7 @@
 import logging
 import numbers
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 from solstice._callback import Callback, Record
 
@@ -55,7 +55,7 @@ class Logging(Callback):
 
     def _send(self, record: Record) -> None:
         metrics = {
-            f"{record.mode}/{name}": value
+            f"{record.mode}/{name}": cast("float", value)
             for name, value in record.metrics.items()
             if isinstance(value, numbers.Real) and (self._only is None or name in self._only)
         }

@@ -1,7 +1,6 @@
 """The Equinox model."""
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -39,21 +38,22 @@ class EquinoxModel:
 
     def __post_init__(self) -> None:
         key = jax.eval_shape(lambda: jax.random.key(0))
-        module, layers = _pair(eqx.filter_eval_shape(self._values, key))
+        module, layers = _pair(cast("Any", eqx.filter_eval_shape(self._values, key)))
         if not isinstance(module, eqx.Module) or not callable(module):
             raise TypeError(
                 f"EquinoxModel takes a callable equinox.Module, a (module, state) pair, or a "
                 f"function from a key to either; it was given {self.model!r:.80}"
             )
         self._static = eqx.filter((module, layers), _is_array, inverse=True)
-        self._takes_key = "key" in inspect.signature(module.__call__).parameters
+        call = cast("Any", module.__call__)
+        self._takes_key = "key" in inspect.signature(call).parameters
 
     def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
         """`params, state = model.init(key, x)`. `x` is not looked at."""
         del x
-        module, layers = eqx.filter(_pair(self._values(key)), eqx.is_array)
-        params, buffers = eqx.partition(module, eqx.is_inexact_array)
-        return params, (buffers, layers)
+        module, layers = _pair(self._values(key))
+        params, rest = cast("Any", eqx.partition(module, eqx.is_inexact_array))
+        return params, (_arrays(rest), _arrays(layers))
 
     def forward(
         self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
@@ -62,8 +62,8 @@ class EquinoxModel:
         buffers, layers = state
         static_module, static_layers = self._static
         module = eqx.combine(params, buffers, static_module)
+        module = cast("Any", eqx.nn.inference_mode(module, value=not train))
         layers = eqx.combine(layers, static_layers)
-        module = eqx.nn.inference_mode(module, value=not train)
         keys = None
         if self._takes_key and key is not None:
             keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
@@ -75,19 +75,22 @@ class EquinoxModel:
             return module(example, layers, **options)
 
         outputs, layers = jax.vmap(one, out_axes=(0, None), axis_name=self.axis_name)(x, keys)
-        return outputs, (buffers, eqx.filter(layers, eqx.is_array)) if train else state
+        return outputs, (buffers, _arrays(layers)) if train else state
 
     def _values(self, key: Any) -> Any:
-        if isinstance(self.model, eqx.Module | tuple):
-            return self.model
-        if not callable(self.model):
-            return None
-        return cast("Callable[[Any], Any]", self.model)(key)
+        given: Any = self.model
+        if isinstance(given, eqx.Module | tuple):
+            return cast("Any", given)
+        return given(key) if callable(given) else None
 
 
 def _pair(values: Any) -> tuple[Any, Any]:
     """The module and its `eqx.nn.State`, which is None for most."""
-    return values if isinstance(values, tuple) else (values, None)  # pyright: ignore[reportUnknownVariableType]
+    return cast("tuple[Any, Any]", values) if isinstance(values, tuple) else (values, None)
+
+
+def _arrays(tree: Any) -> Any:
+    return cast("Any", eqx.filter(tree, eqx.is_array))
 
 
 def _is_array(leaf: Any) -> bool:

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from solstice.compat._protocols import Model, Optimizer
 
@@ -172,7 +172,7 @@ def _prefixes(obj: Any) -> Iterator[str]:
     """Import prefixes that may claim an object: of its type and bases, the longest first."""
     modules = [cls.__module__ for cls in type(obj).__mro__]
     if isinstance(obj, tuple) and obj:  # a bare (init, apply) pair, or a (module, state) pair
-        first: Any = obj[0]  # pyright: ignore[reportUnknownVariableType]
+        first: Any = cast("tuple[Any, ...]", obj)[0]
         is_function = isinstance(first, types.FunctionType)
         modules += (
             [first.__module__] if is_function else [c.__module__ for c in type(first).__mro__]
@@ -253,8 +253,7 @@ class _Memo:
 def _identity(obj: Any) -> int | tuple[int, ...]:
     """Two tuples of the very same parts are the same object."""
     if isinstance(obj, tuple):
-        parts: tuple[Any, ...] = obj
-        return tuple(id(part) for part in parts)
+        return tuple(id(part) for part in cast("tuple[Any, ...]", obj))
     return id(obj)
 
 

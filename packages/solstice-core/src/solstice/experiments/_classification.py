@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
+from solstice import _tree
 from solstice._callback import Callback
 from solstice._data import describe_batch
 from solstice._errors import DataError
@@ -198,7 +200,7 @@ class ClassificationExperiment(Experiment):
         x, y = _pair(batch)
         self._check_features(x)
         self._check_labels(y)
-        if not isinstance(y, jax.core.Tracer):
+        if not isinstance(y, Tracer):
             self.check_batch(batch)
         return self
 
@@ -233,7 +235,7 @@ class ClassificationExperiment(Experiment):
             )
 
     def _checked_logits(self, logits: Any, x: Any) -> Array:
-        size = jax.tree.leaves(x)[0].shape[0]
+        size = _tree.leaves(x)[0].shape[0]
         if getattr(logits, "shape", None) != (size, self.num_classes):
             raise DataError(
                 f"the model must give logits of shape [{size}, {self.num_classes}]; it gave "
@@ -257,8 +259,7 @@ def _pair(batch: Batch) -> tuple[Any, Any]:
 
 def _example_shapes(x: Any) -> tuple[str, ...]:
     """The shape of one example, leaf by leaf, as text: static, and ready for a message."""
-    leaves = jax.tree_util.tree_leaves_with_path(x)
-    return tuple(f"{jax.tree_util.keystr(path)}{list(np.shape(leaf)[1:])}" for path, leaf in leaves)
+    return tuple(f"{path}{list(np.shape(leaf)[1:])}" for path, leaf in _tree.leaves_by_path(x))
 
 
 def _cross_entropy(logits: Array, labels: Array) -> Array:

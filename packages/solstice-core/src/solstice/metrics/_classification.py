@@ -1,11 +1,12 @@
 """Metrics of single-label classification."""
 
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from solstice._metrics import Metrics
@@ -81,7 +82,7 @@ class ClassificationMetrics(Metrics):
         self.loss_sum = jnp.sum(losses) if losses.ndim else losses * size
         self.num_classes = num_classes
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Self, /) -> Self:
         """`total = total.merge(metrics)`: the metrics of both sets of examples."""
         if self.num_classes != other.num_classes:
             raise ValueError(
@@ -91,10 +92,11 @@ class ClassificationMetrics(Metrics):
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["accuracy"]`: float32 scalars by name, and one integer count."""
-        loss, accuracy, by_class, weights = _scores(self)
-        if not isinstance(self.count, jax.core.Tracer):
-            loss, accuracy, by_class, weights = jax.device_get((loss, accuracy, by_class, weights))
-        named = dict(zip(("precision", "recall", "f1"), by_class, strict=True))
+        scores = cast("tuple[Any, Any, Any, Any]", _scores(self))
+        if not isinstance(self.count, Tracer):
+            scores = jax.device_get(scores)
+        loss, accuracy, by_class, weights = scores
+        named: dict[str, Any] = dict(zip(("precision", "recall", "f1"), by_class, strict=True))
         macro = {f"{name}_macro": values.mean() for name, values in named.items()}
         weighted = {f"{name}_weighted": (values * weights).sum() for name, values in named.items()}
         each = {
