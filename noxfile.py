@@ -89,7 +89,8 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check types strictly, in the packages and as a user sees them."""
     install_all(session, "pyright[nodejs]==1.1.414", "tqdm")
-    session.run("pyright", "--pythonpath", str(Path(session.bin) / "python"))
+    python = str(Path(session.bin) / "python")
+    session.run("pyright", "--pythonpath", python)
 
 
 @nox.session

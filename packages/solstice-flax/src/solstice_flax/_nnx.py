@@ -96,8 +96,9 @@ def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
 
 
 def _typed(key: Array) -> Array:
-    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return key if is_typed else jax.random.wrap_key_data(key)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return cast("Any", jax.random.wrap_key_data(key))
 
 
 def _stream_leaf(key: Array, like: Any) -> Array:
