@@ -49,6 +49,10 @@ class Trainer:
         self.limit_val_batches = _at_least_one("limit_val_batches", limit_val_batches)
         self._newest: Callable[[], Experiment] | None = None
 
+    def __repr__(self) -> str:
+        names = ", ".join(type(callback).__name__ for callback in self.callbacks)
+        return f"Trainer(callbacks=[{names}])"
+
     @property
     def experiment(self) -> Experiment:
         """The newest Experiment of the newest run, also after an exception or Ctrl-C.

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from solstice._callback import Callback, Record
 
-_SHOWN = 3
+_SHOWN = 2
 """Metrics in a line, where the user does not say which."""
 
 
@@ -21,7 +21,7 @@ class ProgressBar(Callback):
 
     Args:
         every: training steps between two updates of the bar.
-        only: names of the metrics to show, without the mode; the first three by default.
+        only: names of the metrics to show, without the mode; the first two by default.
         file: where to write; standard error by default.
     """
 
