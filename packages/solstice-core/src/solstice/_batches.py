@@ -37,7 +37,9 @@ class Batches:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        if isinstance(batch_size, bool) or batch_size < 1:
+        given: Any = batch_size
+        whole = isinstance(given, int | np.integer) and not isinstance(given, bool)
+        if not whole or batch_size < 1:
             raise DataError(f"batch_size must be 1 or more examples; it is {batch_size!r}")
         leaves: list[Any] = jax.tree.leaves(arrays)
         self._treedef: Any = jax.tree.structure(arrays)

@@ -56,7 +56,7 @@ class Record:
 
     @property
     def outs(self) -> Outs:
-        """What the step returned beside the Experiment (at a step only), still on the device."""
+        """What the step returned beside the Experiment (at a step only), as NumPy arrays."""
         return self._get("outs")
 
     @property
@@ -104,11 +104,14 @@ class Callback:
         needs: what the step hooks read from their record, of "outs", "batch", "experiment" and
             "metrics". Ask for no more than you use: it costs time.
         order: its rank among the callbacks at one moment.
+        may_stop: False is a promise that `on_step_end` raises nothing, not even `Stop`: the
+            Trainer then need not be able to go back to that step, which saves memory.
     """
 
     every: int = 1
     needs: Collection[str] = ()
     order: int = 0
+    may_stop: bool = True
 
     def on_fit_start(self, record: Record) -> None:
         """Before the first step of a run, in every mode. `record.experiment` is there."""
@@ -156,19 +159,24 @@ class CallbackList:
     """The callbacks of a run: tells them of each moment, and remembers who asked to stop."""
 
     def __init__(self, callbacks: list[Callback]) -> None:
-        self._callbacks = callbacks
+        self.callbacks = callbacks
         self._at_start = _those_with("on_step_start", callbacks)
         self._at_end = _those_with("on_step_end", callbacks)
+        self._readers = [id(c) for c in self._at_end if "metrics" in c.needs]
         self.stop: Stop | None = None
 
     @property
-    def want_metrics(self) -> list[Callback]:
-        """Those that read metrics at a step."""
-        return [callback for callback in self._at_end if "metrics" in callback.needs]
+    def num_readers(self) -> int:
+        """How many read metrics: the epoch's end, and each callback that does at a step."""
+        return 1 + len(self._readers)
+
+    def reader(self, callback: Callback) -> int:
+        """Which reader a callback is; 0 is the epoch's end."""
+        return 1 + self._readers.index(id(callback))
 
     def tell(self, hook: str, record: Record) -> None:
         """Tells all of a moment that is no step."""
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             self._call(callback, hook, record)
 
     def tell_step_start(
@@ -182,6 +190,11 @@ class CallbackList:
                 }
                 self._call(callback, "on_step_start", replace(record, given=asked))
 
+    @property
+    def watch_steps(self) -> bool:
+        """Whether any is told of steps that have been taken."""
+        return bool(self._at_end)
+
     def tell_step_end(
         self, record: Record, count: int, given: Callable[[str, Callback], Any]
     ) -> None:
@@ -193,7 +206,7 @@ class CallbackList:
 
     def tell_exception(self, record: Record, error: BaseException) -> None:
         """Tells all, whatever they raise themselves, which becomes a note of the error."""
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             try:
                 callback.on_exception(record, error)
             except Exception as second:
@@ -206,5 +219,10 @@ class CallbackList:
             self.stop = self.stop or stop
 
 
+def overrides_hook(callback: Callback, hook: str) -> bool:
+    """Whether the callback has a `hook` of its own."""
+    return getattr(type(callback), hook) is not getattr(Callback, hook)
+
+
 def _those_with(hook: str, callbacks: list[Callback]) -> list[Callback]:
-    return [c for c in callbacks if getattr(type(c), hook) is not getattr(Callback, hook)]
+    return [callback for callback in callbacks if overrides_hook(callback, hook)]

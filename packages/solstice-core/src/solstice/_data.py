@@ -5,7 +5,6 @@ Nothing here imports a data library. A `tf.data.Dataset`, a grain pipeline and a
 """
 
 import inspect
-import itertools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
@@ -14,6 +13,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from solstice import _tree
 from solstice._batches import Batches
 from solstice._errors import DataError
 from solstice._types import Batch
@@ -69,16 +69,21 @@ class Source:
             return self._open(number)
         first, rest = self._peeked
         self._peeked = None
-        return itertools.chain([first], rest)
+        return _chain(first, rest)
 
     def _open(self, number: int) -> Iterator[Batch]:
         set_epoch = getattr(self._data, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(number)
-        made = self._make(number)
+        made: Any = self._make(number)
+        if not isinstance(made, Iterable):
+            raise DataError(
+                f"{self.name} is a function that gave {made!r:.60}; it must give an iterable of "
+                f"batches"
+            )
         self._opened += 1
         empty = True
-        for index, batch in enumerate(made):
+        for index, batch in enumerate(cast("Iterable[Batch]", made)):
             empty = False
             yield to_numpy(batch, self.name)
             if index + 1 == self.limit:
@@ -87,7 +92,7 @@ class Source:
             raise DataError(self._why_empty(made))
 
     def _why_empty(self, made: Any) -> str:
-        if self._opened > 1 and iter(made) is made:
+        if self._opened > 1 and made is self._data and iter(made) is made:
             return (
                 f"{self.name} is a one-shot iterator: it gave no batch when it was read again "
                 f"(pass {self._opened}). Give what makes a new one for each epoch instead: "
@@ -95,6 +100,11 @@ class Source:
                 f"again"
             )
         return f"{self.name} is empty: it gave no batch ({_describe(self._data)})"
+
+
+def _chain(first: Batch, rest: Iterator[Batch]) -> Iterator[Batch]:
+    yield first
+    yield from rest
 
 
 def open_source(
@@ -107,13 +117,13 @@ def open_source(
 ) -> Source:
     """A Source of what the user gave; arrays with a `batch_size` are cut into batches."""
     if batch_size is not None:
-        if not _is_arrays(data):
+        if not _is_tree_of_arrays(data):
             raise DataError(
                 f"batch_size={batch_size} was given, and {name} is no tree of arrays but "
                 f"{_describe(data)}; leave batch_size out for data that come in batches"
             )
         data = Batches(data, batch_size, shuffle=shuffle)
-    elif _is_arrays(data) and not isinstance(data, list):
+    elif _is_examples(data):
         raise DataError(
             f"{name} is {_describe(data)}: examples, not batches. Say how many make a batch: "
             f"`batch_size=32`, or `{name}=solstice.data.batches({name}, 32, shuffle=True)`. "
@@ -141,7 +151,7 @@ def arrays_of(batch: Batch) -> Batch:
     """The batch as a step sees it: text and objects, which no compiled code takes, are None."""
 
     def keep(leaf: Any) -> Any:
-        return leaf if _is_numeric(leaf) else None
+        return leaf if is_numeric(leaf) else None
 
     return jax.tree.map(keep, batch)
 
@@ -151,28 +161,33 @@ def describe_batch(batch: Batch) -> str:
     return eqx.tree_pformat(batch, short_arrays=True)
 
 
-def _is_numeric(leaf: Any) -> bool:
+def is_numeric(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) or (
         isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "OSUmM"
     )
 
 
-def _is_arrays(data: Any) -> bool:
-    """Whether it is an array, or a tree (tuple, list, dict) whose leaves are arrays."""
-    if _is_array(data):
-        return True
-    children: list[Any] = []
-    if isinstance(data, Mapping):
-        children = list(cast("Mapping[Any, Any]", data).values())
-    elif isinstance(data, tuple | list):
-        children = list(cast("Iterable[Any]", data))
-    return bool(children) and all(_is_array(child) for child in children)
+def _is_examples(data: Any) -> bool:
+    """Whether it is arrays rather than batches: an array, a dict, or a tuple with an array in it.
+
+    A list is a list of batches, and a tuple of tuples or dicts may be batches too.
+    """
+    if isinstance(data, tuple):
+        return any(_is_array(child) for child in cast("tuple[Any, ...]", data))
+    return isinstance(data, Mapping) or _is_array(data)
+
+
+def _is_tree_of_arrays(data: Any) -> bool:
+    if not (isinstance(data, tuple | list | Mapping) or _is_array(data)):
+        return False
+    leaves = _tree.leaves(data)
+    return bool(leaves) and all(_is_array(leaf) for leaf in leaves)
 
 
 def _is_array(data: Any) -> bool:
-    return (
-        hasattr(data, "shape") and hasattr(data, "dtype") and hasattr(data, "__array__")
-    ) and len(data.shape) > 0
+    """An array of NumPy or JAX, or a tensor, that has a first axis."""
+    attributes = ("shape", "dtype", "__array__")
+    return all(hasattr(data, name) for name in attributes) and len(data.shape) > 0
 
 
 def _maker(data: Any, name: str) -> Callable[[int], Iterable[Batch]]:
@@ -201,6 +216,6 @@ def _required_parameters(function: Callable[..., Any]) -> int:
 
 
 def _describe(data: Any) -> str:
-    if _is_arrays(data):
+    if _is_tree_of_arrays(data):
         return describe_batch(data)
     return f"a {type(data).__module__}.{type(data).__qualname__}".replace("builtins.", "")

@@ -73,7 +73,7 @@ def as_metrics(outs: Outs, batch: Batch) -> Metrics | None:
     if not _is_mapping_of_scalars(outs):
         return None
     count = num_examples(batch)
-    sums = {name: _as_float(value) * count for name, value in outs.items()}
+    sums = {name: at_least_float32(value) * count for name, value in outs.items()}
     return Means(sums, jnp.asarray(count, jnp.int32))
 
 
@@ -106,7 +106,7 @@ def _is_mapping_of_scalars(outs: Outs) -> TypeGuard[Mapping[str, Any]]:
     )
 
 
-def _as_float(value: Any) -> Array:
-    """Half precision sums stop counting at 256, so sums are at least float32."""
+def at_least_float32(value: Any) -> Array:
+    """In float32, or float64 if it is: sums in half precision stop counting at 256."""
     value = jnp.asarray(value)
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    return value if value.dtype == jnp.float64 else value.astype(jnp.float32)

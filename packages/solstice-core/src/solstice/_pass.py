@@ -1,74 +1,121 @@
 """One pass over a data set in one mode: an epoch of training, an evaluation, a prediction."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from solstice._cadence import cadence_of
 from solstice._callback import Callback, CallbackList, Record
 from solstice._experiment import overrides
+from solstice._feed import Block, Feeder, Slots
 from solstice._metrics import num_examples, to_host
-from solstice._step import Stepper
-from solstice._types import Batch, Outs
-from solstice._windows import Windows
-
-_EPOCH = "epoch"
+from solstice._step import Kept, Stepper
+from solstice._types import Batch
 
 
 class Pass:
-    """Takes a step for each batch, and tells the callbacks.
+    """Runs blocks of steps, and tells the callbacks of each step.
 
     Args:
         callbacks: whom to tell.
-        stepper: what takes the steps.
+        stepper: what runs the steps.
+        slots: the memory for blocks.
         record: the moment at which the pass begins.
 
     Attributes:
         record: the moment now.
     """
 
-    def __init__(self, callbacks: CallbackList, stepper: Stepper, record: Record) -> None:
+    def __init__(
+        self,
+        callbacks: CallbackList,
+        stepper: Stepper,
+        slots: Slots,
+        record: Record,
+    ) -> None:
         self.record = record
         self._callbacks = callbacks
         self._stepper = stepper
-        self._windows = Windows([_EPOCH, *callbacks.want_metrics])
+        self._slots = slots
+        self._cadence = cadence_of(callbacks.callbacks, stepper.steps_per_call)
 
-    def steps(self, batches: Iterable[Batch]) -> Iterator[Outs]:
-        """Yields the outs of each step, until the batches end or a callback asks to stop."""
-        experiment = self._stepper.experiment
-        checks = self.record.mode != "predict" and overrides(experiment, "check_batch")
+    def blocks(self, batches: Iterator[Batch], max_count: int | None = None) -> Iterator[Kept]:
+        """Yields what is kept of each block, until the batches end or a callback asks to stop.
+
+        Args:
+            batches: the batches of the pass.
+            max_count: the count of steps at which to end, as cadences count them.
+        """
         self._callbacks.tell("on_epoch_start", self._with_experiment())
         if self._callbacks.stop is not None:
             return
-        for batch in batches:
-            if checks:
-                experiment.check_batch(batch)
-            yield self._step(batch)
+        feeder = Feeder(batches, self._slots, self._check())
+        block = self._take(feeder, self._count, max_count)
+        while block is not None:
+            self._callbacks.tell_step_start(self.record, self._count + 1, self._giver(block))
+            kept = self._stepper.run(block)
+            try:  # the next block is filled while the device works on this one
+                following = self._take(feeder, self._count + len(block), max_count)
+            finally:
+                taken = self._tell_steps(block, kept)
+            yield taken
             if self._callbacks.stop is not None:
                 return
+            block = following
 
     def end(self) -> dict[str, Any]:
         """Ends the pass: its metrics, of which the callbacks are told."""
-        self._windows.add(self._stepper.take_metrics())
-        metrics = to_host(self._windows.take(_EPOCH))
+        metrics = to_host(self._stepper.take_metrics())
         self._callbacks.tell("on_epoch_end", self._with_experiment(metrics=dict(metrics)))
         return metrics
 
-    def _step(self, batch: Batch) -> Outs:
-        given: dict[str, Any] = {"batch": batch}
+    def _take(self, feeder: Feeder, position: int, max_count: int | None) -> Block | None:
+        room = self._cadence.room(position)
+        if max_count is not None:
+            room = min(room, max_count - position)
+        return feeder.take(room) if room > 0 else None
+
+    def _tell_steps(self, block: Block, kept: Kept) -> Kept:
+        """Tells of each step of a block; goes back to the step at which one asks to stop."""
+        if not self._callbacks.watch_steps and self._callbacks.stop is None:
+            examples = sum(num_examples(batch) for batch in block.batches)
+            self.record = _advance(self.record, len(block), examples)
+            return kept
+        for index, batch in enumerate(block.batches):
+            self.record = _advance(self.record, 1, num_examples(batch))
+            try:
+                give = self._giver(block, index, kept)
+                self._callbacks.tell_step_end(self.record, self._count, give)
+            except BaseException:
+                self._go_back_to(block, index + 1)
+                raise
+            if self._callbacks.stop is not None:
+                self._go_back_to(block, index + 1)
+                return kept.first(index + 1)
+        return kept
+
+    def _go_back_to(self, block: Block, count: int) -> None:
+        """As if the call had ended with this step, so that none can tell that it did not."""
+        if count < len(block):
+            self._stepper.rewind(block, count)
+
+    def _giver(self, block: Block, index: int = 0, kept: Kept | None = None) -> Any:
+        """What gives a callback each thing that it needs at a step."""
 
         def give(name: str, callback: Callback) -> Any:
             if name == "experiment":
                 return self._stepper.experiment
             if name == "metrics":
-                self._windows.add(self._stepper.take_metrics())
-                return to_host(self._windows.take(callback))
-            return given[name]
+                return to_host(self._stepper.take_metrics(self._callbacks.reader(callback)))
+            return block.batches[index] if name == "batch" else kept and kept[index]
 
-        self._callbacks.tell_step_start(self.record, self._count + 1, give)
-        given["outs"] = self._stepper.step(batch)
-        self.record = _advance(self.record, num_examples(batch))
-        self._callbacks.tell_step_end(self.record, self._count, give)
-        return given["outs"]
+        return give
+
+    def _check(self) -> Any:
+        experiment = self._stepper.experiment
+        if self.record.mode != "predict" and overrides(experiment, "check_batch"):
+            return experiment.check_batch
+        return _accept
 
     @property
     def _count(self) -> int:
@@ -79,10 +126,14 @@ class Pass:
         return replace(self.record, given={"experiment": self._stepper.experiment, **given})
 
 
-def _advance(record: Record, examples: int) -> Record:
+def _accept(batch: Batch) -> None:
+    del batch
+
+
+def _advance(record: Record, steps: int, examples: int) -> Record:
     return replace(
         record,
-        step=record.step + (record.mode == "train"),
-        epoch_step=record.epoch_step + 1,
+        step=record.step + (steps if record.mode == "train" else 0),
+        epoch_step=record.epoch_step + steps,
         num_examples=record.num_examples + examples,
     )

@@ -4,8 +4,9 @@ An Experiment is flattened once. Its arrays go from call to call; the rest, with
 call, is a `Program`, which `jax.jit` takes as a static argument.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import equinox as eqx
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage]
 
 from solstice import _tree
 from solstice._data import describe_batch
@@ -152,42 +154,82 @@ class ConstantChanged(Exception):  # noqa: N818, caught and mended
         )
 
 
-def prepare(experiment: Experiment, method: str, batch: Batch) -> tuple[Program, list[Array], Outs]:
-    """The program of a step, the arrays to begin with, and the shapes of its outs.
+@dataclass(frozen=True)
+class Plan:
+    """What tracing a step has shown.
+
+    Attributes:
+        program: the step, to be given to compiled calls.
+        types: shape and dtype of each array that goes from step to step.
+        outs: the shapes of what a step returns beside the Experiment, packed.
+        has_convolution: whether there is a convolution in it.
+    """
+
+    program: Program
+    types: tuple[jax.ShapeDtypeStruct, ...]
+    outs: Any
+    has_convolution: bool
+
+
+def prepare(experiment: Experiment, method: str, batch: Batch) -> tuple[Plan, list[Array]]:
+    """The plan of a step, and the arrays to begin with.
 
     Python numbers among the leaves are made arrays, so that a new value compiles nothing. Where
     that cannot be, since one sets a shape or a branch, those that the step leaves alone stay
-    constants.
+    constants. What has been traced once is not traced again.
     """
     function = _undecorated(getattr(type(experiment), method))
     leaves = _tree.leaves(experiment)
-    treedef = _tree.structure(experiment)
-    numbers = {i for i, leaf in enumerate(leaves) if isinstance(leaf, bool | int | float | complex)}
-
-    def attempt(traced: set[int]) -> tuple[Program, list[Array], Outs]:
-        is_array = [_is_array(leaf) or i in traced for i, leaf in enumerate(leaves)]
-        constants = [_ARRAY if a else leaf for a, leaf in zip(is_array, leaves, strict=True)]
-        program = Program(function, method, treedef, constants)
-        arrays = [jnp.asarray(leaf) for a, leaf in zip(is_array, leaves, strict=True) if a]
-        return program, *_settle(program, arrays, batch)
-
+    constants = [_ARRAY if _is_array(leaf) else leaf for leaf in leaves]
+    whole = Program(function, method, _tree.structure(experiment), constants)
+    types = tuple(_type_of(jnp.asarray(leaf)) for leaf in leaves if _is_array(leaf))
+    batch_types = tuple(_type_of(leaf) for leaf in _tree.leaves(batch))
     try:
-        try:
-            return attempt(numbers)
-        except Exception as error:
-            if not numbers or isinstance(error, ConstantChanged | ExperimentError | DataError):
-                raise
-            return _attempt_with_constants(attempt, numbers, error)
-    except ConstantChanged as error:
-        raise ExperimentError(str(error)) from None
+        plan = _trace(whole, types, _tree.structure(batch), batch_types)
     except Exception as error:
         _explain(error, function, method, batch)
         raise
+    kept = plan.program.constants
+    arrays = [jnp.asarray(leaf) for leaf, c in zip(leaves, kept, strict=True) if c is _ARRAY]
+    return plan, [_as_type(x, t) for x, t in zip(arrays, plan.types, strict=True)]
+
+
+@lru_cache(maxsize=256)
+def _trace(
+    whole: Program,
+    types: tuple[jax.ShapeDtypeStruct, ...],
+    batch_structure: Any,
+    batch_types: tuple[jax.ShapeDtypeStruct, ...],
+) -> Plan:
+    batch = jax.tree.unflatten(batch_structure, batch_types)
+    numbers = {
+        i for i, c in enumerate(whole.constants) if isinstance(c, bool | int | float | complex)
+    }
+
+    def attempt(traced: set[int]) -> Plan:
+        rest = iter(types)
+        constants = [_ARRAY if i in traced else c for i, c in enumerate(whole.constants)]
+        program = Program(whole.function, whole.name, whole.treedef, constants)
+        inputs = [
+            _type_of(jnp.asarray(c)) if i in traced else next(rest)
+            for i, c in enumerate(whole.constants)
+            if c is _ARRAY or i in traced
+        ]
+        return _settle(program, inputs, batch)
+
+    try:
+        return attempt(numbers)
+    except ConstantChanged as error:
+        raise ExperimentError(str(error)) from None
+    except Exception as error:
+        if not numbers or isinstance(error, ExperimentError | DataError):
+            raise
+        return _attempt_with_constants(attempt, numbers, error)
 
 
 def _attempt_with_constants(
-    attempt: Callable[[set[int]], Any], numbers: set[int], first: Exception
-) -> Any:
+    attempt: Callable[[set[int]], Plan], numbers: set[int], first: Exception
+) -> Plan:
     traced: set[int] = set()
     while True:
         try:
@@ -195,7 +237,7 @@ def _attempt_with_constants(
         except ConstantChanged as changed:
             more = (set(changed.indices) & numbers) - traced
             if not more:
-                raise
+                raise ExperimentError(str(changed)) from None
             traced |= more
         except Exception:
             if isinstance(first, jax.errors.JAXTypeError) or "concrete" in str(first):
@@ -203,18 +245,39 @@ def _attempt_with_constants(
             raise first from None
 
 
-def _settle(program: Program, arrays: list[Array], batch: Batch) -> tuple[list[Array], Outs]:
-    """Arrays whose types the step keeps: a Python number takes the type that the step gives it."""
+def _settle(program: Program, types: list[jax.ShapeDtypeStruct], batch: Batch) -> Plan:
+    """Types that the step keeps: a Python number takes the type that the step gives it."""
     call = partial(_packed_call, program)
-    new, outs = jax.eval_shape(call, arrays, batch)
+    new: list[jax.ShapeDtypeStruct] = []
+    jaxpr = shapes = None
     for _ in range(3):
-        settled = [_settle_type(old, after) for old, after in zip(arrays, new, strict=True)]
-        if all(old is after for old, after in zip(arrays, settled, strict=True)):
+        jaxpr, shapes = cast("Any", jax.make_jaxpr(call, return_shape=True)(types, batch))
+        new = [_type_of(aval) for aval in jaxpr.out_avals[: len(types)]]
+        settled = [_settle_type(old, after) for old, after in zip(types, new, strict=True)]
+        done = settled == types
+        types = settled
+        if done:
             break
-        arrays = settled
-        new, outs = jax.eval_shape(call, arrays, batch)
-    program.check_drift(arrays, new)
-    return arrays, outs
+    program.check_drift(types, new)
+    return Plan(
+        program, tuple(types), cast("Any", shapes)[1], _has_convolution(cast("Any", jaxpr).jaxpr)
+    )
+
+
+def _has_convolution(jaxpr: Any) -> bool:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return True
+        if any(_has_convolution(inner) for inner in _inner_jaxprs(equation.params)):
+            return True
+    return False
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        for part in cast("Any", value if isinstance(value, tuple | list) else (value,)):
+            if isinstance(part, Jaxpr | ClosedJaxpr):
+                yield getattr(part, "jaxpr", part)
 
 
 def _packed_call(program: Program, arrays: Any, batch: Batch) -> tuple[list[Any], Outs]:
@@ -222,10 +285,19 @@ def _packed_call(program: Program, arrays: Any, batch: Batch) -> tuple[list[Any]
     return new, pack(outs)
 
 
-def _settle_type(old: Array, new: Any) -> Array:
-    if not _is_weak(old) or old.shape != new.shape:
-        return old
-    return old if _is_weak(new) and old.dtype == new.dtype else strong(old.astype(new.dtype))
+def _settle_type(old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return new if _is_weak(old) and old.shape == new.shape else old
+
+
+def _type_of(x: Any) -> jax.ShapeDtypeStruct:
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True)
+    return jax.ShapeDtypeStruct(x.shape, dtype, weak_type=_is_weak(x))
+
+
+def _as_type(x: Array, like: jax.ShapeDtypeStruct) -> Array:
+    if x.dtype != like.dtype:
+        x = x.astype(like.dtype)
+    return x if _is_weak(like) else strong(x)
 
 
 def _keep_type(old: Any, new: Any) -> Any:

@@ -1,112 +1,251 @@
-"""The stepping seam: one compiled call takes a step and merges its metrics."""
+"""The step engine: one compiled call runs a block of steps and merges their metrics.
 
-from functools import partial
-from typing import Any, cast
+The call has a dynamic trip count, so that a block of any length is the same program, and the
+trained state does not depend on how an epoch is cut into blocks. Nothing is read back.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from solstice import _tree
 from solstice._data import arrays_of
 from solstice._experiment import Experiment
+from solstice._feed import Block
+from solstice._interrupts import interrupts_held
 from solstice._metrics import Metrics, as_metrics
-from solstice._program import Program, pack, prepare, unpack
+from solstice._program import Plan, Program, pack, prepare, unpack
 from solstice._types import Batch, Outs
 
-_IN_FLIGHT = 16
-"""Steps dispatched and not yet finished, at the most: without a bound, batches fill the memory."""
+STEPS_PER_CALL = 32
+"""Steps in a block. 16 to 64 are alike; 8 costs some percent, 1 costs half as much again."""
 
 
 class Stepper:
-    """Takes steps of one kind, from one Experiment on. Nothing is read back.
+    """Runs blocks of steps of one kind, from one Experiment on.
 
     Args:
         experiment: where to start. It is not changed, and stays valid.
         method: "train_step", "eval_step" or "predict_step".
         batch: one like those to come; the step is checked with it before it runs.
+        steps_per_call: the most steps in a call; chosen by rule if None.
+        keeps_outs: whether `run` gives the outs of each step.
+        can_rewind: whether `rewind` may be called; if not, memory is reused in place.
+        readers: how many read metrics. Each has a total of its own, merged step by step, so that
+            what one reads does not depend on when another does, in no bit.
+
+    Attributes:
+        steps_per_call: the most steps in a call.
+        reason: why so many.
 
     Raises:
         DataError: the step cannot unpack the batch.
         ExperimentError: the step returns no pair, or an Experiment of another structure.
     """
 
-    def __init__(self, experiment: Experiment, method: str, batch: Batch) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        method: str,
+        batch: Batch,
+        *,
+        steps_per_call: int | None = None,
+        keeps_outs: bool = False,
+        can_rewind: bool = False,
+        readers: int = 1,
+    ) -> None:
         batch = arrays_of(batch)
-        self._program, self._arrays, outs = prepare(experiment, method, batch)
-        metrics = jax.eval_shape(_packed_metrics, outs, batch)
-        self._merges_inside = _keeps_shape(metrics)
-        self._empty: Any = jax.tree.map(_zeros, metrics) if self._merges_inside else None
-        self._total: Any = self._empty
-        self._fresh = True
-        self._in_flight: list[Any] = []
+        self._plan, arrays = prepare(experiment, method, batch)
+        self.steps_per_call, self.reason = _arrangement(self._plan, steps_per_call)
+        metrics = _tree.eval_shape(_packed_metrics, self._plan.outs, batch)
+        grows = metrics is not None and not _keeps_shape(metrics)
+        self._config = _Config(self._plan.program, self.steps_per_call > 1, keeps_outs, grows)
+        self._empty = None if grows else _tree.map(partial(_zeros, None), metrics)
+        # What the user holds must never be donated, so training begins with a copy.
+        self._donates = method == "train_step" and not can_rewind
+        self._arrays: list[Any] = [x.copy() for x in arrays] if self._donates else arrays
+        self._totals: list[Any] = [self._empty] * readers
+        self._fresh = np.ones(readers, bool)
+        self._before: Any = None
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of the arrays that go from step to step."""
+        return sum(x.nbytes for x in self._arrays)
+
+    @property
+    def works_in_place(self) -> bool:
+        """Whether a call reuses the memory of the arrays that it is given."""
+        return self._donates
 
     @property
     def experiment(self) -> Experiment:
-        """The Experiment after the last step."""
-        return self._program.merge(self._arrays)
+        """The Experiment after the last step. It stays valid."""
+        arrays = [x.copy() for x in self._arrays] if self._donates else self._arrays
+        return self._plan.program.merge(arrays)
 
-    def step(self, batch: Batch) -> Outs:
-        """One step. Returns its outs, on the device and not waited for."""
-        total: Any = self._total if self._merges_inside else None
-        after = cast(
-            "tuple[list[Any], Any, Outs]",
-            _run(self._program, self._arrays, total, np.bool_(self._fresh), arrays_of(batch)),
-        )
-        self._arrays, merged, outs = after
-        if not self._merges_inside and not self._fresh and merged is not None:
-            merged = unpack(self._total).merge(unpack(merged))
-        self._total, self._fresh = merged, False
-        self._bound(_tree.leaves((merged, self._arrays, outs))[:1])
-        return unpack(outs)
+    def run(self, block: Block) -> "Kept":
+        """Runs a block of steps; returns what is kept of each, on the device."""
+        self._before = None if self._donates else (self._arrays, self._totals, self._fresh)
+        return self._run(block, len(block))
 
-    def take_metrics(self) -> Metrics | None:
-        """The merged metrics of the steps since this was last called, or None."""
-        total = None if self._fresh else unpack(self._total)
-        self._total, self._fresh = self._empty, True
-        return total
+    def rewind(self, block: Block, count: int) -> None:
+        """Goes back to after the `count`-th step of the block that was run last."""
+        self._arrays, self._totals, self._fresh = self._before
+        self._run(block, count)
 
-    def _bound(self, result: Any) -> None:
-        self._in_flight.append(result)
-        if len(self._in_flight) > _IN_FLIGHT:
-            jax.block_until_ready(self._in_flight.pop(0))
+    def take_metrics(self, reader: int = 0) -> Metrics | None:
+        """The merged metrics of the steps since this reader last took them, or None."""
+        if self._fresh[reader]:
+            return None
+        self._fresh = np.where(np.arange(len(self._fresh)) == reader, True, self._fresh)
+        return unpack(self._totals[reader])
+
+    def _run(self, block: Block, count: int) -> "Kept":
+        run = _run_in_place if self._donates else _run
+        totals = None if self._config.grows else self._totals
+        trips = np.int32(count)
+        with interrupts_held():
+            done, self._arrays, totals, (outs, grown) = run(
+                self._config, self._arrays, totals, self._fresh, block.stacked, trips
+            )
+            block.slot.reader = done
+            self._totals = self._merge_grown(grown, count) if self._config.grows else totals
+            self._fresh = np.zeros_like(self._fresh)
+        return Kept(outs, count)
+
+    def _merge_grown(self, grown: Any, count: int) -> list[Any]:
+        """Metrics that grow cannot be carried by a compiled loop: they are merged after it."""
+        steps = [unpack(_tree.row(grown, index)) for index in range(count)]
+        starts = [[] if new else [t] for new, t in zip(self._fresh, self._totals, strict=True)]
+        return [reduce(lambda total, one: total.merge(one), [*start, *steps]) for start in starts]
 
 
-@partial(jax.jit, static_argnums=0)
-def _run(
-    program: Program, arrays: list[Array], total: Any, fresh: Array, batch: Batch
-) -> tuple[list[Array], Any, Outs]:
-    """A step: the new arrays, the metrics merged with `total` unless it is `fresh`, the outs."""
-    new, outs = program.call(arrays, batch)
-    program.check_drift(arrays, new)
-    merged = _packed_metrics(outs, batch)
-    if total is not None:
-        both = _packed_merge(total, merged)
-        merged = jax.tree.map(partial(jnp.where, fresh), merged, both)
-    return new, merged, pack(outs)
+class Kept:
+    """The outs of the steps of one block, read back when the first is asked for."""
+
+    def __init__(self, outs: Any, count: int) -> None:
+        self._outs = outs
+        self._count = count
+        self._host: Any = None
+
+    def first(self, count: int) -> "Kept":
+        """The same, of the first steps alone."""
+        return Kept(self._outs, count)
+
+    def __iter__(self) -> Iterator[Outs]:
+        return (self[index] for index in range(self._count))
+
+    def __getitem__(self, index: int) -> Outs:
+        if self._host is None:
+            self._host = jax.device_get(self._outs)
+        return unpack(_tree.row(self._host, index))
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What a compiled call depends on beside shapes."""
+
+    program: Program
+    loops: bool
+    keeps_outs: bool
+    grows: bool
+
+
+def _run_block(
+    config: _Config,
+    arrays: list[Array],
+    totals: Any,
+    fresh: Array,
+    stacked: Batch,
+    count: Array,
+) -> tuple[Array, list[Array], Any, Any]:
+    """Runs the first `count` steps of a block.
+
+    Returns what says that the block has been read, the arrays, the merged metrics of each reader,
+    and what is kept of each step.
+    """
+
+    def take(arrays: list[Array], batch: Batch) -> Any:
+        new, outs = config.program.call(arrays, batch)
+        outs = pack(outs)
+        one = _packed_metrics(outs, batch)
+        return new, one, (outs if config.keeps_outs else None, one if config.grows else None)
+
+    def step(carry: Any) -> Any:
+        index, arrays, totals, kept, fresh = carry
+        batch = _tree.map(partial(_read_row, index), stacked)
+        new, one, now = take(arrays, batch)
+        config.program.check_drift(arrays, new)
+        if totals is not None:
+            totals = [_merged(total, one, fresh[r]) for r, total in enumerate(totals)]
+        kept = _tree.map(partial(_write_row, index), kept, now)
+        return index + 1, new, totals, kept, jnp.zeros_like(fresh)
+
+    kept: Any = (None, None)
+    if config.keeps_outs or config.grows:
+        shapes = _tree.eval_shape(take, arrays, _tree.row(stacked, 0))[-1]
+        kept = _tree.map(partial(_zeros, len(_tree.leaves(stacked)[0])), shapes)
+    start = (jnp.zeros((), jnp.int32), arrays, totals, kept, fresh)
+    if config.loops:
+        end = lax.while_loop(lambda carry: carry[0] < count, step, start)
+    else:
+        end = step(start)
+    index, arrays, totals, kept, _ = end
+    return index, arrays, totals, kept
+
+
+_Runs: TypeAlias = Callable[..., tuple[Any, list[Any], Any, tuple[Any, Any]]]
+_run = cast("_Runs", jax.jit(_run_block, static_argnums=0))
+_run_in_place = cast("_Runs", jax.jit(_run_block, static_argnums=0, donate_argnums=1))
+
+
+def _arrangement(plan: Plan, steps_per_call: int | None) -> tuple[int, str]:
+    """How many steps a call runs: by rule and never by timing, which would change bits."""
+    if steps_per_call is not None:
+        return steps_per_call, "as steps_per_call says"
+    if plan.has_convolution and jax.default_backend() == "cpu":
+        return 1, "the step has a convolution, whose backward pass is slow in a loop on the CPU"
+    return STEPS_PER_CALL, "small steps cost less when one call runs many"
 
 
 def _packed_metrics(outs: Outs, batch: Batch) -> Any:
     return pack(as_metrics(unpack(outs), batch))
 
 
+def _merged(total: Any, one: Any, fresh: Array) -> Any:
+    """The total after one more step; that step's own where the total is to begin."""
+    if total is None:
+        return None
+    return _tree.map(partial(jnp.where, fresh), one, _packed_merge(total, one))
+
+
 def _packed_merge(total: Any, metrics: Any) -> Any:
     return pack(unpack(total).merge(unpack(metrics)))
 
 
-def _zeros(like: Any) -> Array:
-    return jnp.zeros(like.shape, like.dtype)
+def _read_row(index: Array, buffer: Array) -> Array:
+    return cast("Array", lax.dynamic_index_in_dim(buffer, index, keepdims=False))
+
+
+def _write_row(index: Array, buffer: Array, value: Array) -> Array:
+    return cast("Array", lax.dynamic_update_index_in_dim(buffer, value, index, 0))
+
+
+def _zeros(size: int | None, like: Any) -> Array:
+    return jnp.zeros(like.shape if size is None else (size, *like.shape), like.dtype)
 
 
 def _keeps_shape(metrics: Any) -> bool:
     """Whether merging gives metrics of the same shapes; a collection of outputs grows instead."""
-    if metrics is None or any(
-        jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in _tree.leaves(metrics)
-    ):
-        return False
     try:
-        merged = jax.eval_shape(_packed_merge, metrics, metrics)
+        merged = _tree.eval_shape(_packed_merge, metrics, metrics)
     except Exception:  # a merge that needs the host runs there, and raises there
         return False
     return _types(merged) == _types(metrics)

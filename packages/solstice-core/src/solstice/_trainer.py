@@ -2,19 +2,22 @@
 
 import operator
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
-import jax
-
+from solstice._cadence import watchers_within
 from solstice._callback import Callback, CallbackList, Record, check_callbacks
 from solstice._data import Source, open_source
 from solstice._errors import DataError
 from solstice._experiment import Experiment
+from solstice._explain import explanation
+from solstice._feed import Slots
+from solstice._interrupts import interrupts_guarded
 from solstice._pass import Pass
+from solstice._prefetch import prefetched
 from solstice._step import Stepper
-from solstice._types import Mode, Outs
+from solstice._types import Batch, Mode, Outs
 
 _E = TypeVar("_E", bound=Experiment)
 
@@ -35,6 +38,10 @@ class Trainer:
         callbacks: `solstice.Callback` objects; none by default.
         limit_train_batches: use at most so many batches of an epoch for training.
         limit_val_batches: use at most so many batches of an evaluation.
+        prefetch: batches that a thread reads ahead; for a data set that is slow. 0 is none: on
+            small steps, a thread costs more than it gains.
+        steps_per_call: the most steps that one compiled call runs. Left out, it is chosen by
+            rule: 1 where the step has a convolution and the device is the CPU, else 32.
     """
 
     def __init__(
@@ -43,10 +50,17 @@ class Trainer:
         *,
         limit_train_batches: int | None = None,
         limit_val_batches: int | None = None,
+        prefetch: int = 0,
+        steps_per_call: int | None = None,
     ) -> None:
         self.callbacks = check_callbacks(list(callbacks))
         self.limit_train_batches = _at_least_one("limit_train_batches", limit_train_batches)
         self.limit_val_batches = _at_least_one("limit_val_batches", limit_val_batches)
+        self.steps_per_call = _at_least_one("steps_per_call", steps_per_call)
+        if prefetch < 0:
+            raise ValueError(f"prefetch must be 0 or more batches; it is {prefetch}")
+        self.prefetch = prefetch
+        self._explanation: Callable[[], str] | None = None
         self._newest: Callable[[], Experiment] | None = None
 
     def __repr__(self) -> str:
@@ -63,6 +77,16 @@ class Trainer:
         if self._newest is None:
             raise AttributeError("this Trainer has no Experiment before its first run: call `fit`")
         return self._newest()
+
+    def explain(self) -> None:
+        """`trainer.explain()`: print how the newest run is cut into compiled calls, and why.
+
+        Raises:
+            AttributeError: there was no run yet.
+        """
+        if self._explanation is None:
+            raise AttributeError("this Trainer has nothing to explain before its first run")
+        print(self._explanation())
 
     def fit(
         self,
@@ -115,22 +139,24 @@ class Trainer:
         )
         with self._running(experiment, start) as run:
             experiment = experiment.setup(train.first())
-            stepper = Stepper(experiment, "train_step", train.first())
+            stepper = run.stepper(experiment, "train_step", train.first())
+            slots = Slots(stepper.steps_per_call)
             if val is not None:  # an evaluation that cannot run is told before anything trains
-                Stepper(experiment, "eval_step", val.first())
-            run.begin(stepper)
+                run.stepper(experiment, "eval_step", val.first())
+            run.begin(experiment, stepper)
 
             step = epoch = 0
             while epoch != num_epochs and step != max_steps and not run.stopped:
-                training = run.begin_pass(replace(start, step=step, epoch=epoch), stepper)
-                for _ in training.steps(train.epoch(epoch)):
+                moment = replace(start, step=step, epoch=epoch)
+                training = run.begin_pass(stepper, slots, moment)
+                for _ in training.blocks(self._read(train, epoch), max_steps):
                     step = training.record.step
-                    if step == max_steps:
-                        break
                 stopped_within = run.stopped
                 training.end()
                 if val is not None and not stopped_within:
-                    _evaluate(run, stepper.experiment, val, training.record)
+                    with run.stop_postponed():
+                        evaluation = run.stepper(stepper.experiment, "eval_step", val.first())
+                        self._evaluate(run, evaluation, val, training.record)
                 epoch += 1
         return cast("_E", run.experiment)
 
@@ -186,11 +212,12 @@ class Trainer:
     def _predict(self, experiment: Experiment, source: Source) -> Iterator[Outs]:
         start = Record(mode="predict", steps_per_epoch=source.length)
         with self._running(experiment, start) as run:
-            stepper = Stepper(experiment.setup(source.first()), "predict_step", source.first())
-            run.begin(stepper)
-            prediction = run.begin_pass(start, stepper)
-            for outs in prediction.steps(source.epoch(0)):
-                yield jax.device_get(outs)
+            experiment = experiment.setup(source.first())
+            stepper = run.stepper(experiment, "predict_step", source.first())
+            run.begin(experiment, stepper)
+            prediction = run.begin_pass(stepper, Slots(stepper.steps_per_call), start)
+            for outs in prediction.blocks(self._read(source, 0)):
+                yield from outs
             prediction.end()
 
     def _run_evaluation(
@@ -202,17 +229,35 @@ class Trainer:
         start = Record(mode=mode)
         with self._running(experiment, start) as run:
             experiment = experiment.setup(source.first())
-            run.begin(Stepper(experiment, "eval_step", source.first()))
-            return _evaluate(run, experiment, source, start)
+            stepper = run.stepper(experiment, "eval_step", source.first())
+            run.begin(experiment, stepper)
+            return self._evaluate(run, stepper, source, start)
+
+    def _evaluate(
+        self, run: "_Run", stepper: Stepper, source: Source, at: Record
+    ) -> dict[str, Any]:
+        """Evaluates; what becomes of the Experiment meanwhile is dropped with the stepper."""
+        mode: Mode = "val" if at.mode == "train" else at.mode
+        start = replace(at, mode=mode, epoch_step=0, num_examples=0, steps_per_epoch=source.length)
+        evaluation = run.begin_pass(stepper, Slots(stepper.steps_per_call), start)
+        for _ in evaluation.blocks(self._read(source, at.epoch)):
+            pass
+        return evaluation.end()
+
+    def _read(self, source: Source, epoch: int) -> Iterator[Batch]:
+        batches = source.epoch(epoch)
+        return prefetched(batches, self.prefetch) if self.prefetch else batches
 
     @contextmanager
     def _running(self, experiment: Experiment, start: Record) -> Generator["_Run", None, None]:
         """A run, at whose end, however it ends, the callbacks hear of it and nothing is lost."""
-        run = _Run(CallbackList(self.callbacks), experiment, start)
+        run = _Run(CallbackList(self.callbacks), experiment, start, self.steps_per_call)
         self._newest = lambda: run.experiment
+        self._explanation = run.explain
         try:
-            yield run
-            run.end()
+            with interrupts_guarded() if start.mode == "train" else nullcontext():
+                yield run
+                run.end()
         except GeneratorExit:  # whoever reads predictions has read enough
             run.end()
             raise
@@ -224,11 +269,19 @@ class Trainer:
 class _Run:
     """One run: its callbacks, its newest Experiment, and the moment at which it is."""
 
-    def __init__(self, callbacks: CallbackList, experiment: Experiment, start: Record) -> None:
+    def __init__(
+        self,
+        callbacks: CallbackList,
+        experiment: Experiment,
+        start: Record,
+        steps_per_call: int | None,
+    ) -> None:
         self._callbacks = callbacks
         self._experiment = experiment
         self._start = start
+        self._steps_per_call = steps_per_call
         self._stepper: Stepper | None = None
+        self._slots = Slots(1)
         self._pass: Pass | None = None
 
     @property
@@ -242,15 +295,44 @@ class _Run:
         """Whether a callback asked to stop."""
         return self._callbacks.stop is not None
 
-    def begin(self, stepper: Stepper) -> None:
-        """Tells the callbacks that the run begins."""
+    def stepper(self, experiment: Experiment, method: str, batch: Batch) -> Stepper:
+        """What runs the steps of one kind, as these callbacks need it."""
+        callbacks = self._callbacks.callbacks
+        return Stepper(
+            experiment,
+            method,
+            batch,
+            steps_per_call=self._steps_per_call,
+            keeps_outs=method == "predict_step" or any("outs" in c.needs for c in callbacks),
+            can_rewind=bool(watchers_within(callbacks)),
+            readers=self._callbacks.num_readers,
+        )
+
+    @contextmanager
+    def stop_postponed(self) -> Generator[None, None, None]:
+        """What was asked to stop goes on to the end of the epoch, its validation included."""
+        asked, self._callbacks.stop = self._callbacks.stop, None
+        yield
+        self._callbacks.stop = asked or self._callbacks.stop
+
+    def begin(self, experiment: Experiment, stepper: Stepper) -> None:
+        """Tells the callbacks that the run begins, with an Experiment that is set up."""
+        self._experiment = experiment
         self._stepper = stepper
         self._callbacks.tell("on_fit_start", self._now())
 
-    def begin_pass(self, start: Record, stepper: Stepper) -> Pass:
+    def begin_pass(self, stepper: Stepper, slots: Slots, start: Record) -> Pass:
         """A pass over a data set that begins at a moment of this run."""
-        self._pass = Pass(self._callbacks, stepper, start)
+        if stepper is self._stepper:
+            self._slots = slots
+        self._pass = Pass(self._callbacks, stepper, slots, start)
         return self._pass
+
+    def explain(self) -> str:
+        """How this run is cut into compiled calls, and why."""
+        if self._stepper is None or self._pass is None:
+            return "the run ended before its first step"
+        return explanation(self._start.mode, self._stepper, self._slots, self._callbacks)
 
     def end(self) -> None:
         """Tells the callbacks that the run has ended."""
@@ -271,17 +353,6 @@ class _Run:
     def _now(self) -> Record:
         record = self._start if self._pass is None else self._pass.record
         return replace(record, mode=self._start.mode, given={"experiment": self.experiment})
-
-
-def _evaluate(run: _Run, experiment: Experiment, source: Source, at: Record) -> dict[str, Any]:
-    """Evaluates on a copy that is dropped, so that evaluation cannot change training."""
-    stepper = Stepper(experiment, "eval_step", source.first())
-    mode: Mode = "val" if at.mode == "train" else at.mode
-    start = replace(at, mode=mode, epoch_step=0, num_examples=0, steps_per_epoch=source.length)
-    evaluation = run.begin_pass(start, stepper)
-    for _ in evaluation.steps(source.epoch(at.epoch)):
-        pass
-    return evaluation.end()
 
 
 def _check_experiment(experiment: Any) -> None:

@@ -1,5 +1,7 @@
 """JAX's tree functions, typed: what JAX itself leaves unknown to a strict checker."""
 
+import operator
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -19,3 +21,18 @@ def leaves_by_path(tree: Any) -> list[tuple[str, Any]]:
     """Each leaf with its path, as in `.params['w']`."""
     found = cast("Any", jax.tree_util.tree_leaves_with_path(tree))
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in found]
+
+
+def map(function: Callable[..., Any], *trees: Any) -> Any:  # noqa: A001, always `_tree.map`
+    """`jax.tree.map`."""
+    return jax.tree.map(function, *trees)
+
+
+def row(tree: Any, index: Any) -> Any:
+    """Each leaf at one index of axis 0."""
+    return map(operator.itemgetter(index), tree)
+
+
+def eval_shape(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`jax.eval_shape`."""
+    return jax.eval_shape(function, *arguments)

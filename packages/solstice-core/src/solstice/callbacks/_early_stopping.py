@@ -56,11 +56,18 @@ class EarlyStopping(Callback):
         self.best: float | None = None
         self.best_epoch: int | None = None
         self._waited = 0
+        self._trains = True
+        self._restored = False
 
     def on_fit_start(self, record: Record) -> None:
         """Starts anew, and refuses a run that will never have the metric."""
-        self.best, self.best_epoch, self._waited = None, None, 0
-        if record.mode == "train" and self._split == "val" and not record.has_validation:
+        self._trains = record.mode == "train"
+        if not self._trains:
+            return
+        if not self._restored:
+            self.best, self.best_epoch, self._waited = None, None, 0
+        self._restored = False
+        if self._split == "val" and not record.has_validation:
             raise ValueError(
                 f"EarlyStopping monitors {self.monitor!r} and there is no validation: give `fit` "
                 f'a val_ds, or monitor a "train/" metric'
@@ -68,7 +75,7 @@ class EarlyStopping(Callback):
 
     def on_epoch_end(self, record: Record) -> None:
         """Compares the epoch with the best so far."""
-        if record.mode != self._split:
+        if not self._trains or record.mode != self._split or record.epoch_step == 0:
             return
         if self._name not in record.metrics:
             there = ", ".join(f"{record.mode}/{name}" for name in record.metrics)
@@ -94,6 +101,7 @@ class EarlyStopping(Callback):
         return {"best": self.best, "best_epoch": self.best_epoch, "waited": self._waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Takes up what `state_dict` gave; the next `fit` goes on from there."""
+        self._restored = True
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self._waited = state["waited"]

@@ -39,7 +39,7 @@ class Logging(Callback):
         if every is not None and every < 1:
             raise ValueError(f"every must be 1 or more steps; it is {every}")
         self._log = _to_logger if log is None else log
-        self._only = only
+        self._only = (only,) if isinstance(only, str) else only
         self._logs_steps = every is not None
         self.every = every or 1
         self.needs = ("metrics",) if every is not None else ()

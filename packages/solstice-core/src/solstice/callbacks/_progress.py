@@ -4,6 +4,7 @@ import importlib
 import numbers
 import sys
 import time
+from collections.abc import Collection
 from typing import Any, TextIO
 
 from solstice._callback import Callback, Record
@@ -25,15 +26,17 @@ class ProgressBar(Callback):
         file: where to write; standard error by default.
     """
 
+    may_stop = False
+
     def __init__(
         self,
         *,
         every: int = 1,
-        only: tuple[str, ...] | None = None,
+        only: Collection[str] | None = None,
         file: TextIO | None = None,
     ) -> None:
         self.every = every
-        self._only = only
+        self._only = (only,) if isinstance(only, str) else only
         self._file = file
         self._bar: Any = None
         self._line: list[str] = []
@@ -75,7 +78,8 @@ class ProgressBar(Callback):
             self._write()
 
     def on_fit_end(self, record: Record) -> None:
-        """Writes what is left of an epoch that was stopped before its validation."""
+        """Closes what is open, of predictions that were not read to their end for one."""
+        self._close()
         self._write()
 
     def on_exception(self, record: Record, error: BaseException) -> None:

@@ -15,6 +15,7 @@ from solstice._callback import Callback
 from solstice._data import describe_batch
 from solstice._errors import DataError
 from solstice._experiment import Experiment
+from solstice._metrics import at_least_float32
 from solstice._replace import replace
 from solstice._train import test, train
 from solstice._types import Batch
@@ -264,7 +265,6 @@ def _example_shapes(x: Any) -> tuple[str, ...]:
 
 def _cross_entropy(logits: Array, labels: Array) -> Array:
     """Mean of -log softmax(logits)[label], in float32 at least."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    log_probabilities = jax.nn.log_softmax(logits)
+    log_probabilities = jax.nn.log_softmax(at_least_float32(logits))
     picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)
     return -jnp.mean(picked)

@@ -9,7 +9,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from solstice._metrics import Metrics
+from solstice._metrics import Metrics, at_least_float32
 
 _FEW_CLASSES = 128
 """Up to so many classes, comparing with each is faster than a scatter, and shards anywhere."""
@@ -78,7 +78,7 @@ class ClassificationMetrics(Metrics):
         self.labelled = _count(targets, num_classes)
         self.count = jnp.asarray(size, jnp.int32)
         self.out_of_range = jnp.sum(targets == num_classes, dtype=jnp.int32)
-        losses = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
+        losses = at_least_float32(loss)
         self.loss_sum = jnp.sum(losses) if losses.ndim else losses * size
         self.num_classes = num_classes
 
@@ -127,6 +127,8 @@ def _scores(m: ClassificationMetrics) -> tuple[Array, Array, tuple[Array, Array,
 
 def _classes(values: Array, num_classes: int) -> Array:
     """As int32 in [0, num_classes]; the last stands for all that is no class."""
+    if values.dtype.itemsize < 4 and not jnp.issubdtype(values.dtype, jnp.inexact):
+        values = values.astype(jnp.int32)  # in int8, a num_classes of 300 would be 44
     inside = (values >= 0) & (values < num_classes)
     if jnp.issubdtype(values.dtype, jnp.inexact):
         inside &= values == jnp.floor(values)

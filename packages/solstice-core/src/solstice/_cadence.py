@@ -1,0 +1,58 @@
+"""Where calls end, so that no callback can tell that a call runs many steps."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from solstice._callback import Callback, overrides_hook
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How many steps the call may run that begins at a position: a pure function of it.
+
+    Attributes:
+        after: a call ends after each step whose number divides by one of these.
+        before: a call ends before each such step.
+        size: the most steps in a call.
+    """
+
+    after: tuple[int, ...]
+    before: tuple[int, ...]
+    size: int
+
+    def room(self, position: int) -> int:
+        """The most steps for the call that begins after `position` steps."""
+        ends = [every - position % every for every in self.after]
+        starts = [(every - 1 - position % every) or every for every in self.before]
+        return min([self.size, *ends, *starts])
+
+    @property
+    def period(self) -> int:
+        """After so many steps, the cadence begins anew."""
+        return math.lcm(*self.after, *self.before)
+
+
+def cadence_of(callbacks: Iterable[Callback], size: int) -> Cadence:
+    """The cadence that these callbacks ask for."""
+    between = watchers_between(callbacks)
+    before = {c.every for c in between if overrides_hook(c, "on_step_start")}
+    after = {c.every for c in between if _reads_between(c)}
+    return Cadence(tuple(sorted(after)), tuple(sorted(before)), size)
+
+
+def watchers_between(callbacks: Iterable[Callback]) -> list[Callback]:
+    """Those that are told between two calls: before a step, or with the Experiment or metrics."""
+    return [c for c in callbacks if overrides_hook(c, "on_step_start") or _reads_between(c)]
+
+
+def watchers_within(callbacks: Iterable[Callback]) -> list[Callback]:
+    """Those that are told of a step after its call, and may want to go back to it."""
+    step_hooks = ("on_step_start", "on_step_end")
+    return [c for c in callbacks if c.may_stop and any(overrides_hook(c, h) for h in step_hooks)]
+
+
+def _reads_between(callback: Callback) -> bool:
+    return overrides_hook(callback, "on_step_end") and bool(
+        {"experiment", "metrics"} & {*callback.needs}
+    )

@@ -1,0 +1,35 @@
+"""What `Trainer.explain` prints."""
+
+from solstice._cadence import cadence_of, watchers_between, watchers_within
+from solstice._callback import Callback, CallbackList
+from solstice._feed import Slots
+from solstice._step import Stepper
+
+
+def explanation(mode: str, stepper: Stepper, slots: Slots, callbacks: CallbackList) -> str:
+    """How a run is cut into compiled calls, and why."""
+    cadence = cadence_of(callbacks.callbacks, stepper.steps_per_call)
+    lines = [f"{mode}: up to {stepper.steps_per_call} steps a call: {stepper.reason}"]
+    lines += [
+        f"  a call ends {_when(callback)}: {type(callback).__name__} looks between steps"
+        for callback in watchers_between(callbacks.callbacks)
+    ]
+    longest = max(cadence.room(position) for position in range(min(cadence.period, 1000)))
+    lines.append(f"  longest call: {longest} steps")
+    lines.append(f"  compiled programs: {slots.num_shapes}, one for each shape of batch")
+    lines.append(f"  state: {stepper.state_bytes:,} bytes, {_reuse(stepper, callbacks)}")
+    lines.append(f"  memory for batches: {slots.nbytes:,} bytes")
+    return "\n".join(lines)
+
+
+def _when(callback: Callback) -> str:
+    return "at every step" if callback.every == 1 else f"at every {callback.every} steps"
+
+
+def _reuse(stepper: Stepper, callbacks: CallbackList) -> str:
+    if stepper.works_in_place:
+        return "donated: each call works in the memory of the one before"
+    names = [type(c).__name__ for c in watchers_within(callbacks.callbacks)]
+    if not names:
+        return "not donated: evaluation keeps what it was given"
+    return f"not donated: {', '.join(names)} may stop the run at a step within a call"

@@ -1,0 +1,221 @@
+"""From batches to blocks: up to K batches, stacked in memory that is used over and over.
+
+A block is filled on the main thread while the device works on the one before. A slot is filled
+again only when the program that read it has finished: on the CPU, JAX reads aligned NumPy memory
+in place, and to fill it too early would change the batches of a step that is under way. Since
+batches are copied, a data set may reuse its own memory as well.
+"""
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from solstice import _tree
+from solstice._data import is_numeric
+from solstice._errors import DataError
+from solstice._types import Batch
+
+_ALIGNMENT = 64
+"""Bytes; memory that is so aligned is taken without a copy by JAX on the CPU."""
+
+_SLOTS = 2
+"""One that the device reads, and one that is filled meanwhile."""
+
+_SHAPES = 2
+"""Shapes of batches whose slots are kept: the usual one, and that of a partial last batch."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some batches of one shape.
+
+    Attributes:
+        batches: the batches as they came, with text and objects.
+        stacked: their arrays with a leading axis of K, of which the first `len(block)` count.
+        slot: whose memory this is.
+    """
+
+    batches: list[Batch]
+    stacked: Batch
+    slot: "_Slot"
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Feeder:
+    """Makes the blocks of one epoch.
+
+    Args:
+        batches: the batches, of NumPy or JAX arrays.
+        slots: the memory for them.
+        check: called with each batch before it is used; raises on a bad one.
+    """
+
+    def __init__(
+        self, batches: Iterator[Batch], slots: "Slots", check: Callable[[Batch], None]
+    ) -> None:
+        self._batches = batches
+        self._slots = slots
+        self._check = check
+        self._held: _Flat | None = None
+        self._error: Exception | None = None
+
+    def take(self, count: int) -> Block | None:
+        """The next block, of `count` batches at the most; None at the end of the data.
+
+        A batch of another shape begins a block of its own. An exception of the data set is
+        raised when the batches before it have been given.
+        """
+        batch = self._next()
+        if self._error is not None:
+            raise self._error
+        if batch is None:
+            return None
+        slot = self._slots.next(batch)
+        taken: list[Batch] = []
+        while batch is not None:
+            if batch.kind != slot.kind:
+                self._held = batch
+                break
+            slot.put(len(taken), batch)
+            taken.append(batch.tree)
+            batch = self._next() if len(taken) < min(count, slot.size) else None
+        return Block(taken, slot.stacked, slot)
+
+    def _next(self) -> "_Flat | None":
+        held, self._held = self._held, None
+        if held is not None or self._error is not None:
+            return held
+        try:
+            batch = next(self._batches, None)
+            if batch is None:
+                return None
+            self._check(batch)
+            flat = _Flat(batch)
+            self._slots.check_structure(flat)
+        except Exception as error:
+            self._error = error
+            return None
+        return flat
+
+
+class _Flat:
+    """A batch, its arrays, and its kind: batches of one kind go into one block."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.tree = batch
+        leaves = _tree.leaves(batch)
+        self.treedef: Hashable = _tree.structure(batch)
+        self.arrays = [leaf if is_numeric(leaf) else None for leaf in leaves]
+        self.kind: Hashable = (
+            self.treedef,
+            tuple(None if leaf is None else (leaf.shape, leaf.dtype) for leaf in self.arrays),
+        )
+
+
+class Slots:
+    """The memory that blocks are filled into: two slots for each of the newest shapes.
+
+    Args:
+        size: K, the most batches in a block.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._rings: dict[Hashable, list[_Slot]] = {}
+        self._first: _Flat | None = None
+        self._seen: set[Hashable] = set()
+
+    @property
+    def nbytes(self) -> int:
+        """The size of this memory."""
+        return sum(slot.nbytes for ring in self._rings.values() for slot in ring)
+
+    @property
+    def num_shapes(self) -> int:
+        """How many shapes of batches there were, each of which has a compiled program."""
+        return len(self._seen)
+
+    def next(self, batch: _Flat) -> "_Slot":
+        """A slot for batches of this kind, which no program reads any more."""
+        self._seen.add(batch.kind)
+        ring = self._rings.pop(batch.kind, None)
+        if ring is None:
+            ring = [_Slot(batch, self.size) for _ in range(_SLOTS)]
+            while len(self._rings) >= _SHAPES:
+                self._rings.pop(next(iter(self._rings)))
+        self._rings[batch.kind] = ring
+        slot = ring.pop(0)
+        ring.append(slot)
+        slot.wait()
+        return slot
+
+    def check_structure(self, batch: _Flat) -> None:
+        """Raises a DataError that names the leaf where a batch is unlike the first."""
+        if self._first is None:
+            self._first = batch
+        first = self._first
+        if batch.kind == first.kind or _leaf_kinds(batch) == _leaf_kinds(first):
+            return
+        was, now = _leaf_kinds(first), _leaf_kinds(batch)
+        path = next(path for path in [*was, *now] if was.get(path) != now.get(path))
+        raise DataError(
+            f"the batches of a data set must be alike: the leaf `batch{path}` was "
+            f"{was.get(path, 'not there')} in the first batch and is "
+            f"{now.get(path, 'not there')} in a later one"
+        )
+
+
+def _leaf_kinds(batch: _Flat) -> dict[str, str]:
+    """What must not change from batch to batch: the leaves, their dtypes and ranks."""
+    return {
+        path: f"{leaf.dtype} of {leaf.ndim} axes" if is_numeric(leaf) else "no array"
+        for path, leaf in _tree.leaves_by_path(batch.tree)
+    }
+
+
+class _Slot:
+    """Memory for K batches of one kind.
+
+    Attributes:
+        reader: a result of the program that reads this memory, or None.
+    """
+
+    def __init__(self, batch: _Flat, size: int) -> None:
+        self.kind = batch.kind
+        self.size = size
+        self.reader: Any = None
+        self._memory = [None if leaf is None else _aligned(size, leaf) for leaf in batch.arrays]
+        self.stacked: Batch = jax.tree.unflatten(_as_any(batch.treedef), self._memory)
+
+    def put(self, index: int, batch: _Flat) -> None:
+        for memory, leaf in zip(self._memory, batch.arrays, strict=True):
+            if memory is not None:
+                np.copyto(memory[index, ...], leaf, casting="unsafe")
+
+    @property
+    def nbytes(self) -> int:
+        return sum(memory.nbytes for memory in self._memory if memory is not None)
+
+    def wait(self) -> None:
+        """Returns when nothing reads this memory any more."""
+        reader, self.reader = self.reader, None
+        jax.block_until_ready(reader)
+
+
+def _aligned(size: int, like: Any) -> Any:
+    """Memory for so many arrays, aligned for JAX to read in place, in the dtype that JAX takes."""
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(like.dtype))
+    shape = (size, *like.shape)
+    length = int(np.prod(shape)) * dtype.itemsize
+    memory = np.empty(length + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + length].view(dtype).reshape(shape)
+
+
+def _as_any(value: Any) -> Any:
+    return value

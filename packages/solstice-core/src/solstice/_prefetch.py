@@ -1,0 +1,54 @@
+"""A thread that reads batches ahead, for a data set that is slow."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from solstice._types import Batch
+
+_END = object()
+_POLL = 0.1
+"""Seconds between two looks, by a thread whose queue is full, at whether it shall end."""
+
+
+def prefetched(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """The same batches, up to `count` of which are read ahead in a thread.
+
+    An exception of the data set is raised here, with its own traceback. The thread ends when the
+    batches end or this iterator is closed.
+    """
+    ready: queue.Queue[Any] = queue.Queue(maxsize=count)
+    closed = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put(item, timeout=_POLL)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def read() -> None:
+        try:
+            for batch in batches:
+                if not put((batch, None)):
+                    return
+            put((_END, None))
+        except BaseException as error:
+            put((_END, error))
+
+    thread = threading.Thread(target=read, name="solstice-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, error = ready.get()
+            if error is not None:
+                raise error
+            if batch is _END:
+                return
+            yield batch
+    finally:
+        closed.set()
+        thread.join(timeout=2 * _POLL)

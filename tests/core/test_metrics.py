@@ -1,0 +1,228 @@
+"""The Metrics base class, and mappings of scalars averaged over examples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import solstice
+from solstice._metrics import Means, as_metrics, num_examples
+
+to_means = jax.jit(as_metrics)
+
+
+class Accuracy(solstice.Metrics):
+    """The example of the docstring."""
+
+    correct: jax.Array
+    count: jax.Array
+
+    def __init__(self, preds, labels):
+        self.correct = jnp.sum(preds == labels)
+        self.count = jnp.asarray(preds.shape[0])
+
+    def merge(self, other):
+        return solstice.replace(
+            self, correct=self.correct + other.correct, count=self.count + other.count
+        )
+
+    def compute(self):
+        return {"accuracy": self.correct / self.count}
+
+
+class Largest(solstice.Metrics):
+    value: jax.Array
+
+    def merge(self, other):
+        return Largest(jnp.maximum(self.value, other.value))
+
+    def compute(self):
+        return {"largest": self.value}
+
+
+class Collected(solstice.Metrics):
+    values: jax.Array
+
+    def merge(self, other):
+        return Collected(jnp.concatenate([self.values, other.values]))
+
+    def compute(self):
+        return {"values": self.values, "median": jnp.median(self.values)}
+
+
+class Measure(solstice.Experiment):
+    """Gives whatever `outs` makes of a batch."""
+
+    outs: object
+
+    def train_step(self, batch):
+        return self, self.outs(batch)
+
+    def eval_step(self, batch):
+        return self, self.outs(batch)
+
+
+def metrics_over(batches, outs):
+    return solstice.Trainer().test(Measure(outs), batches)
+
+
+def both_means(batch):
+    return {"mean": jnp.mean(batch), "square": jnp.mean(batch**2)}
+
+
+def any_accuracy(batch):
+    return Accuracy(*batch)
+
+
+def any_largest(batch):
+    return Largest(jnp.max(batch))
+
+
+def any_collected(batch):
+    return Collected(batch)
+
+
+def test_metrics_is_abstract():
+    with pytest.raises(TypeError, match="abstract"):
+        solstice.Metrics()
+
+
+def test_a_metrics_of_its_own_is_merged_over_unequal_batches():
+    rng = np.random.default_rng(0)
+    batches = [tuple(rng.integers(0, 2, size=(2, n))) for n in (1, 2, 3)]
+    expected = np.mean(np.concatenate([p == t for p, t in batches]))
+    assert metrics_over(batches, any_accuracy) == {"accuracy": pytest.approx(expected)}
+
+
+def test_a_maximum_of_negative_values_does_not_begin_at_zero():
+    batches = [np.array([-5.0, -3.0], np.float32), np.array([-4.0, -9.0], np.float32)]
+    assert metrics_over(batches, any_largest) == {"largest": -3.0}
+
+
+def test_metrics_that_grow_are_merged_too():
+    batches = [np.arange(n, dtype=np.float32) for n in (3, 1, 2)]
+    computed = metrics_over(batches, any_collected)
+    np.testing.assert_array_equal(computed["values"], np.concatenate(batches))
+    assert isinstance(computed["values"], np.ndarray)
+    assert computed["median"] == np.median(np.concatenate(batches))
+
+
+def test_computed_scalars_are_python_numbers():
+    computed = metrics_over([np.ones(2, np.float32)], both_means)
+    assert {name: type(value) for name, value in computed.items()} == {
+        "mean": float,
+        "square": float,
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=3), min_size=1, max_size=6
+    )
+)
+def test_a_mapping_of_scalars_is_averaged_over_examples(values):
+    batches = [np.array(v, np.float32) for v in values]
+    computed = metrics_over(batches, both_means)
+    everything = np.concatenate(batches).astype(np.float64)
+    assert computed["mean"] == pytest.approx(everything.mean(), rel=1e-4, abs=1e-4)
+    assert computed["square"] == pytest.approx((everything**2).mean(), rel=1e-4, abs=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from([1, 2, 5]), min_size=2, max_size=6), st.integers(0, 2**32 - 1))
+def test_means_merge_in_any_order_and_association(sizes, seed):
+    rng = np.random.default_rng(seed)
+    batches = [rng.normal(size=n).astype(np.float32) for n in sizes]
+    parts = [to_means({"mean": b.mean()}, b) for b in batches]
+    while len(parts) > 1:
+        a, b = (parts.pop(rng.integers(len(parts))) for _ in range(2))
+        parts.append(jax.jit(Means.merge)(a, b))
+    assert parts[0].compute()["mean"] == pytest.approx(np.concatenate(batches).mean(), abs=1e-5)
+    assert parts[0].count == sum(sizes)
+
+
+def test_means_are_a_carry_of_scan():
+    batches = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+    def body(total, batch):
+        return total.merge(as_metrics({"mean": jnp.mean(batch)}, batch)), None
+
+    first = as_metrics({"mean": jnp.mean(batches[0])}, batches[0])
+    total, _ = jax.jit(lambda first, rest: jax.lax.scan(body, first, rest))(first, batches[1:])
+    assert total.compute()["mean"] == pytest.approx(batches.mean())
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_scalars_are_summed_in_float32(dtype):
+    batch = np.zeros(8, np.float32)
+    part = to_means({"one": jnp.asarray(1.0, dtype)}, batch)
+    total = part
+    for _ in range(299):
+        total = total.merge(part)
+    assert total.sums["one"].dtype == jnp.float32
+    assert total.sums["one"] == 2400
+    assert total.compute()["one"] == 1
+
+
+@pytest.mark.parametrize(
+    "value", [3, True, np.float32(3), np.int32(3), jnp.int32(3), np.array(3.0)]
+)
+def test_every_kind_of_scalar_is_averaged(value):
+    means = as_metrics({"x": value}, np.zeros(4, np.float32))
+    assert means.compute()["x"] == float(value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_one_bad_value_spoils_its_own_key_alone(bad):
+    def outs(batch):
+        return {"bad": jnp.mean(batch["bad"]), "good": jnp.mean(batch["good"])}
+
+    batches = [
+        {"bad": np.array([b], np.float32), "good": np.array([g], np.float32)}
+        for b, g in ((1, 1), (bad, 2), (3, 6))
+    ]
+    computed = metrics_over(batches, outs)
+    assert not np.isfinite(computed["bad"])
+    assert computed["good"] == pytest.approx(3)
+
+
+@pytest.mark.parametrize(
+    "outs",
+    [
+        {"loss": jnp.ones(()), "logits": jnp.ones(3)},
+        {"text": "no number"},
+        {},
+        jnp.ones(()),
+        (jnp.ones(()),),
+        None,
+    ],
+)
+def test_what_is_no_mapping_of_scalars_is_not_averaged(outs):
+    assert as_metrics(outs, np.zeros(3, np.float32)) is None
+
+
+def test_outs_that_are_not_averaged_give_no_metrics():
+    assert metrics_over([np.ones(2, np.float32)], lambda batch: {"x": batch}) == {}
+
+
+def test_metrics_are_taken_as_they_are():
+    metrics = Largest(jnp.ones(()))
+    assert as_metrics(metrics, np.zeros(3)) is metrics
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        (np.zeros((5, 2)), 5),
+        ((np.zeros((3, 2)), np.zeros(3)), 3),
+        ({"scale": np.float32(2), "x": np.zeros((4, 1))}, 4),
+        (np.float32(1), 1),
+        ((), 1),
+    ],
+)
+def test_a_batch_weighs_as_many_examples_as_its_first_array_is_long(batch, expected):
+    assert num_examples(batch) == expected
+    assert as_metrics({"x": 1.0}, batch).count == expected

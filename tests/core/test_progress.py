@@ -1,0 +1,194 @@
+"""ProgressBar: lines in a file, a bar in a terminal, and nothing left open."""
+
+import io
+import re
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tqdm
+
+import solstice
+from solstice import Stop
+from solstice.callbacks import ProgressBar
+
+
+class Mean(solstice.Experiment):
+    def train_step(self, batch):
+        return self, {name: jnp.mean(batch) for name in ("loss", "accuracy", "f1", "recall")}
+
+    def eval_step(self, batch):
+        return self.train_step(batch)
+
+    def predict_step(self, batch):
+        return batch
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def some(*values):
+    return [np.full(2, value, np.float32) for value in values]
+
+
+def written(run, out=None, **options):
+    """What a run writes, with the rate of examples left out."""
+    out = out or io.StringIO()
+    out.kept = ProgressBar(file=out, **options)  # or the garbage collector would close its bar
+    run(solstice.Trainer([out.kept]))
+    return re.sub(r"[\d,]+ examples/s", "RATE", out.getvalue())
+
+
+def test_a_file_has_one_line_for_an_epoch_with_its_validation():
+    text = written(lambda t: t.fit(Mean(), some(1, 2), some(4), num_epochs=2), only=("loss",))
+    assert text.splitlines() == [
+        "epoch 1/2  step 2  RATE  train/loss 1.5000  val/loss 4.0000",
+        "epoch 2/2  step 4  RATE  train/loss 1.5000  val/loss 4.0000",
+    ]
+
+
+def test_without_validation_a_line_has_training_alone():
+    text = written(lambda t: t.fit(Mean(), some(1), num_epochs=1), only=("f1", "loss"))
+    start, _, metrics = text.partition("  RATE  ")
+    assert start == "epoch 1/1  step 1"
+    assert sorted(metrics.split()) == ["1.0000", "1.0000", "train/f1", "train/loss"]
+
+
+def test_a_run_without_a_number_of_epochs_does_not_tell_one():
+    text = written(lambda t: t.fit(Mean(), some(1), max_steps=2), only=("loss",))
+    assert [line.split("  ")[0] for line in text.splitlines()] == ["epoch 1", "epoch 2"]
+
+
+@pytest.mark.parametrize(("method", "mode"), [("test", "test"), ("validate", "val")])
+def test_an_evaluation_has_a_line_of_its_own(method, mode):
+    text = written(lambda t: getattr(t, method)(Mean(), some(1, 2)), only=("loss",))
+    assert text == f"{mode}  step 2  RATE  {mode}/loss 1.5000\n"
+
+
+def test_a_prediction_writes_no_line():
+    assert written(lambda t: list(t.predict(Mean(), some(1, 2)))) == ""
+
+
+def test_two_metrics_are_shown_where_none_is_named():
+    text = written(lambda t: t.fit(Mean(), some(1)))
+    assert text.count("train/") == 2
+
+
+def test_the_rate_counts_examples():
+    out = io.StringIO()
+    solstice.Trainer([ProgressBar(file=out)]).fit(Mean(), some(1, 2))
+    rate = re.search(r"  ([\d,]+) examples/s", out.getvalue()).group(1)
+    assert int(rate.replace(",", "")) > 0
+
+
+def test_it_writes_to_standard_error_by_default(capsys):
+    solstice.Trainer([ProgressBar()]).test(Mean(), some(1))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("test  step 1")
+
+
+def test_train_and_test_show_progress_unless_told_otherwise(capsys):
+    solstice.train(Mean(), train_ds=some(1))
+    solstice.test(Mean(), some(1))
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["epoch", "test"]
+    solstice.train(Mean(), train_ds=some(1), callbacks=[])
+    solstice.test(Mean(), some(1), callbacks=[])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def terminal():
+    """A terminal, which must have no bar open in the end."""
+    terminal = Terminal()
+    yield terminal
+    assert not list(tqdm.tqdm._instances)
+
+
+def test_a_terminal_has_a_bar_for_each_epoch_and_evaluation(terminal):
+    text = written(lambda t: t.fit(Mean(), some(1, 2, 3), some(4), num_epochs=2), terminal)
+    for bar in ("epoch 1/2:", "epoch 1/2 val:", "epoch 2/2:", "epoch 2/2 val:"):
+        assert text.count(f"\r{bar}") >= 1
+    assert "0/3 [" in text
+    assert "0/1 [" in text
+    lines = [line for line in re.split(r"[\r\n]", text) if "RATE" in line]
+    assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_a_bar_without_a_known_length_counts(terminal):
+    text = written(lambda t: t.fit(Mean(), lambda: iter(some(1, 2))), terminal)
+    assert "epoch 1/1: 0step" in text
+
+
+def test_the_bar_of_a_prediction_is_closed(terminal):
+    assert "predict:" in written(lambda t: list(t.predict(Mean(), some(1))), terminal)
+
+
+def test_a_bar_counts_every_step_up_to_the_end(terminal, monkeypatch):
+    counts = []
+    monkeypatch.setattr(tqdm.tqdm, "close", closing(tqdm.tqdm.close, counts))
+    written(lambda t: t.fit(Mean(), some(1, 2, 3, 4, 5), num_epochs=2), terminal)
+    assert counts == [5, 5]
+
+
+def closing(close, counts):
+    def closes(bar):
+        if not bar.disable:
+            counts.append(bar.n)
+        close(bar)
+
+    return closes
+
+
+def test_without_tqdm_a_terminal_has_the_lines(monkeypatch, terminal):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    text = written(lambda t: t.fit(Mean(), some(1), some(2)), terminal, only=("loss",))
+    assert text == "epoch 1/1  step 1  RATE  train/loss 1.0000  val/loss 2.0000\n"
+
+
+class Raises(solstice.Callback):
+    def __init__(self, error, mode):
+        self.error, self.mode = error, mode
+
+    def on_step_end(self, record):
+        if record.mode == self.mode:
+            raise self.error
+
+
+@pytest.mark.parametrize("mode", ["train", "val"])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_after_an_exception_nothing_is_left_open(terminal, error, mode):
+    trainer = solstice.Trainer([ProgressBar(file=terminal), Raises(error(), mode)])
+    with pytest.raises(error):
+        trainer.fit(Mean(), some(1, 2), some(3))
+    assert not list(tqdm.tqdm._instances)
+    if mode == "val":  # what the epoch had come to is not lost
+        assert "train/" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["train", "val"])
+def test_after_a_stop_nothing_is_left_open_and_the_line_is_written(terminal, mode):
+    trainer = solstice.Trainer([ProgressBar(file=terminal), Raises(Stop(), mode)])
+    trainer.fit(Mean(), some(1, 2), some(3), num_epochs=2)
+    assert not list(tqdm.tqdm._instances)
+    assert terminal.getvalue().count(" examples/s") == 1
+    assert terminal.getvalue().endswith("\n")
+
+
+def test_predictions_that_are_not_read_to_the_end_leave_nothing_open():
+    progress = ProgressBar(file=Terminal())  # kept, or the garbage collector would close its bar
+    predictions = solstice.Trainer([progress]).predict(Mean(), some(1, 2, 3))
+    next(predictions)
+    predictions.close()
+    left = list(tqdm.tqdm._instances)
+    for bar in left:
+        bar.close()
+    assert left == []
+
+
+def test_a_cadence_below_one_is_refused():
+    with pytest.raises(ValueError, match=r"ProgressBar\.every must be 1 or more"):
+        solstice.Trainer([ProgressBar(every=0)])
