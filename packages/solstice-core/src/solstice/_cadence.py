@@ -48,8 +48,15 @@ def watchers_between(callbacks: Iterable[Callback]) -> list[Callback]:
 
 def watchers_within(callbacks: Iterable[Callback]) -> list[Callback]:
     """Those that are told of a step after its call, and may want to go back to it."""
-    step_hooks = ("on_step_start", "on_step_end")
-    return [c for c in callbacks if c.may_stop and any(overrides_hook(c, h) for h in step_hooks)]
+    return [
+        callback
+        for callback in callbacks
+        if callback.may_stop
+        and (
+            overrides_hook(callback, "on_step_start")
+            or (overrides_hook(callback, "on_step_end") and not _reads_between(callback))
+        )
+    ]
 
 
 def _reads_between(callback: Callback) -> bool:

@@ -2,11 +2,14 @@
 
 from solstice._cadence import cadence_of, watchers_between, watchers_within
 from solstice._callback import Callback, CallbackList
+from solstice._eager import EagerStepper
 from solstice._feed import Slots
 from solstice._step import Stepper
 
 
-def explanation(mode: str, stepper: Stepper, slots: Slots, callbacks: CallbackList) -> str:
+def explanation(
+    mode: str, stepper: Stepper | EagerStepper, slots: Slots, callbacks: CallbackList
+) -> str:
     """How a run is cut into compiled calls, and why."""
     cadence = cadence_of(callbacks.callbacks, stepper.steps_per_call)
     lines = [f"{mode}: up to {stepper.steps_per_call} steps a call: {stepper.reason}"]
@@ -26,7 +29,7 @@ def _when(callback: Callback) -> str:
     return "at every step" if callback.every == 1 else f"at every {callback.every} steps"
 
 
-def _reuse(stepper: Stepper, callbacks: CallbackList) -> str:
+def _reuse(stepper: Stepper | EagerStepper, callbacks: CallbackList) -> str:
     if stepper.works_in_place:
         return "donated: each call works in the memory of the one before"
     names = [type(c).__name__ for c in watchers_within(callbacks.callbacks)]

@@ -6,6 +6,7 @@ from typing import Any
 
 from solstice._cadence import cadence_of
 from solstice._callback import Callback, CallbackList, Record
+from solstice._eager import EagerKept, EagerStepper
 from solstice._experiment import overrides
 from solstice._feed import Block, Feeder, Slots
 from solstice._metrics import num_examples, to_host
@@ -29,7 +30,7 @@ class Pass:
     def __init__(
         self,
         callbacks: CallbackList,
-        stepper: Stepper,
+        stepper: Stepper | EagerStepper,
         slots: Slots,
         record: Record,
     ) -> None:
@@ -39,7 +40,9 @@ class Pass:
         self._slots = slots
         self._cadence = cadence_of(callbacks.callbacks, stepper.steps_per_call)
 
-    def blocks(self, batches: Iterator[Batch], max_count: int | None = None) -> Iterator[Kept]:
+    def blocks(
+        self, batches: Iterator[Batch], max_count: int | None = None
+    ) -> Iterator[Kept | EagerKept]:
         """Yields what is kept of each block, until the batches end or a callback asks to stop.
 
         Args:
@@ -75,7 +78,7 @@ class Pass:
             room = min(room, max_count - position)
         return feeder.take(room) if room > 0 else None
 
-    def _tell_steps(self, block: Block, kept: Kept) -> Kept:
+    def _tell_steps(self, block: Block, kept: Kept | EagerKept) -> Kept | EagerKept:
         """Tells of each step of a block; goes back to the step at which one asks to stop."""
         if not self._callbacks.watch_steps and self._callbacks.stop is None:
             examples = sum(num_examples(batch) for batch in block.batches)
@@ -99,7 +102,7 @@ class Pass:
         if count < len(block):
             self._stepper.rewind(block, count)
 
-    def _giver(self, block: Block, index: int = 0, kept: Kept | None = None) -> Any:
+    def _giver(self, block: Block, index: int = 0, kept: Kept | EagerKept | None = None) -> Any:
         """What gives a callback each thing that it needs at a step."""
 
         def give(name: str, callback: Callback) -> Any:

@@ -89,13 +89,8 @@ class Program:
         result: Any = self.function(experiment, batch)
         if self.name == "predict_step":
             return list(arrays), result
-        if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != 2:
-            raise ExperimentError(self._pair_message(f"it returned {_kind(result)}"))
-        new, outs = cast("tuple[Any, Outs]", result)
-        if not isinstance(new, Experiment):
-            raise ExperimentError(
-                self._pair_message(f"the first thing it returned is {_kind(new)}")
-            )
+        owner = type(experiment).__name__
+        new, outs = check_pair(result, owner, self.name)
         return [_keep_type(o, n) for o, n in zip(arrays, self.split(new), strict=True)], outs
 
     def check_drift(self, old: Sequence[Any], new: Sequence[Any]) -> None:
@@ -117,13 +112,6 @@ class Program:
         marked = jax.tree.unflatten(self.treedef, list(self.constants))
         return [path for path, leaf in _tree.leaves_by_path(marked) if leaf is _ARRAY]
 
-    def _pair_message(self, found: str) -> str:
-        owner = type(self.merge([None] * self.constants.count(_ARRAY))).__name__
-        return (
-            f"{owner}.{self.name} must return a pair, the Experiment and its outs; {found}. "
-            f"Write `return solstice.replace(self, ...), metrics`"
-        )
-
     def _structure_message(self, after: Experiment) -> str:
         before = self.merge([0.0] * self.constants.count(_ARRAY))
         if type(before) is not type(after):
@@ -139,6 +127,18 @@ class Program:
             f"back the structure that it was given; create what depends on the data in "
             f"`setup(self, batch)`"
         )
+
+
+def check_pair(result: Any, owner: str, method: str) -> tuple[Any, Outs]:
+    """What a step returned, if it is an Experiment and outs; an ExperimentError otherwise."""
+    hint = "Write `return solstice.replace(self, ...), metrics`"
+    must = f"{owner}.{method} must return a pair, the Experiment and its outs"
+    if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != 2:
+        raise ExperimentError(f"{must}; it returned {_kind(result)}. {hint}")
+    new, outs = cast("tuple[Any, Outs]", result)
+    if not isinstance(new, Experiment):
+        raise ExperimentError(f"{must}; the first thing it returned is {_kind(new)}. {hint}")
+    return new, outs
 
 
 class ConstantChanged(Exception):  # noqa: N818, caught and mended

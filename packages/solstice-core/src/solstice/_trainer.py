@@ -6,9 +6,12 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
+import jax
+
 from solstice._cadence import watchers_within
 from solstice._callback import Callback, CallbackList, Record, check_callbacks
 from solstice._data import Source, open_source
+from solstice._eager import EagerStepper
 from solstice._errors import DataError
 from solstice._experiment import Experiment
 from solstice._explain import explanation
@@ -234,7 +237,7 @@ class Trainer:
             return self._evaluate(run, stepper, source, start)
 
     def _evaluate(
-        self, run: "_Run", stepper: Stepper, source: Source, at: Record
+        self, run: "_Run", stepper: Stepper | EagerStepper, source: Source, at: Record
     ) -> dict[str, Any]:
         """Evaluates; what becomes of the Experiment meanwhile is dropped with the stepper."""
         mode: Mode = "val" if at.mode == "train" else at.mode
@@ -280,7 +283,7 @@ class _Run:
         self._experiment = experiment
         self._start = start
         self._steps_per_call = steps_per_call
-        self._stepper: Stepper | None = None
+        self._stepper: Stepper | EagerStepper | None = None
         self._slots = Slots(1)
         self._pass: Pass | None = None
 
@@ -295,18 +298,22 @@ class _Run:
         """Whether a callback asked to stop."""
         return self._callbacks.stop is not None
 
-    def stepper(self, experiment: Experiment, method: str, batch: Batch) -> Stepper:
+    def stepper(self, experiment: Experiment, method: str, batch: Batch) -> Stepper | EagerStepper:
         """What runs the steps of one kind, as these callbacks need it."""
         callbacks = self._callbacks.callbacks
-        return Stepper(
-            experiment,
-            method,
-            batch,
-            steps_per_call=self._steps_per_call,
-            keeps_outs=method == "predict_step" or any("outs" in c.needs for c in callbacks),
-            can_rewind=bool(watchers_within(callbacks)),
-            readers=self._callbacks.num_readers,
-        )
+        readers = self._callbacks.num_readers
+        try:
+            return Stepper(
+                experiment,
+                method,
+                batch,
+                steps_per_call=self._steps_per_call,
+                keeps_outs=method == "predict_step" or any("outs" in c.needs for c in callbacks),
+                can_rewind=bool(watchers_within(callbacks)),
+                readers=readers,
+            )
+        except jax.errors.JAXTypeError as error:  # a value is needed where tracing has none
+            return EagerStepper(experiment, method, error, readers)
 
     @contextmanager
     def stop_postponed(self) -> Generator[None, None, None]:
@@ -315,13 +322,13 @@ class _Run:
         yield
         self._callbacks.stop = asked or self._callbacks.stop
 
-    def begin(self, experiment: Experiment, stepper: Stepper) -> None:
+    def begin(self, experiment: Experiment, stepper: Stepper | EagerStepper) -> None:
         """Tells the callbacks that the run begins, with an Experiment that is set up."""
         self._experiment = experiment
         self._stepper = stepper
         self._callbacks.tell("on_fit_start", self._now())
 
-    def begin_pass(self, stepper: Stepper, slots: Slots, start: Record) -> Pass:
+    def begin_pass(self, stepper: Stepper | EagerStepper, slots: Slots, start: Record) -> Pass:
         """A pass over a data set that begins at a moment of this run."""
         if stepper is self._stepper:
             self._slots = slots

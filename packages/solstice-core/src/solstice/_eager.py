@@ -1,0 +1,86 @@
+"""Steps that cannot be compiled run as they are, one a call."""
+
+import linecache
+import traceback
+import warnings
+from typing import Any
+
+import numpy as np
+
+from solstice import _tree
+from solstice._data import arrays_of
+from solstice._experiment import Experiment
+from solstice._feed import Block
+from solstice._metrics import Metrics, as_metrics
+from solstice._program import check_pair
+from solstice._types import Outs
+
+
+class EagerStepper:
+    """A `Stepper` for a step that reads values on the host, or branches on them.
+
+    Args:
+        experiment: where to start.
+        method: "train_step", "eval_step" or "predict_step".
+        error: why it cannot be compiled; a warning names the line.
+        readers: how many read metrics.
+    """
+
+    steps_per_call = 1
+    reason = "the step cannot be compiled, and runs as it is"
+    works_in_place = False
+
+    def __init__(self, experiment: Experiment, method: str, error: Exception, readers: int) -> None:
+        warnings.warn(
+            f"{type(experiment).__name__}.{method} cannot be compiled, and runs as it is, which is "
+            f"slow: {_line(error)}. Write it with jax.numpy, jnp.where and jax.lax.cond",
+            stacklevel=2,
+        )
+        self.experiment = experiment
+        self._method = method
+        self._totals: list[Metrics | None] = [None] * readers
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of the Experiment's arrays."""
+        return sum(np.asarray(x).nbytes for x in _tree.leaves(arrays_of(self.experiment)))
+
+    def run(self, block: Block) -> "EagerKept":
+        """Runs the one step of a block."""
+        batch = arrays_of(block.batches[0])
+        result: Any = getattr(self.experiment, self._method)(batch)
+        if self._method == "predict_step":
+            return EagerKept(result)
+        self.experiment, outs = check_pair(result, type(self.experiment).__name__, self._method)
+        metrics = as_metrics(outs, batch)
+        if metrics is not None:
+            self._totals = [metrics if t is None else t.merge(metrics) for t in self._totals]
+        return EagerKept(outs)
+
+    def rewind(self, block: Block, count: int) -> None:
+        """There is nothing to go back over: a call is one step."""
+
+    def take_metrics(self, reader: int = 0) -> Metrics | None:
+        """The merged metrics of the steps since this reader last took them, or None."""
+        total, self._totals[reader] = self._totals[reader], None
+        return total
+
+
+class EagerKept(list[Outs]):
+    """The outs of one step."""
+
+    def __init__(self, outs: Outs) -> None:
+        super().__init__([outs])
+
+    def first(self, count: int) -> "EagerKept":
+        """The same: there is one."""
+        del count
+        return self
+
+
+def _line(error: Exception) -> str:
+    """The user's line at which tracing failed: the last that is no library's."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f[0]]
+    frame = frames[-1]
+    source = linecache.getline(frame.filename, frame.lineno or 0).strip()
+    return f"{type(error).__name__} at {frame.filename}:{frame.lineno}, `{source}`"
