@@ -4,7 +4,7 @@ An Experiment is flattened once. Its arrays go from call to call; the rest, with
 call, is a `Program`, which `jax.jit` takes as a static argument.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, cast
@@ -81,7 +81,13 @@ class Program:
         changed = [i for i, (old, new) in enumerate(pairs) if not _same_constant(old, new)]
         if changed:
             raise ConstantChanged(self, changed, leaves)
-        return [new for old, new in pairs if old is _ARRAY]
+        arrays = [new for old, new in pairs if old is _ARRAY]
+        for path, new in zip(self._array_paths(), arrays, strict=True):
+            if not eqx.is_array_like(new):
+                raise ExperimentError(
+                    f"{self.name} gave back {new!r:.60} for `{path}`, which was an array"
+                )
+        return arrays
 
     def call(self, arrays: Sequence[Any], batch: Batch) -> tuple[list[Any], Outs]:
         """One step: the arrays after it, and its outs."""
@@ -302,8 +308,6 @@ def _as_type(x: Array, like: jax.ShapeDtypeStruct) -> Array:
 
 def _keep_type(old: Any, new: Any) -> Any:
     """A result that is only weaker typed than what was there would compile a second program."""
-    if not eqx.is_array_like(new):
-        raise ExperimentError(f"a step gave back {new!r:.60} where the Experiment held an array")
     new = jnp.asarray(new)
     return new if _is_weak(old) else strong(new)
 
@@ -375,6 +379,11 @@ def _explain(error: Exception, function: Any, method: str, batch: Batch) -> None
                 f"{method} cannot unpack its batch ({error}, line {trace.tb_lineno}). {given}. "
                 f"Give it a data set of batches that it unpacks, or change the line"
             ) from error
+    if isinstance(batch, Mapping) and "'str'" in str(error):
+        raise DataError(
+            f"{method} fails on a text ({error}), which is what unpacking a dict gives: its names. "
+            f'{given}. Write `x, y = batch["x"], batch["y"]` with the names of yours'
+        ) from error
     error.add_note(given)
 
 
@@ -395,7 +404,7 @@ def _same_constant(old: Any, new: Any) -> bool:
 
 
 def _short(x: Any) -> str:
-    return eqx.tree_pformat(jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return f"{x.dtype}{list(x.shape)}"
 
 
 def _kind(value: Any) -> str:
