@@ -6,7 +6,7 @@ Nothing here imports a data library. A `tf.data.Dataset`, a grain pipeline and a
 
 import inspect
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import equinox as eqx
@@ -63,7 +63,7 @@ class Source:
             self._peeked = next(batches), batches
         return self._peeked[0]
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int) -> Generator[Batch, None, None]:
         """The batches of one epoch. Raises DataError if there are none."""
         if self._peeked is None:
             return self._open(number)
@@ -71,7 +71,7 @@ class Source:
         self._peeked = None
         return _chain(first, rest)
 
-    def _open(self, number: int) -> Iterator[Batch]:
+    def _open(self, number: int) -> Generator[Batch, None, None]:
         set_epoch = getattr(self._data, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(number)
@@ -102,7 +102,7 @@ class Source:
         return f"{self.name} is empty: it gave no batch ({_describe(self._data)})"
 
 
-def _chain(first: Batch, rest: Iterator[Batch]) -> Iterator[Batch]:
+def _chain(first: Batch, rest: Iterator[Batch]) -> Generator[Batch, None, None]:
     yield first
     yield from rest
 

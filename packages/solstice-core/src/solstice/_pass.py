@@ -1,6 +1,7 @@
 """One pass over a data set in one mode: an epoch of training, an evaluation, a prediction."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -50,9 +51,11 @@ class Pass:
             max_count: the count of steps at which to end, as cadences count them.
         """
         self._callbacks.tell("on_epoch_start", self._with_experiment())
-        if self._callbacks.stop is not None:
-            return
-        feeder = Feeder(batches, self._slots, self._check())
+        if self._callbacks.stop is None:
+            with closing(batches):  # a thread that reads ahead ends here, however the pass ends
+                yield from self._blocks(Feeder(batches, self._slots, self._check()), max_count)
+
+    def _blocks(self, feeder: Feeder, max_count: int | None) -> Iterator[Kept | EagerKept]:
         block = self._take(feeder, self._count, max_count)
         while block is not None:
             self._callbacks.tell_step_start(self.record, self._count + 1, self._giver(block))

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from solstice._types import Batch
@@ -12,7 +12,7 @@ _POLL = 0.1
 """Seconds between two looks, by a thread whose queue is full, at whether it shall end."""
 
 
-def prefetched(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+def prefetched(batches: Iterator[Batch], count: int) -> Generator[Batch, None, None]:
     """The same batches, up to `count` of which are read ahead in a thread.
 
     An exception of the data set is raised here, with its own traceback. The thread ends when the

@@ -247,7 +247,7 @@ class Trainer:
             pass
         return evaluation.end()
 
-    def _read(self, source: Source, epoch: int) -> Iterator[Batch]:
+    def _read(self, source: Source, epoch: int) -> Generator[Batch, None, None]:
         batches = source.epoch(epoch)
         return prefetched(batches, self.prefetch) if self.prefetch else batches
 
