@@ -42,7 +42,7 @@ class Pass:
         self._cadence = cadence_of(callbacks.callbacks, stepper.steps_per_call)
 
     def blocks(
-        self, batches: Iterator[Batch], max_count: int | None = None
+        self, batches: Generator[Batch, None, None], max_count: int | None = None
     ) -> Iterator[Kept | EagerKept]:
         """Yields what is kept of each block, until the batches end or a callback asks to stop.
 
