@@ -1,6 +1,6 @@
 """One pass over a data set in one mode: an epoch of training, an evaluation, a prediction."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
