@@ -144,6 +144,8 @@ def to_numpy(batch: Batch, name: str = "batch") -> Batch:
             kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
             raise DataError(f"a {kind} in a batch of {name} is no array: {error}") from error
 
+    if all(type(leaf) is np.ndarray for leaf in _tree.leaves(batch)):
+        return batch  # as nearly always: nothing is made anew for each batch
     return jax.tree.map(convert, batch)
 
 
