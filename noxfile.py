@@ -15,7 +15,7 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 ADAPTERS = ["flax", "haiku", "stax", "optax"]
 SETS = {"none": [], **{name: [name] for name in ADAPTERS}, "all": ADAPTERS}
 
-TEST = ["pytest", "hypothesis", "scikit-learn", "tqdm"]
+TEST = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tqdm"]
 PLOT = ["matplotlib", "tqdm", "scikit-learn"]
 
 ROOT = Path(__file__).parent
@@ -40,6 +40,8 @@ ENV = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "MPLBACKEND": "Agg",
 }
+# Tests compile much and compute little.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def package(name: str) -> str:
@@ -62,7 +64,7 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the whole test suite on this Python, with every adapter; `-- ARGS` go to pytest."""
     install_all(session, *TEST, "grain")
-    session.run("pytest", *(session.posargs or ["tests"]), env=ENV)
+    session.run("pytest", "-n", "2", *(session.posargs or ["tests"]), env=ENV)
 
 
 @nox.session(python=PYTHONS, reuse_venv=False, requires=["build"])
@@ -74,7 +76,7 @@ def matrix(session: nox.Session, adapters: str) -> None:
     folders = ["tests/core", *(f"tests/{name}" for name in names)]
     if names == ADAPTERS:
         folders.append("tests/matrix")
-    session.run("pytest", "-q", *folders, *session.posargs, env=ENV)
+    session.run("pytest", "-q", "-n", "2", *folders, *session.posargs, env={**ENV, **QUICK})
 
 
 @nox.session

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from solstice._experiment import Experiment
 from solstice._types import Batch, Mode, Outs
@@ -174,10 +174,12 @@ class CallbackList:
         """Which reader a callback is; 0 is the epoch's end."""
         return 1 + self._readers.index(id(callback))
 
-    def tell(self, hook: str, record: Record) -> None:
-        """Tells all of a moment that is no step."""
-        for callback in self.callbacks:
-            self._call(callback, hook, record)
+    def tell(self, hook: str, make_record: Callable[[], Record]) -> None:
+        """Tells all of a moment that is no step; the record is made if there is a listener."""
+        listeners = _those_with(hook, self.callbacks)
+        record = make_record() if listeners else None
+        for callback in listeners:
+            self._call(callback, hook, cast("Record", record))
 
     def tell_step_start(
         self, record: Record, count: int, given: Callable[[str, Callback], Any]

@@ -37,6 +37,7 @@ class EagerStepper:
             stacklevel=2,
         )
         self.experiment = experiment
+        self.kind = type(experiment)
         self._method = method
         self._totals: list[Metrics | None] = [None] * readers
 
@@ -56,6 +57,9 @@ class EagerStepper:
         if metrics is not None:
             self._totals = [metrics if t is None else t.merge(metrics) for t in self._totals]
         return EagerKept(outs)
+
+    def finish(self) -> None:
+        """Says that no step will follow."""
 
     def rewind(self, block: Block, count: int) -> None:
         """There is nothing to go back over: a call is one step."""

@@ -1,7 +1,7 @@
 """The Experiment base class."""
 
 from abc import abstractmethod
-from typing import Any, Self
+from typing import Self
 
 import equinox as eqx
 
@@ -74,6 +74,6 @@ class Experiment(eqx.Module):
         del batch
 
 
-def overrides(experiment: Experiment, method: str) -> Any:
-    """Whether the class of `experiment` has a `method` of its own."""
-    return getattr(type(experiment), method) is not getattr(Experiment, method)
+def overrides(kind: type[Experiment], method: str) -> bool:
+    """Whether a class of Experiments has a `method` of its own."""
+    return getattr(kind, method) is not getattr(Experiment, method)

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from solstice._cadence import cadence_of
@@ -50,7 +51,7 @@ class Pass:
             batches: the batches of the pass.
             max_count: the count of steps at which to end, as cadences count them.
         """
-        self._callbacks.tell("on_epoch_start", self._with_experiment())
+        self._callbacks.tell("on_epoch_start", self._with_experiment)
         if self._callbacks.stop is None:
             with closing(batches):  # a thread that reads ahead ends here, however the pass ends
                 yield from self._blocks(Feeder(batches, self._slots, self._check()), max_count)
@@ -72,7 +73,8 @@ class Pass:
     def end(self) -> dict[str, Any]:
         """Ends the pass: its metrics, of which the callbacks are told."""
         metrics = to_host(self._stepper.take_metrics())
-        self._callbacks.tell("on_epoch_end", self._with_experiment(metrics=dict(metrics)))
+        end = partial(self._with_experiment, metrics=dict(metrics))
+        self._callbacks.tell("on_epoch_end", end)
         return metrics
 
     def _take(self, feeder: Feeder, position: int, max_count: int | None) -> Block | None:
@@ -118,10 +120,9 @@ class Pass:
         return give
 
     def _check(self) -> Any:
-        experiment = self._stepper.experiment
-        if self.record.mode != "predict" and overrides(experiment, "check_batch"):
-            return experiment.check_batch
-        return _accept
+        if self.record.mode == "predict" or not overrides(self._stepper.kind, "check_batch"):
+            return _accept
+        return self._stepper.experiment.check_batch
 
     @property
     def _count(self) -> int:

@@ -43,6 +43,7 @@ class Stepper:
     Attributes:
         steps_per_call: the most steps in a call.
         reason: why so many.
+        kind: the class of the Experiment.
 
     Raises:
         DataError: the step cannot unpack the batch.
@@ -68,11 +69,13 @@ class Stepper:
         self._config = _Config(self._plan.program, self.steps_per_call > 1, keeps_outs, grows)
         self._empty = None if grows else _tree.map(partial(_zeros, None), metrics)
         # What the user holds must never be donated, so training begins with a copy.
+        self.kind = type(experiment)
         self._donates = method == "train_step" and not can_rewind
         self._arrays: list[Any] = [x.copy() for x in arrays] if self._donates else arrays
         self._totals: list[Any] = [self._empty] * readers
         self._fresh = np.ones(readers, bool)
         self._before: Any = None
+        self._finished = False
 
     @property
     def state_bytes(self) -> int:
@@ -87,8 +90,13 @@ class Stepper:
     @property
     def experiment(self) -> Experiment:
         """The Experiment after the last step. It stays valid."""
-        arrays = [x.copy() for x in self._arrays] if self._donates else self._arrays
+        in_use = self._donates and not self._finished
+        arrays = [x.copy() for x in self._arrays] if in_use else self._arrays
         return self._plan.program.merge(arrays)
+
+    def finish(self) -> None:
+        """Says that no step will follow, so that the last arrays may be handed out as they are."""
+        self._finished = True
 
     def run(self, block: Block) -> "Kept":
         """Runs a block of steps; returns what is kept of each, on the device."""

@@ -326,7 +326,7 @@ class _Run:
         """Tells the callbacks that the run begins, with an Experiment that is set up."""
         self._experiment = experiment
         self._stepper = stepper
-        self._callbacks.tell("on_fit_start", self._now())
+        self._callbacks.tell("on_fit_start", self._now)
 
     def begin_pass(self, stepper: Stepper | EagerStepper, slots: Slots, start: Record) -> Pass:
         """A pass over a data set that begins at a moment of this run."""
@@ -343,10 +343,12 @@ class _Run:
 
     def end(self) -> None:
         """Tells the callbacks that the run has ended."""
-        self._callbacks.tell("on_fit_end", self._now())
+        self._finish()
+        self._callbacks.tell("on_fit_end", self._now)
 
     def fail(self, error: BaseException) -> None:
         """Tells the callbacks that the run ends by an error, which takes the Experiment along."""
+        self._finish()
         record = self._now()
         self._callbacks.tell_exception(record, error)
         if self._start.mode == "train" and record.step > 0:
@@ -356,6 +358,10 @@ class _Run:
                 f"The newest Experiment, after step {record.step:,}, is `trainer.experiment`, "
                 f"and `experiment` of this exception."
             )
+
+    def _finish(self) -> None:
+        if self._stepper is not None:
+            self._stepper.finish()
 
     def _now(self) -> Record:
         record = self._start if self._pass is None else self._pass.record
