@@ -130,6 +130,14 @@ def torch(session: nox.Session) -> None:
     session.run("pytest", "tests/torch", env=ENV)
 
 
+@nox.session(venv_backend="virtualenv")
+def bench(session: nox.Session) -> None:
+    """Write docs/benchmarks.md and .png; `-- --with-torch` adds PyTorch, the rest is for run.py."""
+    more = ["torch==2.13.0", "lightning"] if "--with-torch" in session.posargs else []
+    install_all(session, "optax", "flax", "keras", "matplotlib", "tqdm", *more)
+    session.run("python", "tests/benchmarks/run.py", *session.posargs, env=ENV)
+
+
 def wheels(*names: str) -> list[str]:
     """Wheels of these packages by path, so that no index is asked for a package of ours."""
     return [str(next(DIST.glob(f"solstice_{name}-*.whl"))) for name in names]

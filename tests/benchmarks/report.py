@@ -1,0 +1,183 @@
+"""The page and the chart: `report.page(...)` is Markdown, `report.chart(...)` writes a PNG."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import workloads
+
+LIBRARIES = ["jax", "jaxlib", "numpy", "optax", "equinox", "flax", "keras", "torch", "lightning"]
+
+HEAD = """\
+# Benchmarks
+
+Of one run, whole, written by
+
+```bash
+{command}
+```
+
+How it is measured, and what each contender is, stands in
+[tests/benchmarks](../tests/benchmarks/README.md).
+
+{machine}
+
+Every ratio is taken within one round, in which each contender trains one epoch, and is the median
+of {epochs} rounds; the quartiles stand beside it. "The limit" is one `lax.scan` over an epoch that
+is already on the device. On the CPU it is no limit where the step has a convolution (C), which XLA
+runs slower in a loop: compare with the hand-written loop there. The first step is timed from
+nothing, after the imports, to the end of one trained step, compilation included. Peak memory is
+above that after the imports and the data.
+
+![Time of an epoch over that of the limit, by workload](benchmarks.png)
+"""
+
+COLUMNS = [
+    "contender",
+    "x the limit",
+    "quartiles",
+    "x hand-written",
+    "ms a step",
+    "first step, s",
+    "x hand-written",
+    "peak memory, MB",
+    "x hand-written",
+]
+
+
+def page(training: Any, leaves: Any, command: str, epochs: int) -> str:
+    """`report.page(training, leaves, "nox -s bench", 7)`: results by workload and contender."""
+    parts = [HEAD.format(command=command, machine=machine(), epochs=epochs)]
+    for name, results in training.items():
+        workload = workloads.get(name)
+        steps = len(workload.batches)
+        parts.append(f"## {name}: {workload.title}\n\n{steps:,} steps an epoch.\n")
+        parts.append(_table(COLUMNS, [_row(r, results, steps) for r in results.values()]))
+    if leaves:
+        parts.append(
+            "## Leaf scaling\n\nMicroseconds for a step that adds 1 to each of so many arrays of "
+            "8 numbers, median of epochs.\n"
+        )
+        parts.append(_leaf_table(leaves))
+    return "\n".join(parts)
+
+
+def machine() -> str:
+    """The machine and the libraries, in a sentence each."""
+    versions = []
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    return (
+        f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), "
+        f"Python {platform.python_version()}.\n{', '.join(versions)}."
+    )
+
+
+def ratios(result: Any, to: Any) -> list[float]:
+    """Quartiles, the median in the middle, of the ratios within each round."""
+    pairs = zip(result.seconds, to.seconds, strict=True)
+    return [
+        float(q) for q in np.percentile([mine / theirs for mine, theirs in pairs], [25, 50, 75])
+    ]
+
+
+def _row(result: Any, results: Any, steps: int) -> list[str]:
+    if result.why:
+        return [result.title, result.why]
+    low, middle, high = ratios(result, results["limit"])
+    hand_written = results["hand_written"]
+    ms = 1000 * statistics.median(result.seconds) / steps
+    memory = ["", ""]
+    if result.peak is not None and hand_written.peak:
+        memory = [f"{result.peak / 1e6:.0f}", f"{result.peak / hand_written.peak:.2f}"]
+    return [
+        result.title,
+        f"{middle:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        f"{ratios(result, hand_written)[1]:.2f}",
+        f"{ms:.3f}",
+        f"{result.first_step:.2f}",
+        f"{result.first_step / hand_written.first_step:.2f}",
+        *memory,
+    ]
+
+
+def _leaf_table(leaves: Any) -> str:
+    rows = [
+        [contender, *(_microseconds(name, leaves[name][key]) for name in leaves)]
+        for key, contender in _titles(leaves).items()
+    ]
+    return _table(["contender", *(workloads.get(name, 1).title for name in leaves)], rows)
+
+
+def _microseconds(name: str, result: Any) -> str:
+    return result.why or f"{_step_time(name, result):.1f}"
+
+
+def _step_time(name: str, result: Any) -> float:
+    return 1e6 * statistics.median(result.seconds) / len(workloads.get(name).batches)
+
+
+def _titles(leaves: Any) -> dict[str, str]:
+    return {key: result.title for key, result in next(iter(leaves.values())).items()}
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    rows = [row + [""] * (len(columns) - len(row)) for row in rows]
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [columns, rule, *rows])
+
+
+def chart(training: Any, leaves: Any, path: Path) -> None:
+    """`report.chart(training, leaves, Path("benchmarks.png"))`: a panel for each workload."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = len(training) + bool(leaves)
+    rows = (panels + 1) // 2
+    figure, axes = plt.subplots(rows, 2, figsize=(13, 4.2 * rows), squeeze=False)
+    for axis in axes.flat[panels:]:
+        axis.axis("off")
+    for axis, (name, results) in zip(axes.flat, training.items(), strict=False):
+        _bars(axis, f"{name}: {workloads.get(name, 1).title}", results)
+    if leaves:
+        _lines(axes.flat[panels - 1], leaves)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _bars(axis: Any, title: str, results: Any) -> None:
+    shown = {
+        r.title.replace("`", ""): ratios(r, results["limit"]) for r in results.values() if not r.why
+    }
+    for at, (name, (low, middle, high)) in enumerate(shown.items()):
+        ours = name.startswith("Solstice")
+        axis.barh(at, middle, color="tab:orange" if ours else "tab:blue")
+        axis.plot([low, high], [at, at], color="black")
+        axis.annotate(f"{middle:.2f}", (high, at), (4, 0), textcoords="offset points", va="center")
+    axis.set_yticks(range(len(shown)), list(shown))
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.15 * max(high for _, _, high in shown.values()))
+    axis.axvline(1, color="grey", linewidth=0.8)
+    axis.set_title(title)
+    axis.set_xlabel("time of an epoch, x the limit (median, quartiles)")
+
+
+def _lines(axis: Any, leaves: Any) -> None:
+    for key, title in _titles(leaves).items():
+        done = {n: results[key] for n, results in leaves.items() if not results[key].why}
+        counts = [int(name.removeprefix("leaves-")) for name in done]
+        times = [_step_time(name, result) for name, result in done.items()]
+        axis.plot(counts, times, marker="o", label=title.replace("`", ""))
+    axis.set(xscale="log", yscale="log", title="Leaf scaling", xlabel="leaves")
+    axis.set_ylabel("microseconds a step")
+    axis.legend()
