@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -61,20 +62,29 @@ class FlaxModel:
         """`params, state = model.init(key, x)`."""
         module: Any = self.module
         variables = dict(module.init(key, x, **self._flags))
+        params = variables.pop("params", {})
+        new = jax.eval_shape(partial(self._train, module), params, variables, x, key)[1]
         # What `sow` collects is output, and would grow from step to step.
-        state = {k: v for k, v in variables.items() if k not in ("params", "intermediates")}
-        return variables.get("params", {}), state
+        state = {
+            name: values
+            for name, values in variables.items()
+            if jax.tree.structure(values) == jax.tree.structure(new.get(name))
+        }
+        return params, state
 
     def forward(
         self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
     ) -> tuple[Any, State]:
         """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
         module: Any = self.module
-        variables = {"params": params, **state}
         if not train:
             flags = {name: not value for name, value in self._flags.items()}
-            return module.apply(variables, x, **flags), state
+            return module.apply({"params": params, **state}, x, **flags), state
+        outputs, new = self._train(module, params, state, x, key)
+        return outputs, dict(new)
+
+    def _train(self, module: Any, params: Params, state: State, x: Any, key: Any) -> Any:
         # Linen feeds a stream that is not named from "params", so this one key serves them all.
         rngs = None if key is None else {"params": key}
-        outputs, new = module.apply(variables, x, rngs=rngs, mutable=list(state), **self._flags)
-        return outputs, dict(new)
+        variables = {"params": params, **state}
+        return module.apply(variables, x, rngs=rngs, mutable=list(state), **self._flags)

@@ -69,9 +69,9 @@ class NNXModel:
             return module(x), state
         module.train()
         outputs = module(x)
-        nnx.pop(module, nnx.Intermediate)  # what `sow` collects would grow from step to step
         *_, new = _split(module)
-        return outputs, nnx.to_pure_dict(new)
+        # What `sow` collects is output, and would grow from step to step.
+        return outputs, _only_keys_of(state, nnx.to_pure_dict(new))
 
     def _make(self, key: Array) -> nnx.Module:
         made: Any = self.module
@@ -82,6 +82,8 @@ class NNXModel:
                 f"NNXModel takes a flax.nnx.Module, or a function from nnx.Rngs to one, as in "
                 f"`NNXModel(lambda rngs: MLP(rngs=rngs))`; it was given {self.module!r:.80}"
             )
+        made = cast("Any", nnx.clone(made))  # the user's own is not touched
+        nnx.pop(made, nnx.Intermediate)
         return made
 
     def _rngs(self, key: Array) -> Any:
@@ -89,6 +91,13 @@ class NNXModel:
         shapes: list[Any] = jax.tree.leaves(self._rng_shapes)
         leaves = [_stream_leaf(jax.random.fold_in(key, i), s) for i, s in enumerate(shapes)]
         return jax.tree.unflatten(cast("Any", jax.tree.structure(self._rng_shapes)), leaves)
+
+
+def _only_keys_of(like: Any, tree: Any) -> Any:
+    if not isinstance(like, dict):
+        return tree
+    keys = cast("dict[Any, Any]", like)
+    return {key: _only_keys_of(keys[key], tree[key]) for key in keys}
 
 
 def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:

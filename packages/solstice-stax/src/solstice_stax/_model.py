@@ -70,8 +70,9 @@ class StaxModel:
 
     def _pair(self, mode: str) -> Pair:
         net: Any = self.net
-        pair = cast("Any", net(mode) if callable(net) else net)
-        if not (isinstance(pair, tuple) and len(cast("Pair", pair)) == 2):
+        made: Any = net(mode) if callable(net) else net
+        pair = cast("tuple[Any, ...]", made) if isinstance(made, tuple) else ()
+        if len(pair) != 2 or not all(callable(part) for part in pair):
             raise TypeError(
                 f"StaxModel takes an (init_fn, apply_fn) pair, or a function from a mode to one; "
                 f"it was given {self.net!r:.80}"

@@ -38,7 +38,8 @@ class EquinoxModel:
 
     def __post_init__(self) -> None:
         key = jax.eval_shape(lambda: jax.random.key(0))
-        module, layers = _pair(cast("Any", eqx.filter_eval_shape(self._values, key)))
+        shapes = cast("Any", eqx.filter_eval_shape(self._values, key))
+        module, layers = _pair(shapes) if _is_pair(shapes) else (None, None)
         if not isinstance(module, eqx.Module) or not callable(module):
             raise TypeError(
                 f"EquinoxModel takes a callable equinox.Module, a (module, state) pair, or a "
@@ -82,6 +83,10 @@ class EquinoxModel:
         if isinstance(given, eqx.Module | tuple):
             return cast("Any", given)
         return given(key) if callable(given) else None
+
+
+def _is_pair(values: Any) -> bool:
+    return not isinstance(values, tuple) or len(cast("tuple[Any, ...]", values)) == 2
 
 
 def _pair(values: Any) -> tuple[Any, Any]:

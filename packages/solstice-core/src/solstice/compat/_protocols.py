@@ -34,7 +34,8 @@ class Model(Protocol):
 
         Args:
             key: a PRNG key, typed or legacy. A model that already holds values ignores it.
-            x: an input, of which only shapes and dtypes matter.
+            x: an input, of which shapes and dtypes matter. (Haiku's BatchNorm takes its first
+                statistics from it too.)
 
         Returns:
             Params and State. The call has no side effect, and works under `jax.eval_shape`.

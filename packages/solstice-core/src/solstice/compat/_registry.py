@@ -112,6 +112,8 @@ def adapt(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
                 f"{obj!r} is an adapter already; options {sorted(options)} come too late"
             )
         return obj
+    if isinstance(obj, type):
+        raise TypeError(f"as_{kind} was given the class {obj.__name__}; give an instance of it")
     if options:
         return _make(kind, obj, options)
     return _MEMO.get_or_make(kind, obj)
@@ -152,8 +154,6 @@ def _nothing_claims(kind: Kind, obj: Any, prefixes: list[str]) -> Exception:
                 f"{function} was given a {shown}, which solstice.compat.{name} wraps: "
                 f"pip install {distribution}"
             )
-    if isinstance(obj, type):
-        return TypeError(f"{function} was given the class {obj.__name__}; give an instance of it")
     if isinstance(obj, types.FunctionType | types.MethodType | functools.partial):
         return TypeError(
             f"{function} was given a function, which does not show its framework. Name the adapter "

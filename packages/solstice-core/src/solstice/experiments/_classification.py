@@ -156,9 +156,12 @@ class ClassificationExperiment(Experiment):
         labels = np.asarray(y)
         if labels.size and (labels.min() < 0 or labels.max() >= self.num_classes):
             bad = labels[(labels < 0) | (labels >= self.num_classes)]
+            more = (
+                f"Give num_classes={int(labels.max()) + 1}, or mend" if bad.min() >= 0 else "Mend"
+            )
             raise DataError(
                 f"{bad.size} of {labels.size} labels are outside [0, {self.num_classes}), such as "
-                f"{bad[0]}. Give num_classes={int(labels.max()) + 1}, or mend the labels"
+                f"{bad[0]}. {more} the labels"
             )
 
     def train_step(self, batch: Batch) -> tuple[Self, ClassificationMetrics]:

@@ -1,0 +1,112 @@
+"""`import solstice` is light, and all that it exports is there and documented."""
+
+import inspect
+import json
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import solstice
+
+HEAVY = [
+    "flax",
+    "haiku",
+    "optax",
+    "tensorflow",
+    "torch",
+    "grain",
+    "orbax",
+    "matplotlib",
+    "pytest",
+    "tqdm",
+    "sklearn",
+    "scipy.stats",
+    "solstice_flax",
+    "solstice_haiku",
+    "solstice_stax",
+    "solstice_optax",
+]
+
+PROGRAM = """
+import json, sys
+import jax, equinox
+before = set(sys.modules)
+import solstice
+names = dir(solstice.compat)
+from solstice import *
+solstice.Trainer(callbacks=[solstice.callbacks.ProgressBar()])
+print(json.dumps([sorted(sys.modules), sorted(set(sys.modules) - before)]))
+"""
+
+MODULES = [solstice, solstice.callbacks, solstice.compat, solstice.data, solstice.experiments]
+MODULES += [solstice.metrics]
+
+
+@pytest.fixture(scope="module")
+def imported():
+    """All modules of a process that imported solstice, and those that came after JAX."""
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("heavy", HEAVY)
+def test_importing_solstice_does_not_import(imported, heavy):
+    assert heavy not in imported[0]
+
+
+def test_importing_solstice_imports_itself(imported):
+    every, new = imported
+    assert "jax" in every
+    assert "solstice.compat" in new
+
+
+def exported():
+    return [(module, name) for module in MODULES for name in getattr(module, "__all__", [])]
+
+
+@pytest.mark.parametrize(("module", "name"), exported(), ids=lambda x: getattr(x, "__name__", x))
+def test_an_exported_name_exists_and_is_documented(module, name):
+    value = getattr(module, name)
+    if inspect.ismodule(value) or inspect.isclass(value) or inspect.isfunction(value):
+        assert (value.__doc__ or "").strip()
+        assert not (value.__doc__ or "").startswith(f"{name}(")  # what a dataclass writes itself
+    assert name in dir(module)
+
+
+def test_all_names_nothing_twice():
+    for module in MODULES:
+        names = getattr(module, "__all__", [])
+        assert len(names) == len(set(names))
+
+
+def test_all_has_every_public_module():
+    modules = {m.name for m in pkgutil.iter_modules(solstice.__path__) if m.name[0] != "_"}
+    assert modules <= set(solstice.__all__)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_a_public_module_is_documented(module):
+    assert module.__doc__
+
+
+def public_methods():
+    classes = [getattr(m, n) for m, n in exported() if inspect.isclass(getattr(m, n))]
+    own = [c for c in dict.fromkeys(classes) if c.__module__.startswith("solstice")]
+    return [(c, name) for c in own for name in vars(c) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize(("cls", "name"), public_methods(), ids=lambda x: getattr(x, "__name__", x))
+def test_a_public_method_is_documented(cls, name):
+    member = inspect.getattr_static(cls, name)
+    if inspect.isfunction(member) or isinstance(member, property):
+        assert inspect.getdoc(getattr(cls, name))
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert solstice.__version__.split(".")[0].isdigit()
+    assert solstice.__version__.count(".") >= 1

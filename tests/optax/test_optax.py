@@ -1,0 +1,331 @@
+"""OptaxOptimizer does what Optax does, and fits the Optimizer protocol."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax import contrib
+
+import solstice
+from solstice.compat import AdapterError, Optimizer, as_model, as_optimizer
+from solstice_optax import OptaxOptimizer
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax divides float32 moments by an int32 power (bias correction), and more of this kind."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(64, 3)).astype(np.float32)
+Y = X @ np.array([1.0, -2.0, 3.0], np.float32) + np.float32(0.5)
+
+
+def loss_fn(params):
+    return jnp.mean((X @ params["w"] + params["b"] - Y) ** 2)
+
+
+def initial_params():
+    return {"w": jnp.zeros(3), "b": jnp.zeros(())}
+
+
+def run(optimizer, steps, **extra):
+    """Params and state after some compiled steps of an adapter."""
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(loss_fn)(params)
+        return optimizer.step(grads, state, params, value=value, value_fn=loss_fn, **extra)
+
+    params = initial_params()
+    state = optimizer.init(params)
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state
+
+
+def run_optax(tx, steps, *names):
+    """The same by hand, where `update` is given the named extra arguments."""
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(loss_fn)(params)
+        every = {"value": value, "grad": grads, "value_fn": loss_fn}
+        updates, state = tx.update(grads, state, params, **{name: every[name] for name in names})
+        return optax.apply_updates(params, updates), state
+
+    params = initial_params()
+    state = tx.init(params)
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state
+
+
+def assert_same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_close(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, other)
+
+
+def differ(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.any(np.asarray(a) != np.asarray(b)) for a, b in pairs)
+
+
+CASES = {
+    "adam": (optax.adam(0.1), ()),
+    "adamw": (optax.adamw(0.1, weight_decay=0.1), ()),
+    "sgd with momentum": (optax.sgd(0.05, momentum=0.9), ()),
+    "clip and sgd": (optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.05)), ()),
+    "schedule": (optax.sgd(optax.cosine_decay_schedule(0.1, 20)), ()),
+    "lbfgs": (optax.lbfgs(), ("value", "grad", "value_fn")),
+    "lbfgs in a chain": (
+        optax.chain(optax.identity(), optax.lbfgs()),
+        ("value", "grad", "value_fn"),
+    ),
+    "polyak": (optax.polyak_sgd(), ("value",)),
+    "plateau": (
+        optax.chain(optax.sgd(0.05), contrib.reduce_on_plateau(patience=1, rtol=0.5)),
+        ("value",),
+    ),
+    "schedule-free": (contrib.schedule_free_adamw(0.1), ()),
+    "injected": (optax.inject_hyperparams(optax.adam)(learning_rate=0.1), ()),
+}
+
+
+@pytest.mark.parametrize(("tx", "names"), CASES.values(), ids=CASES)
+def test_twenty_steps_equal_a_loop_written_by_hand(tx, names):
+    params, state = run(OptaxOptimizer(tx), 20)
+    expected_params, expected_state = run_optax(tx, 20, *names)
+    assert_same(params, expected_params)
+    assert_same(state, expected_state)
+    assert loss_fn(params) < loss_fn(initial_params())
+
+
+@pytest.mark.parametrize(("tx", "names"), CASES.values(), ids=CASES)
+def test_a_step_keeps_structure_and_types_of_the_state(tx, names):
+    del names
+    optimizer = OptaxOptimizer(tx)
+
+    def step(params, state):
+        value, grads = jax.value_and_grad(loss_fn)(params)
+        return optimizer.step(grads, state, params, value=value, value_fn=loss_fn)
+
+    before = initial_params(), optimizer.init(initial_params())
+    after = jax.eval_shape(step, *before)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert (new.shape, new.dtype) == (old.shape, old.dtype)
+
+
+def test_the_state_is_the_one_that_optax_makes():
+    tx = optax.adam(0.1)
+    assert_same(OptaxOptimizer(tx).init(initial_params()), tx.init(initial_params()))
+
+
+def test_lbfgs_finds_the_minimum_and_counts_line_search_steps():
+    params, state = run(OptaxOptimizer(optax.lbfgs()), 15)
+    np.testing.assert_allclose(params["w"], [1.0, -2.0, 3.0], atol=1e-3)
+    np.testing.assert_allclose(params["b"], 0.5, atol=1e-3)
+    assert optax.tree_utils.tree_get(state, "value") < 1e-5
+
+
+def test_reduce_on_plateau_sees_the_value():
+    tx = optax.chain(optax.sgd(0.05), contrib.reduce_on_plateau(patience=1, rtol=0.5))
+    optimizer = OptaxOptimizer(tx)
+    params = initial_params()
+    state = optimizer.init(params)
+    grads = jax.grad(loss_fn)(params)
+    for _ in range(5):
+        params, state = optimizer.step(grads, state, params, value=jnp.asarray(1.0))
+    assert optax.tree_utils.tree_get(state, "scale") < 1.0
+
+
+def test_polyak_without_a_value_is_an_error_of_optax():
+    optimizer = OptaxOptimizer(optax.polyak_sgd())
+    params = initial_params()
+    with pytest.raises(TypeError, match="value"):
+        optimizer.step(params, optimizer.init(params), params)
+
+
+def test_multi_steps_updates_every_third_time_by_the_mean():
+    optimizer = OptaxOptimizer(optax.MultiSteps(optax.sgd(1.0), every_k_schedule=3))
+    params = {"w": jnp.zeros(2)}
+    state = optimizer.init(params)
+    seen = []
+    for value in [1.0, 2.0, 6.0, 1.0, 1.0, 1.0]:
+        params, state = optimizer.step({"w": jnp.full(2, value)}, state, params)
+        seen.append(float(params["w"][0]))
+    np.testing.assert_allclose(seen, [0, 0, -3, -3, -3, -4], atol=1e-5)
+
+
+def test_injected_hyperparameters_may_be_changed_in_the_state():
+    optimizer = OptaxOptimizer(optax.inject_hyperparams(optax.sgd)(learning_rate=1.0))
+    params = {"w": jnp.zeros(2)}
+    grads = {"w": jnp.ones(2)}
+    params, state = optimizer.step(grads, optimizer.init(params), params)
+    state.hyperparams["learning_rate"] = jnp.asarray(0.25)
+    params, state = optimizer.step(grads, state, params)
+    np.testing.assert_allclose(params["w"], [-1.25, -1.25])
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [optax.sgd(0.1), optax.polyak_sgd(), optax.MultiSteps(optax.sgd(0.1), 2)],
+    ids=["sgd", "polyak", "multi steps"],
+)
+def test_unknown_extra_arguments_change_nothing(tx):
+    plain, _ = run(OptaxOptimizer(tx), 3)
+    more, _ = run(OptaxOptimizer(tx), 3, temperature=2.0, batch=object())
+    assert_same(more, plain)
+
+
+def temperature_alone():
+    """A transformation with an extra argument of its own, and no others."""
+
+    def update(updates, state, params=None, *, temperature):
+        del params
+        return jax.tree.map(lambda g: -temperature * g, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def temperature_in_a_chain():
+    """The same in a chain, which gives all to all, so that all must take all."""
+    init, narrow = temperature_alone()
+
+    def update(updates, state, params=None, *, temperature, **others):
+        assert "value" in others
+        return narrow(updates, state, params, temperature=temperature)
+
+    return optax.chain(optax.sgd(1.0), optax.GradientTransformationExtraArgs(init, update))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"), [(temperature_alone, -2.0), (temperature_in_a_chain, 2.0)]
+)
+def test_an_extra_argument_that_a_transformation_names_reaches_it(make, expected):
+    optimizer = OptaxOptimizer(make())
+    params = {"w": jnp.zeros(2)}
+    params, _ = optimizer.step(
+        {"w": jnp.ones(2)}, optimizer.init(params), params, value=jnp.zeros(()), temperature=2.0
+    )
+    np.testing.assert_array_equal(params["w"], [expected, expected])
+
+
+def test_params_keep_a_half_precision():
+    optimizer = OptaxOptimizer(optax.adam(0.1))
+    params = {"w": jnp.ones(2, jnp.bfloat16)}
+    params, _ = optimizer.step(params, optimizer.init(params), params)
+    assert params["w"].dtype == jnp.bfloat16
+    assert differ(params, {"w": jnp.ones(2, jnp.bfloat16)})
+
+
+def test_most_optimizers_evaluate_at_the_params():
+    params, state = run(OptaxOptimizer(optax.adam(0.1)), 3)
+    assert OptaxOptimizer(optax.adam(0.1)).eval_params(state, params) is params
+
+
+def test_schedule_free_evaluates_at_its_average():
+    optimizer = OptaxOptimizer(contrib.schedule_free_adamw(0.1))
+    params, state = run(optimizer, 10)
+    average = optimizer.eval_params(state, params)
+    assert differ(average, params)
+    assert_same(average, contrib.schedule_free_eval_params(state, params))
+
+
+def schedule_free_in_a_chain():
+    return optax.chain(optax.clip_by_global_norm(1.0), contrib.schedule_free_sgd(0.1))
+
+
+def schedule_free_injected():
+    return optax.inject_hyperparams(contrib.schedule_free_sgd)(learning_rate=0.1)
+
+
+def schedule_free_in_multi_steps():
+    return optax.MultiSteps(contrib.schedule_free_sgd(0.1), every_k_schedule=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "inner"),
+    [
+        (schedule_free_in_a_chain, lambda state: state[1]),
+        (schedule_free_injected, lambda state: state.inner_state),
+        (schedule_free_in_multi_steps, lambda state: state.inner_opt_state),
+    ],
+)
+def test_schedule_free_within_another_evaluates_at_its_average(make, inner):
+    optimizer = OptaxOptimizer(make())
+    params, state = run(optimizer, 10)
+    average = optimizer.eval_params(state, params)
+    assert differ(average, params)
+    assert_same(average, contrib.schedule_free_eval_params(inner(state), params))
+    assert_close(jax.jit(optimizer.eval_params)(state, params), average)
+
+
+@pytest.mark.parametrize("wrong", [0.1, None, optax.adam, "adam", (1, 2), lambda grads: grads])
+def test_what_is_no_transformation_is_refused(wrong):
+    with pytest.raises(TypeError, match=r"optax\.GradientTransformation.*OptaxOptimizer\("):
+        OptaxOptimizer(wrong)
+
+
+def test_the_adapter_is_static_and_an_optimizer():
+    optimizer = OptaxOptimizer(optax.adam(0.1))
+    assert isinstance(optimizer, Optimizer)
+    assert jax.tree.leaves(optimizer) == []
+    assert optimizer == jax.tree.map(lambda x: x, optimizer)
+    assert optimizer != OptaxOptimizer(optimizer.tx)
+    assert len({optimizer, OptaxOptimizer(optimizer.tx)}) == 2
+
+
+def test_solstice_compat_has_it_by_name():
+    assert solstice.compat.OptaxOptimizer is OptaxOptimizer
+    assert "OptaxOptimizer" in dir(solstice.compat)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.adam(0.1),
+        optax.chain(optax.clip(1.0), optax.sgd(0.1)),
+        optax.MultiSteps(optax.sgd(0.1), every_k_schedule=2),
+    ],
+    ids=["adam", "chain", "multi steps"],
+)
+def test_as_optimizer_gives_one_adapter_for_one_object(tx):
+    optimizer = as_optimizer(tx)
+    assert type(optimizer) is OptaxOptimizer
+    assert optimizer.tx is tx
+    assert as_optimizer(tx) is optimizer
+    assert as_optimizer(optimizer) is optimizer
+
+
+def test_a_copy_of_the_tuple_is_the_same_object_to_as_optimizer():
+    tx = optax.adam(0.1)
+    optimizer = as_optimizer(tx)
+    assert as_optimizer(optax.GradientTransformationExtraArgs(tx.init, tx.update)) is optimizer
+
+
+def test_another_object_has_another_adapter():
+    one, other = optax.adam(0.1), optax.adam(0.1)
+    adapter = as_optimizer(one)
+    assert as_optimizer(other) is not adapter
+    assert as_optimizer(one) is adapter
+
+
+def test_as_optimizer_takes_no_options_for_optax():
+    with pytest.raises(TypeError, match="speed"):
+        as_optimizer(optax.adam(0.1), speed=2)
+
+
+def test_as_model_says_that_it_is_an_optimizer():
+    with pytest.raises(TypeError, match=r"as_model was given an optimizer.*Use as_optimizer") as e:
+        as_model(optax.adam(0.1))
+    assert not isinstance(e.value, AdapterError)
