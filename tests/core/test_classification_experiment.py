@@ -605,3 +605,9 @@ def test_a_bare_module_shared_by_experiments_is_compiled_once():
     other = fit(make(module, seed=1), batches())
     assert one.model is other.model
     assert len(traces) == count
+
+
+@pytest.mark.parametrize("batch", [X[:4], (X[:4], Y[:4])], ids=["bare", "pair"])
+def test_to_predict_without_values_is_an_error(batch):
+    with pytest.raises(DataError, match="no values yet: train it first"):
+        next(Trainer().predict(make(), [batch]))

@@ -58,9 +58,9 @@ class Experiment(eqx.Module):
     def setup(self, batch: Batch) -> Self:
         """`exp = exp.setup(first_batch)`: finish what needs to know a batch. Optional.
 
-        The Trainer calls it once before a run, outside of any compilation, with the first batch
-        as NumPy arrays: the place to create parameters whose shape depends on the data. It must
-        give back an Experiment that is already set up as it is.
+        The Trainer calls it once before it trains or evaluates, outside of any compilation, with
+        the first batch as NumPy arrays: the place to create parameters whose shape depends on the
+        data. It must give back an Experiment that is already set up as it is.
         """
         del batch
         return self

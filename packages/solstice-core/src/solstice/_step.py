@@ -27,6 +27,10 @@ STEPS_PER_CALL = 32
 """Steps in a block. 16 to 64 are alike; 8 costs some percent, 1 costs half as much again."""
 
 
+BYTES_PER_CALL = 2**26
+"""Batches in a block, together: large ones gain nothing from waiting for one another."""
+
+
 class Stepper:
     """Runs blocks of steps of one kind, from one Experiment on.
 
@@ -63,7 +67,7 @@ class Stepper:
     ) -> None:
         batch = arrays_of(batch)
         self._plan, arrays = prepare(experiment, method, batch)
-        self.steps_per_call, self.reason = _arrangement(self._plan, steps_per_call)
+        self.steps_per_call, self.reason = _arrangement(self._plan, steps_per_call, batch)
         metrics = _tree.eval_shape(_packed_metrics, self._plan.outs, batch)
         grows = metrics is not None and not _keeps_shape(metrics)
         self._config = _Config(self._plan.program, self.steps_per_call > 1, keeps_outs, grows)
@@ -214,12 +218,16 @@ _run = cast("_Runs", jax.jit(_run_block, static_argnums=0))
 _run_in_place = cast("_Runs", jax.jit(_run_block, static_argnums=0, donate_argnums=1))
 
 
-def _arrangement(plan: Plan, steps_per_call: int | None) -> tuple[int, str]:
+def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[int, str]:
     """How many steps a call runs: by rule and never by timing, which would change bits."""
     if steps_per_call is not None:
         return steps_per_call, "as steps_per_call says"
     if plan.has_convolution and jax.default_backend() == "cpu":
         return 1, "the step has a convolution, whose backward pass is slow in a loop on the CPU"
+    size = sum(leaf.nbytes for leaf in _tree.leaves(batch))
+    fitting = BYTES_PER_CALL // max(size, 1)
+    if fitting < STEPS_PER_CALL:
+        return max(fitting, 1), f"a batch has {size:,} bytes, and a call at most {BYTES_PER_CALL:,}"
     return STEPS_PER_CALL, "small steps cost less when one call runs many"
 
 

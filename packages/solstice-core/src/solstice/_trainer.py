@@ -44,7 +44,8 @@ class Trainer:
         prefetch: batches that a thread reads ahead; for a data set that is slow. 0 is none: on
             small steps, a thread costs more than it gains.
         steps_per_call: the most steps that one compiled call runs. Left out, it is chosen by
-            rule: 1 where the step has a convolution and the device is the CPU, else 32.
+            rule: 1 where the step has a convolution and the device is the CPU, else 32, or as
+            many as make 64 MiB of batches.
     """
 
     def __init__(
@@ -215,7 +216,6 @@ class Trainer:
     def _predict(self, experiment: Experiment, source: Source) -> Iterator[Outs]:
         start = Record(mode="predict", steps_per_epoch=source.length)
         with self._running(experiment, start) as run:
-            experiment = experiment.setup(source.first())
             stepper = run.stepper(experiment, "predict_step", source.first())
             run.begin(experiment, stepper)
             prediction = run.begin_pass(stepper, Slots(stepper.steps_per_call), start)

@@ -19,7 +19,8 @@ class OptaxOptimizer:
     """`OptaxOptimizer(optax.adam(3e-4))`: an Optax optimiser as a `solstice.compat.Optimizer`.
 
     Transformations with extra arguments get those that they name: `value`, `grad` and `value_fn`
-    (L-BFGS, Polyak, `reduce_on_plateau`), and what `step` is given beside. Schedule-free
+    (L-BFGS, Polyak, `reduce_on_plateau`), and what `step` is given beside; a line search refuses
+    what its `value_fn` does not take. Schedule-free
     optimisers, also within a chain, evaluate at their averaged point.
 
     Args:

@@ -155,9 +155,12 @@ def _nothing_claims(kind: Kind, obj: Any, prefixes: list[str]) -> Exception:
                 f"pip install {distribution}"
             )
     if isinstance(obj, types.FunctionType | types.MethodType | functools.partial):
+        hint = {
+            "model": "Name the adapter that takes a factory, as in `compat.EquinoxModel(factory)`",
+            "optimizer": "Call it, and give what it makes",
+        }
         return TypeError(
-            f"{function} was given a function, which does not show its framework. Name the adapter "
-            f"that takes a factory, as in `solstice.compat.EquinoxModel(factory)`"
+            f"{function} was given a function, which does not show its framework. {hint[kind]}"
         )
     known = ", ".join(sorted({c.prefix for c in claims() if c.kind == kind})) or "none"
     methods = "init and forward" if kind == "model" else "init, step and eval_params"

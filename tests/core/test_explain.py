@@ -1,0 +1,92 @@
+"""`Trainer.explain` says how many steps a call runs, and why."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import solstice
+from solstice.callbacks import Logging
+
+
+class Sum(solstice.Experiment):
+    total: Any
+
+    def train_step(self, batch: Any) -> Any:
+        return solstice.replace(self, total=self.total + batch.sum()), {"sum": batch.sum()}
+
+    def eval_step(self, batch: Any) -> Any:
+        return self, {}
+
+
+class Convolution(Sum):
+    def train_step(self, batch: Any) -> Any:
+        out = jax.lax.conv(batch, jnp.ones((1, 1, 2, 2)), (1, 1), "VALID")
+        return solstice.replace(self, total=self.total + out.sum()), {}
+
+
+class Looks(solstice.Callback):
+    every = 10
+    needs = ("experiment",)
+
+    def on_step_end(self, record: solstice.Record) -> None:
+        pass
+
+
+class Watches(solstice.Callback):
+    def on_step_end(self, record: solstice.Record) -> None:
+        pass
+
+
+SMALL = [np.ones(4, np.float32)] * 3
+
+
+def explained(
+    capsys: Any, experiment: Any = None, data: Any = SMALL, callbacks: Any = (), **options: Any
+) -> str:
+    trainer = solstice.Trainer(callbacks, **options)
+    trainer.fit(experiment or Sum(jnp.zeros(())), data)
+    trainer.explain()
+    return capsys.readouterr().out
+
+
+def test_small_steps_run_thirty_two_a_call(capsys: Any):
+    text = explained(capsys)
+    assert "up to 32 steps a call" in text
+    assert "donated: each call works in the memory of the one before" in text
+    assert "compiled programs: 1" in text
+    assert f"memory for batches: {2 * 32 * 16:,} bytes" in text
+
+
+def test_a_convolution_on_the_cpu_runs_one_a_call(capsys: Any):
+    data = [np.ones((2, 1, 4, 4), np.float32)] * 2
+    text = explained(capsys, Convolution(jnp.zeros(())), data)
+    assert "up to 1 steps a call: the step has a convolution" in text
+
+
+def test_large_batches_run_as_many_as_fit(capsys: Any):
+    data = [np.ones(2**22, np.float32)] * 2  # 16 MiB each
+    text = explained(capsys, data=data)
+    assert "up to 4 steps a call: a batch has 16,777,216 bytes" in text
+
+
+def test_what_ends_a_call_is_named(capsys: Any):
+    text = explained(capsys, callbacks=[Looks(), Logging(print, every=4)])
+    assert "a call ends at every 10 steps: Looks" in text
+    assert "a call ends at every 4 steps: Logging" in text
+    assert "longest call: 4 steps" in text
+
+
+def test_what_keeps_memory_from_being_reused_is_named(capsys: Any):
+    assert "not donated: Watches may stop" in explained(capsys, callbacks=[Watches()])
+
+
+def test_a_choice_of_the_users_is_said(capsys: Any):
+    assert "up to 7 steps a call: as steps_per_call says" in explained(capsys, steps_per_call=7)
+
+
+def test_before_a_run_there_is_nothing_to_explain():
+    with pytest.raises(AttributeError, match="before its first run"):
+        solstice.Trainer().explain()
