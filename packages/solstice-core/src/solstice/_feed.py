@@ -110,7 +110,7 @@ class _Flat:
         self.tree = batch
         leaves = _tree.leaves(batch)
         self.treedef: Hashable = _tree.structure(batch)
-        self.arrays = [leaf if is_numeric(leaf) else None for leaf in leaves]
+        self.arrays: list[Any] = [leaf if is_numeric(leaf) else None for leaf in leaves]
         self.kind: Hashable = (
             self.treedef,
             tuple(None if leaf is None else (leaf.shape, leaf.dtype) for leaf in self.arrays),
@@ -189,7 +189,9 @@ class _Slot:
         self.kind = batch.kind
         self.size = size
         self.reader: Any = None
-        self._memory = [None if leaf is None else _aligned(size, leaf) for leaf in batch.arrays]
+        self._memory: list[Any] = [
+            None if leaf is None else _aligned(size, leaf) for leaf in batch.arrays
+        ]
         self.stacked: Batch = jax.tree.unflatten(_as_any(batch.treedef), self._memory)
 
     def put(self, index: int, batch: _Flat) -> None:
