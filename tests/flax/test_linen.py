@@ -239,3 +239,7 @@ def test_found_by_name_and_by_type():
     module = MLP([4, toys.CLASSES])
     assert solstice.compat.FlaxModel is FlaxModel
     assert type(solstice.compat.as_model(module)) is FlaxModel
+
+
+def test_train_arg_wins_over_the_meaning_of_the_name():
+    assert responses(FlaxModel(flag_net("deterministic"), train_arg="deterministic")) == (1, 0)

@@ -55,7 +55,9 @@ class FlaxModel:
                 f"{', '.join(sorted(names))}"
             )
         in_training = {name: True for name in (*_TRAIN_NAMES, self.train_arg) if name in names}
-        in_evaluation = {name: False for name in _EVAL_NAMES if name in names}
+        in_evaluation = {
+            name: False for name in _EVAL_NAMES if name in names and name != self.train_arg
+        }
         self._flags = {**in_training, **in_evaluation}
 
     def init(self, key: Array, x: Any, /) -> tuple[Params, State]:

@@ -96,7 +96,8 @@ class Optimizer(Protocol):
             value: the loss at `params`, a scalar, for optimisers that use it.
             value_fn: the loss as a function of Params on this batch, deterministic, for
                 optimisers that search along a line.
-            **extra: what else a particular optimiser takes; others ignore it.
+            **extra: what else a particular optimiser takes; others ignore it, as far as they show
+                what they take.
 
         Returns:
             New Params (not updates to add), and the new state.
