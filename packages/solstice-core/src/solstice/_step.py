@@ -24,7 +24,7 @@ from solstice._program import Plan, Program, pack, prepare, unpack
 from solstice._types import Batch, Outs
 
 STEPS_PER_CALL = 32
-"""Steps in a block. 16 to 64 are alike; 8 costs some percent, 1 costs half as much again."""
+"""Steps in a block: enough for the cost of a call not to matter, and few to wait for."""
 
 
 BYTES_PER_CALL = 2**26
