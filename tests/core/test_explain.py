@@ -67,9 +67,9 @@ def test_a_convolution_on_the_cpu_runs_one_a_call(capsys: Any):
 
 
 def test_large_batches_run_as_many_as_fit(capsys: Any):
-    data = [np.ones(2**22, np.float32)] * 2  # 16 MiB each
+    data = [np.ones(2**19, np.float32)] * 2  # 2 MiB each
     text = explained(capsys, data=data)
-    assert "up to 4 steps a call: a batch has 16,777,216 bytes" in text
+    assert "up to 4 steps a call: a batch has 2,097,152 bytes" in text
 
 
 def test_what_ends_a_call_is_named(capsys: Any):

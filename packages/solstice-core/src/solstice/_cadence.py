@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from solstice._callback import Callback, overrides_hook
+from solstice._callback import Callback, listens_to_steps
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Cadence:
 def cadence_of(callbacks: Iterable[Callback], size: int) -> Cadence:
     """The cadence that these callbacks ask for."""
     between = watchers_between(callbacks)
-    before = {c.every for c in between if overrides_hook(c, "on_step_start")}
-    after = {c.every for c in between if _reads_between(c)}
+    before = {c.every or 1 for c in between if listens_to_steps(c, "on_step_start")}
+    after = {c.every or 1 for c in between if _reads_between(c)}
     return Cadence(tuple(sorted(after)), tuple(sorted(before)), size)
 
 
 def watchers_between(callbacks: Iterable[Callback]) -> list[Callback]:
     """Those that are told between two calls: before a step, or with the Experiment or metrics."""
-    return [c for c in callbacks if overrides_hook(c, "on_step_start") or _reads_between(c)]
+    return [c for c in callbacks if listens_to_steps(c, "on_step_start") or _reads_between(c)]
 
 
 def watchers_within(callbacks: Iterable[Callback]) -> list[Callback]:
@@ -53,13 +53,13 @@ def watchers_within(callbacks: Iterable[Callback]) -> list[Callback]:
         for callback in callbacks
         if callback.may_stop
         and (
-            overrides_hook(callback, "on_step_start")
-            or (overrides_hook(callback, "on_step_end") and not _reads_between(callback))
+            listens_to_steps(callback, "on_step_start")
+            or (listens_to_steps(callback, "on_step_end") and not _reads_between(callback))
         )
     ]
 
 
 def _reads_between(callback: Callback) -> bool:
-    return overrides_hook(callback, "on_step_end") and bool(
+    return listens_to_steps(callback, "on_step_end") and bool(
         {"experiment", "metrics"} & {*callback.needs}
     )

@@ -144,7 +144,9 @@ def to_numpy(batch: Batch, name: str = "batch") -> Batch:
             kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
             raise DataError(f"a {kind} in a batch of {name} is no array: {error}") from error
 
-    if all(type(leaf) is np.ndarray for leaf in _tree.leaves(batch)):
+    flat = isinstance(batch, tuple)  # as batches nearly always are
+    leaves = cast("tuple[Any, ...]", batch) if flat else _tree.leaves(batch)
+    if all(type(leaf) is np.ndarray for leaf in leaves):
         return batch  # as nearly always: nothing is made anew for each batch
     return jax.tree.map(convert, batch)
 

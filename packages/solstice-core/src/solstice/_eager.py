@@ -58,9 +58,6 @@ class EagerStepper:
             self._totals = [metrics if t is None else t.merge(metrics) for t in self._totals]
         return EagerKept(outs)
 
-    def finish(self) -> None:
-        """Says that no step will follow."""
-
     def rewind(self, block: Block, count: int) -> None:
         """There is nothing to go back over: a call is one step."""
 

@@ -6,9 +6,10 @@ in place, and to fill it too early would change the batches of a step that is un
 batches are copied, a data set may reuse its own memory as well.
 """
 
+import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -26,6 +27,9 @@ _SLOTS = 2
 
 _SHAPES = 2
 """Shapes of batches whose slots are kept: the usual one, and that of a partial last batch."""
+
+_PATIENCE = 0.25
+"""Seconds after which a block is run with the batches that there are."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ class Feeder:
     def take(self, count: int) -> Block | None:
         """The next block, of `count` batches at the most; None at the end of the data.
 
-        A batch of another shape begins a block of its own. An exception of the data set is
-        raised when the batches before it have been given.
+        A batch of another shape begins a block of its own. A slow data set gives shorter blocks,
+        since a step that waits for batches gains nothing by waiting for more. An exception of the
+        data set is raised when the batches before it have been given.
         """
         batch = self._next()
         if self._error is not None:
@@ -76,14 +81,15 @@ class Feeder:
         if batch is None:
             return None
         slot = self._slots.next(batch)
+        latest = time.monotonic() + _PATIENCE
         taken: list[Batch] = []
         while batch is not None:
-            if batch.kind != slot.kind:
+            if not slot.put(len(taken), batch):
                 self._held = batch
                 break
-            slot.put(len(taken), batch)
             taken.append(batch.tree)
-            batch = self._next() if len(taken) < min(count, slot.size) else None
+            more = len(taken) < min(count, slot.size) and time.monotonic() < latest
+            batch = self._next() if more else None
         return Block(taken, slot.stacked, slot)
 
     def _next(self) -> "_Flat | None":
@@ -92,29 +98,26 @@ class Feeder:
             return held
         try:
             batch = next(self._batches, None)
-            if batch is None:
-                return None
-            self._check(batch)
-            flat = _Flat(batch)
-            self._slots.check_structure(flat)
+            if batch is not None:
+                self._check(batch)
         except Exception as error:
             self._error = error
             return None
-        return flat
+        return None if batch is None else _Flat(batch)
 
 
 class _Flat:
-    """A batch, its arrays, and its kind: batches of one kind go into one block."""
+    """A batch, flattened once."""
 
     def __init__(self, batch: Batch) -> None:
         self.tree = batch
-        leaves = _tree.leaves(batch)
-        self.treedef: Hashable = _tree.structure(batch)
-        self.arrays: list[Any] = [leaf if is_numeric(leaf) else None for leaf in leaves]
-        self.kind: Hashable = (
-            self.treedef,
-            tuple(None if leaf is None else (leaf.shape, leaf.dtype) for leaf in self.arrays),
-        )
+        self.leaves, self.treedef = _tree.flatten(batch)
+
+    @property
+    def kind(self) -> Hashable:
+        """Batches of one kind go into one block."""
+        shapes = [(leaf.shape, leaf.dtype) if is_numeric(leaf) else None for leaf in self.leaves]
+        return self.treedef, tuple(shapes)
 
 
 class Slots:
@@ -122,18 +125,24 @@ class Slots:
 
     Args:
         size: K, the most batches in a block.
+        rings: the `rings` of Slots that are no longer used, whose memory is used again.
+
+    Attributes:
+        rings: the slots by kind of batch.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, rings: "Rings | None" = None) -> None:
         self.size = size
-        self._rings: dict[Hashable, list[_Slot]] = {}
+        self.rings: Rings = {
+            kind: ring for kind, ring in (rings or {}).items() if ring[0].size == size
+        }
         self._first: _Flat | None = None
         self._seen: set[Hashable] = set()
 
     @property
     def nbytes(self) -> int:
         """The size of this memory."""
-        return sum(slot.nbytes for ring in self._rings.values() for slot in ring)
+        return sum(slot.nbytes for ring in self.rings.values() for slot in ring)
 
     @property
     def num_shapes(self) -> int:
@@ -142,26 +151,27 @@ class Slots:
 
     def next(self, batch: _Flat) -> "_Slot":
         """A slot for batches of this kind, which no program reads any more."""
-        self._seen.add(batch.kind)
-        ring = self._rings.pop(batch.kind, None)
+        kind = batch.kind
+        if kind not in self._seen:
+            self._check_structure(batch)
+            self._seen.add(kind)
+        ring = self.rings.pop(kind, None)
         if ring is None:
+            while len(self.rings) >= _SHAPES:
+                self.rings.pop(next(iter(self.rings)))
             ring = [_Slot(batch, self.size) for _ in range(_SLOTS)]
-            while len(self._rings) >= _SHAPES:
-                self._rings.pop(next(iter(self._rings)))
-        self._rings[batch.kind] = ring
+        self.rings[kind] = ring
         slot = ring.pop(0)
         ring.append(slot)
         slot.wait()
         return slot
 
-    def check_structure(self, batch: _Flat) -> None:
+    def _check_structure(self, batch: _Flat) -> None:
         """Raises a DataError that names the leaf where a batch is unlike the first."""
-        if self._first is None:
-            self._first = batch
-        first = self._first
-        if batch.kind == first.kind or _leaf_kinds(batch) == _leaf_kinds(first):
+        self._first = self._first or batch
+        was, now = _leaf_kinds(self._first), _leaf_kinds(batch)
+        if was == now:
             return
-        was, now = _leaf_kinds(first), _leaf_kinds(batch)
         path = next(path for path in [*was, *now] if was.get(path) != now.get(path))
         raise DataError(
             f"the batches of a data set must be alike: the leaf `batch{path}` was "
@@ -186,27 +196,44 @@ class _Slot:
     """
 
     def __init__(self, batch: _Flat, size: int) -> None:
-        self.kind = batch.kind
         self.size = size
         self.reader: Any = None
-        self._memory: list[Any] = [
-            None if leaf is None else _aligned(size, leaf) for leaf in batch.arrays
+        self._treedef = batch.treedef
+        self._columns: list[tuple[Any, Any, Any]] = [
+            (_aligned(size, leaf), leaf.shape, leaf.dtype)
+            if is_numeric(leaf)
+            else (None, None, None)
+            for leaf in batch.leaves
         ]
-        self.stacked: Batch = jax.tree.unflatten(_as_any(batch.treedef), self._memory)
+        memory = [column[0] for column in self._columns]
+        self.stacked: Batch = jax.tree.unflatten(self._treedef, memory)
 
-    def put(self, index: int, batch: _Flat) -> None:
-        for memory, leaf in zip(self._memory, batch.arrays, strict=True):
-            if memory is not None:
-                np.copyto(memory[index, ...], leaf, casting="unsafe")
+    def put(self, index: int, batch: _Flat) -> bool:
+        """Copies a batch into row `index`; False if it is of another kind."""
+        if batch.treedef != self._treedef:
+            return False
+        for (memory, shape, dtype), leaf in zip(self._columns, batch.leaves, strict=True):
+            if memory is None:
+                if is_numeric(leaf):
+                    return False
+            elif getattr(leaf, "shape", None) == shape and leaf.dtype == dtype:
+                memory[index] = leaf
+            else:
+                return False
+        return True
 
     @property
     def nbytes(self) -> int:
-        return sum(memory.nbytes for memory in self._memory if memory is not None)
+        """The size of this memory."""
+        return sum(memory.nbytes for memory, _, _ in self._columns if memory is not None)
 
     def wait(self) -> None:
         """Returns when nothing reads this memory any more."""
         reader, self.reader = self.reader, None
         jax.block_until_ready(reader)
+
+
+Rings: TypeAlias = dict[Hashable, list[_Slot]]
 
 
 def _aligned(size: int, like: Any) -> Any:
@@ -217,7 +244,3 @@ def _aligned(size: int, like: Any) -> Any:
     memory = np.empty(length + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + length].view(dtype).reshape(shape)
-
-
-def _as_any(value: Any) -> Any:
-    return value

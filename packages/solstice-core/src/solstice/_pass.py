@@ -2,12 +2,11 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from solstice._cadence import cadence_of
-from solstice._callback import Callback, CallbackList, Record
+from solstice._callback import Callback, CallbackList, Record, changed
 from solstice._eager import EagerKept, EagerStepper
 from solstice._experiment import overrides
 from solstice._feed import Block, Feeder, Slots
@@ -85,21 +84,23 @@ class Pass:
 
     def _tell_steps(self, block: Block, kept: Kept | EagerKept) -> Kept | EagerKept:
         """Tells of each step of a block; goes back to the step at which one asks to stop."""
-        if not self._callbacks.watch_steps and self._callbacks.stop is None:
-            examples = sum(num_examples(batch) for batch in block.batches)
-            self.record = _advance(self.record, len(block), examples)
-            return kept
-        for index, batch in enumerate(block.batches):
-            self.record = _advance(self.record, 1, num_examples(batch))
+        start, first = self.record, self._count + 1
+        examples = num_examples(block.batches[0])
+        for index in range(len(block)):
+            stops = self._callbacks.stop is not None  # before the first step, which is taken
+            if not stops and not self._callbacks.hears_of_end(first + index):
+                continue
+            self.record = _advanced(start, index + 1, examples)
+            give = self._giver(block, index, kept)
             try:
-                give = self._giver(block, index, kept)
-                self._callbacks.tell_step_end(self.record, self._count, give)
+                self._callbacks.tell_step_end(self.record, first + index, give)
             except BaseException:
                 self._go_back_to(block, index + 1)
                 raise
             if self._callbacks.stop is not None:
                 self._go_back_to(block, index + 1)
                 return kept.first(index + 1)
+        self.record = _advanced(start, len(block), examples)
         return kept
 
     def _go_back_to(self, block: Block, count: int) -> None:
@@ -130,17 +131,18 @@ class Pass:
         return self.record.step if self.record.mode == "train" else self.record.epoch_step
 
     def _with_experiment(self, **given: Any) -> Record:
-        return replace(self.record, given={"experiment": self._stepper.experiment, **given})
+        return changed(self.record, given={"experiment": self._stepper.experiment, **given})
 
 
 def _accept(batch: Batch) -> None:
     del batch
 
 
-def _advance(record: Record, steps: int, examples: int) -> Record:
-    return replace(
+def _advanced(record: Record, steps: int, examples: int) -> Record:
+    """The record after so many more steps, of so many examples each."""
+    return changed(
         record,
         step=record.step + (steps if record.mode == "train" else 0),
         epoch_step=record.epoch_step + steps,
-        num_examples=record.num_examples + examples,
+        num_examples=record.num_examples + steps * examples,
     )

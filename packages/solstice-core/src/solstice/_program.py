@@ -4,7 +4,7 @@ An Experiment is flattened once. Its arrays go from call to call; the rest, with
 call, is a `Program`, which `jax.jit` takes as a static argument.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, cast
@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage]
 
 from solstice import _tree
+from solstice._cost import Cost, cost_of
 from solstice._data import describe_batch
 from solstice._errors import DataError, ExperimentError
 from solstice._experiment import Experiment
@@ -160,21 +160,21 @@ class ConstantChanged(Exception):  # noqa: N818, caught and mended
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """What tracing a step has shown.
+    """What tracing a step has shown. What is traced once has one plan, which is equal to itself.
 
     Attributes:
         program: the step, to be given to compiled calls.
         types: shape and dtype of each array that goes from step to step.
         outs: the shapes of what a step returns beside the Experiment, packed.
-        has_convolution: whether there is a convolution in it.
+        cost: what a step costs.
     """
 
     program: Program
     types: tuple[jax.ShapeDtypeStruct, ...]
     outs: Any
-    has_convolution: bool
+    cost: Cost
 
 
 def prepare(experiment: Experiment, method: str, batch: Batch) -> tuple[Plan, list[Array]]:
@@ -188,15 +188,15 @@ def prepare(experiment: Experiment, method: str, batch: Batch) -> tuple[Plan, li
     leaves = _tree.leaves(experiment)
     constants = [_ARRAY if _is_array(leaf) else leaf for leaf in leaves]
     whole = Program(function, method, _tree.structure(experiment), constants)
-    types = tuple(_type_of(jnp.asarray(leaf)) for leaf in leaves if _is_array(leaf))
-    batch_types = tuple(_type_of(leaf) for leaf in _tree.leaves(batch))
+    types = tuple(type_of(_as_jax(leaf)) for leaf in leaves if _is_array(leaf))
+    batch_types = tuple(type_of(leaf) for leaf in _tree.leaves(batch))
     try:
         plan = _trace(whole, types, _tree.structure(batch), batch_types)
     except Exception as error:
         _explain(error, function, method, batch)
         raise
     kept = plan.program.constants
-    arrays = [jnp.asarray(leaf) for leaf, c in zip(leaves, kept, strict=True) if c is _ARRAY]
+    arrays = [_as_jax(leaf) for leaf, c in zip(leaves, kept, strict=True) if c is _ARRAY]
     return plan, [_as_type(x, t) for x, t in zip(arrays, plan.types, strict=True)]
 
 
@@ -217,7 +217,7 @@ def _trace(
         constants = [_ARRAY if i in traced else c for i, c in enumerate(whole.constants)]
         program = Program(whole.function, whole.name, whole.treedef, constants)
         inputs = [
-            _type_of(jnp.asarray(c)) if i in traced else next(rest)
+            type_of(jnp.asarray(c)) if i in traced else next(rest)
             for i, c in enumerate(whole.constants)
             if c is _ARRAY or i in traced
         ]
@@ -258,32 +258,14 @@ def _settle(program: Program, types: list[jax.ShapeDtypeStruct], batch: Batch) -
     jaxpr = shapes = None
     for _ in range(3):
         jaxpr, shapes = cast("Any", jax.make_jaxpr(call, return_shape=True)(types, batch))
-        new = [_type_of(aval) for aval in jaxpr.out_avals[: len(types)]]
+        new = [type_of(aval) for aval in jaxpr.out_avals[: len(types)]]
         settled = [_settle_type(old, after) for old, after in zip(types, new, strict=True)]
         done = settled == types
         types = settled
         if done:
             break
     program.check_drift(types, new)
-    return Plan(
-        program, tuple(types), cast("Any", shapes)[1], _has_convolution(cast("Any", jaxpr).jaxpr)
-    )
-
-
-def _has_convolution(jaxpr: Any) -> bool:
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            return True
-        if any(_has_convolution(inner) for inner in _inner_jaxprs(equation.params)):
-            return True
-    return False
-
-
-def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    for value in params.values():
-        for part in cast("Any", value if isinstance(value, tuple | list) else (value,)):
-            if isinstance(part, Jaxpr | ClosedJaxpr):
-                yield getattr(part, "jaxpr", part)
+    return Plan(program, tuple(types), cast("Any", shapes)[1], cost_of(cast("Any", jaxpr).jaxpr))
 
 
 def _packed_call(program: Program, arrays: Any, batch: Batch) -> tuple[list[Any], Outs]:
@@ -295,9 +277,14 @@ def _settle_type(old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> jax.Sh
     return new if _is_weak(old) and old.shape == new.shape else old
 
 
-def _type_of(x: Any) -> jax.ShapeDtypeStruct:
+def type_of(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype as JAX has it, and whether the type is weak."""
     dtype = jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True)
     return jax.ShapeDtypeStruct(x.shape, dtype, weak_type=_is_weak(x))
+
+
+def _as_jax(leaf: Any) -> Array:
+    return leaf if isinstance(leaf, Array) else jnp.asarray(leaf)
 
 
 def _as_type(x: Array, like: jax.ShapeDtypeStruct) -> Array:

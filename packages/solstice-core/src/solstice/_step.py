@@ -6,7 +6,7 @@ trained state does not depend on how an epoch is cut into blocks. Nothing is rea
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 from typing import Any, TypeAlias, cast
 
 import jax
@@ -20,15 +20,19 @@ from solstice._experiment import Experiment
 from solstice._feed import Block
 from solstice._interrupts import interrupts_held
 from solstice._metrics import Metrics, as_metrics
-from solstice._program import Plan, Program, pack, prepare, unpack
+from solstice._program import Plan, Program, pack, prepare, type_of, unpack
 from solstice._types import Batch, Outs
 
 STEPS_PER_CALL = 32
 """Steps in a block: enough for the cost of a call not to matter, and few to wait for."""
 
+BYTES_PER_CALL = 2**23
+"""Batches in a block, together: more than the caches hold is slower to fill and to read."""
 
-BYTES_PER_CALL = 2**26
-"""Batches in a block, together: large ones gain nothing from waiting for one another."""
+FLOPS_PER_CALL = {"cpu": 2**33}
+"""Operations in a block: a fraction of a second, which Ctrl-C and a callback wait for."""
+
+_FLOPS_PER_CALL_ELSEWHERE = 2**43
 
 
 class Stepper:
@@ -68,18 +72,17 @@ class Stepper:
         batch = arrays_of(batch)
         self._plan, arrays = prepare(experiment, method, batch)
         self.steps_per_call, self.reason = _arrangement(self._plan, steps_per_call, batch)
-        metrics = _tree.eval_shape(_packed_metrics, self._plan.outs, batch)
-        grows = metrics is not None and not _keeps_shape(metrics)
-        self._config = _Config(self._plan.program, self.steps_per_call > 1, keeps_outs, grows)
-        self._empty = None if grows else _tree.map(partial(_zeros, None), metrics)
-        # What the user holds must never be donated, so training begins with a copy.
+        empty = _empty_total(self._plan, _tree.structure(batch), _shapes(batch))
+        self._config = _Config(
+            self._plan.program, self.steps_per_call > 1, keeps_outs, empty is _GROWS
+        )
         self.kind = type(experiment)
         self._donates = method == "train_step" and not can_rewind
-        self._arrays: list[Any] = [x.copy() for x in arrays] if self._donates else arrays
-        self._totals: list[Any] = [self._empty] * readers
+        self._arrays: list[Any] = arrays
+        self._shared = True
+        self._totals: list[Any] = [None if empty is _GROWS else empty] * readers
         self._fresh = np.ones(readers, bool)
         self._before: Any = None
-        self._finished = False
 
     @property
     def state_bytes(self) -> int:
@@ -94,13 +97,8 @@ class Stepper:
     @property
     def experiment(self) -> Experiment:
         """The Experiment after the last step. It stays valid."""
-        in_use = self._donates and not self._finished
-        arrays = [x.copy() for x in self._arrays] if in_use else self._arrays
-        return self._plan.program.merge(arrays)
-
-    def finish(self) -> None:
-        """Says that no step will follow, so that the last arrays may be handed out as they are."""
-        self._finished = True
+        self._shared = True
+        return self._plan.program.merge(self._arrays)
 
     def run(self, block: Block) -> "Kept":
         """Runs a block of steps; returns what is kept of each, on the device."""
@@ -120,6 +118,8 @@ class Stepper:
         return unpack(self._totals[reader])
 
     def _run(self, block: Block, count: int) -> "Kept":
+        if self._donates and self._shared:  # what others hold must never be donated
+            self._arrays, self._shared = _tree.copies(self._arrays), False
         run = _run_in_place if self._donates else _run
         totals = None if self._config.grows else self._totals
         trips = np.int32(count)
@@ -203,7 +203,7 @@ def _run_block(
     kept: Any = (None, None)
     if config.keeps_outs or config.grows:
         shapes = _tree.eval_shape(take, arrays, _tree.row(stacked, 0))[-1]
-        kept = _tree.map(partial(_zeros, len(_tree.leaves(stacked)[0])), shapes)
+        kept = _tree.map(partial(_rows, len(_tree.leaves(stacked)[0])), shapes)
     start = (jnp.zeros((), jnp.int32), arrays, totals, kept, fresh)
     if config.loops:
         end = lax.while_loop(lambda carry: carry[0] < count, step, start)
@@ -222,13 +222,24 @@ def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[
     """How many steps a call runs: by rule and never by timing, which would change bits."""
     if steps_per_call is not None:
         return steps_per_call, "as steps_per_call says"
-    if plan.has_convolution and jax.default_backend() == "cpu":
+    backend = jax.default_backend()
+    if plan.cost.has_convolution and backend == "cpu":
         return 1, "the step has a convolution, whose backward pass is slow in a loop on the CPU"
     size = sum(leaf.nbytes for leaf in _tree.leaves(batch))
-    fitting = BYTES_PER_CALL // max(size, 1)
-    if fitting < STEPS_PER_CALL:
-        return max(fitting, 1), f"a batch has {size:,} bytes, and a call at most {BYTES_PER_CALL:,}"
-    return STEPS_PER_CALL, "small steps cost less when one call runs many"
+    flops, most = plan.cost.flops, FLOPS_PER_CALL.get(backend, _FLOPS_PER_CALL_ELSEWHERE)
+    choices = [
+        (STEPS_PER_CALL, "small steps cost less when one call runs many"),
+        (
+            BYTES_PER_CALL // max(size, 1),
+            f"a batch has {size:,} bytes, and a call at most {BYTES_PER_CALL:,}",
+        ),
+        (
+            most // max(flops, 1),
+            f"a step has about {flops:,} operations, and a call at most {most:,}",
+        ),
+    ]
+    count, reason = min(choices, key=lambda choice: choice[0])
+    return max(count, 1), reason
 
 
 def _packed_metrics(outs: Outs, batch: Batch) -> Any:
@@ -254,8 +265,26 @@ def _write_row(index: Array, buffer: Array, value: Array) -> Array:
     return cast("Array", lax.dynamic_update_index_in_dim(buffer, value, index, 0))
 
 
-def _zeros(size: int | None, like: Any) -> Array:
-    return jnp.zeros(like.shape if size is None else (size, *like.shape), like.dtype)
+def _zeros(like: Any) -> Any:
+    return np.zeros(like.shape, like.dtype)
+
+
+def _rows(count: int, like: Any) -> Array:
+    return jnp.zeros((count, *like.shape), like.dtype)
+
+
+_GROWS = object()
+"""Stands for the empty total of metrics that grow."""
+
+
+@lru_cache(maxsize=256)
+def _empty_total(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Any:
+    """The total of no step, None where there are no metrics, or `_GROWS`."""
+    batch = jax.tree.unflatten(batch_structure, batch_shapes)
+    metrics = _tree.eval_shape(_packed_metrics, plan.outs, batch)
+    if metrics is not None and not _keeps_shape(metrics):
+        return _GROWS
+    return jax.device_put(_tree.map(_zeros, metrics))
 
 
 def _keeps_shape(metrics: Any) -> bool:
@@ -269,3 +298,7 @@ def _keeps_shape(metrics: Any) -> bool:
 
 def _types(tree: Any) -> Any:
     return _tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in _tree.leaves(tree)]
+
+
+def _shapes(batch: Batch) -> tuple[jax.ShapeDtypeStruct, ...]:
+    return tuple(type_of(leaf) for leaf in _tree.leaves(batch))

@@ -15,12 +15,13 @@ from solstice._eager import EagerStepper
 from solstice._errors import DataError
 from solstice._experiment import Experiment
 from solstice._explain import explanation
-from solstice._feed import Slots
+from solstice._feed import Rings, Slots
 from solstice._interrupts import interrupts_guarded
 from solstice._pass import Pass
 from solstice._prefetch import prefetched
 from solstice._step import Stepper
 from solstice._types import Batch, Mode, Outs
+from solstice._validation import Validation
 
 _E = TypeVar("_E", bound=Experiment)
 
@@ -41,11 +42,16 @@ class Trainer:
         callbacks: `solstice.Callback` objects; none by default.
         limit_train_batches: use at most so many batches of an epoch for training.
         limit_val_batches: use at most so many batches of an evaluation.
+        val_every_n_steps: validate at every so many training steps, counted over the run, instead
+            of after each epoch.
         prefetch: batches that a thread reads ahead; for a data set that is slow. 0 is none: on
             small steps, a thread costs more than it gains.
         steps_per_call: the most steps that one compiled call runs. Left out, it is chosen by
-            rule: 1 where the step has a convolution and the device is the CPU, else 32, or as
-            many as make 64 MiB of batches.
+            rule: 1 where the step has a convolution and the device is the CPU, else 32, or less
+            where so many would take long. `explain` tells.
+
+    At one step, things happen in this order: the step, callbacks that log, validation, callbacks
+    that monitor, callbacks that save.
     """
 
     def __init__(
@@ -54,16 +60,19 @@ class Trainer:
         *,
         limit_train_batches: int | None = None,
         limit_val_batches: int | None = None,
+        val_every_n_steps: int | None = None,
         prefetch: int = 0,
         steps_per_call: int | None = None,
     ) -> None:
         self.callbacks = check_callbacks(list(callbacks))
         self.limit_train_batches = _at_least_one("limit_train_batches", limit_train_batches)
         self.limit_val_batches = _at_least_one("limit_val_batches", limit_val_batches)
+        self.val_every_n_steps = _at_least_one("val_every_n_steps", val_every_n_steps)
         self.steps_per_call = _at_least_one("steps_per_call", steps_per_call)
         if prefetch < 0:
             raise ValueError(f"prefetch must be 0 or more batches; it is {prefetch}")
         self.prefetch = prefetch
+        self._memory: dict[str, Rings] = {}
         self._explanation: Callable[[], str] | None = None
         self._newest: Callable[[], Experiment] | None = None
 
@@ -107,7 +116,7 @@ class Trainer:
         Args:
             experiment: where to start; it is not changed.
             train_ds: the data set to train on (see the class).
-            val_ds: a data set to evaluate on after each epoch.
+            val_ds: a data set to evaluate on after each epoch, or as `val_every_n_steps` says.
             num_epochs: passes over `train_ds`, 1 or more. Left out, it is 1, or without bound
                 where `max_steps` is given.
             max_steps: stop after so many training steps, 1 or more.
@@ -129,11 +138,22 @@ class Trainer:
         train = open_source(
             train_ds, "train_ds", batch_size, shuffle=True, limit=self.limit_train_batches
         )
-        val = None
+        _check_rereadable(train, num_epochs)
+
+        def validate(moment: Record) -> None:
+            self._validate(run, cast("Source", val), moment)
+
+        callbacks, val = list(self.callbacks), None
+        validation = Validation(validate, self.val_every_n_steps)
         if val_ds is not None:
             val = open_source(val_ds, "val_ds", batch_size, limit=self.limit_val_batches)
-            _check_rereadable(val, num_epochs)
-        _check_rereadable(train, num_epochs)
+            _check_rereadable(val, None if self.val_every_n_steps else num_epochs)
+            callbacks = check_callbacks([*callbacks, validation])
+        elif self.val_every_n_steps:
+            raise ValueError(
+                f"val_every_n_steps={self.val_every_n_steps} and no validation set: "
+                f"write `trainer.fit(exp, train_ds, val_ds)`"
+            )
 
         start = Record(
             mode="train",
@@ -141,26 +161,20 @@ class Trainer:
             steps_per_epoch=train.length,
             has_validation=val is not None,
         )
-        with self._running(experiment, start) as run:
+        with self._running(experiment, start, callbacks) as run:
             experiment = experiment.setup(train.first())
             stepper = run.stepper(experiment, "train_step", train.first())
-            slots = Slots(stepper.steps_per_call)
             if val is not None:  # an evaluation that cannot run is told before anything trains
                 run.stepper(experiment, "eval_step", val.first())
             run.begin(experiment, stepper)
 
             step = epoch = 0
             while epoch != num_epochs and step != max_steps and not run.stopped:
-                moment = replace(start, step=step, epoch=epoch)
-                training = run.begin_pass(stepper, slots, moment)
+                training = run.begin_pass(stepper, replace(start, step=step, epoch=epoch))
                 for _ in training.blocks(self._read(train, epoch), max_steps):
                     step = training.record.step
-                stopped_within = run.stopped
+                validation.closes_epochs = not run.stopped
                 training.end()
-                if val is not None and not stopped_within:
-                    with run.stop_postponed():
-                        evaluation = run.stepper(stepper.experiment, "eval_step", val.first())
-                        self._evaluate(run, evaluation, val, training.record)
                 epoch += 1
         return cast("_E", run.experiment)
 
@@ -218,7 +232,7 @@ class Trainer:
         with self._running(experiment, start) as run:
             stepper = run.stepper(experiment, "predict_step", source.first())
             run.begin(experiment, stepper)
-            prediction = run.begin_pass(stepper, Slots(stepper.steps_per_call), start)
+            prediction = run.begin_pass(stepper, start)
             for outs in prediction.blocks(self._read(source, 0)):
                 yield from outs
             prediction.end()
@@ -236,13 +250,18 @@ class Trainer:
             run.begin(experiment, stepper)
             return self._evaluate(run, stepper, source, start)
 
+    def _validate(self, run: "_Run", source: Source, moment: Record) -> None:
+        """Evaluates within a training run."""
+        with run.interrupted():
+            stepper = run.stepper(moment.experiment, "eval_step", source.first())
+            self._evaluate(run, stepper, source, replace(moment, mode="val", given={}))
+
     def _evaluate(
         self, run: "_Run", stepper: Stepper | EagerStepper, source: Source, at: Record
     ) -> dict[str, Any]:
         """Evaluates; what becomes of the Experiment meanwhile is dropped with the stepper."""
-        mode: Mode = "val" if at.mode == "train" else at.mode
-        start = replace(at, mode=mode, epoch_step=0, num_examples=0, steps_per_epoch=source.length)
-        evaluation = run.begin_pass(stepper, Slots(stepper.steps_per_call), start)
+        start = replace(at, epoch_step=0, num_examples=0, steps_per_epoch=source.length)
+        evaluation = run.begin_pass(stepper, start)
         for _ in evaluation.blocks(self._read(source, at.epoch)):
             pass
         return evaluation.end()
@@ -252,9 +271,12 @@ class Trainer:
         return prefetched(batches, self.prefetch) if self.prefetch else batches
 
     @contextmanager
-    def _running(self, experiment: Experiment, start: Record) -> Generator["_Run", None, None]:
+    def _running(
+        self, experiment: Experiment, start: Record, callbacks: list[Callback] | None = None
+    ) -> Generator["_Run", None, None]:
         """A run, at whose end, however it ends, the callbacks hear of it and nothing is lost."""
-        run = _Run(CallbackList(self.callbacks), experiment, start, self.steps_per_call)
+        told = CallbackList(self.callbacks if callbacks is None else callbacks)
+        run = _Run(told, experiment, start, self.steps_per_call, self._memory)
         self._newest = lambda: run.experiment
         self._explanation = run.explain
         try:
@@ -267,10 +289,20 @@ class Trainer:
         except BaseException as error:
             run.fail(error)
             raise
+        finally:
+            run.release()
 
 
 class _Run:
-    """One run: its callbacks, its newest Experiment, and the moment at which it is."""
+    """One run: its callbacks, its newest Experiment, and the moment at which it is.
+
+    Args:
+        callbacks: whom to tell.
+        experiment: where it starts.
+        start: the moment at which it starts.
+        steps_per_call: what the user chose, or None.
+        memory: for batches, of the runs before; it is taken, and given back by `release`.
+    """
 
     def __init__(
         self,
@@ -278,13 +310,15 @@ class _Run:
         experiment: Experiment,
         start: Record,
         steps_per_call: int | None,
+        memory: dict[str, Rings],
     ) -> None:
         self._callbacks = callbacks
         self._experiment = experiment
         self._start = start
         self._steps_per_call = steps_per_call
         self._stepper: Stepper | EagerStepper | None = None
-        self._slots = Slots(1)
+        self._memory = memory
+        self._slots: dict[str, Slots] = {}
         self._pass: Pass | None = None
 
     @property
@@ -316,11 +350,12 @@ class _Run:
             return EagerStepper(experiment, method, error, readers)
 
     @contextmanager
-    def stop_postponed(self) -> Generator[None, None, None]:
-        """What was asked to stop goes on to the end of the epoch, its validation included."""
-        asked, self._callbacks.stop = self._callbacks.stop, None
+    def interrupted(self) -> Generator[None, None, None]:
+        """Another pass runs within; what was asked to stop stops after it."""
+        within, asked = self._pass, self._callbacks.stop
+        self._callbacks.stop = None
         yield
-        self._callbacks.stop = asked or self._callbacks.stop
+        self._pass, self._callbacks.stop = within, asked or self._callbacks.stop
 
     def begin(self, experiment: Experiment, stepper: Stepper | EagerStepper) -> None:
         """Tells the callbacks that the run begins, with an Experiment that is set up."""
@@ -328,27 +363,32 @@ class _Run:
         self._stepper = stepper
         self._callbacks.tell("on_fit_start", self._now)
 
-    def begin_pass(self, stepper: Stepper | EagerStepper, slots: Slots, start: Record) -> Pass:
+    def begin_pass(self, stepper: Stepper | EagerStepper, start: Record) -> Pass:
         """A pass over a data set that begins at a moment of this run."""
-        if stepper is self._stepper:
-            self._slots = slots
+        slots = self._slots.get(start.mode)
+        if slots is None:
+            slots = Slots(stepper.steps_per_call, self._memory.pop(start.mode, None))
+            self._slots[start.mode] = slots
         self._pass = Pass(self._callbacks, stepper, slots, start)
         return self._pass
 
+    def release(self) -> None:
+        """Gives back the memory for batches, which the next run need not ask the system for."""
+        self._memory.update({mode: slots.rings for mode, slots in self._slots.items()})
+
     def explain(self) -> str:
         """How this run is cut into compiled calls, and why."""
-        if self._stepper is None or self._pass is None:
+        mode = self._start.mode
+        if self._stepper is None or mode not in self._slots:
             return "the run ended before its first step"
-        return explanation(self._start.mode, self._stepper, self._slots, self._callbacks)
+        return explanation(mode, self._stepper, self._slots[mode], self._callbacks)
 
     def end(self) -> None:
         """Tells the callbacks that the run has ended."""
-        self._finish()
         self._callbacks.tell("on_fit_end", self._now)
 
     def fail(self, error: BaseException) -> None:
         """Tells the callbacks that the run ends by an error, which takes the Experiment along."""
-        self._finish()
         record = self._now()
         self._callbacks.tell_exception(record, error)
         if self._start.mode == "train" and record.step > 0:
@@ -358,10 +398,6 @@ class _Run:
                 f"The newest Experiment, after step {record.step:,}, is `trainer.experiment`, "
                 f"and `experiment` of this exception."
             )
-
-    def _finish(self) -> None:
-        if self._stepper is not None:
-            self._stepper.finish()
 
     def _now(self) -> Record:
         record = self._start if self._pass is None else self._pass.record

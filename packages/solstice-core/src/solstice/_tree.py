@@ -12,6 +12,16 @@ def leaves(tree: Any) -> list[Any]:
     return cast("Any", jax.tree.leaves(tree))
 
 
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    """The leaves of a tree, and its structure."""
+    return cast("Any", jax.tree.flatten(tree))
+
+
+def copies(tree: Any) -> Any:
+    """The same arrays in memory of their own, where they are; nothing is compiled for it."""
+    return jax.device_put(tree, may_alias=False)
+
+
 def structure(tree: Any) -> Any:
     """The structure of a tree, which hashes and compares."""
     return cast("Any", jax.tree.structure(tree))

@@ -40,13 +40,12 @@ class Logging(Callback):
             raise ValueError(f"every must be 1 or more steps; it is {every}")
         self._log = _to_logger if log is None else log
         self._only = (only,) if isinstance(only, str) else only
-        self._logs_steps = every is not None
-        self.every = every or 1
-        self.needs = ("metrics",) if every is not None else ()
+        self.every = every
+        self.needs = ("metrics",)
 
     def on_step_end(self, record: Record) -> None:
         """Logs the window that ends with this step."""
-        if self._logs_steps and record.mode == "train":
+        if record.mode == "train":
             self._send(record)
 
     def on_epoch_end(self, record: Record) -> None:

@@ -1,0 +1,58 @@
+"""What a step costs, read from its jaxpr: before anything runs, and the same in every run."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step costs.
+
+    Attributes:
+        flops: floating-point operations, about: products of matrices and convolutions are
+            counted, and one for each element of every other result. What repeats an unknown
+            number of times counts once.
+        has_convolution: whether there is a convolution in it.
+    """
+
+    flops: int
+    has_convolution: bool
+
+
+def cost_of(jaxpr: Any) -> Cost:
+    """The cost of a jaxpr, with all that it calls."""
+    flops, has_convolution = 0, False
+    for equation in jaxpr.eqns:
+        inner = [cost_of(part) for part in _inner_jaxprs(equation.params)]
+        repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        flops += repeats * sum(cost.flops for cost in inner) if inner else _flops(equation)
+        has_convolution |= equation.primitive.name == "conv_general_dilated"
+        has_convolution |= any(cost.has_convolution for cost in inner)
+    return Cost(flops, has_convolution)
+
+
+def _flops(equation: Any) -> int:
+    size = sum(_size(out.aval) for out in equation.outvars)
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return 2 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    if equation.primitive.name == "conv_general_dilated":
+        kernel = equation.invars[1].aval
+        features = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+        return 2 * size * _size(kernel) // max(features, 1)
+    return size
+
+
+def _size(aval: Any) -> int:
+    return math.prod(getattr(aval, "shape", ()))
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        for part in cast("Any", value if isinstance(value, tuple | list) else (value,)):
+            if isinstance(part, Jaxpr | ClosedJaxpr):
+                yield getattr(part, "jaxpr", part)
