@@ -41,11 +41,13 @@ CONTENDERS = {
 LEAF_CONTENDERS = {
     "limit": CONTENDERS["limit"],
     "hand_fused": CONTENDERS["hand_fused"],
+    "hand_fused_ready": "hand-fused blocks, stacked beforehand",
     "hand_written": CONTENDERS["hand_written"],
     "filter_jit": "`eqx.filter_jit`",
     "nnx_jit": "`nnx.jit`",
     "solstice_none": CONTENDERS["solstice_none"],
     "solstice_within": CONTENDERS["solstice_within"],
+    "solstice_ready": "Solstice's engine, blocks filled beforehand",
 }
 ALWAYS = ["limit", "hand_written"]
 

@@ -74,7 +74,8 @@ class Workload:
 def get(name: str, steps: int | None = None) -> Workload:
     """`workload = get("A")`: one of `NAMES` or `LEAVES`; `steps` makes its epoch shorter."""
     if name.startswith("leaves-"):
-        return _leaves(name, steps or 256)
+        count = int(name.removeprefix("leaves-"))
+        return _leaves(name, count, steps or max(40_960 // count, 128))
     make, count, arguments = {
         "A": (_mlp, 1600, ("MLP 784-64-10, batch 32", (784, 64, 10), 32)),
         "B32": (_mlp, 800, ("MLP 784-200-200-10, batch 32", (784, 200, 200, 10), 32)),
@@ -197,8 +198,7 @@ def attend(q: Any, k: Any, v: Any) -> Any:
     return jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(batch, length, width)
 
 
-def _leaves(name: str, steps: int) -> Workload:
-    count = int(name.removeprefix("leaves-"))
+def _leaves(name: str, count: int, steps: int) -> Workload:
     params = {f"leaf{i:04}": np.zeros(8, np.float32) for i in range(count)}
     batches = [(np.ones((8,), np.float32), np.zeros((8,), np.int32)) for _ in range(steps)]
     return Workload(name, f"{count} leaves", "leaves", (), params, batches, lambda params, x: x)

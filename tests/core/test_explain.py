@@ -72,6 +72,31 @@ def test_large_batches_run_as_many_as_fit(capsys: Any):
     assert "up to 4 steps a call: a batch has 2,097,152 bytes" in text
 
 
+def test_steps_of_many_operations_run_as_many_as_take_a_moment(capsys: Any):
+    class Product(Sum):
+        def train_step(self, batch: Any) -> Any:
+            product, _ = jax.lax.scan(lambda c, _: (c @ c, None), batch, length=8)
+            return solstice.replace(self, total=self.total + product.sum()), {}
+
+    data = [np.ones((512, 512), np.float32)]
+    text = explained(capsys, Product(jnp.zeros(())), data)
+    assert 8 * 2 * 512**3 == 2_147_483_648
+    assert "up to 3 steps a call: a step has about 2,147,483,6" in text
+
+
+@pytest.mark.parametrize(
+    ("data", "how"),
+    [
+        (SMALL, "exactly, at once"),
+        (lambda: iter(SMALL), "exactly where it gives the same batches again"),
+        (iter(SMALL), "not at all: it is a one-shot iterator"),
+    ],
+    ids=["list", "function", "iterator"],
+)
+def test_how_a_run_could_go_on_is_said(capsys: Any, data: Any, how: str):
+    assert f"train_ds can be continued within an epoch {how}" in explained(capsys, data=data)
+
+
 def test_what_ends_a_call_is_named(capsys: Any):
     text = explained(capsys, callbacks=[Looks(), Logging(print, every=4)])
     assert "a call ends at every 10 steps: Looks" in text

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 import solstice
+from solstice._feed import Feeder, Slots
 from solstice._interrupts import interrupts_guarded, interrupts_held
+
+MAIN: Any = threading.main_thread().ident
 
 
 class Sum(solstice.Experiment):
@@ -42,6 +45,47 @@ def test_an_interrupt_in_the_data_leaves_every_whole_call(stop: int):
     assert stop - 8 <= total <= stop
     assert total % 8 == 0 or total == stop
     assert caught.value.experiment.total == total if total else True
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("stall", [1, 5, 40, 64])
+def test_an_interrupt_ends_a_stall_of_the_data_at_once(stall: int, prefetch: int):
+    go_on = threading.Event()
+
+    def stalling() -> Iterator[np.ndarray]:
+        for index in range(100):
+            if index == stall:
+                signal.pthread_kill(MAIN, signal.SIGINT)
+                assert go_on.wait(60), "the stall was not ended"
+            yield np.ones(1, np.float32)
+
+    trainer = solstice.Trainer(steps_per_call=8, prefetch=prefetch)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            trainer.fit(Sum(jnp.zeros(())), stalling)
+    finally:
+        go_on.set()
+    total = float(trainer.experiment.total)
+    assert total <= stall
+    assert prefetch or total >= stall - 8
+    assert caught.value.experiment.total == total if total else True
+
+
+def test_a_slow_data_set_gives_what_it_has():
+    """A block does not wait for batches that take longer than the steps that they are for."""
+    clock = [0.0]
+    seen: list[int] = []
+
+    def slow() -> Iterator[np.ndarray]:
+        for _ in range(10):
+            clock[0] += 0.1
+            yield np.ones(1, np.float32)
+
+    slots = Slots(32)
+    feeder = Feeder(slow(), slots, lambda batch: None, lambda: clock[0])
+    while (block := feeder.take(32)) is not None:
+        seen.append(len(block))
+    assert seen == [4, 4, 2]
 
 
 def test_an_interrupt_waits_while_it_is_held():

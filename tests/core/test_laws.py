@@ -150,6 +150,18 @@ def test_bits_and_history_do_not_depend_on_cuts_or_callbacks(size: int, spies: A
     assert found == REFERENCE
 
 
+@settings(deadline=None, max_examples=10)
+@given(st.integers(1, 90), st.sampled_from([2, 7, 32]), st.sampled_from([0, 2]))
+def test_bits_do_not_depend_on_when_validation_comes_or_who_reads(
+    every: int, size: int, ahead: int
+):
+    state, history = train(val_every_n_steps=every, steps_per_call=size, prefetch=ahead)
+    assert state == REFERENCE[0]
+    trained = [line for line in history if "train/loss" in line[1]]
+    assert trained == [line for line in REFERENCE[1] if "train/loss" in line[1]]
+    assert len(history) - len(trained) == 76 // every
+
+
 @pytest.mark.parametrize("decorated", [FilterJitted, Jitted])
 def test_bits_do_not_depend_on_the_decoration(decorated: type[Net]):
     assert train(experiment=decorated()) == REFERENCE

@@ -1,4 +1,4 @@
-"""Solstice with its default callbacks, as in a terminal: a progress bar, and logging."""
+"""Solstice with its default callbacks, as in a terminal: a progress bar, logging and history."""
 
 import io
 from typing import Any
@@ -23,4 +23,4 @@ def make(workload: Workload) -> Any:
     lines: list[Any] = []
     progress = solstice.callbacks.ProgressBar(file=Terminal())
     logging = solstice.callbacks.Logging(lambda metrics, step: lines.append((metrics, step)))
-    return models.make(workload, [progress, logging])
+    return models.make(workload, [progress, logging, solstice.callbacks.History()])

@@ -6,7 +6,7 @@ Nothing here imports a data library. A `tf.data.Dataset`, a grain pipeline and a
 
 import inspect
 import types
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import equinox as eqx
@@ -55,6 +55,15 @@ class Source:
     def is_generator(self) -> bool:
         """Whether it can certainly not be read a second time."""
         return isinstance(self._data, types.GeneratorType)
+
+    @property
+    def continues(self) -> str:
+        """How exactly a run that ended within an epoch could go on, in words."""
+        if isinstance(self._data, Batches | Sequence):
+            return "exactly, at once"
+        if isinstance(self._data, Iterator):
+            return "not at all: it is a one-shot iterator"
+        return "exactly where it gives the same batches again, which are read anew up to there"
 
     def first(self) -> Batch:
         """The first batch of the next epoch, which that epoch will still give."""

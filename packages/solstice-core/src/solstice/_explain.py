@@ -2,13 +2,18 @@
 
 from solstice._cadence import cadence_of, watchers_between, watchers_within
 from solstice._callback import Callback, CallbackList
+from solstice._data import Source
 from solstice._eager import EagerStepper
 from solstice._feed import Slots
 from solstice._step import Stepper
 
 
 def explanation(
-    mode: str, stepper: Stepper | EagerStepper, slots: Slots, callbacks: CallbackList
+    mode: str,
+    stepper: Stepper | EagerStepper,
+    slots: Slots,
+    callbacks: CallbackList,
+    source: Source,
 ) -> str:
     """How a run is cut into compiled calls, and why."""
     cadence = cadence_of(callbacks.callbacks, stepper.steps_per_call)
@@ -22,6 +27,7 @@ def explanation(
     lines.append(f"  compiled programs: {slots.num_shapes}, one for each shape of batch")
     lines.append(f"  state: {stepper.state_bytes:,} bytes, {_reuse(stepper, callbacks)}")
     lines.append(f"  memory for batches: {slots.nbytes:,} bytes")
+    lines.append(f"  {source.name} can be continued within an epoch {source.continues}")
     return "\n".join(lines)
 
 

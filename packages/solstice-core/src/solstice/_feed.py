@@ -57,11 +57,17 @@ class Feeder:
         batches: the batches, of NumPy or JAX arrays.
         slots: the memory for them.
         check: called with each batch before it is used; raises on a bad one.
+        clock: tells the time in seconds.
     """
 
     def __init__(
-        self, batches: Iterator[Batch], slots: "Slots", check: Callable[[Batch], None]
+        self,
+        batches: Iterator[Batch],
+        slots: "Slots",
+        check: Callable[[Batch], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._batches = batches
         self._slots = slots
         self._check = check
@@ -81,14 +87,14 @@ class Feeder:
         if batch is None:
             return None
         slot = self._slots.next(batch)
-        latest = time.monotonic() + _PATIENCE
+        latest = self._clock() + _PATIENCE
         taken: list[Batch] = []
         while batch is not None:
             if not slot.put(len(taken), batch):
                 self._held = batch
                 break
             taken.append(batch.tree)
-            more = len(taken) < min(count, slot.size) and time.monotonic() < latest
+            more = len(taken) < min(count, slot.size) and self._clock() < latest
             batch = self._next() if more else None
         return Block(taken, slot.stacked, slot)
 

