@@ -32,7 +32,7 @@ of {epochs} rounds; the quartiles stand beside it. "The limit" is one `lax.scan`
 is already on the device. On the CPU it is no limit where the step has a convolution (C), which XLA
 runs slower in a loop: compare with the hand-written loop there. The first step is timed from
 nothing, after the imports, to the end of one trained step, compilation included. Peak memory is
-above that after the imports and the data.
+above that after the imports and the data. Both are the median of the processes.
 
 ![Time of an epoch over that of the limit, by workload](benchmarks.png)
 """

@@ -1,12 +1,14 @@
 """`python tests/benchmarks/run.py`: run the benchmark, write docs/benchmarks.md and .png.
 
 Each contender runs in a process of its own. All are started and warmed up; then they train one
-epoch each in turn, so that whatever slows the machine for a while slows all of them alike.
+epoch each in turn, so that whatever slows the machine for a while slows all of them alike. That is
+done with new processes several times over, since luck with memory stays with a process.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,18 +61,28 @@ class Result:
     Attributes:
         title: the contender in words.
         why: why it did not run, or "".
-        first_step: seconds from nothing, after the imports, to the first trained step.
+        first_steps: seconds from nothing, after the imports, to the first trained step, of each
+            process.
         seconds: of each epoch.
-        peak: bytes of memory above those after the imports and the data, or None.
+        peaks: bytes of memory above those after the imports and the data, of each process that
+            can tell.
         loss: of the last epoch.
     """
 
     title: str
     why: str = ""
-    first_step: float = 0.0
+    first_steps: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    peak: int | None = None
+    peaks: list[int] = field(default_factory=list)
     loss: float = 0.0
+
+    @property
+    def first_step(self) -> float:
+        return statistics.median(self.first_steps)
+
+    @property
+    def peak(self) -> float | None:
+        return statistics.median(self.peaks) if self.peaks else None
 
 
 class Worker:
@@ -108,9 +120,20 @@ class Worker:
         self._errors.close()
 
 
-def measure(workload: str, contenders: dict[str, str], epochs: int) -> dict[str, Result]:
-    """`measure("A", {"limit": "the limit"}, 7)["limit"].seconds`: run one workload."""
+def measure(
+    workload: str, contenders: dict[str, str], epochs: int, processes: int
+) -> dict[str, Result]:
+    """`measure("A", {"limit": "the limit"}, 3, 3)["limit"].seconds`: run one workload."""
     results = {name: Result(title) for name, title in contenders.items()}
+    for process in range(processes):
+        tell(f"{workload}: processes {process + 1} of {processes}")
+        measure_once(workload, results, epochs)
+    return results
+
+
+def measure_once(workload: str, results: dict[str, Result], epochs: int) -> None:
+    """Adds the results of one process for each contender that has not failed."""
+    contenders = [name for name, result in results.items() if not result.why]
     workers: dict[str, Worker] = {}
 
     def attempt(name: str, command: str | None) -> dict[str, Any] | None:
@@ -131,7 +154,7 @@ def measure(workload: str, contenders: dict[str, str], epochs: int) -> dict[str,
             workers[name] = Worker(name, workload)
             answer = attempt(name, None)
             if answer is not None:
-                results[name].first_step = answer["first_step"]
+                results[name].first_steps.append(answer["first_step"])
             tell(f"{workload}: {name} {results[name].why or 'is ready'}")
         for epoch in range(epochs + 1):
             for name in list(workers):
@@ -142,12 +165,11 @@ def measure(workload: str, contenders: dict[str, str], epochs: int) -> dict[str,
             tell(f"{workload}: epoch {epoch} of {epochs}" + (" (warm-up)" if epoch == 0 else ""))
         for name in list(workers):
             answer = attempt(name, "end")
-            if answer is not None:
-                results[name].peak = answer["peak"]
+            if answer is not None and answer["peak"] is not None:
+                results[name].peaks.append(answer["peak"])
     finally:
         for worker in workers.values():
             worker.close()
-    return results
 
 
 def tell(text: str) -> None:
@@ -170,32 +192,37 @@ def main() -> int:
     parser.add_argument(
         "--with-torch", action="store_true", help="tells `nox -s bench` to install PyTorch"
     )
-    parser.add_argument("--epochs", type=int, default=7, help="measured epochs; 7 by default")
+    parser.add_argument(
+        "--epochs", type=int, default=3, help="measured epochs of each process; 3 by default"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=3, help="processes of each contender; 3 by default"
+    )
     parser.add_argument(
         "--out", type=Path, default=HERE.parents[1] / "docs", metavar="FOLDER",
         help="where benchmarks.md and benchmarks.png go; docs/ by default",
     )  # fmt: skip
     options = parser.parse_args()
-    if options.epochs < 1:
-        parser.error("--epochs must be 1 or more")
+    if min(options.epochs, options.processes) < 1:
+        parser.error("--epochs and --processes must be 1 or more")
 
     def chosen(contenders: dict[str, str]) -> dict[str, str]:
         return {n: t for n, t in contenders.items() if n in ALWAYS or n in options.contenders}
 
     training = {
-        name: measure(name, chosen(CONTENDERS), options.epochs)
+        name: measure(name, chosen(CONTENDERS), options.epochs, options.processes)
         for name in options.workloads
         if name != "leaves"
     }
     leaves = {}
     if "leaves" in options.workloads:
         leaves = {
-            name: measure(name, chosen(LEAF_CONTENDERS), options.epochs)
+            name: measure(name, chosen(LEAF_CONTENDERS), options.epochs, options.processes)
             for name in workloads.LEAVES
         }
     options.out.mkdir(parents=True, exist_ok=True)
     command = " ".join(["nox -s bench", *(["--", *sys.argv[1:]] if sys.argv[1:] else [])])
-    page = report.page(training, leaves, command, options.epochs)
+    page = report.page(training, leaves, command, options.epochs * options.processes)
     (options.out / "benchmarks.md").write_text(page)
     report.chart(training, leaves, options.out / "benchmarks.png")
     tell(f"wrote benchmarks.md and benchmarks.png into {options.out}")
