@@ -1,18 +1,25 @@
 """What one runs here: `nox -s quickstart`, `nox -s tests`, `nox -s matrix`; `nox -l` lists all.
 
-The matrix is every Python below with every set of adapters below: core alone, each adapter alone
-with core, and all together. A cell installs wheels, as a user would.
+The matrix is every Python below with the lowest and the newest versions of what we depend on, and
+every set of adapters below: core alone, each adapter alone with core, and all together. A cell
+installs wheels, as a user would.
 """
 
 import glob
+import itertools
 import os
 import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nox
 
 PYTHONS = ["3.11", "3.12", "3.13"]
 ADAPTERS = ["flax", "haiku", "stax", "optax"]
+VERSIONS = {"lowest": ["-c", "constraints/lowest.txt"], "newest": []}
 SETS = {"none": [], **{name: [name] for name in ADAPTERS}, "all": ADAPTERS}
 
 TEST = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tqdm"]
@@ -67,12 +74,13 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "-n", "2", *(session.posargs or ["tests"]), env=ENV)
 
 
-@nox.session(python=PYTHONS, reuse_venv=False, requires=["build"])
+@nox.session(python=PYTHONS, reuse_venv=False)
 @nox.parametrize("adapters", [nox.param(name, id=name) for name in SETS])
-def matrix(session: nox.Session, adapters: str) -> None:
-    """Run the tests of each set of adapters on each Python, from wheels."""
+@nox.parametrize("versions", [nox.param(name, id=name) for name in VERSIONS])
+def cell(session: nox.Session, versions: str, adapters: str) -> None:
+    """Run a cell of the matrix, from the wheels that `nox -s build` has made."""
     names = SETS[adapters]
-    session.install(*wheels("core", *names), *TEST)
+    session.install(*wheels("core", *names), *TEST, *VERSIONS[versions])
     folders = [f"tests/{name}" for name in names]
     if len(names) == 1:  # what the core does alone is tested in the set "none"
         folders.append("tests/core/test_compat_registry.py")
@@ -80,7 +88,75 @@ def matrix(session: nox.Session, adapters: str) -> None:
         folders.append("tests/core")
     if names == ADAPTERS:
         folders.append("tests/matrix")
-    session.run("pytest", "-q", "-n", "2", *folders, *session.posargs, env={**ENV, **QUICK})
+    session.run("pytest", "-q", "-m", "not slow", *folders, env={**ENV, **QUICK})
+
+
+@nox.session(venv_backend="none", requires=["build"])
+def matrix(session: nox.Session) -> None:
+    """Run all cells of the matrix, two at a time; `-- 3.12 lowest all` runs those of that kind."""
+    cells = [
+        (python, versions, adapters)
+        for python, versions, adapters in itertools.product(PYTHONS, VERSIONS, SETS)
+        if set(session.posargs) <= {python, versions, adapters}
+    ]
+    there = [cell for cell in cells if shutil.which(f"python{cell[0]}")]
+    with ThreadPoolExecutor(2) as pool:
+        results = dict(zip(there, pool.map(run_cell, there), strict=True))
+    width = max(map(len, SETS)) + 2
+    session.log("".join(name.rjust(width) for name in ["", "", *SETS]))
+    for python, versions in itertools.product(PYTHONS, VERSIONS):
+        row = [told(results.get((python, versions, adapters))) for adapters in SETS]
+        session.log("".join(text.rjust(width) for text in [python, versions, *row]))
+    passed = sum(seconds is not None and seconds > 0 for seconds in results.values())
+    session.log(f"{passed} passed, {len(results)} ran, of {len(cells)} cells asked for")
+    missing = sorted({cell[0] for cell in cells} - {cell[0] for cell in there})
+    if missing:
+        session.warn(f"not found: Python {', '.join(missing)}")
+    if passed < len(results) or (missing and "CI" in os.environ) or not results:
+        session.error("not all cells passed")
+
+
+def run_cell(cell: tuple[str, str, str]) -> float:
+    """Seconds, negative if the cell failed; what it printed is shown in that case."""
+    python, versions, adapters = cell
+    name = f"cell-{python}({versions}, {adapters})"
+    start = time.monotonic()
+    command = [sys.executable, "-m", "nox", "-f", str(ROOT / "noxfile.py"), "-s", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - start
+    print(
+        f"{name}: {'passed' if done.returncode == 0 else 'FAILED'} in {seconds:.0f} s", flush=True
+    )
+    if done.returncode != 0:
+        print(done.stdout[-8000:], done.stderr[-4000:], flush=True)
+    return seconds if done.returncode == 0 else -seconds
+
+
+def told(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.0f} s" if seconds > 0 else "FAILED"
+
+
+@nox.session(reuse_venv=False, requires=["build"])
+def stranger(session: nox.Session) -> None:
+    """Test packages that others might publish, from wheels, without any adapter of ours.
+
+    One is for Penzai, in tests/third_party; the other is what `solstice.new_adapter` writes.
+    """
+    session.install(*wheels("core"), "build", "hatchling>=1.27", "pytest")
+    folder = Path(session.create_tmp())
+    shutil.rmtree(folder / "solstice-newborn", ignore_errors=True)
+    session.run("python", "-m", "solstice.new_adapter", "newborn", "--folder", str(folder))
+    for package in [folder / "solstice-newborn", ROOT / "tests/third_party/solstice-penzai"]:
+        built = folder / f"{package.name}-wheel"
+        shutil.rmtree(built, ignore_errors=True)
+        session.run("python", "-m", "build", "-n", "-w", "-o", str(built), str(package))
+        session.install(*map(str, built.glob("*.whl")))
+        session.run(
+            "pytest", "-c", str(package / "pyproject.toml"), str(package / "tests"), env=ENV
+        )
+    session.run("python", "-m", "solstice", env=ENV)
 
 
 @nox.session

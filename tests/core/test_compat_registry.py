@@ -15,6 +15,7 @@ import pytest
 from jax.example_libraries import stax
 
 import solstice
+from solstice import compat
 from solstice.compat import AdapterError, EquinoxModel, Model, Optimizer, as_model, as_optimizer
 
 KNOWN = {
@@ -464,3 +465,83 @@ def test_the_prefixes_of_all_adapters_are_listed(found):
 def test_the_protocols_can_be_checked_at_run_time(kind):
     assert isinstance(EquinoxModel(mlp()), kind) == (kind is Model)
     assert isinstance(Sgd(), kind) == (kind is Optimizer)
+
+
+# What is registered in this process, and what there is
+
+
+class Thing:
+    """Of a framework that is defined here."""
+
+
+class ThingModel:
+    def __init__(self, obj):
+        self.obj = obj
+
+    def init(self, key, x, /):
+        return self.obj, ()
+
+    def forward(self, params, state, x, /, *, train, key=None):
+        return x, state
+
+
+@pytest.fixture
+def registry():
+    yield
+    compat._registry._registered.clear()
+    vars(compat).pop("ThingModel", None)
+
+
+def test_an_adapter_may_be_registered(registry):
+    thing = Thing()
+    compat.register(__name__, ThingModel)
+    assert type(as_model(thing)) is ThingModel
+    assert as_model(thing).obj is thing
+    assert compat.ThingModel is ThingModel
+    assert "ThingModel" in dir(compat)
+
+
+def test_what_is_registered_goes_before_what_is_installed(registry):
+    compat.register("equinox", ThingModel)
+    assert type(as_model(mlp())) is ThingModel
+    told = {info.name: info.health for info in compat.adapters()}
+    assert told["EquinoxModel"] == "hidden by an adapter of this process"
+    assert told["ThingModel"] == "ok"
+
+
+def test_the_newest_registration_counts(registry):
+    class Other(ThingModel):
+        pass
+
+    compat.register(__name__, ThingModel)
+    compat.register(__name__, Other)
+    assert type(as_model(Thing())) is Other
+
+
+@pytest.mark.parametrize(("adapter", "lacks"), [(Thing, "step, eval_params"), (3, "eval_params")])
+def test_what_is_no_adapter_is_not_registered(registry, adapter, lacks):
+    with pytest.raises(TypeError, match=f"is no adapter.*{lacks}"):
+        compat.register("thing", adapter)
+
+
+def test_adapters_lists_what_there_is():
+    mine = next(info for info in compat.adapters() if info.name == "EquinoxModel")
+    assert mine == compat.AdapterInfo(
+        name="EquinoxModel",
+        wraps="equinox",
+        kind="model",
+        where="solstice.compat:EquinoxModel",
+        distribution=f"solstice-core {solstice.__version__}",
+        protocol=1,
+        health="ok",
+    )
+
+
+def test_the_report_for_a_bug_has_versions_devices_and_adapters():
+    result = subprocess.run(
+        [sys.executable, "-m", "solstice"], capture_output=True, text=True, check=True
+    )
+    assert f"solstice-core {solstice.__version__}" in result.stdout
+    assert f"jax {jax.__version__}" in result.stdout
+    assert "devices: cpu:0" in result.stdout
+    assert "EquinoxModel wraps equinox (models, protocol v1), solstice-core" in result.stdout

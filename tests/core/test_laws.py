@@ -143,6 +143,7 @@ class Null:
         pass
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(st.sampled_from([2, 7, 32]), st.lists(spies, max_size=2), st.lists(ready, max_size=2))
 def test_bits_and_history_do_not_depend_on_cuts_or_callbacks(size: int, spies: Any, ready: Any):
@@ -150,6 +151,7 @@ def test_bits_and_history_do_not_depend_on_cuts_or_callbacks(size: int, spies: A
     assert found == REFERENCE
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(st.integers(1, 90), st.sampled_from([2, 7, 32]), st.sampled_from([0, 2]))
 def test_bits_do_not_depend_on_when_validation_comes_or_who_reads(
@@ -211,6 +213,7 @@ def test_the_engine_equals_a_plain_loop():
     np.testing.assert_allclose(seen, losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 76), st.sampled_from([2, 7, 32]), st.booleans())
 @example(33, 32, True)
@@ -230,6 +233,7 @@ def test_a_stop_within_a_block_leaves_what_that_step_left(step: int, size: int, 
     assert sha(trainer.experiment) == sha(expected)
 
 
+@pytest.mark.slow
 def test_every_experiment_that_was_given_stays_valid():
     start = Net()
     before = sha(start)

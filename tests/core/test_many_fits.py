@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+import pytest
 from toys import CLASSES, FEATURES, Sgd, blobs
 
 import solstice
@@ -39,6 +40,7 @@ def resident() -> int:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
+@pytest.mark.slow
 def test_a_thousand_fits_leave_no_thread_no_memory_and_no_program():
     model = eqx.nn.Linear(FEATURES, CLASSES, key=jax.random.key(0))
     optimizer = Sgd(0.1)

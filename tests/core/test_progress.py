@@ -50,6 +50,30 @@ def test_a_file_has_one_line_for_an_epoch_with_its_validation():
     ]
 
 
+def test_a_validation_within_an_epoch_has_a_line_of_its_own():
+    out = io.StringIO()
+    bar = ProgressBar(file=out, only=("loss",))
+    trainer = solstice.Trainer([bar], val_every_n_steps=2)
+    trainer.fit(Mean(), some(1, 2, 3), some(4), num_epochs=2)
+    assert re.sub(r"[\d,]+ examples/s", "RATE", out.getvalue()).splitlines() == [
+        "epoch 1/2 val  step 2  val/loss 4.0000",
+        "epoch 1/2  step 3  RATE  train/loss 2.0000",
+        "epoch 2/2 val  step 4  val/loss 4.0000",
+        "epoch 2/2 val  step 6  val/loss 4.0000",
+        "epoch 2/2  step 6  RATE  train/loss 2.0000",
+    ]
+
+
+def test_a_bar_goes_on_after_a_validation_within_its_epoch():
+    out = Terminal()
+    bar = ProgressBar(file=out, only=("loss",))
+    trainer = solstice.Trainer([bar], val_every_n_steps=2)
+    trainer.fit(Mean(), some(*range(9)), some(4))
+    assert "epoch 1/1 val  step 8  val/loss 4.0000" in out.getvalue()
+    assert bar._bars == {}
+    assert not tqdm.tqdm._instances
+
+
 def test_without_validation_a_line_has_training_alone():
     text = written(lambda t: t.fit(Mean(), some(1), num_epochs=1), only=("f1", "loss"))
     start, _, metrics = text.partition("  RATE  ")

@@ -1,5 +1,6 @@
-"""The Solstice adapter for Stax: `solstice.compat.StaxModel`."""
+"""The Solstice adapters for Stax and for the optimizers beside it in `jax.example_libraries`."""
 
 from solstice_stax._model import StaxModel
+from solstice_stax._optimizer import TripleOptimizer
 
-__all__ = ["StaxModel"]
+__all__ = ["StaxModel", "TripleOptimizer"]

@@ -38,16 +38,18 @@ class ProgressBar(Callback):
         self.every = every
         self._only = (only,) if isinstance(only, str) else only
         self._file = file
-        self._bar: Any = None
+        self._bars: dict[str, Any] = {}
+        self._began: dict[str, float] = {}
         self._line: list[str] = []
-        self._began = 0.0
 
     def on_epoch_start(self, record: Record) -> None:
-        """Opens a bar."""
-        self._began = time.perf_counter()
+        """Opens a bar, below that of the training epoch in which a validation comes."""
+        if record.mode == "train":
+            self._write()
+        self._began[record.mode] = time.perf_counter()
         tqdm = _tqdm() if self._out.isatty() else None
         if tqdm is not None:
-            self._bar = tqdm(
+            self._bars[record.mode] = tqdm(
                 total=record.steps_per_epoch,
                 desc=_title(record),
                 unit="step",
@@ -58,16 +60,20 @@ class ProgressBar(Callback):
 
     def on_step_end(self, record: Record) -> None:
         """Moves the bar."""
-        if self._bar is not None:
-            self._bar.update(record.epoch_step - self._bar.n)
+        bar = self._bars.get(record.mode)
+        if bar is not None:
+            bar.update(record.epoch_step - bar.n)
 
     def on_epoch_end(self, record: Record) -> None:
         """Closes the bar and writes the line; that of an epoch with validation ends with it."""
-        seconds = time.perf_counter() - self._began
-        self._close()
+        seconds = time.perf_counter() - self._began.pop(record.mode)
+        self._close(record.mode)
         if record.mode == "predict":
             return
-        if record.mode != "val" or not record.has_validation:
+        within = record.mode == "val" and "train" in self._began
+        if within:
+            self._line = [_title(record), f"step {record.step:,}"]
+        elif record.mode != "val" or not record.has_validation:
             rate = record.num_examples / seconds if seconds > 0 else 0.0
             steps = record.step if record.mode == "train" else record.epoch_step
             self._line = [_title(record), f"step {steps:,}", f"{rate:,.0f} examples/s"]
@@ -79,13 +85,11 @@ class ProgressBar(Callback):
 
     def on_fit_end(self, record: Record) -> None:
         """Closes what is open, of predictions that were not read to their end for one."""
-        self._close()
-        self._write()
+        self._end()
 
     def on_exception(self, record: Record, error: BaseException) -> None:
         """Leaves the terminal as it was."""
-        self._close()
-        self._write()
+        self._end()
 
     @property
     def _out(self) -> TextIO:
@@ -97,15 +101,26 @@ class ProgressBar(Callback):
             return [(name, float(value)) for name, value in scalars[:_SHOWN]]
         return [(name, float(value)) for name, value in scalars if name in self._only]
 
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    def _end(self) -> None:
+        for mode in list(self._bars):
+            self._close(mode)
+        self._began.clear()
+        self._write()
+
+    def _close(self, mode: str) -> None:
+        bar = self._bars.pop(mode, None)
+        if bar is not None:
+            bar.close()
 
     def _write(self) -> None:
-        if self._line:
-            print("  ".join(self._line), file=self._out, flush=True)
-            self._line = []
+        if not self._line:
+            return
+        text = "  ".join(self._line)
+        if self._bars:  # of an epoch that goes on
+            next(iter(self._bars.values())).write(text, file=self._out)
+        else:
+            print(text, file=self._out, flush=True)
+        self._line = []
 
 
 def _title(record: Record) -> str:

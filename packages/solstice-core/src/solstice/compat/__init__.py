@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from solstice.compat import _registry
 from solstice.compat._equinox import EquinoxModel
+from solstice.compat._listing import AdapterInfo, adapters
 from solstice.compat._protocols import Model, Optimizer, OptState, Params, State
 from solstice.compat._registry import AdapterError
 
@@ -24,17 +25,21 @@ if TYPE_CHECKING:
     from solstice_haiku import HaikuModel as HaikuModel
     from solstice_optax import OptaxOptimizer as OptaxOptimizer
     from solstice_stax import StaxModel as StaxModel
+    from solstice_stax import TripleOptimizer as TripleOptimizer
 
 __all__ = [
     "AdapterError",
+    "AdapterInfo",
     "EquinoxModel",
     "Model",
     "OptState",
     "Optimizer",
     "Params",
     "State",
+    "adapters",
     "as_model",
     "as_optimizer",
+    "register",
 ]
 
 
@@ -61,6 +66,25 @@ def as_optimizer(obj: Any, **options: Any) -> Optimizer:
     Args and errors are those of `as_model`, for optimisers.
     """
     return _registry.adapt("optimizer", obj, options)
+
+
+def register(prefix: str, adapter: Any) -> None:
+    """`solstice.compat.register("toynet", ToynetModel)`: make an adapter known here and now.
+
+    For notebooks and tests: a package declares an entry point instead. Until the process ends,
+    `as_model` gives `adapter(obj)` for objects whose type, or a base of it, is defined in
+    `toynet` or below (`as_optimizer` does, for an adapter of optimisers), and
+    `solstice.compat.ToynetModel` is there. It goes before what is installed, and settles which of
+    several it is.
+
+    Args:
+        prefix: import prefix of the types; "__main__" for those of a notebook.
+        adapter: a class whose instances are a `Model` or an `Optimizer`.
+
+    Raises:
+        TypeError: `adapter` has the methods of neither protocol.
+    """
+    _registry.register(prefix, adapter)
 
 
 if not TYPE_CHECKING:

@@ -14,8 +14,8 @@ import functools
 import re
 import types
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, cast
 
@@ -32,6 +32,7 @@ KNOWN = {
     "flax.nnx": ("model", "NNXModel", "solstice-flax"),
     "haiku": ("model", "HaikuModel", "solstice-haiku"),
     "jax.example_libraries.stax": ("model", "StaxModel", "solstice-stax"),
+    "jax.example_libraries.optimizers": ("optimizer", "TripleOptimizer", "solstice-stax"),
     "optax": ("optimizer", "OptaxOptimizer", "solstice-optax"),
 }
 """Adapters that there are, installed or not: what to name in an error."""
@@ -45,31 +46,59 @@ class AdapterError(ImportError):
 
 
 @dataclass(frozen=True)
-class _Claim:
-    """What one entry point says: this class wraps the types of that prefix."""
+class Claim:
+    """What an entry point says, or a call of `register`: this class wraps types of that prefix.
+
+    Attributes:
+        kind: "model" or "optimizer".
+        version: of the protocol that it was made for.
+        prefix: import prefix of the types.
+        value: where the class is, as in "solstice_flax:FlaxModel".
+        class_name: its name in `solstice.compat`.
+        distribution: name and version of what declares it.
+        load: gives the class.
+    """
 
     kind: Kind
     version: int
     prefix: str
-    entry_point: EntryPoint
-
-    @property
-    def class_name(self) -> str:
-        return self.entry_point.attr
-
-    @property
-    def distribution(self) -> str:
-        dist = self.entry_point.dist
-        return "an unknown distribution" if dist is None else f"{dist.name} {dist.version}"
+    value: str
+    class_name: str
+    distribution: str
+    load: Callable[[], Any] = field(compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.distribution} ({self.entry_point.value})"
+        return f"{self.distribution} ({self.value})"
+
+
+_registered: list[Claim] = []
+"""What was registered in this process; the newest come last."""
+
+
+def register(prefix: str, adapter: Any) -> None:
+    """Adds an adapter class of this process, before all that are installed."""
+    kind: Kind = "model" if hasattr(adapter, "forward") else "optimizer"
+    if missing := _missing(adapter, _PROTOCOLS[kind]):
+        raise TypeError(
+            f"{adapter!r} is no adapter: a model has init and forward, an optimizer has init, step "
+            f"and eval_params; it lacks {', '.join(missing)}"
+        )
+    value = f"{adapter.__module__}:{adapter.__qualname__}"
+    claim = Claim(
+        kind, PROTOCOL_VERSION, prefix, value, adapter.__name__, "this process", lambda: adapter
+    )
+    _registered[:] = [c for c in _registered if (c.kind, c.prefix) != (kind, prefix)] + [claim]
+
+
+def _claims_of(wanted: Callable[[Claim], bool]) -> list[Claim]:
+    """The claims of a kind: those of this process if there are any, else the installed ones."""
+    return [c for c in _registered if wanted(c)] or [c for c in claims() if wanted(c)]
 
 
 @functools.cache
-def claims() -> tuple[_Claim, ...]:
+def claims() -> tuple[Claim, ...]:
     """All that installed distributions declare, of any protocol version; read once."""
-    found: dict[tuple[Any, ...], _Claim] = {}
+    found: dict[tuple[Any, ...], Claim] = {}
     every = entry_points()
     for group in every.groups:
         match = _GROUP.fullmatch(group)
@@ -77,17 +106,43 @@ def claims() -> tuple[_Claim, ...]:
             continue
         kind: Kind = "model" if match[1] == "model" else "optimizer"
         for point in every.select(group=group):
-            claim = _Claim(kind, int(match[2]), point.name, point)
+            claim = _claim_of(kind, int(match[2]), point)
             # An editable install lists its metadata twice; the same words are one claim.
             found.setdefault((kind, claim.version, point.name, str(claim)), claim)
     return tuple(found.values())
 
 
+def _claim_of(kind: Kind, version: int, point: EntryPoint) -> Claim:
+    dist = point.dist
+    distribution = "an unknown distribution" if dist is None else f"{dist.name} {dist.version}"
+    return Claim(kind, version, point.name, point.value, point.attr, distribution, point.load)
+
+
+def all_claims() -> list[Claim]:
+    """Those of this process and the installed ones."""
+    return [*_registered, *claims()]
+
+
+def health(claim: Claim) -> str:
+    """What is wrong with an adapter, or "ok". It is imported, if it speaks the protocol."""
+    try:
+        same = _claims_of(lambda c: (c.kind, c.prefix) == (claim.kind, claim.prefix))
+        if claim not in same:
+            return "hidden by an adapter of this process"
+        adapter = load(_the_only([claim], claim.class_name))
+        if missing := _missing(adapter, _PROTOCOLS[claim.kind]):
+            return f"it lacks {', '.join(missing)}"
+        _the_only(same, f"{claim.prefix!r} ({claim.kind}s)")
+    except AdapterError as error:
+        return str(error)
+    return "ok"
+
+
 def adapter_class(name: str) -> Any:
     """The adapter class of this name. Raises AttributeError where no adapter has that name."""
-    named = [claim for claim in claims() if claim.class_name == name]
+    named = _claims_of(lambda claim: claim.class_name == name)
     if named:
-        return _load(_the_only(named, f"solstice.compat.{name}"))
+        return load(_the_only(named, f"solstice.compat.{name}"))
     for _, known_name, distribution in KNOWN.values():
         if known_name == name:
             raise AdapterError(
@@ -101,7 +156,7 @@ def adapter_class(name: str) -> Any:
 
 def adapter_names() -> list[str]:
     """The names of the adapter classes that are installed."""
-    return sorted({claim.class_name for claim in claims() if claim.version == PROTOCOL_VERSION})
+    return sorted({c.class_name for c in all_claims() if c.version == PROTOCOL_VERSION})
 
 
 def adapt(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
@@ -121,7 +176,7 @@ def adapt(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
 
 def _make(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
     claim = _claim_for(kind, obj)
-    adapter = _load(claim)(obj, **options)
+    adapter = load(claim)(obj, **options)
     if not isinstance(adapter, _PROTOCOLS[kind]):
         raise AdapterError(
             f"{claim} did not give a {kind}: its result, a {type(adapter).__name__}, lacks "
@@ -130,10 +185,10 @@ def _make(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
     return adapter
 
 
-def _claim_for(kind: Kind, obj: Any) -> _Claim:
+def _claim_for(kind: Kind, obj: Any) -> Claim:
     prefixes = list(_prefixes(obj))
     for prefix in prefixes:
-        mine = [claim for claim in claims() if claim.prefix == prefix and claim.kind == kind]
+        mine = _claims_of(lambda c, prefix=prefix: (c.kind, c.prefix) == (kind, prefix))
         if mine:
             return _the_only(mine, f"{prefix!r} ({kind}s)")
     raise _nothing_claims(kind, obj, prefixes)
@@ -144,7 +199,7 @@ def _nothing_claims(kind: Kind, obj: Any, prefixes: list[str]) -> Exception:
     shown = f"{type(obj).__module__}.{type(obj).__qualname__}"
     other: Kind = "optimizer" if kind == "model" else "model"
     for prefix in prefixes:
-        if any(claim.prefix == prefix and claim.kind == other for claim in claims()) or (
+        if any(claim.prefix == prefix and claim.kind == other for claim in all_claims()) or (
             prefix in KNOWN and KNOWN[prefix][0] == other
         ):
             return TypeError(f"{function} was given {_article(other)}: {shown}. Use as_{other}")
@@ -162,7 +217,7 @@ def _nothing_claims(kind: Kind, obj: Any, prefixes: list[str]) -> Exception:
         return TypeError(
             f"{function} was given a function, which does not show its framework. {hint[kind]}"
         )
-    known = ", ".join(sorted({c.prefix for c in claims() if c.kind == kind})) or "none"
+    known = ", ".join(sorted({c.prefix for c in all_claims() if c.kind == kind})) or "none"
     methods = "init and forward" if kind == "model" else "init, step and eval_params"
     return TypeError(
         f"no installed adapter wraps a {shown}. Prefixes of {kind} types that are wrapped: "
@@ -186,7 +241,7 @@ def _prefixes(obj: Any) -> Iterator[str]:
             yield ".".join(parts[:end])
 
 
-def _the_only(found: list[_Claim], what: str) -> _Claim:
+def _the_only(found: list[Claim], what: str) -> Claim:
     spoken = [claim for claim in found if claim.version == PROTOCOL_VERSION]
     if not spoken:
         claim = found[0]
@@ -206,12 +261,13 @@ def _the_only(found: list[_Claim], what: str) -> _Claim:
     return spoken[0]
 
 
-def _load(claim: _Claim) -> Any:
+def load(claim: Claim) -> Any:
+    """The adapter class. Raises AdapterError where it cannot be imported."""
     try:
-        return claim.entry_point.load()
+        return claim.load()
     except Exception as error:
         raise AdapterError(
-            f"the adapter {claim.entry_point.value!r} of {claim.distribution} is installed but "
+            f"the adapter {claim.value!r} of {claim.distribution} is installed but "
             f"could not be imported: {type(error).__name__}: {error}"
         ) from error
 

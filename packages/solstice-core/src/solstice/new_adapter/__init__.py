@@ -1,0 +1,43 @@
+"""`python -m solstice.new_adapter toynet`: write an adapter package for a framework, to begin with.
+
+What it writes passes the conformance suite as it is, with a toy net in place of the framework:
+replace the net, keep the tests green.
+"""
+
+import re
+from pathlib import Path
+
+_TEMPLATE = Path(__file__).parent / "template"
+
+
+def write_package(name: str, folder: Path) -> Path:
+    """`write_package("toynet", Path("."))`: writes `./solstice-toynet`, and gives its path.
+
+    Args:
+        name: the framework's import name: lower-case letters, digits and underscores.
+        folder: where the package goes.
+
+    Raises:
+        ValueError: `name` is no such name.
+        FileExistsError: the package is there already; nothing is written.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(
+            f"the name must be of lower-case letters, digits and underscores, as in `toynet`; "
+            f"it is {name!r}"
+        )
+    package = folder / f"solstice-{name.replace('_', '-')}"
+    package.mkdir(parents=True)
+    for source in sorted(path for path in _TEMPLATE.rglob("*") if path.is_file()):
+        if "__pycache__" in source.parts:
+            continue
+        target = package / _renamed(str(source.relative_to(_TEMPLATE)), name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(_renamed(source.read_text(), name))
+    return package
+
+
+def _renamed(text: str, name: str) -> str:
+    camel = "".join(part.capitalize() for part in name.split("_"))
+    text = text.replace("solstice-toynet", f"solstice-{name.replace('_', '-')}")
+    return text.replace("toynet", name).replace("Toynet", camel)

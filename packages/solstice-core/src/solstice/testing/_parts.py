@@ -1,0 +1,83 @@
+"""A data set, an optimiser and a net, against which adapters are checked."""
+
+# Trees of anything go through here: what a checker can tell of them is not worth its words.
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from solstice._trainer import Trainer
+from solstice.compat import Model, Optimizer
+from solstice.experiments import ClassificationExperiment
+
+CLASSES, FEATURES = 3, 6
+
+
+@jax.tree_util.register_static
+@dataclass(eq=False)
+class Sgd:
+    """`Sgd(0.1)`: gradient descent with momentum, on the protocol alone."""
+
+    rate: float = 0.1
+    momentum: float = 0.9
+
+    def init(self, params: Any, /) -> Any:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def step(
+        self,
+        grads: Any,
+        state: Any,
+        params: Any,
+        /,
+        *,
+        value: Any = None,
+        value_fn: Any = None,
+        **extra: Any,
+    ) -> tuple[Any, Any]:
+        del value, value_fn, extra
+        state = jax.tree.map(lambda v, g: self.momentum * v + g, state, grads)
+        return jax.tree.map(lambda p, v: p - self.rate * v, params, state), state
+
+    def eval_params(self, state: Any, params: Any, /) -> Any:
+        del state
+        return params
+
+
+@jax.tree_util.register_static
+@dataclass(eq=False)
+class Linear:
+    """`Linear(3)`: a dense layer, on the protocol alone."""
+
+    size: int = CLASSES
+
+    def init(self, key: Any, x: Any, /) -> tuple[Any, Any]:
+        kernel = 0.1 * jax.random.normal(key, (x.shape[-1], self.size))
+        return {"kernel": kernel, "bias": jnp.zeros(self.size)}, ()
+
+    def forward(
+        self, params: Any, state: Any, x: Any, /, *, train: bool, key: Any = None
+    ) -> tuple[Any, Any]:
+        del train, key
+        return x @ params["kernel"] + params["bias"], state
+
+
+def blobs(num_batches: int = 8, batch_size: int = 16) -> list[Any]:
+    """`blobs()`: batches of points around a centre for each class, far enough apart to be told."""
+    rng = np.random.default_rng(0)
+    centres = 2 * np.eye(CLASSES, FEATURES, dtype=np.float32)
+    labels = rng.integers(0, CLASSES, (num_batches, batch_size)).astype(np.int32)
+    noise = rng.normal(scale=0.5, size=(*labels.shape, FEATURES)).astype(np.float32)
+    return list(zip(centres[labels] + noise, labels, strict=True))
+
+
+def train(model: Model, optimizer: Optimizer) -> float:
+    """The accuracy on the blobs after eight epochs."""
+    experiment = ClassificationExperiment(model, optimizer, num_classes=CLASSES)
+    trainer, data = Trainer(), blobs()
+    return trainer.test(trainer.fit(experiment, data, num_epochs=8), data)["accuracy"]

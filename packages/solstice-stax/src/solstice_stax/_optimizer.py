@@ -1,0 +1,66 @@
+"""An optimizer of `jax.example_libraries.optimizers` as a Solstice optimizer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from solstice.compat import OptState, Params
+
+
+@jax.tree_util.register_static
+@dataclass(eq=False)
+class TripleOptimizer:
+    """`TripleOptimizer(optimizers.adam(1e-3))`: an `(init, update, get_params)` triple.
+
+    The triple keeps the Params in its own state, and steps from those: `params` of `step` says
+    what they are, and changing them in between has no effect. Schedules count the steps.
+
+    Args:
+        triple: what a function of `jax.example_libraries.optimizers` gives.
+
+    Raises:
+        TypeError: `triple` is not three functions.
+    """
+
+    triple: Any
+
+    def __post_init__(self) -> None:
+        triple: Any = self.triple
+        parts = cast("tuple[Any, ...]", triple) if isinstance(triple, tuple) else ()
+        if len(parts) != 3 or not all(callable(part) for part in parts):
+            raise TypeError(
+                f"TripleOptimizer takes an (init, update, get_params) triple, as in "
+                f"`TripleOptimizer(optimizers.adam(1e-3))`; it was given {triple!r:.80}"
+            )
+
+    def init(self, params: Params, /) -> OptState:
+        """`opt_state = optimizer.init(params)`: the count of steps, and the triple's own state."""
+        init, _, _ = self.triple
+        return jnp.zeros((), jnp.int32), init(params)
+
+    def step(
+        self,
+        grads: Params,
+        state: OptState,
+        params: Params,
+        /,
+        *,
+        value: Array | None = None,
+        value_fn: Callable[[Params], Array] | None = None,
+        **extra: Any,
+    ) -> tuple[Params, OptState]:
+        """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
+        del params, value, value_fn, extra
+        _, update, get_params = self.triple
+        count, inner = state
+        inner = update(count, grads, inner)
+        return get_params(inner), (count + 1, inner)
+
+    def eval_params(self, state: OptState, params: Params, /) -> Params:
+        """`params = optimizer.eval_params(opt_state, params)`: the Params themselves."""
+        del state
+        return params

@@ -1,0 +1,10 @@
+from nets import net
+
+from solstice.testing import ModelConformance
+
+
+class TestPenzai(ModelConformance):
+    lacks = {"batch_norm": "Penzai has no BatchNorm"}
+
+    def build(self, *, hidden, classes, batch_norm, dropout):
+        return net(hidden, classes, dropout)
