@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,10 +83,8 @@ def cell(session: nox.Session, versions: str, adapters: str) -> None:
     names = SETS[adapters]
     session.install(*wheels("core", *names), *TEST, *VERSIONS[versions])
     folders = [f"tests/{name}" for name in names]
-    if len(names) == 1:  # what the core does alone is tested in the set "none"
-        folders.append("tests/core/test_compat_registry.py")
-    else:
-        folders.append("tests/core")
+    # What the core does alone is tested in the set "none"; what it finds, in all.
+    folders.append("tests/core/test_compat_registry.py" if names else "tests/core")
     if names == ADAPTERS:
         folders.append("tests/matrix")
     session.run("pytest", "-q", "-m", "not slow", *folders, env={**ENV, **QUICK})
@@ -100,8 +99,19 @@ def matrix(session: nox.Session) -> None:
         if set(session.posargs) <= {python, versions, adapters}
     ]
     there = [cell for cell in cells if shutil.which(f"python{cell[0]}")]
-    with ThreadPoolExecutor(2) as pool:
-        results = dict(zip(there, pool.map(run_cell, there), strict=True))
+    split = {cell[1] for cell in there} == set(VERSIONS)  # one of each, so that their caches serve
+    shares = [
+        [c for i, c in enumerate(there) if (c[1] == "lowest" if split else i % 2 == 0) == first]
+        for first in (True, False)
+    ]
+    results: dict[tuple[str, str, str], float] = {}
+
+    def work(share: list[tuple[str, str, str]], cache: str) -> None:
+        for cell in share:
+            results[cell] = run_cell(cell, cache)
+
+    with tempfile.TemporaryDirectory() as caches, ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, shares, [f"{caches}/1", f"{caches}/2"]))
     width = max(map(len, SETS)) + 2
     session.log("".join(name.rjust(width) for name in ["", "", *SETS]))
     for python, versions in itertools.product(PYTHONS, VERSIONS):
@@ -116,13 +126,22 @@ def matrix(session: nox.Session) -> None:
         session.error("not all cells passed")
 
 
-def run_cell(cell: tuple[str, str, str]) -> float:
-    """Seconds, negative if the cell failed; what it printed is shown in that case."""
+def run_cell(cell: tuple[str, str, str], cache: str) -> float:
+    """Seconds, negative if the cell failed; what it printed is shown in that case.
+
+    Compiled programs go into `cache`, for the next cell. Two processes cannot share one.
+    """
     python, versions, adapters = cell
     name = f"cell-{python}({versions}, {adapters})"
     start = time.monotonic()
     command = [sys.executable, "-m", "nox", "-f", str(ROOT / "noxfile.py"), "-s", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     seconds = time.monotonic() - start
     print(
         f"{name}: {'passed' if done.returncode == 0 else 'FAILED'} in {seconds:.0f} s", flush=True

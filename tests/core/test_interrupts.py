@@ -65,6 +65,10 @@ def test_an_interrupt_ends_a_stall_of_the_data_at_once(stall: int, prefetch: int
             trainer.fit(Sum(jnp.zeros(())), stalling)
     finally:
         go_on.set()
+        for thread in threading.enumerate():
+            if thread.name == "solstice-prefetch":
+                thread.join(timeout=60)
+                assert not thread.is_alive()
     total = float(trainer.experiment.total)
     assert total <= stall
     assert prefetch or total >= stall - 8

@@ -40,8 +40,8 @@ def prefetched(batches: Iterator[Batch], count: int) -> Generator[Batch, None, N
             put((_END, error))
 
     thread = threading.Thread(target=read, name="solstice-prefetch", daemon=True)
-    thread.start()
     try:
+        thread.start()  # within, since Ctrl-C may come while it starts
         while True:
             batch, error = ready.get()
             if error is not None:
@@ -51,4 +51,5 @@ def prefetched(batches: Iterator[Batch], count: int) -> Generator[Batch, None, N
             yield batch
     finally:
         closed.set()
-        thread.join(timeout=2 * _POLL)
+        if thread.is_alive():
+            thread.join(timeout=2 * _POLL)
