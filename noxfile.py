@@ -189,7 +189,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types strictly, in the packages and as a user sees them."""
-    install_all(session, "pyright[nodejs]==1.1.414", "tqdm")
+    install_all(session, "pyright[nodejs]==1.1.414", "tqdm", "pytest")
     python = str(Path(session.bin) / "python")
     session.run("pyright", "--pythonpath", python)
 
