@@ -488,6 +488,32 @@ def test_a_check_cannot_be_overridden():
                 pass
 
 
+def test_a_mixin_cannot_override_a_check():
+    class Easy:
+        def test_it_learns(self):
+            pass
+
+    with pytest.raises(TypeError, match="overrides the check test_it_learns"):
+
+        class Suite(Easy, ModelConformance):
+            pass
+
+
+def test_a_suite_may_derive_from_one_and_lack_less():
+    class Without(ModelConformance):
+        lacks = {"dropout": "not yet"}
+
+        def build(self, *, hidden, classes, batch_norm, dropout):
+            return Toy(hidden, classes, batch_norm, dropout)
+
+    class With(Without):
+        lacks = {}
+
+    with pytest.raises(pytest.fail.Exception, match="it works"):
+        Without().test_dropout_needs_a_key()
+    With().test_dropout_needs_a_key()
+
+
 def test_a_basic_check_cannot_be_declared_lacking():
     with pytest.raises(TypeError, match=r"'test_it_learns', which every adapter must do.*dropout"):
 

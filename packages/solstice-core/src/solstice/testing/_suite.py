@@ -70,11 +70,14 @@ class Conformance:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if Conformance in cls.__bases__:
-            return  # a suite itself
+        if Conformance in cls.__bases__:  # a suite itself
+            for _, check in _checks(cls):
+                check._of_the_suite = True  # pyright: ignore[reportFunctionMemberAccess]
+            return
         suite = next(base for base in cls.__mro__ if Conformance in base.__bases__)
-        for name in vars(cls):
-            if name.startswith("test_") and hasattr(suite, name):
+        below = cls.__mro__[: cls.__mro__.index(suite)]  # a mixin could override a check too
+        for name, check in _checks(suite):
+            if any(not hasattr(vars(c).get(name, check), "_of_the_suite") for c in below):
                 raise TypeError(
                     f"{cls.__name__} overrides the check {name}. If the framework cannot do it, "
                     f'write `lacks = {{"{name}": "why"}}` instead, where the check is optional'
@@ -92,8 +95,7 @@ class Conformance:
                 raise TypeError(f"{cls.__name__}.lacks[{name!r}] must say why")
         for name, check in _checks(suite):
             reason = cls.lacks.get(name) or cls.lacks.get(tiers[name])
-            if reason:
-                setattr(cls, name, _must_fail(check, reason))
+            setattr(cls, name, _must_fail(check, reason) if reason else check)
 
     def holds(self, name: str) -> bool:
         """Whether a check passes; it is run once for that."""
@@ -154,6 +156,7 @@ def _checks(suite: type) -> Iterator[tuple[str, Callable[..., None]]]:
 
 
 def _must_fail(check: Callable[..., None], reason: str) -> Callable[..., None]:
+    @functools.wraps(check)
     def declared(self: Any) -> None:
         try:
             check(self)
@@ -161,7 +164,6 @@ def _must_fail(check: Callable[..., None], reason: str) -> Callable[..., None]:
             pytest.xfail(reason)
         pytest.fail(f"it is declared to be lacking ({reason!r}), and it works: take it out")
 
-    declared.__doc__ = check.__doc__
     return declared
 
 
