@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 STEPS = 64
 CONTENDERS = [
     "hand_fused",
+    "hand_fused_ready",
     "hand_written",
     "usual_loop",
     "keras_1",
@@ -22,6 +23,7 @@ CONTENDERS = [
     "solstice_default",
     "solstice_none",
     "solstice_per_step",
+    "solstice_ready",
 ]
 
 
