@@ -168,7 +168,7 @@ def _bars(axis: Any, title: str, results: Any) -> None:
     axis.invert_yaxis()
     axis.set_xlim(0, 1.15 * max(high for _, _, high in shown.values()))
     axis.axvline(1, color="grey", linewidth=0.8)
-    axis.set_title(title)
+    axis.set_title(title, fontsize=10)
     axis.set_xlabel("time of an epoch, x the limit (median, quartiles)")
 
 
@@ -178,6 +178,7 @@ def _lines(axis: Any, leaves: Any) -> None:
         counts = [int(name.removeprefix("leaves-")) for name in done]
         times = [_step_time(name, result) for name, result in done.items()]
         axis.plot(counts, times, marker="o", label=title.replace("`", ""))
-    axis.set(xscale="log", yscale="log", title="Leaf scaling", xlabel="leaves")
+    axis.set(xscale="log", yscale="log", xlabel="leaves")
+    axis.set_title("Leaf scaling", fontsize=10)
     axis.set_ylabel("microseconds a step")
-    axis.legend()
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=7, frameon=False)

@@ -8,6 +8,7 @@ done with new processes several times over, since luck with memory stays with a 
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -127,13 +128,20 @@ def measure(
     results = {name: Result(title) for name, title in contenders.items()}
     for process in range(processes):
         tell(f"{workload}: processes {process + 1} of {processes}")
-        measure_once(workload, results, epochs)
+        measure_once(workload, results, epochs, random.Random(process))
     return results
 
 
-def measure_once(workload: str, results: dict[str, Result], epochs: int) -> None:
-    """Adds the results of one process for each contender that has not failed."""
+def measure_once(
+    workload: str, results: dict[str, Result], epochs: int, luck: random.Random
+) -> None:
+    """Adds the results of one process for each contender that has not failed.
+
+    They start, and train in each round, in an order that is drawn: whoever comes after a contender
+    that leaves the caches cold is another one each time.
+    """
     contenders = [name for name, result in results.items() if not result.why]
+    luck.shuffle(contenders)
     workers: dict[str, Worker] = {}
 
     def attempt(name: str, command: str | None) -> dict[str, Any] | None:
@@ -157,7 +165,7 @@ def measure_once(workload: str, results: dict[str, Result], epochs: int) -> None
                 results[name].first_steps.append(answer["first_step"])
             tell(f"{workload}: {name} {results[name].why or 'is ready'}")
         for epoch in range(epochs + 1):
-            for name in list(workers):
+            for name in luck.sample(list(workers), len(workers)):
                 answer = attempt(name, "epoch")
                 if answer is not None and epoch > 0:  # the first warms up
                     results[name].seconds.append(answer["seconds"])

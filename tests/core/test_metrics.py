@@ -175,6 +175,10 @@ def test_every_kind_of_scalar_is_averaged(value):
     assert means.compute()["x"] == float(value)
 
 
+def test_the_mean_of_no_examples_is_nan():
+    assert np.isnan(to_means({"x": 1.0}, np.zeros((0, 2), np.float32)).compute()["x"])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_one_bad_value_spoils_its_own_key_alone(bad):
     def outs(batch):

@@ -172,6 +172,22 @@ def test_a_second_fit_compiles_nothing():
     assert len(traces) == first
 
 
+def test_a_step_is_traced_once_and_again_under_other_settings_of_jax():
+    traces = []
+
+    class Watched(Base):
+        def train_step(self, batch: Any) -> Any:
+            traces.append(1)
+            x, y = batch
+            return solstice.replace(self, w=self.w + (x @ x.T).sum()), {"mean": y.mean()}
+
+    fit(Watched)
+    assert len(traces) == 1
+    with jax.default_matmul_precision("float32"):
+        fit(Watched)
+    assert len(traces) == 2
+
+
 def test_an_unhashable_static_field_trains():
     class Listed(Base):
         sizes: list[int] = eqx.field(static=True, default_factory=lambda: [1, 2])

@@ -61,9 +61,10 @@ class Means(Metrics):
     def merge(self, other: Self, /) -> Self:
         return jax.tree.map(jnp.add, self, other)
 
-    def compute(self) -> dict[str, Array]:
-        count = self.count.astype(jnp.float32)
-        return {name: value / count.astype(value.dtype) for name, value in self.sums.items()}
+    def compute(self) -> dict[str, Any]:
+        sums, count = jax.device_get((self.sums, self.count))  # nothing to compile for a division
+        with np.errstate(invalid="ignore"):  # of no examples it is NaN
+            return {name: value / count.astype(value.dtype) for name, value in sums.items()}
 
 
 def as_metrics(outs: Outs, batch: Batch) -> Metrics | None:

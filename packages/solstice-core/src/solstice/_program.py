@@ -6,7 +6,7 @@ call, is a `Program`, which `jax.jit` takes as a static argument.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, cast
 
 import equinox as eqx
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.extend.core import jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]
 
 from solstice import _tree
 from solstice._cost import Cost, cost_of
@@ -57,6 +58,7 @@ class Program:
             self._hash = hash(self._key)
         except TypeError:
             self._key, self._hash = None, id(self)
+        self._trace: _Trace | None = None
 
     def __hash__(self) -> int:
         return self._hash
@@ -99,6 +101,26 @@ class Program:
         new, outs = check_pair(result, owner, self.name)
         return [_keep_type(o, n) for o, n in zip(arrays, self.split(new), strict=True)], outs
 
+    def packed_call(self, arrays: list[Any], batch: Batch) -> tuple[list[Any], Outs]:
+        """The same with packed outs, and without Python where the plan's trace is still at hand.
+
+        A trace serves once: what is compiled later may be under other settings of JAX.
+        """
+        trace, self._trace = self._trace, None
+        if trace is not None and trace.fits(arrays, batch):
+            return trace.call(arrays, batch)
+        new, outs = self.call(arrays, batch)
+        return new, pack(outs)
+
+    def trace(self, types: list[jax.ShapeDtypeStruct], batch: Batch) -> tuple[Any, Any]:
+        """The jaxpr of a step and the shapes of its packed outs; kept for the next call."""
+        self._trace = None
+        jaxpr, shapes = cast(
+            "Any", jax.make_jaxpr(self.packed_call, return_shape=True)(types, batch)
+        )
+        self._trace = _Trace(jaxpr, _tree.structure((types, batch)), _tree.structure(shapes))
+        return jaxpr, shapes[1]
+
     def check_drift(self, old: Sequence[Any], new: Sequence[Any]) -> None:
         """Raises an ExperimentError that names the first array whose shape or dtype changed."""
         for path, before, after in zip(self._array_paths(), old, new, strict=True):
@@ -133,6 +155,24 @@ class Program:
             f"back the structure that it was given; create what depends on the data in "
             f"`setup(self, batch)`"
         )
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """A step as it was traced."""
+
+    jaxpr: Any
+    inputs: Any
+    outputs: Any
+
+    def fits(self, arrays: list[Any], batch: Batch) -> bool:
+        """Whether it was traced with just such arrays."""
+        types = [jax.typeof(leaf) for leaf in _tree.leaves((arrays, batch))]
+        return _tree.structure((arrays, batch)) == self.inputs and types == self.jaxpr.in_avals
+
+    def call(self, arrays: list[Any], batch: Batch) -> tuple[list[Any], Outs]:
+        run = cast("Callable[..., list[Array]]", jaxpr_as_fun(self.jaxpr))
+        return jax.tree.unflatten(self.outputs, run(*_tree.leaves((arrays, batch))))
 
 
 def check_pair(result: Any, owner: str, method: str) -> tuple[Any, Outs]:
@@ -253,11 +293,10 @@ def _attempt_with_constants(
 
 def _settle(program: Program, types: list[jax.ShapeDtypeStruct], batch: Batch) -> Plan:
     """Types that the step keeps: a Python number takes the type that the step gives it."""
-    call = partial(_packed_call, program)
     new: list[jax.ShapeDtypeStruct] = []
-    jaxpr = shapes = None
+    jaxpr = outs = None
     for _ in range(3):
-        jaxpr, shapes = cast("Any", jax.make_jaxpr(call, return_shape=True)(types, batch))
+        jaxpr, outs = program.trace(types, batch)
         new = [type_of(aval) for aval in jaxpr.out_avals[: len(types)]]
         settled = [_settle_type(old, after) for old, after in zip(types, new, strict=True)]
         done = settled == types
@@ -265,12 +304,7 @@ def _settle(program: Program, types: list[jax.ShapeDtypeStruct], batch: Batch) -
         if done:
             break
     program.check_drift(types, new)
-    return Plan(program, tuple(types), cast("Any", shapes)[1], cost_of(cast("Any", jaxpr).jaxpr))
-
-
-def _packed_call(program: Program, arrays: Any, batch: Batch) -> tuple[list[Any], Outs]:
-    new, outs = program.call(arrays, batch)
-    return new, pack(outs)
+    return Plan(program, tuple(types), outs, cost_of(cast("Any", jaxpr).jaxpr))
 
 
 def _settle_type(old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

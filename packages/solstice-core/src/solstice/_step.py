@@ -185,8 +185,7 @@ def _run_block(
     """
 
     def take(arrays: list[Array], batch: Batch) -> Any:
-        new, outs = config.program.call(arrays, batch)
-        outs = pack(outs)
+        new, outs = config.program.packed_call(arrays, batch)
         one = _packed_metrics(outs, batch)
         return new, one, (outs if config.keeps_outs else None, one if config.grows else None)
 
