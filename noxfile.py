@@ -23,7 +23,7 @@ ADAPTERS = ["flax", "haiku", "stax", "optax"]
 VERSIONS = {"lowest": ["-c", "constraints/lowest.txt"], "newest": []}
 SETS = {"none": [], **{name: [name] for name in ADAPTERS}, "all": ADAPTERS}
 
-TEST = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tqdm"]
+TEST = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tqdm", "pip"]
 PLOT = ["matplotlib", "tqdm", "scikit-learn"]
 
 ROOT = Path(__file__).parent
@@ -235,6 +235,13 @@ def bench(session: nox.Session) -> None:
     more = ["torch==2.13.0", "lightning"] if "--with-torch" in session.posargs else []
     install_all(session, "optax", "flax", "keras", "matplotlib", "tqdm", *more)
     session.run("python", "tests/benchmarks/run.py", *session.posargs, env=ENV)
+
+
+@nox.session
+def bench_adapters(session: nox.Session) -> None:
+    """Measure what 50 installed adapter packages cost at import and at first use."""
+    session.install(package("core"), "pip")
+    session.run("python", "tests/benchmarks/installed_adapters.py", env=ENV)
 
 
 def wheels(*names: str) -> list[str]:

@@ -178,6 +178,18 @@ def test_trees_go_in_and_come_out():
     np.testing.assert_allclose(outputs["sum"], 3 * X, rtol=1e-6)
 
 
+class TwoInputs(eqx.Module):
+    one: jax.Array
+
+    def __call__(self, a, b, *, key=None):
+        del key
+        return a + 2 * self.one * b
+
+
+def test_several_inputs():
+    toys.check_unpack(TwoInputs(jnp.ones(())))
+
+
 @pytest.mark.parametrize(
     "wrong", [None, 3, lambda key: 3, jnp.tanh(1.0), (1, 2), eqx.nn.State(MLP(KEY))]
 )

@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import pytest
 from jax.example_libraries import stax
+from wheels import install, write_wheel
 
 import solstice
 from solstice import compat
@@ -264,52 +265,31 @@ class LameModel:
 MODELS, OPTIMIZERS = "solstice.models.v1", "solstice.optimizers.v1"
 
 
-def write_distribution(folder, name, source, *claims):
-    """`name` 0.1, a module with a source, whose entry points are (group, prefix, class)."""
-    module = name.replace("-", "_")
-    (folder / f"{module}.py").write_text(source)
-    info = folder / f"{module}-0.1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
-    points = [f"[{group}]\n{prefix} = {module}:{cls}\n" for group, prefix, cls in claims]
-    (info / "entry_points.txt").write_text("\n".join(points))
-    (info / "RECORD").write_text(f"{module}.py,,\n{info.name}/METADATA,,\n")
+def write_wheels(folder):
+    """Of third parties, good and bad; and the frameworks that they wrap."""
 
+    def write(name, source, *claims):
+        return write_wheel(folder, name, source, claims)
 
-def write_distributions(folder):
-    for framework in ["good", "special", "twice", "broken", "bad", "new", "old", "both", "lame"]:
-        (folder / f"{framework}lib.py").write_text("class Net:\n    pass\n")
-
-    write_distribution(
-        folder, "good", MODEL.format(name="GoodModel"), (MODELS, "goodlib", "GoodModel")
-    )
-    write_distribution(
-        folder, "tuned", OPTIMIZER.format(name="Tuned"), (OPTIMIZERS, "goodlib", "Tuned")
-    )
-    for name in ["twice-a", "twice-b"]:
-        source = MODEL.format(name="TwiceModel")
-        write_distribution(folder, name, source, (MODELS, "twicelib", "TwiceModel"))
-    write_distribution(
-        folder,
-        "broken",
-        "raise RuntimeError('no such device')",
-        (MODELS, "brokenlib", "BrokenModel"),
-    )
-    write_distribution(folder, "bad", "", (MODELS, "badlib", "BadModel"))
-    write_distribution(
-        folder, "new", MODEL.format(name="NewModel"), ("solstice.models.v2", "newlib", "NewModel")
-    )
-    write_distribution(
-        folder, "old", MODEL.format(name="OldModel"), ("solstice.models.v0", "oldlib", "OldModel")
-    )
-    write_distribution(
-        folder,
-        "both",
-        MODEL.format(name="BothModel") + MODEL.format(name="BothModel2"),
-        (MODELS, "bothlib", "BothModel"),
-        ("solstice.models.v2", "bothlib", "BothModel2"),
-    )
-    write_distribution(folder, "lame", LAME, (MODELS, "lamelib", "LameModel"))
+    frameworks = ["good", "special", "twice", "broken", "bad", "new", "old", "both", "lame"]
+    twice = MODEL.format(name="TwiceModel")
+    both = MODEL.format(name="BothModel") + MODEL.format(name="BothModel2")
+    newer, older = "solstice.models.v2", "solstice.models.v0"
+    return [
+        *(write(f"{name}lib", "class Net:\n    pass\n") for name in frameworks),
+        write("good", MODEL.format(name="GoodModel"), (MODELS, "goodlib", "GoodModel")),
+        write("tuned", OPTIMIZER.format(name="Tuned"), (OPTIMIZERS, "goodlib", "Tuned")),
+        write("twice-a", twice, (MODELS, "twicelib", "TwiceModel")),
+        write("twice-b", twice, (MODELS, "twicelib", "TwiceModel")),
+        write(
+            "broken", "raise RuntimeError('no such device')", (MODELS, "brokenlib", "BrokenModel")
+        ),
+        write("bad", "", (MODELS, "badlib", "BadModel")),
+        write("new", MODEL.format(name="NewModel"), (newer, "newlib", "NewModel")),
+        write("old", MODEL.format(name="OldModel"), (older, "oldlib", "OldModel")),
+        write("both", both, (MODELS, "bothlib", "BothModel"), (newer, "bothlib", "BothModel2")),
+        write("lame", LAME, (MODELS, "lamelib", "LameModel")),
+    ]
 
 
 PROGRAM = """
@@ -339,6 +319,7 @@ def attempt(function):
 def net(name):
     return importlib.import_module(f"{name}lib").Net()
 
+found["asked at import"] = solstice.compat._registry.claims.cache_info().misses
 found["names"] = dir(solstice.compat)
 found["loaded after dir"] = loaded()
 for name in ["good", "twice", "broken", "bad", "new", "old", "both", "lame"]:
@@ -364,9 +345,9 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What a process finds in which all these distributions are installed."""
+    """What a process finds where all these distributions are installed, by pip."""
     folder = tmp_path_factory.mktemp("site")
-    write_distributions(folder)
+    install(write_wheels(tmp_path_factory.mktemp("wheels")), folder)
     paths = [str(folder), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM)]
@@ -386,6 +367,10 @@ def test_a_third_partys_adapter_is_found_by_type_and_by_name(found):
 def test_one_prefix_may_have_a_model_and_an_optimizer(found):
     assert found["tuned"] == {"result": "Tuned"}
     assert found["tuned by name"] == {"result": "Tuned"}
+
+
+def test_importing_solstice_asks_nothing_of_what_is_installed(found):
+    assert found["asked at import"] == 0
 
 
 def test_nothing_is_imported_before_it_is_used(found):
@@ -415,6 +400,8 @@ def test_an_adapter_that_cannot_be_imported(found, how):
     assert answer["is_import_error"]
     assert "broken 0.1" in answer["message"]
     assert "RuntimeError: no such device" in answer["message"]
+    assert "pip install --upgrade broken" in answer["message"]
+    assert "pip uninstall broken" in answer["message"]
     assert answer["cause"] == "RuntimeError('no such device')"
 
 
@@ -424,6 +411,7 @@ def test_an_adapter_whose_class_is_missing(found, how):
     assert answer["error"] == "AdapterError"
     assert "'bad:BadModel' of bad 0.1" in answer["message"]
     assert "AttributeError" in answer["cause"]
+    assert "pip install --upgrade bad" in answer["message"]
 
 
 @pytest.mark.parametrize("how", ["new", "new by name", "new again"])

@@ -269,7 +269,80 @@ class TrainsOnStatistics(Toy):
         return h, moved
 
 
+@static
+class Unfound(Toy):
+    forward = None
+
+
+def on_the_first_device(tree):
+    """With a sharding that says so, which is another type to JAX than one that says nothing."""
+    first = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",))
+    here = jax.sharding.NamedSharding(first, jax.sharding.PartitionSpec())
+    return jax.lax.with_sharding_constraint(tree, here)
+
+
+@static
+class MovesInTraining(Toy):
+    def forward(self, params, state, x, /, *, train, key=None):
+        out, state = super().forward(params, state, x, train=train, key=key)
+        return (on_the_first_device(out) if train else out), state
+
+
+class Twins:
+    def __init__(self, one, other):
+        self.one, self.other = one, other
+
+
+jax.tree_util.register_pytree_with_keys(
+    Twins,
+    lambda node: ([(jax.tree_util.GetAttrKey("one"), x) for x in (node.one, node.other)], None),
+    lambda _, children: Twins(*children),
+)
+
+
+@static
+class OnePathForTwo(Toy):
+    def init(self, key, x, /):
+        params, state = super().init(key, x)
+        return params, {**state, "twins": Twins(jnp.zeros(()), jnp.ones(()))}
+
+    def normalise(self, state, h, train):
+        statistics = {name: state[name] for name in ("mean", "var")}
+        h, statistics = super().normalise(statistics, h, train)
+        return h, {**state, **statistics}
+
+
+@jax.custom_batching.custom_vmap
+def never_mapped(x):
+    return x
+
+
+@never_mapped.def_vmap
+def _refuse(axis_size, in_batched, x):
+    raise NotImplementedError
+
+
+@static
+class CannotBeMapped(Toy):
+    def forward(self, params, state, x, /, *, train, key=None):
+        bias = params["b2"]
+        params = {**params, "b2": bias + 0 * never_mapped(jax.lax.stop_gradient(bias))}
+        return super().forward(params, state, x, train=train, key=key)
+
+
+@static
+class OneDevice(Toy):
+    def forward(self, params, state, x, /, *, train, key=None):
+        out, state = super().forward(params, state, x, train=train, key=key)
+        return (out if train else on_the_first_device(out)), state
+
+
 MODELS = {
+    Unfound: {"test_it_is_found_and_is_a_model"},
+    MovesInTraining: {"test_a_second_step_compiles_nothing"},
+    OnePathForTwo: {"test_values_come_back_from_a_checkpoint"},
+    CannotBeMapped: {"test_it_maps_over_seeds"},
+    OneDevice: {"test_it_works_sharded"},
     NotStatic: {"test_it_is_static"},
     ImpureInit: {"test_init_is_pure"},
     InitReadsValues: {"test_init_needs_shapes_alone"},
@@ -408,8 +481,49 @@ class Gathers(Sgd):
         return new, state
 
 
+@static
+class UnfoundSgd(Sgd):
+    step = None
+
+
+@static
+class MovesEachUpdate(Sgd):
+    def step(self, grads, state, params, /, **extra):
+        new, state = super().step(grads, state, params)
+        return (new if "w" in params else on_the_first_device(new)), state
+
+
+@static
+class OnePathForTwoStates(Sgd):
+    def init(self, params, /):
+        return super().init(params), Twins(jnp.zeros(()), jnp.ones(()))
+
+    def step(self, grads, state, params, /, **extra):
+        new, velocity = super().step(grads, state[0], params)
+        return new, (velocity, state[1])
+
+
+@static
+class CannotMapOverParams(Sgd):
+    def step(self, grads, state, params, /, **extra):
+        new, state = super().step(grads, state, params)
+        return jax.tree.map(never_mapped, new), state
+
+
+@static
+class ThreeLeavesOnly(Sgd):
+    def step(self, grads, state, params, /, **extra):
+        new, state = super().step(grads, state, params)
+        return (new if len(jax.tree.leaves(params)) == 3 else params), state
+
+
 OPTIMIZERS = {
     Right: set(),
+    UnfoundSgd: {"test_it_is_found_and_is_an_optimizer"},
+    MovesEachUpdate: {"test_a_second_step_compiles_nothing"},
+    OnePathForTwoStates: {"test_values_come_back_from_a_checkpoint"},
+    CannotMapOverParams: {"test_it_maps_over_params"},
+    ThreeLeavesOnly: {"test_it_trains"},
     NotStaticSgd: {"test_it_is_static"},
     ImpureSteps: {"test_a_step_is_pure"},
     ImpureStart: {"test_init_is_pure"},
@@ -459,6 +573,15 @@ def failing(suite: Any) -> dict[str, BaseException]:
         except (Exception, pytest.fail.Exception) as error:
             found[name] = error
     return found
+
+
+@pytest.mark.parametrize(
+    ("suite", "mutants"), [(ModelConformance, MODELS), (OptimizerConformance, OPTIMIZERS)]
+)
+def test_every_check_has_an_adapter_that_fails_it_alone(suite: Any, mutants: Any):
+    checks = {name for name in vars(suite) if name.startswith("test_")}
+    assert set().union(*mutants.values()) == checks
+    assert all(len(failed) <= 1 for failed in mutants.values())
 
 
 def test_a_right_adapter_passes_every_check():

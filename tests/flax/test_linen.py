@@ -224,6 +224,29 @@ def test_trees_go_in_and_come_out():
     assert outputs["sum"].shape == (8, 4)
 
 
+class TwoInputs(nn.Module):
+    @nn.compact
+    def __call__(self, a, b, train):
+        del train
+        one = self.param("one", nn.initializers.ones, ())
+        return a + 2 * one * b
+
+
+def test_several_inputs():
+    toys.check_unpack(TwoInputs())
+
+
+def test_params_of_integers_are_refused():
+    class Counted(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            count = self.param("count", lambda key: jnp.ones((), jnp.int32))
+            return nn.Dense(toys.CLASSES)(x) * count.astype(x.dtype)
+
+    with pytest.raises(TypeError, match=r"int32 at `\['count'\]`.*another collection"):
+        solstice.ClassificationExperiment(Counted(), toys.Sgd(), sample_input=X)
+
+
 def test_module_without_params():
     model = FlaxModel(Bare())
     assert model.init(KEY, X) == ({}, {})

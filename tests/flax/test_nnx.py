@@ -253,6 +253,18 @@ def test_trees_go_in_and_come_out():
     assert outputs["sum"].shape == (8, 4)
 
 
+class TwoInputs(nnx.Module):
+    def __init__(self):
+        self.one = nnx.Param(jnp.ones(()))
+
+    def __call__(self, a, b):
+        return a + 2 * self.one[...] * b
+
+
+def test_several_inputs():
+    toys.check_unpack(TwoInputs())
+
+
 @pytest.mark.parametrize("wrong", [lambda rngs: None, None, 3, lambda rngs: [MLP(rngs)]])
 def test_what_is_no_nnx_module_is_an_error(wrong):
     with pytest.raises(TypeError, match=r"NNXModel takes a flax.nnx.Module, or a function"):

@@ -168,6 +168,15 @@ def test_trees_go_in_and_come_out():
     assert outputs["sum"].shape == (8, 4)
 
 
+def test_several_inputs():
+    def net(a, b, is_training):
+        del is_training
+        return a + 2 * hk.get_parameter("one", (), init=jnp.ones) * b
+
+    toys.check_unpack(hk.transform(net))
+    toys.check_unpack(hk.without_apply_rng(hk.transform_with_state(net)))
+
+
 @pytest.mark.parametrize("wrong", [mlp, None, (mlp, mlp), hk.Linear])
 def test_what_is_not_transformed_is_an_error(wrong):
     with pytest.raises(TypeError, match=r"HaikuModel takes what hk.transform"):

@@ -1,6 +1,8 @@
 """The public suite, as a third party would run it."""
 
+import jax
 import optax
+from optax import contrib
 
 from solstice.testing import OptimizerConformance
 
@@ -19,3 +21,43 @@ class TestClippedWithSchedule(OptimizerConformance):
     def build(self, *, learning_rate):
         schedule = optax.constant_schedule(learning_rate)
         return optax.chain(optax.clip_by_global_norm(100.0), optax.sgd(schedule))
+
+
+class TestMultiSteps(OptimizerConformance):
+    def build(self, *, learning_rate):
+        return optax.MultiSteps(optax.sgd(learning_rate), every_k_schedule=2)
+
+
+class TestInjected(OptimizerConformance):
+    def build(self, *, learning_rate):
+        return optax.inject_hyperparams(optax.adam)(learning_rate=learning_rate)
+
+
+class TestPartition(OptimizerConformance):
+    def build(self, *, learning_rate):
+        def labels(params):
+            return jax.tree.map(lambda p: "wide" if p.ndim > 1 else "narrow", params)
+
+        parts = {"wide": optax.sgd(learning_rate), "narrow": optax.adam(learning_rate)}
+        return optax.partition(parts, labels)
+
+
+class TestSam(OptimizerConformance):
+    def build(self, *, learning_rate):
+        return contrib.sam(optax.sgd(learning_rate), optax.sgd(0.01), sync_period=2)
+
+
+class TestSamInAChain(OptimizerConformance):
+    def build(self, *, learning_rate):
+        sam = contrib.sam(optax.sgd(learning_rate), optax.sgd(0.01), sync_period=2)
+        return optax.chain(optax.clip_by_global_norm(100.0), sam)
+
+
+class TestScheduleFree(OptimizerConformance):
+    def build(self, *, learning_rate):
+        return contrib.schedule_free_sgd(learning_rate)
+
+
+class TestEmaOfUpdates(OptimizerConformance):
+    def build(self, *, learning_rate):
+        return optax.chain(optax.sgd(learning_rate), optax.ema(0.5))

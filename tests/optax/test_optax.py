@@ -95,6 +95,18 @@ CASES = {
         optax.chain(optax.sgd(0.05), contrib.reduce_on_plateau(patience=1, rtol=0.5)),
         ("value",),
     ),
+    "ema of updates": (optax.chain(optax.sgd(0.05), optax.ema(0.9)), ()),
+    "partition": (
+        optax.partition(
+            {"fast": optax.sgd(0.1), "slow": optax.adam(0.01)}, {"w": "fast", "b": "slow"}
+        ),
+        (),
+    ),
+    "sam": (contrib.sam(optax.sgd(0.05), optax.sgd(0.01), sync_period=2), ()),
+    "sam in a chain": (
+        optax.chain(optax.clip(9.0), contrib.sam(optax.sgd(0.05), optax.sgd(0.01), sync_period=2)),
+        (),
+    ),
     "schedule-free": (contrib.schedule_free_adamw(0.1), ()),
     "injected": (optax.inject_hyperparams(optax.adam)(learning_rate=0.1), ()),
 }
@@ -135,6 +147,31 @@ def test_lbfgs_finds_the_minimum_and_counts_line_search_steps():
     np.testing.assert_allclose(params["w"], [1.0, -2.0, 3.0], atol=1e-3)
     np.testing.assert_allclose(params["b"], 0.5, atol=1e-3)
     assert optax.tree_utils.tree_get(state, "value") < 1e-5
+
+
+def test_opaque_sam_gets_its_gradient_function():
+    def sam(**options):
+        return contrib.sam(optax.sgd(0.05), contrib.normalize(), sync_period=2, **options)
+
+    opaque, _ = run(OptaxOptimizer(sam(opaque_mode=True)), 5)
+    plain, _ = run(OptaxOptimizer(sam()), 10)  # two of its steps are one
+    assert_close(opaque, plain)
+
+
+@pytest.mark.parametrize("tx", [optax.lbfgs(), optax.chain(optax.clip(9.0), optax.lbfgs())])
+def test_a_line_search_is_not_stopped_by_extra_arguments(tx):
+    plain, _ = run(OptaxOptimizer(tx), 5)
+    more, _ = run(OptaxOptimizer(tx), 5, temperature=2.0)
+    assert_same(more, plain)
+
+
+def test_an_error_of_the_loss_that_speaks_of_keywords_is_raised():
+    def bad(params):
+        return loss_fn(params, speed=1)  # pyright: ignore
+
+    optimizer, params = OptaxOptimizer(optax.lbfgs()), initial_params()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'speed'"):
+        optimizer.step(params, optimizer.init(params), params, value=jnp.ones(()), value_fn=bad)
 
 
 def test_reduce_on_plateau_sees_the_value():

@@ -220,3 +220,13 @@ def check_step_compiles_once(experiment, counting):
         experiment, _ = step(experiment, batch)
     assert counting.traces == [True]
     assert int(experiment.step) == 3
+
+
+def check_unpack(net):
+    """`net(a, b)` gives a + 2 b, of its two inputs: by position and by name, in both modes."""
+    model = solstice.compat.as_model(net, unpack=True)
+    for x in [(X, -X), [X, -X], {"b": -X, "a": X}]:
+        params, state = model.init(KEY, x)
+        for train in (True, False):
+            outputs, _ = model.forward(params, state, x, train=train, key=KEY)
+            np.testing.assert_allclose(outputs, -X, rtol=1e-6)

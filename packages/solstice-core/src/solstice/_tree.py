@@ -33,6 +33,17 @@ def leaves_by_path(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in found]
 
 
+def leaves_by_slashes(tree: Any) -> dict[str, Any]:
+    """Each leaf by its path, as in `params/layers/0/w`."""
+    found = cast("Any", jax.tree_util.tree_leaves_with_path(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+
+
+def unflatten(structure: Any, leaves: Any) -> Any:
+    """`jax.tree.unflatten`."""
+    return jax.tree.unflatten(structure, leaves)
+
+
 def map(function: Callable[..., Any], *trees: Any) -> Any:  # noqa: A001, always `_tree.map`
     """`jax.tree.map`."""
     return jax.tree.map(function, *trees)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 from jax import Array
 
-from solstice.compat import Params, State
+from solstice.compat import Params, State, call_arguments
 
 _TRAIN_NAMES = ("train", "training", "is_training")
 _EVAL_NAMES = ("deterministic", "eval", "inference", "use_running_average")
@@ -31,6 +31,8 @@ class FlaxModel:
     Args:
         module: the Linen module, not bound.
         train_arg: the name of a flag that is True in training, where it has another name.
+        unpack: whether `x` is several inputs: a tuple is the network's positional arguments, a dict
+            its named ones. If not, `x` is one argument, whatever it is.
 
     Raises:
         TypeError: `module` is no Linen module, or its `__call__` has no such flag.
@@ -38,6 +40,7 @@ class FlaxModel:
 
     module: nn.Module
     train_arg: str | None = None
+    unpack: bool = False
     _flags: dict[str, bool] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,7 +66,8 @@ class FlaxModel:
     def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
         """`params, state = model.init(key, x)`."""
         module: Any = self.module
-        variables = dict(module.init(key, x, **self._flags))
+        inputs, options = call_arguments(x, unpack=self.unpack)
+        variables = dict(module.init(key, *inputs, **options, **self._flags))
         params = variables.pop("params", {})
         new = jax.eval_shape(partial(self._train, module), params, variables, x, key)[1]
         # What `sow` collects is output, and would grow from step to step.
@@ -81,7 +85,8 @@ class FlaxModel:
         module: Any = self.module
         if not train:
             flags = {name: not value for name, value in self._flags.items()}
-            return module.apply({"params": params, **state}, x, **flags), state
+            inputs, options = call_arguments(x, unpack=self.unpack)
+            return module.apply({"params": params, **state}, *inputs, **options, **flags), state
         outputs, new = self._train(module, params, state, x, key)
         return outputs, dict(new)
 
@@ -89,4 +94,7 @@ class FlaxModel:
         # Linen feeds a stream that is not named from "params", so this one key serves them all.
         rngs = None if key is None else {"params": key}
         variables = {"params": params, **state}
-        return module.apply(variables, x, rngs=rngs, mutable=list(state), **self._flags)
+        inputs, options = call_arguments(x, unpack=self.unpack)
+        return module.apply(
+            variables, *inputs, rngs=rngs, mutable=list(state), **options, **self._flags
+        )

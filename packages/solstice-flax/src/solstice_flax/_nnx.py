@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from solstice.compat import Params, State
+from solstice.compat import Params, State, call_arguments
 
 
 @jax.tree_util.register_static
@@ -24,12 +24,15 @@ class NNXModel:
     Args:
         module: an `nnx.Module`, or a function from `nnx.Rngs` to one, which makes new values for
             each key. A module that is given ready ignores the key of `init`. It is not changed.
+        unpack: whether `x` is several inputs: a tuple is the network's positional arguments, a dict
+            its named ones. If not, `x` is one argument, whatever it is.
 
     Raises:
         TypeError: `module` is neither.
     """
 
     module: nnx.Module | Callable[[nnx.Rngs], nnx.Module]
+    unpack: bool = False
     _graph: Any = field(init=False, repr=False)
     _rng_shapes: Any = field(init=False, repr=False)
 
@@ -64,11 +67,12 @@ class NNXModel:
             )
         rngs = self._rngs(jax.random.key(0) if key is None else _typed(key))
         module: Any = nnx.merge(self._graph, params, rngs, state)
+        inputs, options = call_arguments(x, unpack=self.unpack)
         if not train:
             module.eval()
-            return module(x), state
+            return module(*inputs, **options), state
         module.train()
-        outputs = module(x)
+        outputs = module(*inputs, **options)
         *_, new = _split(module)
         # What `sow` collects is output, and would grow from step to step.
         return outputs, _only_keys_of(state, nnx.to_pure_dict(new))

@@ -8,7 +8,7 @@ import haiku as hk
 import jax
 from jax import Array
 
-from solstice.compat import Params, State
+from solstice.compat import Params, State, call_arguments
 
 _TRAIN_NAMES = ("is_training", "train", "training")
 
@@ -35,6 +35,8 @@ class HaikuModel:
         train_arg: the name of the function's flag for training. Left out, a parameter named
             `is_training`, `train` or `training` is taken; give it where the function hides its
             parameters, or "" for no flag.
+        unpack: whether `x` is several inputs: a tuple is the network's positional arguments, a dict
+            its named ones. If not, `x` is one argument, whatever it is.
 
     Raises:
         TypeError: `transformed` is no transformed function.
@@ -42,6 +44,7 @@ class HaikuModel:
 
     transformed: hk.Transformed | hk.TransformedWithState
     train_arg: str | None = None
+    unpack: bool = False
     _with_state: hk.TransformedWithState = field(init=False, repr=False)
     _flag: str = field(init=False, repr=False)
     _takes_key: bool = field(init=False, repr=False)
@@ -63,14 +66,18 @@ class HaikuModel:
 
     def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
         """`params, state = model.init(key, x)`."""
-        return self._with_state.init(key, x, **self._flags(True))
+        inputs, options = call_arguments(x, unpack=self.unpack)
+        return self._with_state.init(key, *inputs, **options, **self._flags(True))
 
     def forward(
         self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
     ) -> tuple[Any, State]:
         """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
         keys = (key if train else None,) if self._takes_key else ()
-        outputs, new = self._with_state.apply(params, state, *keys, x, **self._flags(train))
+        inputs, options = call_arguments(x, unpack=self.unpack)
+        outputs, new = self._with_state.apply(
+            params, state, *keys, *inputs, **options, **self._flags(train)
+        )
         return outputs, new if train else state
 
     def _flags(self, train: bool) -> dict[str, bool]:

@@ -1,6 +1,7 @@
 """Any Optax gradient transformation as a Solstice optimizer."""
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -18,10 +19,9 @@ from solstice.compat import OptState, Params
 class OptaxOptimizer:
     """`OptaxOptimizer(optax.adam(3e-4))`: an Optax optimiser as a `solstice.compat.Optimizer`.
 
-    Transformations with extra arguments get those that they name: `value`, `grad` and `value_fn`
-    (L-BFGS, Polyak, `reduce_on_plateau`), and what `step` is given beside; a line search refuses
-    what its `value_fn` does not take. Schedule-free
-    optimisers, also within a chain, evaluate at their averaged point.
+    Transformations with extra arguments get those that they take: `value`, `grad` and `value_fn`
+    (L-BFGS, Polyak, `reduce_on_plateau`), `grad_fn` (opaque `contrib.sam`), and what `step` is
+    given beside. Schedule-free optimisers, also within a chain, evaluate at their averaged point.
 
     Args:
         tx: an `optax.GradientTransformation`, or an `optax.MultiSteps`.
@@ -62,14 +62,26 @@ class OptaxOptimizer:
         **extra: Any,
     ) -> tuple[Params, OptState]:
         """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
-        named = {"value": value, "value_fn": value_fn, "grad": grads, **extra}
+        grad_fn = None if value_fn is None else _gradient_at_a_step(value_fn)
+        named = {"value": value, "value_fn": value_fn, "grad": grads, "grad_fn": grad_fn, **extra}
         arguments = {
             name: argument
             for name, argument in named.items()
             if argument is not None and (self._takes is None or name in self._takes)
         }
-        updates, state = self._tx.update(grads, state, params, **arguments)
+        updates, state = self._update(grads, state, params, arguments)
         return optax.apply_updates(params, updates), state
+
+    def _update(self, grads: Params, state: OptState, params: Params, arguments: Any) -> Any:
+        """The update, without the arguments that some part of it turns out not to take."""
+        try:
+            return self._tx.update(grads, state, params, **arguments)
+        except TypeError as error:
+            refused = _refused(error) & set(arguments)
+            if not refused:
+                raise
+        fewer = {name: value for name, value in arguments.items() if name not in refused}
+        return self._update(grads, state, params, fewer)
 
     def eval_params(self, state: OptState, params: Params, /) -> Params:
         """`params = optimizer.eval_params(opt_state, params)`."""
@@ -81,6 +93,23 @@ class OptaxOptimizer:
             if is_schedule_free(node):
                 return contrib.schedule_free_eval_params(node, params)
         return params
+
+
+def _refused(error: TypeError) -> set[str]:
+    """The names in `unexpected keyword argument 'a'`, of Python and of Optax's line search."""
+    message = str(error)
+    is_it = "nexpected keyword argument" in message
+    return set(re.findall(r"'(\w+)'", message)) if is_it else set()
+
+
+def _gradient_at_a_step(value_fn: Callable[[Params], Array]) -> Callable[[Params, Any], Params]:
+    """What SAM takes: it gives the number of its adversarial step too."""
+
+    def grad_fn(params: Params, step: Any) -> Params:
+        del step
+        return cast("Any", jax.grad(value_fn)(params))
+
+    return grad_fn
 
 
 def _extra_arguments(tx: optax.GradientTransformation) -> frozenset[str] | None:

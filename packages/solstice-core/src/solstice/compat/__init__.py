@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 from solstice.compat import _registry
 from solstice.compat._equinox import EquinoxModel
 from solstice.compat._listing import AdapterInfo, adapters
-from solstice.compat._protocols import Model, Optimizer, OptState, Params, State
+from solstice.compat._protocols import (
+    Model,
+    Optimizer,
+    OptState,
+    Params,
+    State,
+    call_arguments,
+)
 from solstice.compat._registry import AdapterError
 
 if TYPE_CHECKING:
@@ -39,6 +46,7 @@ __all__ = [
     "adapters",
     "as_model",
     "as_optimizer",
+    "call_arguments",
     "register",
 ]
 

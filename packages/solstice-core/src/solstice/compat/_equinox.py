@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from jax import Array
 
-from solstice.compat._protocols import Params, State
+from solstice.compat._protocols import Params, State, call_arguments
 
 
 @jax.tree_util.register_static
@@ -26,6 +26,8 @@ class EquinoxModel:
             from a PRNG key to either of these, which makes new values for each key. A module
             that is given ready ignores the key of `init`.
         axis_name: the name of the batch axis, which BatchNorm must be given too.
+        unpack: whether `x` is several inputs: a tuple is the network's positional arguments, a dict
+            its named ones. If not, `x` is one argument, whatever it is.
 
     Raises:
         TypeError: `model` is none of these.
@@ -33,6 +35,7 @@ class EquinoxModel:
 
     model: Any
     axis_name: str = "batch"
+    unpack: bool = False
     _static: Any = field(init=False, repr=False)
     _takes_key: bool = field(init=False, repr=False)
 
@@ -70,10 +73,12 @@ class EquinoxModel:
             keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
 
         def one(example: Any, key: Array | None) -> Any:
-            options = {} if key is None else {"key": key}
+            inputs, options = call_arguments(example, unpack=self.unpack)
+            if key is not None:
+                options["key"] = key
             if layers is None:
-                return module(example, **options), None
-            return module(example, layers, **options)
+                return module(*inputs, **options), None
+            return module(*inputs, layers, **options)
 
         outputs, layers = jax.vmap(one, out_axes=(0, None), axis_name=self.axis_name)(x, keys)
         return outputs, (buffers, _arrays(layers)) if train else state

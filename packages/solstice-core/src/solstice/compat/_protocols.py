@@ -1,7 +1,7 @@
 """The two protocols of the adapter contract, version 1."""
 
-from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 from jax import Array
 
@@ -110,3 +110,21 @@ class Optimizer(Protocol):
         The Params themselves, unless the optimiser keeps an average or another point for it.
         """
         ...
+
+
+def call_arguments(x: Any, *, unpack: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`net(*args, **kwargs)`: the arguments for a network that may have several inputs.
+
+    Args:
+        x: the inputs of `Model.init` and `Model.forward`.
+        unpack: whether a tuple or list is several positional arguments and a mapping several named
+            ones; if not, `x` is the one argument.
+
+    Returns:
+        `args, kwargs`.
+    """
+    if unpack and isinstance(x, Mapping):
+        return (), dict(cast("Mapping[str, Any]", x))
+    if unpack and isinstance(x, tuple | list):
+        return tuple(cast("tuple[Any, ...]", x)), {}
+    return (x,), {}

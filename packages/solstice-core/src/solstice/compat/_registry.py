@@ -266,9 +266,11 @@ def load(claim: Claim) -> Any:
     try:
         return claim.load()
     except Exception as error:
+        name = claim.distribution.split()[0]
         raise AdapterError(
-            f"the adapter {claim.value!r} of {claim.distribution} is installed but "
-            f"could not be imported: {type(error).__name__}: {error}"
+            f"the adapter {claim.value!r} of {claim.distribution} is installed but could not be "
+            f"imported: {type(error).__name__}: {error}\nTo fix: pip install --upgrade {name}, or "
+            f"do without it: pip uninstall {name}"
         ) from error
 
 

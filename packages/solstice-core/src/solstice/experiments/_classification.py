@@ -52,7 +52,8 @@ class ClassificationExperiment(Experiment):
 
     Raises:
         ValueError: `num_classes` is below 2.
-        TypeError, solstice.compat.AdapterError: there is no adapter for the model or optimiser.
+        TypeError, solstice.compat.AdapterError: there is no adapter for the model or optimiser; or
+            the model has params that are no floating-point arrays.
         DataError: in a step, labels are not integers of shape [n] in [0, num_classes), features
             differ in shape from those the model was initialised with, or the model gives no
             logits of shape [n, num_classes].
@@ -211,6 +212,7 @@ class ClassificationExperiment(Experiment):
     def _initialised(self, x: Any) -> Self:
         init_key, key = jax.random.split(self.key)
         params, state = self.model.init(init_key, x)
+        _check_params(params)
         return replace(
             self,
             params=params,
@@ -246,6 +248,16 @@ class ClassificationExperiment(Experiment):
                 f"{describe_batch(logits)}. Change its last layer, or num_classes"
             )
         return logits
+
+
+def _check_params(params: Params) -> None:
+    for path, leaf in _tree.leaves_by_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"the params of the model have {leaf.dtype} at `{path}`, and no gradient can be "
+                f"taken of that. Keep it in the model's state (in Linen a variable of another "
+                f"collection, in Haiku `hk.get_state`), or make it a constant"
+            )
 
 
 def _pair(batch: Batch) -> tuple[Any, Any]:

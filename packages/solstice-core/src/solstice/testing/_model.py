@@ -59,6 +59,10 @@ class ModelConformance(Conformance):
         """
 
     def _model(self, *, batch_norm: bool = False, dropout: float = 0.0) -> Model:
+        self.need("test_it_is_found_and_is_a_model")
+        return self._found(batch_norm=batch_norm, dropout=dropout)
+
+    def _found(self, *, batch_norm: bool = False, dropout: float = 0.0) -> Model:
         net = self.build(hidden=HIDDEN, classes=CLASSES, batch_norm=batch_norm, dropout=dropout)
         return as_model(net)
 
@@ -71,7 +75,7 @@ class ModelConformance(Conformance):
 
     def test_it_is_found_and_is_a_model(self) -> None:
         """`as_model` finds the adapter, which has `init` and `forward`."""
-        assert isinstance(self._model(), Model), "protocol: `as_model` gives a Model"
+        assert isinstance(self._found(), Model), "protocol: `as_model` gives a Model"
 
     def test_it_is_static(self) -> None:
         """An adapter has no leaves and hashes, so that it may stand in any pytree."""

@@ -56,16 +56,19 @@ class OptimizerConformance(Conformance):
             learning_rate: the size of a step; with 0.1, gradient descent converges here.
         """
 
+    def _found(self) -> Optimizer:
+        return as_optimizer(self.build(learning_rate=0.1))
+
     def _ready(self) -> tuple[Optimizer, Any, Any]:
-        optimizer, params = as_optimizer(self.build(learning_rate=0.1)), _params()
+        self.need("test_it_is_found_and_is_an_optimizer")
+        optimizer, params = self._found(), _params()
         return optimizer, params, optimizer.init(params)
 
     # Basic: what every adapter must do
 
     def test_it_is_found_and_is_an_optimizer(self) -> None:
         """`as_optimizer` finds the adapter, which has `init`, `step` and `eval_params`."""
-        optimizer, _, _ = self._ready()
-        assert isinstance(optimizer, Optimizer), "protocol: `as_optimizer` gives an Optimizer"
+        assert isinstance(self._found(), Optimizer), "protocol: `as_optimizer` gives an Optimizer"
 
     def test_it_is_static(self) -> None:
         """An adapter has no leaves and hashes, so that it may stand in any pytree."""

@@ -48,9 +48,7 @@ def rests_on(*names: str) -> Callable[[_F], _F]:
     def mark(check: _F) -> _F:
         @functools.wraps(check)
         def resting(self: Any) -> None:
-            for name in names:
-                if not self.holds(name):
-                    pytest.skip(f"it rests on {name}, which fails")
+            self.need(*names)
             check(self)
 
         return cast("_F", resting)
@@ -110,6 +108,12 @@ class Conformance:
             except (Exception, pytest.skip.Exception, pytest.fail.Exception):
                 known[name] = False
         return known[name]
+
+    def need(self, *names: str) -> None:
+        """Skips the check that calls it, unless these checks pass."""
+        for name in names:
+            if not self.holds(name):
+                pytest.skip(f"it rests on {name}, which fails")
 
     @pytest.fixture(autouse=True)
     def _usual_promotion(self) -> Iterator[None]:

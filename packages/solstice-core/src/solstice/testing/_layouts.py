@@ -1,0 +1,205 @@
+"""How frameworks keep the weights of the usual layers."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from solstice import _tree
+from solstice.compat import Params
+
+Layout: TypeAlias = Mapping[str, Mapping[str, tuple[str, str]]]
+"""By kind of layer and by part of it, where a leaf is beneath its layer, and its axes.
+
+`{"dense": {"kernel": ("weight", "oi"), "bias": ("bias", "o")}}` is a framework that keeps the
+kernel of a dense layer with the outputs first. An axis that is kept as several has its letter
+several times: "ioo" is a kernel with the outputs as heads times features. An axis of length 1
+that others have not is "1"; those in front may be left out.
+"""
+
+Weights: TypeAlias = Mapping[str, Mapping[str, np.ndarray[Any, Any]]]
+"""The parts of each layer by name, with the axes of `AXES`."""
+
+
+def _attention(query: str, key: str, value: str, out: str, kernel: Any, bias: Any) -> Any:
+    """Four dense layers; `kernel` and `bias` are a leaf, its axes, and those where heads end."""
+    places = {"query": query, "key": key, "value": value, "out": out}
+    return {
+        f"{part}_{name}": (f"{place}/{leaf}", out_axes if part == "out" else axes)
+        for part, place in places.items()
+        for name, (leaf, axes, out_axes) in (("kernel", kernel), ("bias", bias))
+    }
+
+
+AXES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "dense": {"kernel": "io", "bias": "o"},
+        "conv": {"kernel": "hwio", "bias": "o"},
+        "norm": {"scale": "o", "bias": "o"},
+        "embedding": {"table": "vo"},
+        "attention": {
+            part: axes
+            for name in ("query", "key", "value", "out")
+            for part, axes in ((f"{name}_kernel", "io"), (f"{name}_bias", "o"))
+        },
+    }
+)
+"""The parts of each kind of layer, and the order of their axes in `Weights`: (h)eight, (w)idth,
+(i)nputs, (o)utputs, (v)ocabulary."""
+
+FLAX: Layout = {
+    "dense": {"kernel": ("kernel", "io"), "bias": ("bias", "o")},
+    "conv": {"kernel": ("kernel", "hwio"), "bias": ("bias", "o")},
+    "norm": {"scale": ("scale", "o"), "bias": ("bias", "o")},
+    "embedding": {"table": ("embedding", "vo")},
+    "attention": _attention(
+        "query", "key", "value", "out", ("kernel", "ioo", "iio"), ("bias", "oo", "o")
+    ),
+}
+"""Linen and NNX."""
+
+HAIKU: Layout = {
+    "dense": {"kernel": ("w", "io"), "bias": ("b", "o")},
+    "conv": {"kernel": ("w", "hwio"), "bias": ("b", "o")},
+    "norm": {"scale": ("scale", "o"), "bias": ("offset", "o")},
+    "embedding": {"table": ("embeddings", "vo")},
+    "attention": _attention("query", "key", "value", "linear", ("w", "io", "io"), ("b", "o", "o")),
+}
+
+EQUINOX: Layout = {
+    "dense": {"kernel": ("weight", "oi"), "bias": ("bias", "o")},
+    "conv": {"kernel": ("weight", "oihw"), "bias": ("bias", "o11")},
+    "norm": {"scale": ("weight", "o"), "bias": ("bias", "o")},
+    "embedding": {"table": ("weight", "vo")},
+    "attention": _attention(
+        "query_proj", "key_proj", "value_proj", "output_proj",
+        ("weight", "oi", "oi"), ("bias", "o", "o"),
+    ),
+}  # fmt: skip
+
+STAX: Layout = {
+    "dense": {"kernel": ("0", "io"), "bias": ("1", "o")},
+    "conv": {"kernel": ("0", "hwio"), "bias": ("1", "o")},
+    "norm": {"scale": ("1", "o"), "bias": ("0", "o")},
+}
+
+
+def read_weights(params: Params, layers: Mapping[str, tuple[str, str]], layout: Layout) -> Weights:
+    """`read_weights(params, {"hidden": ("dense", "Dense_0")}, FLAX)["hidden"]["kernel"]`.
+
+    Args:
+        params: the Params of an adapter.
+        layers: by a name of yours, the kind of each layer and its path in `params`, whose parts
+            are joined by "/".
+        layout: how the framework keeps its layers.
+
+    Returns:
+        The parts that each layer has, as NumPy arrays with the axes of `AXES`.
+
+    Raises:
+        KeyError: there is no such kind in the layout, or no such layer in `params`.
+        ValueError: a leaf has not the axes that the layout tells, or `layers` leaves one out.
+    """
+    leaves = _tree.leaves_by_slashes(params)
+    weights: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+    for place, (name, part, axes, wanted) in _places(leaves, layers, layout).items():
+        weights.setdefault(name, {})[part] = _to_order(place, leaves[place], axes, wanted)
+    return weights
+
+
+def write_weights(
+    params: Params, layers: Mapping[str, tuple[str, str]], layout: Layout, weights: Weights
+) -> Params:
+    """`write_weights(params, layers, HAIKU, weights)`: Params like `params` with these weights.
+
+    Args:
+        params: the Params of an adapter, for their structure, shapes and dtypes.
+        layers: as for `read_weights`.
+        layout: how the framework keeps its layers.
+        weights: what `read_weights` gave, maybe of another framework.
+
+    Raises:
+        KeyError: as `read_weights`.
+        ValueError: as `read_weights`; or a layer has not the parts or the sizes of `weights`.
+    """
+    leaves = _tree.leaves_by_slashes(params)
+    places = _places(leaves, layers, layout)
+    for name in layers:
+        mine = sorted(part for owner, part, _, _ in places.values() if owner == name)
+        if mine != sorted(weights.get(name, {})):
+            raise ValueError(
+                f"the layer {name!r} has {', '.join(mine)} here; the weights have "
+                f"{', '.join(sorted(weights.get(name, {}))) or 'no such layer'}. Build both nets "
+                f"alike"
+            )
+    new = [
+        _from_order(place, weights[name][part], axes, wanted, leaves[place])
+        for place, (name, part, axes, wanted) in ((place, places[place]) for place in leaves)
+    ]
+    return _tree.unflatten(_tree.structure(params), new)
+
+
+def _places(
+    leaves: Mapping[str, Any], layers: Mapping[str, tuple[str, str]], layout: Layout
+) -> dict[str, tuple[str, str, str, str]]:
+    """By the path of each leaf: layer, part, axes there, axes wanted."""
+    places: dict[str, tuple[str, str, str, str]] = {}
+    for name, (kind, path) in layers.items():
+        if kind not in layout:
+            raise KeyError(f"this layout knows no layer of kind {kind!r}, but {', '.join(layout)}")
+        found = {
+            f"{path}/{leaf}" if path else leaf: (name, part, axes, AXES[kind][part])
+            for part, (leaf, axes) in layout[kind].items()
+        }
+        found = {place: value for place, value in found.items() if place in leaves}
+        if not found:
+            raise KeyError(
+                f"there is no layer of kind {kind!r} at {path!r}; there is {', '.join(leaves)}"
+            )
+        places |= found
+    left_out = [place for place in leaves if place not in places]
+    if left_out:
+        raise ValueError(f"`layers` leaves out {', '.join(left_out)}")
+    return places
+
+
+def _to_order(place: str, leaf: Any, axes: str, wanted: str) -> np.ndarray[Any, Any]:
+    value = np.asarray(leaf)
+    axes = _padded(place, value, axes)
+    order = [at for letter in wanted for at, axis in enumerate(axes) if axis == letter]
+    sizes = [_sizes(value, axes, letter) for letter in wanted]
+    ones = [at for at, axis in enumerate(axes) if axis == "1"]
+    return value.transpose(order + ones).reshape([int(np.prod(size)) for size in sizes])
+
+
+def _from_order(
+    place: str, value: np.ndarray[Any, Any], axes: str, wanted: str, like: Any
+) -> Array:
+    axes = _padded(place, like, axes)
+    sizes = [_sizes(like, axes, letter) for letter in wanted]
+    shape = tuple(int(np.prod(size)) for size in sizes)
+    if value.shape != shape:
+        raise ValueError(
+            f"{place} takes {shape} as {', '.join(wanted)}; the weights have {value.shape}"
+        )
+    order = [at for letter in wanted for at, axis in enumerate(axes) if axis == letter]
+    ones = [at for at, axis in enumerate(axes) if axis == "1"]
+    whole = value.reshape([n for size in sizes for n in size] + [1] * len(ones))
+    return jnp.asarray(whole.transpose(np.argsort(order + ones)), like.dtype)
+
+
+def _sizes(value: Any, axes: str, letter: str) -> list[int]:
+    return [value.shape[at] for at, axis in enumerate(axes) if axis == letter]
+
+
+def _padded(place: str, value: Any, axes: str) -> str:
+    """The axes, with those of length 1 in front that a leaf has beside."""
+    more = value.ndim - len(axes)
+    if more < 0 or any(size != 1 for size in value.shape[:more]):
+        raise ValueError(
+            f"{place} has the shape {value.shape}; the layout says that its axes are {axes!r}"
+        )
+    return "1" * more + axes
