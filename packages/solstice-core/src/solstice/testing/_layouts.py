@@ -151,7 +151,7 @@ def _places(
         if kind not in layout:
             raise KeyError(f"this layout knows no layer of kind {kind!r}, but {', '.join(layout)}")
         found = {
-            f"{path}/{leaf}" if path else leaf: (name, part, axes, AXES[kind][part])
+            "/".join(filter(None, (path, leaf))): (name, part, axes, AXES[kind][part])
             for part, (leaf, axes) in layout[kind].items()
         }
         found = {place: value for place, value in found.items() if place in leaves}
