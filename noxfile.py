@@ -82,11 +82,10 @@ def cell(session: nox.Session, versions: str, adapters: str) -> None:
     """Run a cell of the matrix, from the wheels that `nox -s build` has made."""
     names = SETS[adapters]
     session.install(*wheels("core", *names), *TEST, *VERSIONS[versions])
-    folders = [f"tests/{name}" for name in names]
-    # What the core does alone is tested in the set "none"; what it finds, in all.
-    folders.append("tests/core/test_compat_registry.py" if names else "tests/core")
-    if names == ADAPTERS:
-        folders.append("tests/matrix")
+    # What the core does alone is tested in the set "none", and an adapter in the set of its name;
+    # in all others, what the core finds, and together, what they do together.
+    folders = ["tests/core/test_compat_registry.py"] if names else ["tests/core"]
+    folders += ["tests/matrix"] if names == ADAPTERS else [f"tests/{name}" for name in names]
     session.run("pytest", "-q", "-m", "not slow", *folders, env={**ENV, **QUICK})
 
 
@@ -163,7 +162,7 @@ def stranger(session: nox.Session) -> None:
 
     One is for Penzai, in tests/third_party; the other is what `solstice.new_adapter` writes.
     """
-    session.install(*wheels("core"), "build", "hatchling>=1.27", "pytest")
+    session.install(*wheels("core"), "build", "hatchling>=1.27", "pytest", "hypothesis")
     folder = Path(session.create_tmp())
     shutil.rmtree(folder / "solstice-newborn", ignore_errors=True)
     session.run("python", "-m", "solstice.new_adapter", "newborn", "--folder", str(folder))
@@ -189,7 +188,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types strictly, in the packages and as a user sees them."""
-    install_all(session, "pyright[nodejs]==1.1.414", "tqdm", "pytest")
+    install_all(session, "pyright[nodejs]==1.1.414", "tqdm", "pytest", "hypothesis")
     python = str(Path(session.bin) / "python")
     session.run("pyright", "--pythonpath", python)
 

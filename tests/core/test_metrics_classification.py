@@ -1,12 +1,19 @@
 """ClassificationMetrics against scikit-learn, however the examples are cut, merged or compiled."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, classification_report
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    cohen_kappa_score,
+    matthews_corrcoef,
+)
 
 import solstice
 from solstice import ClassificationMetrics
@@ -24,6 +31,15 @@ def by_sklearn(preds, labels, num_classes):
         labels, preds, labels=range(num_classes), zero_division=0, output_dict=True
     )
     expected = {"accuracy": accuracy_score(labels, preds), "num_out_of_range": np.sum(~inside)}
+    expected["num_nan"] = 0
+    labelled = np.unique(labels[inside])
+    recalls = [np.mean(preds[labels == c] == c) for c in labelled]
+    expected["balanced_accuracy"] = np.mean(recalls) if recalls else 0.0
+    if inside.all():  # scikit-learn has one class for each value, and we one for all out of range
+        with warnings.catch_warnings():  # of what is not defined, where we give 0
+            warnings.simplefilter("ignore")
+            expected["cohen_kappa"] = np.nan_to_num(cohen_kappa_score(labels, preds))
+            expected["matthews_corrcoef"] = matthews_corrcoef(labels, preds)
     for ours, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
         expected[f"{ours}_macro"] = report["macro avg"][theirs]
         expected[f"{ours}_weighted"] = report["weighted avg"][theirs]
@@ -35,7 +51,7 @@ def by_sklearn(preds, labels, num_classes):
 def assert_scores(metrics, expected):
     computed = dict(metrics.compute())
     computed.pop("loss")
-    assert computed.keys() == expected.keys()
+    assert computed.keys() == expected.keys() | {"cohen_kappa", "matthews_corrcoef"}
     for name, value in expected.items():
         np.testing.assert_allclose(computed[name], value, rtol=2e-6, atol=1e-7, err_msg=name)
 
@@ -218,7 +234,7 @@ def test_counts_are_integers_and_exact_where_float32_is_not():
     total = merge(many, part)
     assert total.count == total.correct[0] == 2**24 + 1
     integers = [leaf.dtype for leaf in jax.tree.leaves(total) if leaf.dtype != jnp.float32]
-    assert integers == [jnp.int32] * 5
+    assert integers == [jnp.int32] * 7
 
 
 def test_it_is_a_carry_of_scan():
@@ -272,5 +288,5 @@ def test_metrics_of_different_classes_do_not_merge():
     def metrics(num_classes):
         return ClassificationMetrics(jnp.zeros(2), jnp.zeros(2, jnp.int32), 0.0, num_classes)
 
-    with pytest.raises(ValueError, match="cannot merge metrics of 2 and of 3 classes"):
+    with pytest.raises(ValueError, match="cannot merge .* of num_classes=2 and of num_classes=3"):
         metrics(2).merge(metrics(3))

@@ -21,6 +21,8 @@ from solstice.testing import parity
 IMAGES, LABELS = load_digits().images.astype(np.float32)[..., None] / 16, load_digits().target
 TOKENS = load_digits().data.astype(np.int32)
 WIDTH, HEADS, HIDDEN, EPS = 32, 4, 64, 1e-5
+STABLE = {"use_fast_variance": False}
+"""Variances as the others take them: Flax would subtract squares, which costs digits."""
 
 
 @pytest.fixture(autouse=True)
@@ -41,14 +43,14 @@ class LinenCNN(nn.Module):
     @nn.compact
     def __call__(self, x: Any, train: bool) -> Any:
         x = nn.Conv(8, (3, 3), name="conv")(x)
-        x = nn.relu(nn.BatchNorm(not train, epsilon=EPS, name="norm")(x))
+        x = nn.relu(nn.BatchNorm(not train, epsilon=EPS, name="norm", **STABLE)(x))
         return nn.Dense(10, name="out")(x.mean((1, 2)))
 
 
 class NNXCNN(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.conv = nnx.Conv(1, 8, (3, 3), rngs=rngs)
-        self.norm = nnx.BatchNorm(8, epsilon=EPS, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, epsilon=EPS, rngs=rngs, **STABLE)
         self.out = nnx.Linear(8, 10, rngs=rngs)
 
     def __call__(self, x: Any) -> Any:
@@ -102,28 +104,29 @@ CNNS = {
 }
 
 
-# Tokens, one block of a transformer, a mean over the tokens, a dense layer.
+# Tokens, one block of a transformer, a mean over the tokens, a dense layer. All tokens of one kind
+# are alike, so a ReLU would turn for all at once on a rounding error; GELU is smooth.
 
 
 class LinenTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: Any) -> Any:
         x = nn.Embed(17, WIDTH, name="embed")(x)
-        y = nn.LayerNorm(EPS, name="norm1")(x)
+        y = nn.LayerNorm(EPS, name="norm1", **STABLE)(x)
         x = x + nn.MultiHeadDotProductAttention(HEADS, use_bias=False, name="attention")(y, y)
-        y = nn.LayerNorm(EPS, name="norm2")(x)
-        x = x + nn.Dense(WIDTH, name="down")(nn.relu(nn.Dense(HIDDEN, name="up")(y)))
+        y = nn.LayerNorm(EPS, name="norm2", **STABLE)(x)
+        x = x + nn.Dense(WIDTH, name="down")(jax.nn.gelu(nn.Dense(HIDDEN, name="up")(y)))
         return nn.Dense(10, name="out")(x.mean(1))
 
 
 class NNXTransformer(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.embed = nnx.Embed(17, WIDTH, rngs=rngs)
-        self.norm1 = nnx.LayerNorm(WIDTH, epsilon=EPS, rngs=rngs)
+        self.norm1 = nnx.LayerNorm(WIDTH, epsilon=EPS, rngs=rngs, **STABLE)
         self.attention = nnx.MultiHeadAttention(
             HEADS, WIDTH, use_bias=False, decode=False, rngs=rngs
         )
-        self.norm2 = nnx.LayerNorm(WIDTH, epsilon=EPS, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(WIDTH, epsilon=EPS, rngs=rngs, **STABLE)
         self.up = nnx.Linear(WIDTH, HIDDEN, rngs=rngs)
         self.down = nnx.Linear(HIDDEN, WIDTH, rngs=rngs)
         self.out = nnx.Linear(WIDTH, 10, rngs=rngs)
@@ -131,7 +134,7 @@ class NNXTransformer(nnx.Module):
     def __call__(self, x: Any) -> Any:
         x = self.embed(x)
         x = x + self.attention(self.norm1(x))
-        x = x + self.down(nnx.relu(self.up(self.norm2(x))))
+        x = x + self.down(jax.nn.gelu(self.up(self.norm2(x))))
         return self.out(x.mean(1))
 
 
@@ -147,7 +150,7 @@ def haiku_transformer(x: Any) -> Any:
     )  # fmt: skip
     x = x + attention(y, y, y)
     up, down = hk.Linear(HIDDEN, name="up"), hk.Linear(WIDTH, name="down")
-    x = x + down(jax.nn.relu(up(norm("norm2")(x))))
+    x = x + down(jax.nn.gelu(up(norm("norm2")(x))))
     return hk.Linear(10, name="out")(x.mean(1))
 
 
@@ -174,7 +177,7 @@ class EquinoxTransformer(eqx.Module):
         x = jax.vmap(self.embed)(x)
         y = jax.vmap(self.norm1)(x)
         x = x + self.attention(y, y, y)
-        feed = lambda y: self.down(jax.nn.relu(self.up(self.norm2(y))))  # noqa: E731
+        feed = lambda y: self.down(jax.nn.gelu(self.up(self.norm2(y))))  # noqa: E731
         x = x + jax.vmap(feed)(x)
         return self.out(x.mean(0))
 
@@ -199,13 +202,13 @@ TRANSFORMERS = {
 @pytest.mark.parametrize("name", [name for name in CNNS if name != "linen"])
 def test_a_cnn_with_batch_norm_trains_alike(name: str):
     nets = {"linen": CNNS["linen"], name: CNNS[name]}
-    parity.assert_parity(nets, optax.sgd(0.1, 0.9), batches(IMAGES))
+    parity.assert_parity(nets, optax.sgd(0.05, 0.9), batches(IMAGES))
 
 
 @pytest.mark.parametrize("name", [name for name in TRANSFORMERS if name != "linen"])
 def test_a_transformer_block_trains_alike(name: str):
     nets = {"linen": TRANSFORMERS["linen"], name: TRANSFORMERS[name]}
-    parity.assert_parity(nets, optax.adam(1e-3), batches(TOKENS))
+    parity.assert_parity(nets, optax.adam(1e-3, eps=1e-3), batches(TOKENS))
 
 
 def weights_of(net: parity.Net, x: Any) -> parity.Weights:
@@ -231,7 +234,7 @@ def test_nets_that_differ_are_told_apart():
         @nn.compact
         def __call__(self, x: Any, train: bool) -> Any:
             x = nn.Conv(8, (3, 3), name="conv")(x)
-            x = nn.relu(nn.BatchNorm(not train, epsilon=0.1, name="norm")(x))
+            x = nn.relu(nn.BatchNorm(not train, epsilon=0.1, name="norm", **STABLE)(x))
             return nn.Dense(10, name="out")(x.mean((1, 2)))
 
     nets = {"haiku": CNNS["haiku"], "wider": parity.Net(Wider(), parity.FLAX, CNN)}
@@ -246,7 +249,7 @@ def test_weights_that_differ_at_the_end_are_told():
         @nn.compact
         def __call__(self, x: Any, train: bool) -> Any:
             x = nn.Conv(8, (3, 3), name="conv")(x)
-            x = nn.relu(nn.BatchNorm(not train, epsilon=EPS, name="norm")(x))
+            x = nn.relu(nn.BatchNorm(not train, epsilon=EPS, name="norm", **STABLE)(x))
             return nn.Dense(10, name="out")(jax.lax.stop_gradient(x.mean((1, 2))))
 
     nets = {"linen": CNNS["linen"], "frozen": parity.Net(Frozen(), parity.FLAX, CNN)}

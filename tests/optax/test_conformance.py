@@ -2,6 +2,7 @@
 
 import jax
 import optax
+import pytest
 from optax import contrib
 
 from solstice.testing import OptimizerConformance
@@ -23,16 +24,19 @@ class TestClippedWithSchedule(OptimizerConformance):
         return optax.chain(optax.clip_by_global_norm(100.0), optax.sgd(schedule))
 
 
+@pytest.mark.slow
 class TestMultiSteps(OptimizerConformance):
     def build(self, *, learning_rate):
         return optax.MultiSteps(optax.sgd(learning_rate), every_k_schedule=2)
 
 
+@pytest.mark.slow
 class TestInjected(OptimizerConformance):
     def build(self, *, learning_rate):
         return optax.inject_hyperparams(optax.adam)(learning_rate=learning_rate)
 
 
+@pytest.mark.slow
 class TestPartition(OptimizerConformance):
     def build(self, *, learning_rate):
         def labels(params):
@@ -42,22 +46,26 @@ class TestPartition(OptimizerConformance):
         return optax.partition(parts, labels)
 
 
+@pytest.mark.slow
 class TestSam(OptimizerConformance):
     def build(self, *, learning_rate):
         return contrib.sam(optax.sgd(learning_rate), optax.sgd(0.01), sync_period=2)
 
 
+@pytest.mark.slow
 class TestSamInAChain(OptimizerConformance):
     def build(self, *, learning_rate):
         sam = contrib.sam(optax.sgd(learning_rate), optax.sgd(0.01), sync_period=2)
         return optax.chain(optax.clip_by_global_norm(100.0), sam)
 
 
+@pytest.mark.slow
 class TestScheduleFree(OptimizerConformance):
     def build(self, *, learning_rate):
         return contrib.schedule_free_sgd(learning_rate)
 
 
+@pytest.mark.slow
 class TestEmaOfUpdates(OptimizerConformance):
     def build(self, *, learning_rate):
         return optax.chain(optax.sgd(learning_rate), optax.ema(0.5))

@@ -1,5 +1,26 @@
-"""Ready-made metrics, each on the public `solstice.Metrics`."""
+"""Ready-made metrics, each of which merges over batches of any size."""
 
+from solstice.metrics._bases import Additive, Growing
+from solstice.metrics._basic import Collect, Mean, MetricsCollection, Sum
+from solstice.metrics._binary import BinaryCurves, BinaryMetrics, MultilabelMetrics
 from solstice.metrics._classification import ClassificationMetrics
+from solstice.metrics._confusion import CalibrationError, ConfusionMatrix
+from solstice.metrics._language import LanguageModelMetrics
+from solstice.metrics._regression import RegressionMetrics
 
-__all__ = ["ClassificationMetrics"]
+__all__ = [
+    "Additive",
+    "BinaryCurves",
+    "BinaryMetrics",
+    "CalibrationError",
+    "ClassificationMetrics",
+    "Collect",
+    "ConfusionMatrix",
+    "Growing",
+    "LanguageModelMetrics",
+    "Mean",
+    "MetricsCollection",
+    "MultilabelMetrics",
+    "RegressionMetrics",
+    "Sum",
+]

@@ -1,21 +1,17 @@
 """Metrics of single-label classification."""
 
-from typing import Any, Self, cast
+from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from solstice._metrics import Metrics, at_least_float32
-
-_FEW_CLASSES = 128
-"""Up to so many classes, comparing with each is faster than a scatter, and shards anywhere."""
+from solstice._metrics import at_least_float32
+from solstice.metrics._bases import Additive, as_mask, count, divide, for_compute, has_nan, tally
 
 
-class ClassificationMetrics(Metrics):
+class ClassificationMetrics(Additive):
     """`ClassificationMetrics(preds, labels, loss, num_classes=10)`: loss, accuracy, F1 and more.
 
     `compute()` gives, as scikit-learn's `accuracy_score` and `classification_report` with
@@ -23,10 +19,15 @@ class ClassificationMetrics(Metrics):
 
     - "loss": the mean over examples;
     - "accuracy": the fraction of examples whose prediction is the label;
+    - "top_5_accuracy" with `top_k=5`: the fraction whose label is among the 5 highest scores;
+    - "balanced_accuracy": the mean recall over the classes that have labels;
+    - "cohen_kappa", "matthews_corrcoef": agreement beyond chance, from -1 to 1; 0 where they are
+      not defined, as when all labels and predictions are of one class;
     - "precision_macro", "recall_macro", "f1_macro": the mean over classes;
     - "precision_weighted", ...: the mean weighted by each class's number of labels;
     - "precision_class_0", "recall_class_0", "f1_class_0", ...: each class;
-    - "num_out_of_range": how many labels were outside [0, num_classes).
+    - "num_out_of_range": how many labels were outside [0, num_classes);
+    - "num_nan": how many examples had a prediction or a score that is NaN; they count as wrong.
 
     A label or prediction out of range counts as an example that is wrong: it lowers the accuracy
     and, where its other half is in range, that class's precision or recall. Counts are exact up
@@ -39,9 +40,14 @@ class ClassificationMetrics(Metrics):
         loss: the mean loss of these examples, a scalar; or the loss of each, shape [n]. NaN
             spoils "loss" alone.
         num_classes: number of classes, a Python int of 1 or more.
+        mask: which examples count, boolean of shape [n]; all if left out. A scalar `loss` is the
+            mean of those that count.
+        top_k: how many of the highest scores are looked at for the accuracy of that name. Scores
+            that are equal to the label's count as above it.
 
     Raises:
-        ValueError: shapes do not match, or metrics of different `num_classes` are merged.
+        ValueError: shapes do not match; `top_k` is given and `preds` are no scores, or it is not
+            in [1, num_classes]; or metrics of different `num_classes` or `top_k` are merged.
     """
 
     correct: Array
@@ -49,17 +55,37 @@ class ClassificationMetrics(Metrics):
     labelled: Array
     count: Array
     out_of_range: Array
+    num_nan: Array
+    in_top_k: Array
     loss_sum: Array
     num_classes: int = eqx.field(static=True)
+    top_k: int | None = eqx.field(static=True)
 
     def __init__(
-        self, preds: ArrayLike, targets: ArrayLike, loss: ArrayLike, num_classes: int
+        self,
+        preds: ArrayLike,
+        targets: ArrayLike,
+        loss: ArrayLike,
+        num_classes: int,
+        *,
+        mask: ArrayLike | None = None,
+        top_k: int | None = None,
     ) -> None:
         preds, targets, loss = jnp.asarray(preds), jnp.asarray(targets), jnp.asarray(loss)
         if num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more; it is {num_classes}")
-        if preds.ndim == 2 and targets.ndim == 1 and preds.shape[1] == num_classes:
-            preds = jnp.argmax(preds, axis=-1)
+        if top_k is not None and not 1 <= top_k <= num_classes:
+            raise ValueError(f"top_k must be between 1 and {num_classes}; it is {top_k}")
+        scores = preds
+        are_scores = preds.ndim == 2 and targets.ndim == 1 and preds.shape[1] == num_classes
+        nan = has_nan(preds)
+        if are_scores:
+            preds, nan = jnp.argmax(preds, axis=-1), jnp.any(nan, axis=-1)
+        elif top_k is not None:
+            raise ValueError(
+                f"top_k needs a score for each class, of shape [n, {num_classes}]; preds are of "
+                f"shape {list(preds.shape)}"
+            )
         if targets.ndim != 1 or preds.shape != targets.shape:
             raise ValueError(
                 f"expected preds of shape [n] or [n, {num_classes}] and targets of shape [n]; "
@@ -71,58 +97,89 @@ class ClassificationMetrics(Metrics):
                 f"loss must be a scalar, the mean over the batch, or of shape "
                 f"{list(targets.shape)}; it is of shape {list(loss.shape)}"
             )
+        counts = as_mask(mask, targets.shape)
+        nan &= counts
         preds, targets = _classes(preds, num_classes), _classes(targets, num_classes)
-        size = targets.shape[0]
-        self.correct = _count(jnp.where(preds == targets, targets, num_classes), num_classes)
-        self.predicted = _count(preds, num_classes)
-        self.labelled = _count(targets, num_classes)
-        self.count = jnp.asarray(size, jnp.int32)
-        self.out_of_range = jnp.sum(targets == num_classes, dtype=jnp.int32)
-        losses = at_least_float32(loss)
-        self.loss_sum = jnp.sum(losses) if losses.ndim else losses * size
+        preds = jnp.where(counts, jnp.where(nan, num_classes, preds), num_classes + 1)
+        targets = jnp.where(counts, targets, num_classes + 1)
+        self.correct = tally(jnp.where(preds == targets, targets, num_classes), num_classes)
+        self.predicted = tally(preds, num_classes)
+        self.labelled = tally(targets, num_classes)
+        self.count = count(counts)
+        self.out_of_range = count(targets == num_classes)
+        self.num_nan = count(nan)
+        self.in_top_k = jnp.zeros((), jnp.int32)
+        if top_k is not None:
+            inside = counts & ~nan & (targets < num_classes)
+            self.in_top_k = count(inside & (_rank(scores, targets) < top_k))
+        self.loss_sum = _sum_of_losses(loss, counts)
         self.num_classes = num_classes
-
-    def merge(self, other: Self, /) -> Self:
-        """`total = total.merge(metrics)`: the metrics of both sets of examples."""
-        if self.num_classes != other.num_classes:
-            raise ValueError(
-                f"cannot merge metrics of {self.num_classes} and of {other.num_classes} classes"
-            )
-        return jax.tree.map(jnp.add, self, other)
+        self.top_k = top_k
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["accuracy"]`: float32 scalars by name, and one integer count."""
-        scores = cast("tuple[Any, Any, Any, Any]", _scores(self))
-        if not isinstance(self.count, Tracer):
-            scores = jax.device_get(scores)
-        loss, accuracy, by_class, weights = scores
-        named: dict[str, Any] = dict(zip(("precision", "recall", "f1"), by_class, strict=True))
-        macro = {f"{name}_macro": values.mean() for name, values in named.items()}
-        weighted = {f"{name}_weighted": (values * weights).sum() for name, values in named.items()}
-        each = {
-            f"{name}_class_{index}": values[index]
-            for index in range(self.num_classes)
-            for name, values in named.items()
+        """`metrics.compute()["accuracy"]`: floats by name, and two integer counts."""
+        m, xp = for_compute(self)
+        by_class = {
+            "precision": divide(xp, m.correct, m.predicted),
+            "recall": divide(xp, m.correct, m.labelled),
+            "f1": divide(xp, 2.0 * m.correct, m.predicted + m.labelled),
         }
-        counts = {"num_out_of_range": self.out_of_range}
-        return {"loss": loss, "accuracy": accuracy, **macro, **weighted, **each, **counts}
+        weights = divide(xp, m.labelled, m.labelled.sum())
+        top_k = {}
+        if self.top_k is not None:
+            top_k[f"top_{self.top_k}_accuracy"] = divide(xp, m.in_top_k, m.count)
+        return {
+            "loss": divide(xp, m.loss_sum, m.count),
+            "accuracy": divide(xp, m.correct.sum(), m.count),
+            **top_k,
+            "balanced_accuracy": divide(
+                xp, by_class["recall"].sum(), xp.minimum(m.labelled, 1).sum()
+            ),
+            **_agreement(xp, m),
+            **{f"{name}_macro": values.mean() for name, values in by_class.items()},
+            **{f"{name}_weighted": (values * weights).sum() for name, values in by_class.items()},
+            **{
+                f"{name}_class_{index}": values[index]
+                for index in range(self.num_classes)
+                for name, values in by_class.items()
+            },
+            "num_out_of_range": self.out_of_range,
+            "num_nan": self.num_nan,
+        }
 
 
-@jax.jit
-def _scores(m: ClassificationMetrics) -> tuple[Array, Array, tuple[Array, Array, Array], Array]:
-    """Loss, accuracy, each class's precision, recall and F1, and each class's share of labels."""
-    correct = m.correct.astype(jnp.float32)
-    predicted = m.predicted.astype(jnp.float32)
-    labelled = m.labelled.astype(jnp.float32)
-    count = m.count.astype(jnp.float32)
-    by_class = (
-        _divide(correct, predicted),
-        _divide(correct, labelled),
-        _divide(2 * correct, predicted + labelled),
-    )
-    loss = m.loss_sum / count.astype(m.loss_sum.dtype)
-    accuracy = jnp.sum(m.correct).astype(jnp.float32) / count
-    return loss, accuracy, by_class, _divide(labelled, jnp.sum(m.labelled).astype(jnp.float32))
+def _agreement(xp: Any, m: Any) -> dict[str, Any]:
+    """Cohen (1960), and Gorodkin (2004) for the correlation of several classes.
+
+    What is out of range is a class of its own, in which nothing is right.
+    """
+    total = m.count
+    shares = [
+        xp.append(divide(xp, counts, total), divide(xp, m.count - counts.sum(), total))
+        for counts in (m.predicted, m.labelled)
+    ]
+    right = divide(xp, m.correct.sum(), total)
+    chance = (shares[0] * shares[1]).sum()
+    spread = (1 - (shares[0] ** 2).sum()) * (1 - (shares[1] ** 2).sum())
+    beyond = right - chance
+    return {
+        "cohen_kappa": divide(xp, beyond, xp.where(chance < 1, 1 - chance, 0.0)),
+        "matthews_corrcoef": divide(xp, beyond, xp.sqrt(xp.maximum(spread, 0.0))),
+    }
+
+
+def _sum_of_losses(loss: Array, counts: Array) -> Array:
+    losses = at_least_float32(loss)
+    if losses.ndim == 0:
+        return losses * count(counts).astype(losses.dtype)
+    return jnp.sum(jnp.where(counts, losses, 0))
+
+
+def _rank(scores: Array, targets: Array) -> Array:
+    """How many scores of each row are as high as that of its label, the label's own left out."""
+    labels = jnp.clip(targets, 0, scores.shape[1] - 1)
+    own = jnp.take_along_axis(scores, labels[:, None], axis=1)
+    return count(scores >= own, axis=1) - 1
 
 
 def _classes(values: Array, num_classes: int) -> Array:
@@ -133,16 +190,3 @@ def _classes(values: Array, num_classes: int) -> Array:
     if jnp.issubdtype(values.dtype, jnp.inexact):
         inside &= values == jnp.floor(values)
     return jnp.where(inside, values, 0).astype(jnp.int32) + jnp.where(inside, 0, num_classes)
-
-
-def _count(classes: Array, num_classes: int) -> Array:
-    """How often each class occurs, int32 of shape [num_classes]."""
-    if num_classes <= _FEW_CLASSES:
-        every = jnp.arange(num_classes, dtype=jnp.int32)
-        return jnp.sum(classes[:, None] == every[None, :], axis=0, dtype=jnp.int32)
-    return jnp.zeros(num_classes, jnp.int32).at[classes].add(1, mode="drop")
-
-
-def _divide(numerator: Array, denominator: Array) -> Array:
-    """The quotient, and 0 where nothing is divided: scikit-learn's `zero_division=0`."""
-    return jnp.where(denominator > 0, numerator / jnp.maximum(denominator, 1), 0)

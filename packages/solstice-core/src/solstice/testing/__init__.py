@@ -1,4 +1,4 @@
-"""`solstice.testing`: the public suite that an adapter passes.
+"""`solstice.testing`: the public suites that adapters and metrics pass.
 
 ```python
 import toynet
@@ -11,12 +11,21 @@ class TestToynet(ModelConformance):
         return toynet.Net(hidden, classes, dropout)
 ```
 
-`pip install "solstice-core[testing]"` brings pytest. Importing this asks JAX for two CPU devices,
-where JAX has not started yet.
+`MetricsConformance` is the same for metrics, and `solstice.testing.parity` trains one net in
+several frameworks. `pip install "solstice-core[testing]"` brings pytest and hypothesis. Importing
+this asks JAX for two CPU devices, where JAX has not started yet.
 """
 
+from solstice.testing._metrics import MetricsConformance
 from solstice.testing._model import ModelConformance
 from solstice.testing._optimizer import OptimizerConformance
 from solstice.testing._parts import Linear, Sgd, blobs
 
-__all__ = ["Linear", "ModelConformance", "OptimizerConformance", "Sgd", "blobs"]
+__all__ = [
+    "Linear",
+    "MetricsConformance",
+    "ModelConformance",
+    "OptimizerConformance",
+    "Sgd",
+    "blobs",
+]

@@ -1,0 +1,169 @@
+"""Means, sums, kept outputs, and several metrics as one."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from solstice._metrics import Metrics, at_least_float32
+from solstice.metrics._bases import Additive, Growing, as_mask, check_alike, divide, for_compute
+
+
+class Mean(Additive):
+    """`Mean(values, mask)`: the mean of all values.
+
+    `compute()["mean"]` is their mean, weighted if there are weights; 0 of no values. NaN spoils it.
+
+    Args:
+        values: numbers of any shape.
+        weights: what each counts, a mask for instance, of the same shape or a scalar; each counts
+            1 if left out. Not negative.
+
+    Raises:
+        ValueError: `weights` are of another shape.
+    """
+
+    total: Array
+    weight: Array
+
+    def __init__(self, values: ArrayLike, weights: ArrayLike | None = None) -> None:
+        numbers, shares, self.weight = _weighted(values, weights)
+        self.total = jnp.sum(jnp.where(shares > 0, numbers * shares, 0))
+
+    def compute(self) -> dict[str, Any]:
+        """`metrics.compute()["mean"]`: a float."""
+        m, xp = for_compute(self)
+        return {"mean": divide(xp, m.total, m.weight)}
+
+
+class Sum(Additive):
+    """`Sum(values, mask)`: the sum of all values, as `compute()["sum"]`.
+
+    Args:
+        values: numbers of any shape. Integers and booleans are summed as int32.
+        mask: which count, boolean of the same shape; all if left out.
+
+    Raises:
+        ValueError: the mask is of another shape.
+    """
+
+    total: Array
+
+    def __init__(self, values: ArrayLike, mask: ArrayLike | None = None) -> None:
+        numbers = jnp.asarray(values)
+        if jnp.issubdtype(numbers.dtype, jnp.inexact):
+            numbers = at_least_float32(numbers)
+        else:
+            numbers = numbers.astype(jnp.int32)
+        self.total = jnp.sum(jnp.where(as_mask(mask, numbers.shape), numbers, 0))
+
+    def compute(self) -> dict[str, Any]:
+        """`metrics.compute()["sum"]`: a float or an integer."""
+        return {"sum": self.total}
+
+
+class Collect(Growing):
+    """`Collect(scores=scores, labels=labels)`: keeps outputs, for plots and exact curves.
+
+    `compute()` gives each by its name, the examples of all batches on axis 0, in their order.
+    It grows: an epoch's outputs are kept on the device, and merged outside of the compiled step.
+
+    Args:
+        mask: which examples are kept, boolean of shape [n]; all if left out.
+        **arrays: arrays whose axis 0 is the example, all of one length.
+
+    Raises:
+        ValueError: there is no array, or lengths differ; or what is merged has other names.
+    """
+
+    arrays: dict[str, Array]
+    mask: Array
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    def __init__(self, *, mask: ArrayLike | None = None, **arrays: ArrayLike) -> None:
+        self.arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
+        shapes = {name: list(array.shape) for name, array in self.arrays.items()}
+        if not shapes or any(not shape for shape in shapes.values()):
+            raise ValueError(
+                f"Collect takes arrays by name whose axis 0 is the example, as in "
+                f"`Collect(scores=scores)`; it was given {shapes or 'none'}"
+            )
+        if len({shape[0] for shape in shapes.values()}) > 1:
+            raise ValueError(f"arrays must be of one length on axis 0; they are {shapes}")
+        length = next(iter(shapes.values()))[0]
+        self.mask = as_mask(mask, (length,))
+        self.names = tuple(arrays)
+
+    def compute(self) -> dict[str, Any]:
+        """`metrics.compute()["scores"]`: a NumPy array of what was kept. Not under `jax.jit`."""
+        kept = np.asarray(self.mask)
+        return {name: np.asarray(self.arrays[name])[kept] for name in self.names}
+
+
+class MetricsCollection(Metrics):
+    """`MetricsCollection(loss=Mean(losses), digit=ClassificationMetrics(...))`: several as one.
+
+    `compute()` gives "digit.accuracy" and so on; a part that has one value gives it by its own
+    name, "loss". All are merged in the one pass over the data.
+
+    Args:
+        **parts: metrics by name.
+
+    Raises:
+        TypeError: a part is no Metrics.
+        ValueError: what is merged has other parts, or is configured differently.
+    """
+
+    parts: dict[str, Metrics]
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    def __init__(self, **parts: Metrics) -> None:
+        for name, part in parts.items():
+            given: Any = part
+            if not isinstance(given, Metrics):
+                raise TypeError(
+                    f"MetricsCollection takes metrics by name, as in "
+                    f"`MetricsCollection(loss=Mean(losses))`; {name} is {given!r:.60}"
+                )
+        self.parts = parts
+        self.names = tuple(parts)
+
+    def merge(self, other: Self, /) -> Self:
+        """`total = total.merge(metrics)`: each part merged with its like."""
+        check_alike(self, other)
+        merged = {name: self.parts[name].merge(other.parts[name]) for name in self.names}
+        return type(self)(**merged)
+
+    def empty(self) -> Self:
+        """`metrics.empty()`: the same of no examples, where every part has an `empty`."""
+        parts: dict[str, Any] = self.parts
+        return type(self)(**{name: parts[name].empty() for name in self.names})
+
+    def compute(self) -> Mapping[str, Any]:
+        """`metrics.compute()["digit.accuracy"]`."""
+        values: dict[str, Any] = {}
+        for name in self.names:
+            computed = self.parts[name].compute()
+            alone = len(computed) == 1
+            values |= {name if alone else f"{name}.{key}": v for key, v in computed.items()}
+        return values
+
+
+def _weighted(values: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array, Array]:
+    """Values and their weights, flat, and the sum of the weights: int32 where they are whole."""
+    numbers = at_least_float32(values).reshape(-1)
+    given = jnp.asarray(True if weights is None else weights)
+    shape = jnp.shape(values)
+    if given.shape not in ((), shape):
+        raise ValueError(
+            f"weights must be a scalar or of the shape of the values, {list(shape)}; they are of "
+            f"the shape {list(given.shape)}"
+        )
+    shares = jnp.broadcast_to(given, shape).reshape(-1)
+    whole = not jnp.issubdtype(given.dtype, jnp.inexact)
+    total = jnp.sum(shares.astype(jnp.int32 if whole else numbers.dtype))
+    return numbers, shares.astype(numbers.dtype), total

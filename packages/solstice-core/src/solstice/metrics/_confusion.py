@@ -1,0 +1,126 @@
+"""What is taken for what, and how far probabilities can be believed."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from solstice.metrics._bases import Additive, as_mask, count, divide, for_compute, has_nan, tally
+
+
+class ConfusionMatrix(Additive):
+    """`ConfusionMatrix(preds, labels, num_classes=10)`: how often each class is taken for each.
+
+    `compute()["confusion_matrix"]` is an integer array of shape [num_classes, num_classes]: rows
+    are labels, columns predictions, as in scikit-learn. Examples with a label or a prediction out
+    of range are left out, and counted as "num_out_of_range". Memory is `num_classes`^2 integers.
+
+    Args:
+        preds: predicted classes, integers of shape [n]; or a score for each class, shape
+            [n, num_classes], whose maximum is the prediction.
+        targets: labels, integers of shape [n].
+        num_classes: number of classes, 1 or more.
+        mask: which examples count, boolean of shape [n]; all if left out.
+
+    Raises:
+        ValueError: shapes do not match, or metrics of different `num_classes` are merged.
+    """
+
+    matrix: Array
+    out_of_range: Array
+    num_classes: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        preds: ArrayLike,
+        targets: ArrayLike,
+        num_classes: int,
+        *,
+        mask: ArrayLike | None = None,
+    ) -> None:
+        preds, targets = jnp.asarray(preds), jnp.asarray(targets)
+        if preds.ndim == 2 and preds.shape[1] == num_classes:
+            preds = jnp.argmax(preds, axis=-1)
+        if num_classes < 1 or targets.ndim != 1 or preds.shape != targets.shape:
+            raise ValueError(
+                f"expected preds of shape [n] or [n, {num_classes}], targets of shape [n] and a "
+                f"num_classes of 1 or more; they are {list(preds.shape)}, {list(targets.shape)} "
+                f"and {num_classes}"
+            )
+        counts = as_mask(mask, targets.shape)
+        inside = (targets >= 0) & (targets < num_classes) & (preds >= 0) & (preds < num_classes)
+        rows = jnp.where(inside, targets, 0).astype(jnp.int32)
+        columns = jnp.where(inside, preds, 0).astype(jnp.int32)
+        pairs = tally(rows * num_classes + columns, num_classes**2, counts & inside)
+        self.matrix = pairs.reshape(num_classes, num_classes)
+        self.out_of_range = count(counts & ~inside)
+        self.num_classes = num_classes
+
+    def compute(self) -> dict[str, Any]:
+        """`metrics.compute()["confusion_matrix"]`."""
+        return {"confusion_matrix": self.matrix, "num_out_of_range": self.out_of_range}
+
+
+class CalibrationError(Additive):
+    """`CalibrationError(probabilities, labels)`: how far confidence is from accuracy.
+
+    The probability of the predicted class is its confidence. Examples are put into `num_bins` bins
+    of equal width by it, and in each the mean confidence is compared with the accuracy (Guo et al.
+    2017). `compute()` gives "expected_calibration_error", the mean of the differences weighted by
+    examples, "maximum_calibration_error", the largest, and "num_nan", how many examples have a NaN;
+    they are left out.
+
+    Args:
+        probabilities: shape [n, num_classes].
+        targets: labels, integers of shape [n].
+        mask: which examples count, boolean of shape [n]; all if left out.
+        num_bins: how many bins, 1 or more.
+
+    Raises:
+        ValueError: shapes do not match, or metrics of different `num_bins` are merged.
+    """
+
+    confidence: Array
+    right: Array
+    count: Array
+    num_nan: Array
+    num_bins: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        probabilities: ArrayLike,
+        targets: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        num_bins: int = 15,
+    ) -> None:
+        given, labels = jnp.asarray(probabilities), jnp.asarray(targets)
+        if num_bins < 1 or given.ndim != 2 or labels.shape != given.shape[:1]:
+            raise ValueError(
+                f"expected probabilities of shape [n, num_classes], targets of shape [n] and a "
+                f"num_bins of 1 or more; they are {list(given.shape)}, {list(labels.shape)} and "
+                f"{num_bins}"
+            )
+        counts, nan = as_mask(mask, labels.shape), has_nan(given, axis=1)
+        self.num_nan = count(counts & nan)
+        counts &= ~nan
+        confidence = jnp.where(counts, jnp.max(given, axis=1), 0).astype(jnp.float32)
+        edges = jnp.linspace(0, 1, num_bins + 1)[1:-1]
+        bins = count(confidence[:, None] >= edges, axis=1)
+        right = counts & (jnp.argmax(given, axis=1) == labels)
+        self.confidence = tally(bins, num_bins, confidence)
+        self.right = tally(bins, num_bins, right)
+        self.count = tally(bins, num_bins, counts)
+        self.num_bins = num_bins
+
+    def compute(self) -> dict[str, Any]:
+        """`metrics.compute()["expected_calibration_error"]`: floats, and one integer count."""
+        m, xp = for_compute(self)
+        apart = xp.abs(divide(xp, m.confidence - m.right, m.count))
+        return {
+            "expected_calibration_error": (apart * divide(xp, m.count, m.count.sum())).sum(),
+            "maximum_calibration_error": apart.max(),
+            "num_nan": self.num_nan,
+        }

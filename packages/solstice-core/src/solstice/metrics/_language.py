@@ -1,0 +1,89 @@
+"""Metrics of language models."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from solstice._metrics import at_least_float32
+from solstice.metrics._bases import Additive, as_mask, count, divide, for_compute
+
+
+class LanguageModelMetrics(Additive):
+    """`LanguageModelMetrics(logits, targets, mask=mask)`: the next token, over all tokens.
+
+    `compute()` gives, each token counting alike whatever the lengths of texts and batches:
+
+    - "loss": the mean of -log p(target), in nats a token; "bits_per_token": the same in bits;
+    - "perplexity": exp(loss);
+    - "accuracy": the fraction of tokens whose highest logit is the target's;
+    - "bits_per_byte": bits over bytes of text, where `num_bytes` was given;
+    - "num_tokens": how many tokens counted;
+    - "num_out_of_range": how many targets were no token. They are left out.
+
+    Args:
+        logits: shape [..., vocabulary]. NaN spoils "loss" and what follows from it.
+        targets: integers of shape [...].
+        mask: which tokens count, boolean of shape [...]; all if left out. Padding must not.
+        num_bytes: how many bytes of text the tokens that count stand for, an integer or an array
+            that is summed.
+
+    Raises:
+        ValueError: shapes do not match, or what has `num_bytes` is merged with what has not.
+    """
+
+    loss_sum: Array
+    correct: Array
+    count: Array
+    out_of_range: Array
+    num_bytes: Array
+    has_bytes: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        logits: ArrayLike,
+        targets: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        num_bytes: ArrayLike | None = None,
+    ) -> None:
+        logits, targets = jnp.asarray(logits), jnp.asarray(targets)
+        if logits.ndim < 1 or logits.shape[:-1] != targets.shape:
+            raise ValueError(
+                f"expected logits of shape [..., vocabulary] and targets of shape [...]; they are "
+                f"{list(logits.shape)} and {list(targets.shape)}"
+            )
+        counts = as_mask(mask, targets.shape)
+        inside = (targets >= 0) & (targets < logits.shape[-1])
+        self.out_of_range = count(counts & ~inside)
+        counts &= inside
+        tokens = jnp.where(counts, targets, 0)
+        log_p = jax.nn.log_softmax(at_least_float32(logits), axis=-1)
+        losses = -jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+        self.loss_sum = jnp.sum(jnp.where(counts, losses, 0))
+        self.correct = count(counts & (jnp.argmax(logits, axis=-1) == targets))
+        self.count = count(counts)
+        self.has_bytes = num_bytes is not None
+        given = jnp.zeros((), jnp.int32) if num_bytes is None else jnp.asarray(num_bytes)
+        self.num_bytes = jnp.sum(given, dtype=jnp.int32)
+
+    def compute(self) -> dict[str, Any]:
+        """`metrics.compute()["perplexity"]`: floats by name, and two integer counts."""
+        m, xp = for_compute(self)
+        loss = divide(xp, m.loss_sum, m.count)
+        by_bytes = {}
+        if self.has_bytes:
+            by_bytes["bits_per_byte"] = divide(xp, m.loss_sum / math.log(2), m.num_bytes)
+        return {
+            "loss": loss,
+            "bits_per_token": loss / math.log(2),
+            "perplexity": xp.exp(loss),
+            "accuracy": divide(xp, m.correct, m.count),
+            **by_bytes,
+            "num_tokens": self.count,
+            "num_out_of_range": self.out_of_range,
+        }

@@ -1,0 +1,271 @@
+"""The suite for metrics."""
+
+# Trees of anything go through here: what a checker can tell of them is not worth its words.
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from functools import partial, reduce
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solstice import _tree
+from solstice._metrics import Metrics
+from solstice.testing._suite import Conformance, feature, optional, rests_on
+
+SIZE = 16
+PARTS = [(16,), (1, 15), (15, 1), (8, 8), (5, 5, 6), (1, 2, 5, 8), (3, 3, 5, 5)]
+"""How the examples are cut into batches. There are few sizes, since each compiles anew."""
+
+
+class MetricsConformance(Conformance):
+    """`class TestAccuracy(MetricsConformance)`: everything that a `solstice.Metrics` must do.
+
+    Write `examples`, `build` and `reference`, and declare in `lacks` what the metric cannot do:
+    "mask", "empty", "fixed_size" (it keeps its outputs), "order" (it keeps their order), or the
+    name of an optional check.
+
+    Attributes:
+        num_cases: how many sets of examples each law is checked with.
+        tolerance: by how much two ways to the same number may differ, relative to it or to 1.
+        may_be_nan: names of values that are not defined for few examples, and NaN there.
+    """
+
+    num_cases: ClassVar[int] = 25
+    tolerance: ClassVar[float] = 1e-5
+    may_be_nan: ClassVar[Collection[str]] = ()
+
+    @abstractmethod
+    def examples(self, rng: np.random.Generator, size: int) -> Any:
+        """So many examples, drawn at random: a pytree of arrays, the example on axis 0."""
+
+    @abstractmethod
+    def build(self, examples: Any, mask: Any = None) -> Metrics:
+        """The metrics of such examples, as a step makes them; of those where `mask` is true."""
+
+    @abstractmethod
+    def reference(self, examples: Any) -> Mapping[str, Any]:
+        """By name, what `compute()` is to give of such examples: by NumPy, or another library."""
+
+    # Basic: what every metric must do
+
+    def test_it_is_a_metric(self) -> None:
+        """`compute` gives values by name, and `merge` a metric of the same class."""
+        one = self._built(self._examples())
+        assert isinstance(one, Metrics), f"metrics: build gave {one!r:.60}"
+        assert type(one.merge(one)) is type(one), "metrics: merge gives the same class"
+        names = list(one.compute())
+        assert names, "metrics: compute gives nothing"
+        assert all(isinstance(name, str) for name in names), f"metrics: the names are {names}"
+
+    def test_it_agrees_with_its_reference(self) -> None:
+        """`compute` of all examples gives what the reference gives."""
+
+        def check(examples: Any, parts: Any) -> None:
+            del parts
+            found, expected = self._computed(self._built(examples)), self.reference(examples)
+            assert expected, "reference: it gives nothing"
+            missing = expected.keys() - found.keys()
+            assert not missing, f"reference: compute does not give {sorted(missing)}"
+            self._alike({name: found[name] for name in expected}, expected, "reference")
+
+        self._for_cases(check)
+
+    def test_merge_is_associative(self) -> None:
+        """`(a.merge(b)).merge(c)` is `a.merge(b.merge(c))`."""
+
+        def check(examples: Any, parts: Any) -> None:
+            del parts
+            a, b, c = map(self._built, _cut(examples, (5, 5, 6)))
+            left, right = a.merge(b).merge(c), a.merge(b.merge(c))
+            self._alike(self._computed(left), self._computed(right), "associativity")
+
+        self._for_cases(check)
+
+    @rests_on("test_merge_is_associative")
+    def test_splits_do_not_matter(self) -> None:
+        """Batches of any sizes, merged, give what all examples at once give."""
+
+        def check(examples: Any, parts: Any) -> None:
+            merged = _merged(map(self._built, _cut(examples, parts)))
+            whole = self._computed(self._built(examples))
+            self._alike(self._computed(merged), whole, f"batches of {parts}")
+
+        self._for_cases(check)
+
+    def test_it_works_compiled(self) -> None:
+        """Under `jax.jit`, `build` and `merge` give what they give alone."""
+        a, b = _cut(self._examples(), (8, 8))
+        alone = self.build(a).merge(self.build(b))
+        compiled = jax.jit(lambda one, other: self.build(one).merge(self.build(other)))(a, b)
+        self._alike(self._computed(compiled), self._computed(alone), "compiled")
+
+    def test_counts_are_exact(self) -> None:
+        """What counts is an integer: float32 stops counting at 2^24, and a mean drifts."""
+        rng = np.random.default_rng(0)
+        built = [self._built(self.examples(rng, size)) for size in (1, 3, 8, 16) * 3]
+        columns = zip(*(map(np.asarray, _tree.leaves(one)) for one in built), strict=True)
+        for (path, leaf), column in zip(_tree.leaves_by_path(built[0]), columns, strict=True):
+            if not jnp.issubdtype(leaf.dtype, jnp.floating) or not self._adds_up(built[0], path):
+                continue
+            values = np.concatenate([np.ravel(value).astype(np.float64) for value in column])
+            whole = np.all(values == np.floor(values)) and len(np.unique(values)) > 2
+            assert not whole, (
+                f"exact counts: `{path}` counts in {leaf.dtype}, which stops at 2^24; "
+                f"write `jnp.sum(..., dtype=jnp.int32)`"
+            )
+
+    def test_nothing_is_nan(self) -> None:
+        """One example, or a class that is absent, makes no value NaN."""
+
+        def check(examples: Any, parts: Any) -> None:
+            for part in _cut(examples, parts):
+                for name, value in self._computed(self._built(part)).items():
+                    nan = name not in self.may_be_nan and np.any(np.isnan(value))
+                    assert not nan, f"no NaN: {name!r} is {value} of {_length(part)} examples"
+
+        self._for_cases(check)
+
+    # Features
+
+    @feature("order")
+    @rests_on("test_splits_do_not_matter")
+    def test_order_does_not_matter(self) -> None:
+        """Examples in another order, and batches merged in another, give the same."""
+
+        def check(examples: Any, parts: Any) -> None:
+            whole = self._computed(self._built(examples))
+            shuffled = _tree.map(lambda leaf: leaf[::-1], examples)
+            batches = list(map(self._built, _cut(shuffled, parts)))
+            self._alike(self._computed(_merged(batches[::-1])), whole, "order")
+
+        self._for_cases(check)
+
+    @feature("empty")
+    def test_empty_is_the_identity(self) -> None:
+        """`metrics.empty()` merged from either side changes nothing."""
+
+        def check(examples: Any, parts: Any) -> None:
+            del parts
+            one: Any = self._built(examples)
+            alone = self._computed(one)
+            self._alike(self._computed(one.merge(one.empty())), alone, "identity")
+            self._alike(self._computed(one.empty().merge(one)), alone, "identity")
+
+        self._for_cases(check)
+
+    @feature("mask")
+    def test_masked_examples_do_not_count(self) -> None:
+        """Examples where the mask is false are as if they were not there."""
+
+        def check(examples: Any, parts: Any) -> None:
+            del parts
+            mask = np.arange(SIZE) % 3 > 0
+            kept = self._built(_tree.map(lambda leaf: leaf[mask], examples))
+            masked = self._built(examples, mask)
+            self._alike(self._computed(masked), self._computed(kept), "mask")
+            none = self._built(examples, np.zeros(SIZE, bool))
+            for merged in (kept.merge(none), none.merge(kept)):
+                self._alike(self._computed(merged), self._computed(kept), "a mask of nothing")
+
+        self._for_cases(check)
+
+    @feature("fixed_size")
+    @rests_on("test_splits_do_not_matter")
+    def test_it_is_a_carry_of_scan(self) -> None:
+        """Merging keeps shapes and dtypes, so that a compiled loop can carry it."""
+        examples = self._examples()
+        batches = _tree.map(lambda leaf: leaf.reshape(4, 4, *leaf.shape[1:]), examples)
+
+        def step(total: Metrics, batch: Any) -> tuple[Metrics, None]:
+            return total.merge(self.build(batch)), None
+
+        first = self.build(_tree.row(batches, 0))
+        rest = _tree.map(lambda leaf: leaf[1:], batches)
+        total, _ = jax.lax.scan(step, first, rest)
+        self._alike(self._computed(total), self._computed(self._built(examples)), "scan")
+
+    # Optional: declared by name in `lacks`
+
+    @optional
+    def test_it_works_sharded(self) -> None:
+        """Examples that are spread over devices give what they give on one."""
+        self._sharded(None)
+
+    @optional
+    def test_it_works_on_explicit_axes(self) -> None:
+        """The same, where the sharding is a part of the type (`AxisType.Explicit`)."""
+        self._sharded(jax.sharding.AxisType.Explicit)
+
+    def _sharded(self, axis_type: Any) -> None:
+        count = next((n for n in (16, 8, 4, 2) if n <= jax.device_count()), 1)
+        if count == 1:
+            pytest.skip("there is one device; set XLA_FLAGS")
+        types = {} if axis_type is None else {"axis_types": (axis_type,)}
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("batch",), **types)
+        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+        examples = self._examples()
+        alone = self._computed(self.build(examples))
+        spread = self._computed(jax.jit(self.build)(jax.device_put(examples, rows)))
+        self._alike(spread, alone, f"{count} devices")
+
+    def _for_cases(self, check: Callable[[Any, Any], None]) -> None:
+        """Calls `check` with examples, and a way to cut them."""
+
+        @settings(max_examples=self.num_cases, deadline=None, database=None, derandomize=True)
+        @given(st.integers(0, 2**32 - 1), st.sampled_from(PARTS))
+        def run(seed: int, parts: tuple[int, ...]) -> None:
+            check(self.examples(np.random.default_rng(seed), SIZE), parts)
+
+        run()
+
+    def _examples(self) -> Any:
+        return self.examples(np.random.default_rng(0), SIZE)
+
+    def _built(self, examples: Any, mask: Any = None) -> Metrics:
+        """Compiled, since it is done often; that it is the same is a check of its own."""
+        known = vars(type(self)).get("_build")
+        if known is None:
+            known = jax.jit(partial(type(self).build, self))
+            type(self)._build = staticmethod(known)  # pyright: ignore[reportAttributeAccessIssue]
+        return known(examples, mask) if mask is not None else known(examples)
+
+    def _adds_up(self, one: Metrics, path: str) -> bool:
+        """Whether merging adds this leaf: two of the same give twice as much."""
+        doubled = dict(_tree.leaves_by_path(one.merge(one)))[path]
+        single = dict(_tree.leaves_by_path(one))[path]
+        return doubled.shape == single.shape and bool(np.array_equal(doubled, 2 * single))
+
+    def _computed(self, metrics: Metrics) -> dict[str, Any]:
+        return {name: np.asarray(value) for name, value in metrics.compute().items()}
+
+    def _alike(self, one: Mapping[str, Any], other: Mapping[str, Any], what: str) -> None:
+        assert one.keys() == other.keys(), f"{what}: {sorted(one)} and {sorted(other)}"
+        for name in one:
+            same = np.shape(one[name]) == np.shape(other[name]) and np.allclose(
+                one[name], other[name], self.tolerance, self.tolerance, equal_nan=True
+            )
+            assert same, f"{what}: {name!r} is {one[name]} and {other[name]}"
+
+
+def _cut(examples: Any, parts: tuple[int, ...]) -> list[Any]:
+    ends = np.cumsum(parts)
+    return [
+        _tree.map(lambda leaf, start=end - size, end=end: leaf[start:end], examples)
+        for end, size in zip(ends, parts, strict=True)
+    ]
+
+
+def _merged(metrics: Any) -> Metrics:
+    return reduce(lambda total, one: total.merge(one), metrics)
+
+
+def _length(examples: Any) -> int:
+    return len(_tree.leaves(examples)[0])

@@ -1,0 +1,386 @@
+"""Every ready-made metric passes the public suite, and wrong ones are caught by name."""
+
+import warnings
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+
+import solstice
+from solstice import metrics
+from solstice.testing import MetricsConformance
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def quiet_oracles():
+    """scikit-learn warns of what is not defined."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class TestClassification(MetricsConformance):
+    classes = 5
+
+    def examples(self, rng, size):
+        scores = rng.normal(size=(size, self.classes)).astype(np.float32)
+        labels = rng.integers(0, self.classes, size).astype(np.int32)
+        return {"scores": scores, "labels": labels, "loss": rng.random(size, np.float32)}
+
+    def build(self, examples, mask=None):
+        scores, labels, loss = (examples[name] for name in ("scores", "labels", "loss"))
+        return metrics.ClassificationMetrics(scores, labels, loss, self.classes, mask=mask, top_k=2)
+
+    def reference(self, examples):
+        labels, preds = examples["labels"], examples["scores"].argmax(1)
+        top_2 = np.argsort(examples["scores"])[:, -2:]
+        return {
+            "loss": examples["loss"].mean(),
+            "accuracy": sk.accuracy_score(labels, preds),
+            "top_2_accuracy": (top_2 == labels[:, None]).any(1).mean(),
+            "balanced_accuracy": sk.balanced_accuracy_score(labels, preds),
+            "cohen_kappa": sk.cohen_kappa_score(labels, preds),
+            "matthews_corrcoef": sk.matthews_corrcoef(labels, preds),
+            "f1_macro": sk.f1_score(
+                labels, preds, labels=range(self.classes), average="macro", zero_division=0
+            ),
+            "num_nan": 0,
+        }
+
+
+class TestManyClasses(TestClassification):
+    classes = 150
+
+
+class TestConfusionMatrix(MetricsConformance):
+    def examples(self, rng, size):
+        return tuple(rng.integers(0, 4, size).astype(np.int32) for _ in range(2))
+
+    def build(self, examples, mask=None):
+        return metrics.ConfusionMatrix(*examples, 4, mask=mask)
+
+    def reference(self, examples):
+        matrix = sk.confusion_matrix(examples[1], examples[0], labels=range(4))
+        return {"confusion_matrix": matrix, "num_out_of_range": 0}
+
+
+class TestCalibration(MetricsConformance):
+    def examples(self, rng, size):
+        scores = rng.dirichlet(np.ones(3), size).astype(np.float32)
+        return scores, rng.integers(0, 3, size).astype(np.int32)
+
+    def build(self, examples, mask=None):
+        return metrics.CalibrationError(*examples, mask=mask, num_bins=10)
+
+    def reference(self, examples):
+        scores, labels = examples
+        confidence, right = scores.max(1), scores.argmax(1) == labels
+        bins = np.minimum((confidence * 10).astype(int), 9)
+        apart = [
+            (np.mean(bins == b), abs(confidence[bins == b].mean() - right[bins == b].mean()))
+            for b in np.unique(bins)
+        ]
+        return {
+            "expected_calibration_error": sum(share * error for share, error in apart),
+            "maximum_calibration_error": max(error for _, error in apart),
+        }
+
+
+class Binary(MetricsConformance):
+    def examples(self, rng, size):
+        # Steps of 1/64 are whole in the bins of BinaryMetrics, and often equal to each other.
+        scores = (rng.integers(0, 64, size) / 64).astype(np.float32)
+        return scores, rng.integers(0, 2, size).astype(np.int32)
+
+    def reference(self, examples):
+        raise NotImplementedError
+
+
+def areas(scores, labels):
+    defined = 0 < labels.sum() < len(labels)
+    return {
+        "roc_auc": sk.roc_auc_score(labels, scores) if defined else 0.0,
+        "average_precision": sk.average_precision_score(labels, scores) if labels.any() else 0.0,
+    }
+
+
+class TestBinary(Binary):
+    def build(self, examples, mask=None):
+        return metrics.BinaryMetrics(*examples, mask=mask)
+
+    def reference(self, examples):
+        scores, labels = examples
+        preds = scores >= 0.5
+        return {
+            **areas(scores, labels),
+            "accuracy": sk.accuracy_score(labels, preds),
+            "precision": sk.precision_score(labels, preds, zero_division=0),
+            "recall": sk.recall_score(labels, preds, zero_division=0),
+            "specificity": sk.recall_score(labels, preds, pos_label=0, zero_division=0),
+            "f1": sk.f1_score(labels, preds, zero_division=0),
+            "balanced_accuracy": sk.balanced_accuracy_score(labels, preds),
+            "matthews_corrcoef": sk.matthews_corrcoef(labels, preds),
+        }
+
+
+class TestCurves(Binary):
+    lacks = {"fixed_size": "it keeps all scores"}
+
+    def build(self, examples, mask=None):
+        return metrics.BinaryCurves(*examples, mask=mask)
+
+    def reference(self, examples):
+        return areas(*examples)
+
+
+class TestMultilabel(MetricsConformance):
+    def examples(self, rng, size):
+        return rng.random((size, 3), np.float32), rng.integers(0, 2, (size, 3)).astype(np.int32)
+
+    def build(self, examples, mask=None):
+        return metrics.MultilabelMetrics(*examples, mask=mask)
+
+    def reference(self, examples):
+        scores, labels = examples
+        preds = scores >= 0.5
+        expected = {
+            "accuracy": 1 - sk.hamming_loss(labels, preds),
+            "subset_accuracy": sk.accuracy_score(labels, preds),
+        }
+        for average in ("micro", "macro", "weighted"):
+            scores = sk.precision_recall_fscore_support(
+                labels, preds, average=average, zero_division=0
+            )
+            for name, score in zip(("precision", "recall", "f1"), scores[:3], strict=True):
+                expected[f"{name}_{average}"] = score
+        return expected
+
+
+class TestRegression(MetricsConformance):
+    offset = 0.0
+
+    def examples(self, rng, size):
+        targets = rng.normal(size=size)
+        preds = targets + 0.3 * rng.normal(size=size) + 0.1
+        return tuple((x + self.offset).astype(np.float32) for x in (preds, targets))
+
+    def build(self, examples, mask=None):
+        return metrics.RegressionMetrics(*examples, mask=mask)
+
+    def reference(self, examples):
+        preds, targets = (x.astype(np.float64) for x in examples)
+        return {
+            "mse": sk.mean_squared_error(targets, preds),
+            "rmse": sk.root_mean_squared_error(targets, preds),
+            "mae": sk.mean_absolute_error(targets, preds),
+            "r2": sk.r2_score(targets, preds),
+            "explained_variance": sk.explained_variance_score(targets, preds),
+            "pearson": np.corrcoef(preds, targets)[0, 1],
+        }
+
+
+class TestRegressionFarFromZero(TestRegression):
+    """Where sums of squares have lost all digits of the spread."""
+
+    offset = 4096.0
+
+
+class TestLanguageModel(MetricsConformance):
+    def examples(self, rng, size):
+        logits = rng.normal(size=(size, 7, 11)).astype(np.float32)
+        return logits, rng.integers(0, 11, (size, 7)).astype(np.int32)
+
+    def build(self, examples, mask=None):
+        logits, targets = examples
+        mask = jnp.ones(len(targets), bool) if mask is None else jnp.asarray(mask)
+        tokens = jnp.broadcast_to(mask[:, None], targets.shape)
+        size = 3 * jnp.sum(tokens)
+        return metrics.LanguageModelMetrics(logits, targets, mask=tokens, num_bytes=size)
+
+    def reference(self, examples):
+        logits, targets = examples[0].astype(np.float64), examples[1].reshape(-1)
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        loss = sk.log_loss(targets, p.reshape(-1, 11), labels=range(11))
+        return {
+            "loss": loss,
+            "perplexity": np.exp(loss),
+            "bits_per_byte": loss / np.log(2) / 3,
+            "accuracy": np.mean(logits.argmax(-1).reshape(-1) == targets),
+            "num_tokens": len(targets),
+        }
+
+
+class TestMean(MetricsConformance):
+    def examples(self, rng, size):
+        return rng.normal(size=(size, 3)).astype(np.float32)
+
+    def build(self, examples, mask=None):
+        weights = None if mask is None else jnp.broadcast_to(mask[:, None], examples.shape)
+        return metrics.Mean(examples, weights)
+
+    def reference(self, examples):
+        return {"mean": examples.mean()}
+
+
+class TestWeightedMean(MetricsConformance):
+    def examples(self, rng, size):
+        return rng.normal(size=size).astype(np.float32), rng.random(size, np.float32)
+
+    def build(self, examples, mask=None):
+        values, weights = examples
+        return metrics.Mean(values, weights if mask is None else weights * mask)
+
+    def reference(self, examples):
+        return {"mean": np.average(examples[0], weights=examples[1])}
+
+
+class TestSum(MetricsConformance):
+    def examples(self, rng, size):
+        return rng.integers(0, 9, size).astype(np.int32)
+
+    def build(self, examples, mask=None):
+        return metrics.Sum(examples, mask)
+
+    def reference(self, examples):
+        return {"sum": examples.sum()}
+
+
+class TestCollect(MetricsConformance):
+    lacks = {"fixed_size": "it keeps what it is given", "order": "in the order that it came in"}
+
+    def examples(self, rng, size):
+        return rng.normal(size=(size, 2)).astype(np.float32)
+
+    def build(self, examples, mask=None):
+        return metrics.Collect(mask=mask, outputs=examples)
+
+    def reference(self, examples):
+        return {"outputs": examples}
+
+
+class TestCollection(MetricsConformance):
+    def examples(self, rng, size):
+        return TestClassification().examples(rng, size)
+
+    def build(self, examples, mask=None):
+        return metrics.MetricsCollection(
+            loss=metrics.Mean(examples["loss"], mask),
+            digit=TestClassification().build(examples, mask),
+        )
+
+    def reference(self, examples):
+        expected = TestClassification().reference(examples)
+        return {"loss": expected["loss"], "digit.accuracy": expected["accuracy"]}
+
+
+# Planted faults
+
+
+class Planted(MetricsConformance):
+    """The accuracy of five classes, as `wrong` counts it."""
+
+    wrong: Any
+
+    def examples(self, rng, size):
+        return tuple(rng.integers(0, 5, size).astype(np.int32) for _ in range(2))
+
+    def build(self, examples, mask=None):
+        preds, labels = examples
+        return self.wrong(preds, labels, jnp.ones(len(labels), bool) if mask is None else mask)
+
+    def reference(self, examples):
+        return {"accuracy": np.mean(examples[0] == examples[1])}
+
+
+class Right(metrics.Additive):
+    right: Any
+    count: Any
+
+    def __init__(self, preds, labels, mask):
+        self.right = jnp.sum(mask & (preds == labels), dtype=jnp.int32)
+        self.count = jnp.sum(mask, dtype=jnp.int32)
+
+    def compute(self):
+        return {"accuracy": self.right / jnp.maximum(self.count, 1)}
+
+
+class MeanOfMeans(Right):
+    def merge(self, other):
+        one, two = self.compute()["accuracy"], other.compute()["accuracy"]
+        share = jnp.maximum(self.count, 1)
+        return solstice.replace(self, right=(one + two) / 2 * share, count=self.count)
+
+    def empty(self):
+        return self
+
+
+class CountsPadding(Right):
+    def __init__(self, preds, labels, mask):
+        super().__init__(preds, labels, jnp.ones_like(mask))
+
+
+class FloatCounts(Right):
+    def __init__(self, preds, labels, mask):
+        self.right = jnp.sum(mask & (preds == labels), dtype=jnp.float32)
+        self.count = jnp.sum(mask, dtype=jnp.float32)
+
+
+class OneVsRest(Right):
+    """Counts true negatives of each class as right too."""
+
+    def __init__(self, preds, labels, mask):
+        classes = jnp.arange(5)
+        agree = (preds[:, None] == classes) == (labels[:, None] == classes)
+        self.right = jnp.sum(mask[:, None] & agree, dtype=jnp.int32)
+        self.count = 5 * jnp.sum(mask, dtype=jnp.int32)
+
+
+class NanWhereEmpty(Right):
+    def compute(self):
+        return {"accuracy": self.right / self.count, "of_right": self.right / self.right}
+
+
+class OrderMatters(Right):
+    """Forgets the last batch but one."""
+
+    def merge(self, other):
+        return solstice.replace(
+            self, right=self.right + other.right * (self.count < 9), count=self.count + other.count
+        )
+
+
+FAULTS = {
+    Right: set(),
+    MeanOfMeans: {"test_merge_is_associative"},
+    CountsPadding: {"test_masked_examples_do_not_count"},
+    FloatCounts: {"test_counts_are_exact"},
+    OneVsRest: {"test_it_agrees_with_its_reference"},
+    NanWhereEmpty: {"test_nothing_is_nan"},
+}
+
+
+def failing(suite):
+    found = set()
+    for name in [name for name in dir(suite) if name.startswith("test_")]:
+        try:
+            getattr(suite(), name)()
+        except pytest.skip.Exception:
+            pass
+        except Exception:
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_wrong_metric_is_caught(fault: Any):
+    class Suite(Planted):
+        wrong = fault
+        num_cases = 5
+
+    assert FAULTS[fault] <= failing(Suite)
+    if fault is Right:
+        assert failing(Suite) == set()
