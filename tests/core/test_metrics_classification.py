@@ -288,5 +288,5 @@ def test_metrics_of_different_classes_do_not_merge():
     def metrics(num_classes):
         return ClassificationMetrics(jnp.zeros(2), jnp.zeros(2, jnp.int32), 0.0, num_classes)
 
-    with pytest.raises(ValueError, match="cannot merge .* of num_classes=2 and of num_classes=3"):
+    with pytest.raises(ValueError, match=r"cannot merge .* of num_classes=2 and of num_classes=3"):
         metrics(2).merge(metrics(3))

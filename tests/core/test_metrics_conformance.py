@@ -277,6 +277,22 @@ class TestCollection(MetricsConformance):
         return {"loss": expected["loss"], "digit.accuracy": expected["accuracy"]}
 
 
+SUITES = [
+    TestClassification, TestManyClasses, TestConfusionMatrix, TestCalibration, TestBinary,
+    TestCurves, TestMultilabel, TestRegression, TestRegressionFarFromZero, TestLanguageModel,
+    TestMean, TestWeightedMean, TestSum, TestCollect, TestCollection,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.__name__)
+def test_five_hundred_random_sets_agree_with_the_oracle(suite: Any):
+    class Oracle(suite):
+        num_cases = 500
+        tolerance = 1e-6
+
+    Oracle().test_it_agrees_with_its_reference()
+
+
 # Planted faults
 
 

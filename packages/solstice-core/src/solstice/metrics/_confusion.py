@@ -108,7 +108,7 @@ class CalibrationError(Additive):
         counts &= ~nan
         confidence = jnp.where(counts, jnp.max(given, axis=1), 0).astype(jnp.float32)
         edges = jnp.linspace(0, 1, num_bins + 1)[1:-1]
-        bins = count(confidence[:, None] >= edges, axis=1)
+        bins = count(confidence[:, None] >= edges[None, :], axis=1)
         right = counts & (jnp.argmax(given, axis=1) == labels)
         self.confidence = tally(bins, num_bins, confidence)
         self.right = tally(bins, num_bins, right)
