@@ -1,5 +1,8 @@
 """Every ready-made metric passes the public suite, and wrong ones are caught by name."""
 
+import os
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -291,6 +294,22 @@ def test_five_hundred_random_sets_agree_with_the_oracle(suite: Any):
         tolerance = 1e-6
 
     Oracle().test_it_agrees_with_its_reference()
+
+
+def test_they_work_on_eight_devices():
+    """In a process of its own, since a process has the devices that it began with."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    checks = "test_it_works_sharded or test_it_works_on_explicit_axes"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        [*command, "-k", checks],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert f"{2 * len(SUITES)} passed" in done.stdout
 
 
 # Planted faults
