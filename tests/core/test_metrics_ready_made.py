@@ -234,3 +234,27 @@ def test_compute_works_while_jax_traces():
         inside = jax.jit(lambda m: m.compute())(made)
         for name, value in made.compute().items():
             np.testing.assert_allclose(inside[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_diverged_regression_does_not_look_perfect():
+    for preds in ([np.inf, 1.0], [1.0, -np.inf], [3e38, -3e38]):
+        with np.errstate(all="ignore"):
+            found = metrics.RegressionMetrics(jnp.asarray(preds), jnp.zeros(2)).compute()
+        assert not found["r2"] > 0, preds
+    assert metrics.RegressionMetrics(jnp.zeros(0), jnp.zeros(0)).compute()["r2"] == 0
+
+
+def test_bytes_are_tokens_and_classes():
+    """256 and 300 are no numbers of 8 bits."""
+    tokens = jnp.asarray([0, 255], jnp.uint8)
+    found = metrics.LanguageModelMetrics(jnp.zeros((2, 256)), tokens).compute()
+    assert (found["num_tokens"], found["bits_per_token"]) == (2, pytest.approx(8))
+    assert metrics.ConfusionMatrix(tokens, tokens, 300).matrix[255, 255] == 1
+    assert metrics.CalibrationError(jnp.eye(2), jnp.asarray([0, 1], jnp.uint8)).compute()
+
+
+def test_what_is_no_class_is_in_no_cell_of_the_matrix():
+    for preds in (jnp.asarray([0.5, NAN, 1]), jnp.asarray([[NAN, 1], [0, NAN], [0, 1]])):
+        found = metrics.ConfusionMatrix(preds, jnp.zeros(3, jnp.int32), 2).compute()
+        assert found["num_out_of_range"] == 2
+        assert found["confusion_matrix"].tolist() == [[0, 1], [0, 0]]

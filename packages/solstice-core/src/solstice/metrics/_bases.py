@@ -156,3 +156,13 @@ def _is_explicit(array: Array) -> bool:
     """Whether its sharding is a part of its type, under which JAX has no scatter."""
     mesh: Any = getattr(getattr(jax.typeof(array), "sharding", None), "mesh", None)
     return any(kind == jax.sharding.AxisType.Explicit for kind in getattr(mesh, "axis_types", ()))
+
+
+def as_classes(values: Array, num_classes: int) -> Array:
+    """As int32 in [0, num_classes]; the last stands for all that is no class."""
+    if values.dtype.itemsize < 4 and not jnp.issubdtype(values.dtype, jnp.inexact):
+        values = values.astype(jnp.int32)  # in int8, a num_classes of 300 would be 44
+    inside = (values >= 0) & (values < num_classes)
+    if jnp.issubdtype(values.dtype, jnp.inexact):
+        inside &= values == jnp.floor(values)
+    return jnp.where(inside, values, 0).astype(jnp.int32) + jnp.where(inside, 0, num_classes)

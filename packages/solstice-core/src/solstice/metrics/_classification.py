@@ -8,7 +8,16 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from solstice._metrics import at_least_float32
-from solstice.metrics._bases import Additive, as_mask, count, divide, for_compute, has_nan, tally
+from solstice.metrics._bases import (
+    Additive,
+    as_classes,
+    as_mask,
+    count,
+    divide,
+    for_compute,
+    has_nan,
+    tally,
+)
 
 
 class ClassificationMetrics(Additive):
@@ -99,7 +108,7 @@ class ClassificationMetrics(Additive):
             )
         counts = as_mask(mask, targets.shape)
         nan &= counts
-        preds, targets = _classes(preds, num_classes), _classes(targets, num_classes)
+        preds, targets = as_classes(preds, num_classes), as_classes(targets, num_classes)
         preds = jnp.where(counts, jnp.where(nan, num_classes, preds), num_classes + 1)
         targets = jnp.where(counts, targets, num_classes + 1)
         self.correct = tally(jnp.where(preds == targets, targets, num_classes), num_classes)
@@ -180,13 +189,3 @@ def _rank(scores: Array, targets: Array) -> Array:
     labels = jnp.clip(targets, 0, scores.shape[1] - 1)
     own = jnp.take_along_axis(scores, labels[:, None], axis=1)
     return count(scores >= own, axis=1) - 1
-
-
-def _classes(values: Array, num_classes: int) -> Array:
-    """As int32 in [0, num_classes]; the last stands for all that is no class."""
-    if values.dtype.itemsize < 4 and not jnp.issubdtype(values.dtype, jnp.inexact):
-        values = values.astype(jnp.int32)  # in int8, a num_classes of 300 would be 44
-    inside = (values >= 0) & (values < num_classes)
-    if jnp.issubdtype(values.dtype, jnp.inexact):
-        inside &= values == jnp.floor(values)
-    return jnp.where(inside, values, 0).astype(jnp.int32) + jnp.where(inside, 0, num_classes)

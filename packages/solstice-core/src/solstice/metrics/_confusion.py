@@ -7,7 +7,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from solstice.metrics._bases import Additive, as_mask, count, divide, for_compute, has_nan, tally
+from solstice.metrics._bases import (
+    Additive,
+    as_classes,
+    as_mask,
+    count,
+    divide,
+    for_compute,
+    has_nan,
+    tally,
+)
 
 
 class ConfusionMatrix(Additive):
@@ -15,7 +24,8 @@ class ConfusionMatrix(Additive):
 
     `compute()["confusion_matrix"]` is an integer array of shape [num_classes, num_classes]: rows
     are labels, columns predictions, as in scikit-learn. Examples with a label or a prediction out
-    of range are left out, and counted as "num_out_of_range". Memory is `num_classes`^2 integers.
+    of range, or NaN, are left out, and counted as "num_out_of_range". Memory is `num_classes`^2
+    integers.
 
     Args:
         preds: predicted classes, integers of shape [n]; or a score for each class, shape
@@ -41,8 +51,9 @@ class ConfusionMatrix(Additive):
         mask: ArrayLike | None = None,
     ) -> None:
         preds, targets = jnp.asarray(preds), jnp.asarray(targets)
+        nan = has_nan(preds)
         if preds.ndim == 2 and preds.shape[1] == num_classes:
-            preds = jnp.argmax(preds, axis=-1)
+            preds, nan = jnp.argmax(preds, axis=-1), jnp.any(nan, axis=-1)
         if num_classes < 1 or targets.ndim != 1 or preds.shape != targets.shape:
             raise ValueError(
                 f"expected preds of shape [n] or [n, {num_classes}], targets of shape [n] and a "
@@ -50,9 +61,8 @@ class ConfusionMatrix(Additive):
                 f"and {num_classes}"
             )
         counts = as_mask(mask, targets.shape)
-        inside = (targets >= 0) & (targets < num_classes) & (preds >= 0) & (preds < num_classes)
-        rows = jnp.where(inside, targets, 0).astype(jnp.int32)
-        columns = jnp.where(inside, preds, 0).astype(jnp.int32)
+        rows, columns = as_classes(targets, num_classes), as_classes(preds, num_classes)
+        inside = (rows < num_classes) & (columns < num_classes) & ~nan
         pairs = tally(rows * num_classes + columns, num_classes**2, counts & inside)
         self.matrix = pairs.reshape(num_classes, num_classes)
         self.out_of_range = count(counts & ~inside)
@@ -96,7 +106,7 @@ class CalibrationError(Additive):
         mask: ArrayLike | None = None,
         num_bins: int = 15,
     ) -> None:
-        given, labels = jnp.asarray(probabilities), jnp.asarray(targets)
+        given, labels = jnp.asarray(probabilities), jnp.asarray(targets).astype(jnp.int32)
         if num_bins < 1 or given.ndim != 2 or labels.shape != given.shape[:1]:
             raise ValueError(
                 f"expected probabilities of shape [n, num_classes], targets of shape [n] and a "

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from solstice._metrics import at_least_float32
-from solstice.metrics._bases import Additive, as_mask, count, divide, for_compute
+from solstice.metrics._bases import Additive, as_classes, as_mask, count, divide, for_compute
 
 
 class LanguageModelMetrics(Additive):
@@ -58,7 +58,8 @@ class LanguageModelMetrics(Additive):
                 f"{list(logits.shape)} and {list(targets.shape)}"
             )
         counts = as_mask(mask, targets.shape)
-        inside = (targets >= 0) & (targets < logits.shape[-1])
+        targets = as_classes(targets, logits.shape[-1])
+        inside = targets < logits.shape[-1]
         self.out_of_range = count(counts & ~inside)
         counts &= inside
         tokens = jnp.where(counts, targets, 0)

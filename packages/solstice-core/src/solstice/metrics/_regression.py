@@ -93,8 +93,8 @@ class RegressionMetrics(Metrics):
             "mse": mse,
             "rmse": xp.sqrt(mse),
             "mae": divide(xp, m.absolute, m.count),
-            "r2": _score(xp, squared, m.spread[1]),
-            "explained_variance": _score(xp, m.spread[2], m.spread[1]),
+            "r2": _score(xp, squared, m.spread[1], m.count),
+            "explained_variance": _score(xp, m.spread[2], m.spread[1], m.count),
             "pearson": divide(xp, m.product, xp.sqrt(m.spread[0]) * xp.sqrt(m.spread[1])),
             "num_nan": self.num_nan,
         }
@@ -119,9 +119,11 @@ def _merged(a: Any, b: Any) -> Any:
     )
 
 
-def _score(xp: Any, error: Any, spread: Any) -> Any:
+def _score(xp: Any, error: Any, spread: Any, number: Any) -> Any:
     """1 - error / spread; where nothing spreads, 1 without an error and 0 with one."""
-    return xp.where(spread > 0, 1 - divide(xp, error, spread), xp.where(error > 0, 0.0, 1.0))
+    of_none = xp.where((error == 0) & (number > 0), 1.0, 0.0)
+    finite = xp.isfinite(error) & xp.isfinite(spread)
+    return xp.where(finite, xp.where(spread > 0, 1 - divide(xp, error, spread), of_none), xp.nan)
 
 
 def _mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
