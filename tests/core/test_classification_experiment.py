@@ -168,7 +168,7 @@ def test_a_bare_module_and_its_adapter_train_alike():
     bare = fit(make(module), batches())
     wrapped = fit(make(EquinoxModel(module)), batches())
     assert_same(bare.params, wrapped.params)
-    assert bare.model is as_model(module)
+    assert bare.learner.model is as_model(module)
 
 
 def test_training_gives_a_copy_and_leaves_the_original():
@@ -185,7 +185,7 @@ def test_training_leaves_an_original_without_values():
     exp = make()
     exp.train(batches(), callbacks=[])
     assert exp.params is None
-    assert exp.features is None
+    assert exp.learner.inputs is None
 
 
 def test_training_goes_on_where_it_ended():
@@ -239,7 +239,7 @@ def test_each_step_has_another_key():
     exp = make(NOISY, sample_input=X)
     batch = X[:1], np.zeros(1, np.int32)
     one, first = exp.train_step(batch)
-    _, second = solstice.replace(one, params=exp.params).train_step(batch)
+    _, second = one.with_params(exp.params).train_step(batch)
     _, again = exp.train_step(batch)
     assert first.compute()["loss"] != second.compute()["loss"]
     assert first.compute()["loss"] == again.compute()["loss"]
@@ -308,7 +308,7 @@ def test_the_update_is_the_gradient_of_the_cross_entropy():
 def test_large_logits_in_half_precision_have_a_finite_loss_in_float32():
     exp = make(Gives(lambda x: jnp.full((x.shape[0], CLASSES), 3e4, jnp.float16)), sample_input=X)
     _, metrics = exp.eval_step((X, Y))
-    assert metrics.loss_sum.dtype == np.float32
+    assert metrics.loss.total.dtype == np.float32
     np.testing.assert_allclose(metrics.compute()["loss"], np.log(CLASSES), rtol=1e-6)
 
 
@@ -603,7 +603,7 @@ def test_a_bare_module_shared_by_experiments_is_compiled_once():
     one = fit(make(module), batches())
     count = len(traces)
     other = fit(make(module, seed=1), batches())
-    assert one.model is other.model
+    assert one.learner.model is other.learner.model
     assert len(traces) == count
 
 

@@ -92,7 +92,7 @@ def curve(name: str) -> list[float]:
     exp = solstice.ClassificationExperiment(make(), optimizer, sample_input=jnp.zeros((1, 64)))
     params = jax.tree.map(jnp.asarray, weights(exp.params))
     assert jax.tree.structure(params) == jax.tree.structure(exp.params)
-    exp = solstice.replace(exp, params=params, opt_state=optimizer.init(params))
+    exp = exp.with_params(params)
     losses = Losses()
     solstice.Trainer([losses]).fit(exp, data, max_steps=STEPS)
     return losses.losses

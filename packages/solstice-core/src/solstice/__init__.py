@@ -10,22 +10,38 @@ from solstice._metrics import Metrics
 from solstice._replace import replace
 from solstice._train import test, train
 from solstice._trainer import Trainer
-from solstice.experiments import ClassificationExperiment
+from solstice.experiments import (
+    AutoencoderExperiment,
+    BinaryClassificationExperiment,
+    ClassificationExperiment,
+    GANExperiment,
+    LanguageModelExperiment,
+    MultilabelClassificationExperiment,
+    RegressionExperiment,
+    VAEExperiment,
+)
 from solstice.metrics import ClassificationMetrics
 
 __version__ = _version("solstice-core")
 
 __all__ = [
+    "AutoencoderExperiment",
+    "BinaryClassificationExperiment",
     "Callback",
     "ClassificationExperiment",
     "ClassificationMetrics",
     "DataError",
     "Experiment",
     "ExperimentError",
+    "GANExperiment",
+    "LanguageModelExperiment",
     "Metrics",
+    "MultilabelClassificationExperiment",
     "Record",
+    "RegressionExperiment",
     "Stop",
     "Trainer",
+    "VAEExperiment",
     "callbacks",
     "compat",
     "data",

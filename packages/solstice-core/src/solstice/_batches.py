@@ -1,6 +1,7 @@
 """Arrays in memory, cut into batches."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ class Batches:
 
     Its order depends on the seed and the epoch alone: every pass over it gives the batches of the
     epoch last named by `set_epoch` (0 until then). The Trainer names each epoch as it begins.
+    `data[17]` is batch 17 without those before it, and an iterator's `state_dict()` is where it is.
 
     Args:
         arrays: an array or a pytree of arrays (a tuple, a dict ...) whose axis 0 is the example,
@@ -59,6 +61,8 @@ class Batches:
         self.seed = seed
         self.drop_last = drop_last
         self.epoch = 0
+        self._ordered: int | None = None
+        self._rows: Any = None
 
     def set_epoch(self, epoch: int) -> None:
         """`data.set_epoch(3)`: the next pass gives the order of epoch 3."""
@@ -68,20 +72,84 @@ class Batches:
         full, rest = divmod(self._length, self.batch_size)
         return full if self.drop_last or not rest else full + 1
 
-    def __iter__(self) -> Iterator[Batch]:
-        order = None
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self._length)
-        for index in range(len(self)):
-            part: Any = slice(index * self.batch_size, (index + 1) * self.batch_size)
-            rows = part if order is None else order[part]
-            yield jax.tree.unflatten(self._treedef, [leaf[rows] for leaf in self._leaves])
+    def __getitem__(self, index: int) -> Batch:
+        """`data[17]`: batch 17 of the epoch, without those before it. Negative: from the end."""
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        part: Any = slice(position * self.batch_size, (position + 1) * self.batch_size)
+        order = self._order()
+        rows = part if order is None else order[part]
+        return jax.tree.unflatten(self._treedef, [leaf[rows] for leaf in self._leaves])
+
+    def __iter__(self) -> "BatchIterator":
+        epoch = copy.copy(self)  # which keeps its order if another epoch is named meanwhile
+        return BatchIterator(epoch)
+
+    def _order(self) -> Any:
+        """The order of the epoch's examples, worked out once; None if it is the given one."""
+        if not self.shuffle:
+            return None
+        if self._ordered != self.epoch:
+            rng = np.random.default_rng([self.seed, self.epoch])
+            self._ordered, self._rows = self.epoch, rng.permutation(self._length)
+        return self._rows
+
+    def describe(self) -> dict[str, Any]:
+        """`data.describe()`: what the order of the batches depends on, beside the epoch."""
+        return {
+            "examples": self._length,
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "drop_last": self.drop_last,
+        }
 
     def __repr__(self) -> str:
-        return (
-            f"Batches({self._length:,} examples, batch_size={self.batch_size}, "
-            f"shuffle={self.shuffle}, seed={self.seed}, drop_last={self.drop_last})"
-        )
+        more = {name: value for name, value in self.describe().items() if name != "examples"}
+        told = ", ".join(f"{name}={value}" for name, value in more.items())
+        return f"Batches({self._length:,} examples, {told})"
+
+
+class BatchIterator(Iterator[Batch]):
+    """`iterator = iter(batches)`: one epoch, which can be left and taken up again.
+
+    ```python
+    state = iterator.state_dict()                    # plain numbers: JSON takes it
+    iterator = iter(solstice.data.batches(...))      # later, in another process
+    iterator.load_state_dict(state)                  # goes on with the next batch, at once
+    ```
+    """
+
+    def __init__(self, data: Batches) -> None:
+        self._data = data
+        self._index = 0
+
+    def __next__(self) -> Batch:
+        if self._index >= len(self._data):
+            raise StopIteration
+        batch = self._data[self._index]
+        self._index += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """`state = iterator.state_dict()`: epoch, next batch, and what decides on their order."""
+        return {"epoch": self._data.epoch, "batch": self._index, **self._data.describe()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """`iterator.load_state_dict(state)`: go on from there.
+
+        Raises:
+            DataError: the state is of other data, or of another order.
+        """
+        for name, mine in self._data.describe().items():
+            if state.get(name) != mine:
+                raise DataError(
+                    f"the state is of batches with {name}={state.get(name)!r}; these have "
+                    f"{name}={mine!r}: make them as they were, to go on where they were left"
+                )
+        self._data.set_epoch(state["epoch"])
+        self._index = state["batch"]
 
 
 batches = Batches

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import jax
+import numpy as np
 
 
 def leaves(tree: Any) -> list[Any]:
@@ -52,6 +53,11 @@ def map(function: Callable[..., Any], *trees: Any) -> Any:  # noqa: A001, always
 def row(tree: Any, index: Any) -> Any:
     """Each leaf at one index of axis 0."""
     return map(operator.itemgetter(index), tree)
+
+
+def wide(leaf: Any) -> Any:
+    """An array of floating point in float32 at least, to sum up in."""
+    return leaf if leaf.dtype.itemsize >= 4 else leaf.astype(np.float32)
 
 
 def eval_shape(function: Callable[..., Any], *arguments: Any) -> Any:

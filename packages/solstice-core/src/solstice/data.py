@@ -1,5 +1,6 @@
-"""`solstice.data`: make data sets of what is in memory."""
+"""`solstice.data`: make data sets of what is in memory, and say which examples count."""
 
-from solstice._batches import Batches, batches
+from solstice._batches import Batches, BatchIterator, batches
+from solstice._masked import Masked, pad_batch
 
-__all__ = ["Batches", "batches"]
+__all__ = ["BatchIterator", "Batches", "Masked", "batches", "pad_batch"]

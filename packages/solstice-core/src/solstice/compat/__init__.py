@@ -25,6 +25,7 @@ from solstice.compat._protocols import (
     call_arguments,
 )
 from solstice.compat._registry import AdapterError
+from solstice.compat._wrappers import ema, freeze, mixed_precision
 
 if TYPE_CHECKING:
     from solstice_flax import FlaxModel as FlaxModel
@@ -47,6 +48,9 @@ __all__ = [
     "as_model",
     "as_optimizer",
     "call_arguments",
+    "ema",
+    "freeze",
+    "mixed_precision",
     "register",
 ]
 

@@ -1,5 +1,28 @@
 """Ready-made experiments, each on the protocols of `solstice.compat` alone."""
 
-from solstice.experiments._classification import ClassificationExperiment
+from solstice.experiments._autoencoder import AutoencoderExperiment, VAEExperiment
+from solstice.experiments._base import Options
+from solstice.experiments._classification import (
+    BinaryClassificationExperiment,
+    ClassificationExperiment,
+    MultilabelClassificationExperiment,
+)
+from solstice.experiments._gan import GANExperiment
+from solstice.experiments._language import LanguageModelExperiment
+from solstice.experiments._learner import Forward, Learner, Objective
+from solstice.experiments._regression import RegressionExperiment
 
-__all__ = ["ClassificationExperiment"]
+__all__ = [
+    "AutoencoderExperiment",
+    "BinaryClassificationExperiment",
+    "ClassificationExperiment",
+    "Forward",
+    "GANExperiment",
+    "LanguageModelExperiment",
+    "Learner",
+    "MultilabelClassificationExperiment",
+    "Objective",
+    "Options",
+    "RegressionExperiment",
+    "VAEExperiment",
+]

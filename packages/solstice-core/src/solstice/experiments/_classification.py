@@ -1,29 +1,37 @@
-"""Single-label classification with any model and any optimiser."""
+"""Classification with any model and any optimiser: of one class, of two, and of several labels."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Self, cast
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.core import Tracer
+from jax.typing import ArrayLike
 
-from solstice import _tree
-from solstice._callback import Callback
 from solstice._data import describe_batch
 from solstice._errors import DataError
-from solstice._experiment import Experiment
-from solstice._metrics import at_least_float32
-from solstice._replace import replace
-from solstice._train import test, train
 from solstice._types import Batch
-from solstice.compat import Model, Optimizer, OptState, Params, State, as_model, as_optimizer
-from solstice.metrics import ClassificationMetrics
+from solstice.experiments._base import (
+    LossFunction,
+    MetricsFunction,
+    OneModelExperiment,
+    Options,
+    features_of,
+    num_rows,
+    shape_of,
+    without_last_axis,
+)
+from solstice.experiments._learner import Learner
+from solstice.experiments._losses import (
+    binary_cross_entropy,
+    check_smoothing,
+    check_weights,
+    cross_entropy,
+)
+from solstice.metrics import BinaryMetrics, ClassificationMetrics, MultilabelMetrics
 
 
-class ClassificationExperiment(Experiment):
+class ClassificationExperiment(OneModelExperiment):
     """`ClassificationExperiment(flax_module, optax.adam(3e-4), num_classes=10)`: a classifier.
 
     ```python
@@ -33,8 +41,9 @@ class ClassificationExperiment(Experiment):
     ```
 
     A batch is a pair of features, an array or a pytree of arrays with the example on axis 0, and
-    integer labels of shape [n] in [0, num_classes). The model gives logits of shape
-    [n, num_classes]. The loss is the mean softmax cross-entropy.
+    integer labels of shape [n] in [0, num_classes); or a `solstice.data.Masked` one. The model
+    gives logits of shape [n, num_classes]. The loss is the mean softmax cross-entropy. Steps return
+    `ClassificationMetrics` with that loss.
 
     Args:
         model: a `solstice.compat.Model`, or a model of any framework that has an adapter.
@@ -44,14 +53,20 @@ class ClassificationExperiment(Experiment):
             random in training.
         sample_input: features of a batch of any size, for the model to be initialised with. Left
             out, the first batch is taken.
+        label_smoothing: what is taken from the label and spread over all classes, in [0, 1).
+        class_weights: what an example of each class counts in the loss, shape [num_classes]. The
+            loss is divided by the sum of the weights, in training as in evaluation.
+        loss: `loss(logits, labels)`, one number for each example, in place of the cross-entropy.
+        metrics: `metrics(logits, labels, mask)`, Metrics in place of `ClassificationMetrics`; the
+            mask, of shape [n], is true where an example counts.
+        micro_batches: how many parts a batch is trained in, to save memory; see `Learner.update`.
 
     Attributes:
-        params, state, opt_state: what the model and the optimiser hold; None before the first
-            batch is known.
-        step: training steps taken, an int32 scalar.
+        learner: the model, the optimiser, and what both hold.
+        params, state, opt_state, step: those of the learner.
 
     Raises:
-        ValueError: `num_classes` is below 2.
+        ValueError: `num_classes` is below 2, or an option is out of its range.
         TypeError, solstice.compat.AdapterError: there is no adapter for the model or optimiser; or
             the model has params that are no floating-point arrays.
         DataError: in a step, labels are not integers of shape [n] in [0, num_classes), features
@@ -59,15 +74,11 @@ class ClassificationExperiment(Experiment):
             logits of shape [n, num_classes].
     """
 
-    model: Model
-    optimizer: Optimizer
-    params: Params
-    state: State
-    opt_state: OptState
-    key: Array
-    step: Array
+    learner: Learner
+    class_weights: Array | None
     num_classes: int = eqx.field(static=True)
-    features: tuple[str, ...] | None = eqx.field(static=True)
+    label_smoothing: float = eqx.field(static=True)
+    options: Options = eqx.field(static=True)
 
     def __init__(
         self,
@@ -77,159 +88,28 @@ class ClassificationExperiment(Experiment):
         seed: int | Array = 0,
         *,
         sample_input: Any = None,
+        label_smoothing: float = 0.0,
+        class_weights: ArrayLike | None = None,
+        loss: LossFunction | None = None,
+        metrics: MetricsFunction | None = None,
+        micro_batches: int = 1,
     ) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes must be 2 or more; it is {num_classes}")
-        self.model = as_model(model)
-        self.optimizer = as_optimizer(optimizer)
+        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
         self.num_classes = num_classes
-        self.params = self.state = self.opt_state = self.features = None
-        self.key = jax.random.key(seed) if isinstance(seed, int | np.integer) else seed
-        self.step = jnp.zeros((), jnp.int32)
-        if sample_input is not None:
-            ready = self._initialised(sample_input)
-            self.params, self.state, self.opt_state = ready.params, ready.state, ready.opt_state
-            self.key, self.features = ready.key, ready.features
-
-    def train(
-        self,
-        train_ds: Any,
-        val_ds: Any = None,
-        *,
-        num_epochs: int | None = None,
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        callbacks: Iterable[Callback] | None = None,
-    ) -> Self:
-        """`exp = exp.train(train_ds, val_ds, num_epochs=5)`: a trained copy.
-
-        The arguments are those of `solstice.train`. An Experiment never changes in place: keep
-        what comes back.
-        """
-        return train(
-            self,
-            train_ds=train_ds,
-            val_ds=val_ds,
-            num_epochs=num_epochs,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            callbacks=callbacks,
-        )
-
-    def test(
-        self,
-        test_ds: Any,
-        *,
-        batch_size: int | None = None,
-        callbacks: Iterable[Callback] | None = None,
-    ) -> dict[str, Any]:
-        """`exp.test(test_ds)["accuracy"]`: the arguments are those of `solstice.test`."""
-        return test(self, test_ds, batch_size=batch_size, callbacks=callbacks)
-
-    def __call__(self, x: Any) -> Array:
-        """`logits = exp(x)`: float logits of shape [n, num_classes], in evaluation mode.
-
-        Raises:
-            DataError: the experiment has seen no batch yet, or `x` has other shapes.
-        """
-        if self.features is None:
-            raise DataError(
-                "this ClassificationExperiment has no values yet: train it first, or give "
-                "`sample_input=` when you make it"
-            )
-        self._check_features(x)
-        params = self.optimizer.eval_params(self.opt_state, self.params)
-        logits, _ = self.model.forward(params, self.state, x, train=False)
-        return self._checked_logits(logits, x)
-
-    def setup(self, batch: Batch) -> Self:
-        """Initialises the model with the features of the first batch, unless it is already."""
-        if self.features is not None:
-            return self
-        x, y = _pair(batch)
-        self._check_labels(y)
-        return self._initialised(x)
-
-    def check_batch(self, batch: Batch) -> None:
-        """Refuses labels out of range, before they train anything."""
-        _, y = _pair(batch)
-        self._check_labels(y)
-        labels = np.asarray(y)
-        if labels.size and (labels.min() < 0 or labels.max() >= self.num_classes):
-            bad = labels[(labels < 0) | (labels >= self.num_classes)]
-            more = (
-                f"Give num_classes={int(labels.max()) + 1}, or mend" if bad.min() >= 0 else "Mend"
-            )
-            raise DataError(
-                f"{bad.size} of {labels.size} labels are outside [0, {self.num_classes}), such as "
-                f"{bad[0]}. {more} the labels"
-            )
-
-    def train_step(self, batch: Batch) -> tuple[Self, ClassificationMetrics]:
-        """`exp, metrics = exp.train_step((x, y))`: one update."""
-        self = self._ready(batch)
-        x, y = _pair(batch)
-        key = jax.random.fold_in(self.key, self.step)
-
-        def loss_fn(params: Params) -> tuple[Array, tuple[Array, State]]:
-            logits, state = self.model.forward(params, self.state, x, train=True, key=key)
-            logits = self._checked_logits(logits, x)
-            return _cross_entropy(logits, y), (logits, state)
-
-        (loss, (logits, state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(self.params)
-        params, opt_state = self.optimizer.step(
-            grads, self.opt_state, self.params, value=loss, value_fn=lambda p: loss_fn(p)[0]
-        )
-        metrics = ClassificationMetrics(logits, y, loss, self.num_classes)
-        new = replace(self, params=params, state=state, opt_state=opt_state, step=self.step + 1)
-        return new, metrics
-
-    def eval_step(self, batch: Batch) -> tuple[Self, ClassificationMetrics]:
-        """`exp, metrics = exp.eval_step((x, y))`: measure, with the weights for evaluation."""
-        self = self._ready(batch)
-        x, y = _pair(batch)
-        logits = self(x)
-        return self, ClassificationMetrics(logits, y, _cross_entropy(logits, y), self.num_classes)
+        self.label_smoothing = check_smoothing(label_smoothing, loss)
+        self.class_weights = check_weights(class_weights, num_classes)
+        self.options = Options(loss, metrics, micro_batches)
 
     def predict_step(self, batch: Batch) -> Array:
         """`probabilities = exp.predict_step(x)`: float, of shape [n, num_classes].
 
         The batch is `x` alone, or a tuple or list of `x` and labels, which are not looked at.
         """
-        x = cast("Any", batch[0]) if isinstance(batch, tuple | list) else batch
-        return jax.nn.softmax(self(x))
+        return jax.nn.softmax(self(features_of(batch)))
 
-    def _ready(self, batch: Batch) -> Self:
-        """Set up, and with a batch that fits: what a step may begin with."""
-        self = self.setup(batch)
-        x, y = _pair(batch)
-        self._check_features(x)
-        self._check_labels(y)
-        if not isinstance(y, Tracer):
-            self.check_batch(batch)
-        return self
-
-    def _initialised(self, x: Any) -> Self:
-        init_key, key = jax.random.split(self.key)
-        params, state = self.model.init(init_key, x)
-        _check_params(params)
-        return replace(
-            self,
-            params=params,
-            state=state,
-            opt_state=self.optimizer.init(params),
-            key=key,
-            features=_example_shapes(x),
-        )
-
-    def _check_features(self, x: Any) -> None:
-        if self.features != _example_shapes(x):
-            raise DataError(
-                f"the model was initialised with features whose examples are "
-                f"{', '.join(self.features or ())}; these are {', '.join(_example_shapes(x))}"
-            )
-
-    def _check_labels(self, y: Any) -> None:
+    def _check_targets(self, y: Any) -> None:
         hint = ""
         if getattr(y, "ndim", 0) == 2:
             hint = ". One-hot labels become classes by `labels.argmax(axis=-1)`"
@@ -240,46 +120,215 @@ class ClassificationExperiment(Experiment):
                 f"labels must be integers of shape [n]; they are {describe_batch(y)}{hint}"
             )
 
-    def _checked_logits(self, logits: Any, x: Any) -> Array:
-        size = _tree.leaves(x)[0].shape[0]
-        if getattr(logits, "shape", None) != (size, self.num_classes):
+    def _check_values(self, y: Any) -> None:
+        if y.size and (y.min() < 0 or y.max() >= self.num_classes):
+            bad = y[(y < 0) | (y >= self.num_classes)]
+            more = f"Give num_classes={int(y.max()) + 1}, or mend" if bad.min() >= 0 else "Mend"
+            raise DataError(
+                f"{bad.size} of {y.size} labels are outside [0, {self.num_classes}), such as "
+                f"{bad[0]}. {more} the labels"
+            )
+
+    def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
+        size = num_rows(x)
+        if shape_of(outputs) != (size, self.num_classes):
             raise DataError(
                 f"the model must give logits of shape [{size}, {self.num_classes}]; it gave "
-                f"{describe_batch(logits)}. Change its last layer, or num_classes"
+                f"{describe_batch(outputs)}. Change its last layer, or num_classes"
             )
-        return logits
+        return outputs
+
+    def _weights(self, y: Any, mask: Any, losses: Array) -> Array | None:
+        if self.class_weights is None:
+            return super()._weights(y, mask, losses)
+        weights = self.class_weights[y]
+        return weights if mask is None else jnp.where(mask, weights, 0)
+
+    def _usual_loss(self, outputs: Any, y: Any) -> Array:
+        return cross_entropy(outputs, y, self.label_smoothing)
+
+    def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> ClassificationMetrics:
+        return ClassificationMetrics(outputs, y, 0.0, self.num_classes, mask=mask)
 
 
-def _check_params(params: Params) -> None:
-    for path, leaf in _tree.leaves_by_path(params):
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            raise TypeError(
-                f"the params of the model have {leaf.dtype} at `{path}`, and no gradient can be "
-                f"taken of that. Keep it in the model's state (in Linen a variable of another "
-                f"collection, in Haiku `hk.get_state`), or make it a constant"
+class BinaryClassificationExperiment(OneModelExperiment):
+    """`BinaryClassificationExperiment(model, optax.adam(3e-4))`: yes or no.
+
+    A batch is a pair of features and labels of shape [n], each 0 or 1 (integers or booleans); or a
+    `solstice.data.Masked` one. The model gives logits of shape [n] or [n, 1], those of class 1. The
+    loss is the mean binary cross-entropy. Steps return `BinaryMetrics` with that loss.
+
+    Args:
+        threshold: the probability from which on an example is taken for class 1, in the metrics.
+        class_weights: what an example of class 0 and of class 1 counts in the loss.
+        label_smoothing: labels become `1 - label_smoothing / 2` and `label_smoothing / 2`.
+        metrics: `metrics(logits, labels, mask)`, Metrics in place of `BinaryMetrics`, such as
+            `BinaryCurves`, whose ROC-AUC is exact.
+        model, optimizer, seed, sample_input, loss, micro_batches: as in
+            `ClassificationExperiment`.
+
+    Raises:
+        ValueError, TypeError, DataError: as `ClassificationExperiment`.
+    """
+
+    learner: Learner
+    class_weights: Array | None
+    threshold: float = eqx.field(static=True)
+    label_smoothing: float = eqx.field(static=True)
+    options: Options = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any,
+        *,
+        seed: int | Array = 0,
+        sample_input: Any = None,
+        threshold: float = 0.5,
+        label_smoothing: float = 0.0,
+        class_weights: ArrayLike | None = None,
+        loss: LossFunction | None = None,
+        metrics: MetricsFunction | None = None,
+        micro_batches: int = 1,
+    ) -> None:
+        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
+        self.threshold = float(threshold)
+        self.label_smoothing = check_smoothing(label_smoothing, loss)
+        self.class_weights = check_weights(class_weights, 2)
+        self.options = Options(loss, metrics, micro_batches)
+
+    def predict_step(self, batch: Batch) -> Array:
+        """`probabilities = exp.predict_step(x)`: those of class 1, float of shape [n]."""
+        return jax.nn.sigmoid(self(features_of(batch)))
+
+    def _check_targets(self, y: Any) -> None:
+        _check_binary(y, ndim=1, shape="[n]")
+
+    def _check_values(self, y: Any) -> None:
+        _check_zeros_and_ones(y)
+
+    def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
+        size = num_rows(x)
+        outputs = without_last_axis(outputs, y, size)
+        if shape_of(outputs) != (size,):
+            raise DataError(
+                f"the model must give one logit for each example, of shape [{size}] or "
+                f"[{size}, 1]; it gave {describe_batch(outputs)}. Change its last layer"
+            )
+        return outputs
+
+    def _weights(self, y: Any, mask: Any, losses: Array) -> Array | None:
+        if self.class_weights is None:
+            return super()._weights(y, mask, losses)
+        weights = self.class_weights[y.astype(jnp.int32)]
+        return weights if mask is None else jnp.where(mask, weights, 0)
+
+    def _usual_loss(self, outputs: Any, y: Any) -> Array:
+        return binary_cross_entropy(outputs, y, self.label_smoothing)
+
+    def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> BinaryMetrics:
+        scores = jax.nn.sigmoid(outputs)
+        return BinaryMetrics(scores, y, mask=mask, threshold=self.threshold)
+
+
+class MultilabelClassificationExperiment(OneModelExperiment):
+    """`MultilabelClassificationExperiment(model, optax.adam(3e-4), num_labels=5)`: several labels.
+
+    A batch is a pair of features and labels of shape [n, num_labels], each 0 or 1 (integers or
+    booleans), that hold or not independently; or a `solstice.data.Masked` one. The model gives
+    logits of that shape. The loss is the mean binary cross-entropy. Steps return
+    `MultilabelMetrics` with that loss.
+
+    Args:
+        num_labels: number of labels.
+        class_weights: what each label counts in the loss, shape [num_labels].
+        model, optimizer, seed, sample_input, threshold, label_smoothing, loss, metrics,
+            micro_batches: as in `BinaryClassificationExperiment`.
+
+    Raises:
+        ValueError, TypeError, DataError: as `ClassificationExperiment`.
+    """
+
+    learner: Learner
+    class_weights: Array | None
+    num_labels: int = eqx.field(static=True)
+    threshold: float = eqx.field(static=True)
+    label_smoothing: float = eqx.field(static=True)
+    options: Options = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any,
+        num_labels: int,
+        *,
+        seed: int | Array = 0,
+        sample_input: Any = None,
+        threshold: float = 0.5,
+        label_smoothing: float = 0.0,
+        class_weights: ArrayLike | None = None,
+        loss: LossFunction | None = None,
+        metrics: MetricsFunction | None = None,
+        micro_batches: int = 1,
+    ) -> None:
+        if num_labels < 1:
+            raise ValueError(f"num_labels must be 1 or more; it is {num_labels}")
+        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
+        self.num_labels = num_labels
+        self.threshold = float(threshold)
+        self.label_smoothing = check_smoothing(label_smoothing, loss)
+        self.class_weights = check_weights(class_weights, num_labels)
+        self.options = Options(loss, metrics, micro_batches)
+
+    def predict_step(self, batch: Batch) -> Array:
+        """`probabilities = exp.predict_step(x)`: of each label, shape [n, num_labels]."""
+        return jax.nn.sigmoid(self(features_of(batch)))
+
+    def _check_targets(self, y: Any) -> None:
+        _check_binary(y, ndim=2, shape=f"[n, {self.num_labels}]")
+        if y.shape[1] != self.num_labels:
+            raise DataError(
+                f"labels must be of shape [n, {self.num_labels}]; they are {describe_batch(y)}"
             )
 
+    def _check_values(self, y: Any) -> None:
+        _check_zeros_and_ones(y)
 
-def _pair(batch: Batch) -> tuple[Any, Any]:
-    if isinstance(batch, tuple | list) and len(cast("tuple[Any, ...]", batch)) == 2:
-        x, y = cast("tuple[Any, Any]", batch)
-        return x, y
-    hint = ""
-    if isinstance(batch, Mapping):
-        names = [*cast("Mapping[str, Any]", batch), "label", "label"][:2]
-        hint = f". Map each batch to a pair: `(batch[{names[0]!r}], batch[{names[1]!r}])`"
-    raise DataError(
-        f"a batch must be a pair (features, labels); it is {describe_batch(batch)}{hint}"
-    )
+    def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
+        size = num_rows(x)
+        if shape_of(outputs) != (size, self.num_labels):
+            raise DataError(
+                f"the model must give logits of shape [{size}, {self.num_labels}]; it gave "
+                f"{describe_batch(outputs)}. Change its last layer, or num_labels"
+            )
+        return outputs
+
+    def _weights(self, y: Any, mask: Any, losses: Array) -> Array | None:
+        weights = super()._weights(y, mask, losses)
+        if self.class_weights is None or losses.ndim == 1:
+            return weights
+        return self.class_weights if weights is None else weights * self.class_weights
+
+    def _usual_loss(self, outputs: Any, y: Any) -> Array:
+        return binary_cross_entropy(outputs, y, self.label_smoothing)
+
+    def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> MultilabelMetrics:
+        scores = jax.nn.sigmoid(outputs)
+        return MultilabelMetrics(scores, y, mask=mask, threshold=self.threshold)
 
 
-def _example_shapes(x: Any) -> tuple[str, ...]:
-    """The shape of one example, leaf by leaf, as text: static, and ready for a message."""
-    return tuple(f"{path}{list(np.shape(leaf)[1:])}" for path, leaf in _tree.leaves_by_path(x))
+def _check_binary(y: Any, ndim: int, shape: str) -> None:
+    kinds = (jnp.integer, jnp.bool_)
+    fits = getattr(y, "ndim", 0) == ndim and any(jnp.issubdtype(y.dtype, kind) for kind in kinds)
+    if not fits:
+        raise DataError(
+            f"labels must be integers or booleans of shape {shape}, each 0 or 1; they are "
+            f"{describe_batch(y)}. Others become such by `(labels == 'yes')` or "
+            f"`labels.astype(bool)`"
+        )
 
 
-def _cross_entropy(logits: Array, labels: Array) -> Array:
-    """Mean of -log softmax(logits)[label], in float32 at least."""
-    log_probabilities = jax.nn.log_softmax(at_least_float32(logits))
-    picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)
-    return -jnp.mean(picked)
+def _check_zeros_and_ones(y: Any) -> None:
+    bad = y[(y != 0) & (y != 1)]
+    if bad.size:
+        raise DataError(f"{bad.size} of {y.size} labels are neither 0 nor 1, such as {bad[0]}")

@@ -1,7 +1,7 @@
 """Ready-made metrics, each of which merges over batches of any size."""
 
 from solstice.metrics._bases import Additive, Growing
-from solstice.metrics._basic import Collect, Mean, MetricsCollection, Sum
+from solstice.metrics._basic import Collect, Mean, MetricsCollection, Sum, WithLoss
 from solstice.metrics._binary import BinaryCurves, BinaryMetrics, MultilabelMetrics
 from solstice.metrics._classification import ClassificationMetrics
 from solstice.metrics._confusion import CalibrationError, ConfusionMatrix
@@ -23,4 +23,5 @@ __all__ = [
     "MultilabelMetrics",
     "RegressionMetrics",
     "Sum",
+    "WithLoss",
 ]

@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from solstice._metrics import Metrics, at_least_float32
+from solstice._replace import replace
 from solstice.metrics._bases import Additive, Growing, as_mask, check_alike, divide, for_compute
 
 
@@ -151,6 +152,49 @@ class MetricsCollection(Metrics):
             alone = len(computed) == 1
             values |= {name if alone else f"{name}.{key}": v for key, v in computed.items()}
         return values
+
+
+class WithLoss(Metrics):
+    """`WithLoss(ClassificationMetrics(...), losses, weights)`: metrics, and the loss beside them.
+
+    `compute()` gives what `metrics` gives, and "loss", the weighted mean of the losses, in place
+    of a "loss" of theirs.
+
+    Args:
+        metrics: any Metrics.
+        losses: numbers of any shape.
+        weights: what each counts, broadcasting against the losses; each counts 1 if left out.
+    """
+
+    metrics: Metrics
+    loss: Mean
+
+    def __init__(
+        self, metrics: Metrics, losses: ArrayLike, weights: ArrayLike | None = None
+    ) -> None:
+        self.metrics = metrics
+        shares = None if weights is None else jnp.broadcast_to(weights, jnp.shape(losses))
+        self.loss = Mean(losses, shares)
+
+    def merge(self, other: Self, /) -> Self:
+        """`total = total.merge(metrics)`: both merged with their like."""
+        check_alike(self, other)
+        return replace(
+            self, metrics=self.metrics.merge(other.metrics), loss=self.loss.merge(other.loss)
+        )
+
+    def empty(self) -> Self:
+        """`metrics.empty()`: the same of no examples, where the metrics have an `empty`."""
+        metrics: Any = self.metrics
+        return replace(self, metrics=metrics.empty(), loss=self.loss.empty())
+
+    def compute(self) -> Mapping[str, Any]:
+        """`metrics.compute()["loss"]`."""
+        return {"loss": self.loss.compute()["mean"], **_without(self.metrics.compute(), "loss")}
+
+
+def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}
 
 
 def _weighted(values: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array, Array]:

@@ -24,7 +24,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from solstice._experiment import Experiment
-from solstice._replace import replace
 from solstice._trainer import Trainer
 from solstice._types import Batch
 from solstice.callbacks import History
@@ -94,8 +93,8 @@ def assert_parity(
         nets: two or more by name. The first gives the weights to begin with.
         optimizer: a `solstice.compat.Optimizer`, or an optimiser that has an adapter.
         batches: the data; it is gone through as often as the steps need.
-        experiment: from model and optimizer, an Experiment with the fields `params` and
-            `opt_state`, which its `setup` fills.
+        experiment: from model and optimizer, an Experiment with `params`, which its `setup` makes,
+            and a method `with_params`, as the ready-made ones have.
         steps: how many to train.
         tolerance: by how much any metric of any step, and any weight after them, may differ.
 
@@ -111,7 +110,7 @@ def assert_parity(
     for name, net in rest:
         exp = _set_up(net, stepper, data, experiment)
         params = write_weights(exp.params, net.layers, net.layout, weights)
-        exp = replace(exp, params=params, opt_state=stepper.init(params))
+        exp = exp.with_params(params)
         found = _trained(exp, net, data, steps)
         _compare(first, expected, name, found, tolerance)
 

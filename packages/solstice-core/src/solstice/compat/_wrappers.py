@@ -1,0 +1,237 @@
+"""Adapters around adapters: averaged weights, frozen weights, mixed precision."""
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from solstice import _tree
+from solstice.compat._protocols import Model, Optimizer, OptState, Params, State
+from solstice.compat._registry import adapt
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """What `jmp.get_policy` gives: functions that cast the floating-point leaves of a tree."""
+
+    def cast_to_param(self, x: Any) -> Any:
+        """The dtype that params are kept in."""
+        ...
+
+    def cast_to_compute(self, x: Any) -> Any:
+        """The dtype that the model computes in."""
+        ...
+
+    def cast_to_output(self, x: Any) -> Any:
+        """The dtype of what the model gives."""
+        ...
+
+
+def ema(optimizer: Any, decay: float = 0.999) -> Optimizer:
+    """`optimizer = solstice.compat.ema(optax.adam(3e-4), 0.999)`: evaluate averaged weights.
+
+    Beside the params, an exponential moving average of them is kept, with which an Experiment
+    evaluates (`eval_params`). It is corrected for its start, as in Adam: after the first step it is
+    the params themselves, and after many the mean of about `1 / (1 - decay)` steps. It is kept in
+    float32 at least, so that a small change of a bfloat16 weight is not lost.
+
+    Args:
+        optimizer: an `Optimizer`, or an optimiser that has an adapter. The average is of what it
+            evaluates with itself.
+        decay: what remains of the average in a step, in [0, 1).
+
+    Raises:
+        ValueError: `decay` is out of its range.
+        TypeError, AdapterError: there is no adapter for `optimizer`.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), such as 0.999; it is {decay}")
+    return _Averaging(adapt("optimizer", optimizer, {}), float(decay))
+
+
+def freeze(optimizer: Any, frozen: str | Iterable[str] | Callable[[str], bool]) -> Optimizer:
+    """`optimizer = solstice.compat.freeze(optax.adam(3e-4), "encoder/*")`: keep weights fixed.
+
+    The optimiser sees the other params alone, and keeps no state for the frozen ones; under
+    `jax.jit` no gradient is computed for them. What a model keeps in its state, such as the
+    statistics of BatchNorm, moves on.
+
+    Args:
+        optimizer: an `Optimizer`, or an optimiser that has an adapter.
+        frozen: which params, by their paths such as "encoder/Dense_0/kernel": a pattern, several,
+            or a function of the path. In a pattern, `*` stands for anything, slashes too.
+
+    Raises:
+        TypeError, AdapterError: there is no adapter for `optimizer`.
+        ValueError: at `init`, where no param is frozen, or all are.
+    """
+    if isinstance(frozen, str):
+        frozen = (frozen,)
+    chosen = frozen if callable(frozen) else tuple(frozen)
+    return _Freezing(adapt("optimizer", optimizer, {}), chosen)
+
+
+def mixed_precision(model: Any, policy: Any) -> Model:
+    """`model = solstice.compat.mixed_precision(net, "params=float32,compute=bfloat16")`.
+
+    Params are kept in one dtype, and the model computes in another: inputs and params are cast
+    before each call, outputs after it. The model's state stays in the dtypes that it has.
+
+    float16 needs its gradients scaled, which is not done here: choose bfloat16.
+
+    Args:
+        model: a `Model`, or a model that has an adapter.
+        policy: a text, for which the package `jmp` is needed, or a `jmp.Policy`.
+
+    Raises:
+        ImportError: `policy` is a text, and `jmp` is not installed.
+        TypeError, AdapterError: `policy` casts nothing, or there is no adapter for `model`.
+    """
+    if isinstance(policy, str):
+        policy = _policy(policy)
+    if not isinstance(policy, Policy):
+        raise TypeError(
+            f"policy must be a jmp.Policy, as in `jmp.get_policy('params=float32,compute="
+            f"bfloat16')`, or that text alone; it is {policy!r:.60}"
+        )
+    return _Casting(adapt("model", model, {}), policy)
+
+
+def _policy(text: str) -> Any:
+    try:
+        import jmp  # pyright: ignore[reportMissingTypeStubs, reportMissingImports]
+    except ImportError as error:
+        raise ImportError(
+            f"the policy {text!r} is read by the package jmp: `pip install jmp`"
+        ) from error
+    return jmp.get_policy(text)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Averaging:
+    """An optimiser and an average of its params. Its state is (inner state, average, steps)."""
+
+    optimizer: Optimizer
+    decay: float
+
+    def init(self, params: Params, /) -> OptState:
+        """`opt_state = optimizer.init(params)`."""
+        average = _tree.map(_tree.wide, params)
+        return self.optimizer.init(params), average, jnp.zeros((), jnp.int32)
+
+    def step(
+        self, grads: Params, state: OptState, params: Params, /, **extra: Any
+    ) -> tuple[Params, OptState]:
+        """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
+        inner, average, steps = state
+        params, inner = self.optimizer.step(grads, inner, params, **extra)
+        steps = steps + 1
+        # 1 at the first step, and 1 - decay in the end: the average of Adam, already divided.
+        log_decay = math.log(self.decay) if self.decay else -math.inf
+        share = (1 - self.decay) / -jnp.expm1(steps.astype(jnp.float32) * log_decay)
+
+        def moved(mean: Array, new: Array) -> Array:
+            return mean + share.astype(mean.dtype) * (_tree.wide(new) - mean)
+
+        point = self.optimizer.eval_params(inner, params)
+        return params, (inner, _tree.map(moved, average, point), steps)
+
+    def eval_params(self, state: OptState, params: Params, /) -> Params:
+        """`params = optimizer.eval_params(opt_state, params)`: the average."""
+        return _tree.map(_in_dtype_of, state[1], params)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Freezing:
+    """An optimiser of some of the params. In the trees that it sees, the others are None."""
+
+    optimizer: Optimizer
+    frozen: tuple[str, ...] | Callable[[str], bool]
+
+    def init(self, params: Params, /) -> OptState:
+        """`opt_state = optimizer.init(params)`."""
+        paths = list(_tree.leaves_by_slashes(params))
+        count = sum(map(self._is_frozen, paths))
+        if count in (0, len(paths)):
+            which = "matches no param" if count == 0 else "matches all params"
+            raise ValueError(
+                f"frozen={self.frozen!r} {which}. The params are: {', '.join(paths[:20])}"
+                f"{' ...' if len(paths) > 20 else ''}"
+            )
+        return self.optimizer.init(self._split(params)[0])
+
+    def step(
+        self,
+        grads: Params,
+        state: OptState,
+        params: Params,
+        /,
+        *,
+        value_fn: Callable[[Params], Array] | None = None,
+        **extra: Any,
+    ) -> tuple[Params, OptState]:
+        """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
+        trained, kept = self._split(params)
+        if value_fn is not None:
+            whole = value_fn
+
+            def of_trained(part: Params) -> Array:
+                return whole(_joined(part, kept))
+
+            extra["value_fn"] = of_trained
+        trained, state = self.optimizer.step(self._split(grads)[0], state, trained, **extra)
+        return _joined(trained, kept), state
+
+    def eval_params(self, state: OptState, params: Params, /) -> Params:
+        """`params = optimizer.eval_params(opt_state, params)`."""
+        trained, kept = self._split(params)
+        return _joined(self.optimizer.eval_params(state, trained), kept)
+
+    def _split(self, tree: Any) -> tuple[Any, Any]:
+        """The tree that is trained, and the one that is not."""
+        chosen = [not self._is_frozen(path) for path in _tree.leaves_by_slashes(tree)]
+        trained = _tree.unflatten(_tree.structure(tree), chosen)
+        return cast("Any", eqx.partition(tree, trained))
+
+    def _is_frozen(self, path: str) -> bool:
+        if callable(self.frozen):
+            return bool(self.frozen(path))
+        return any(fnmatch.fnmatchcase(path, pattern) for pattern in self.frozen)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Casting:
+    """A model that computes in another dtype than its params are kept in."""
+
+    model: Model
+    policy: Policy
+
+    def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
+        """`params, state = model.init(key, x)`."""
+        params, state = self.model.init(key, x)
+        return self.policy.cast_to_param(params), state
+
+    def forward(
+        self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
+    ) -> tuple[Any, State]:
+        """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
+        params, x = self.policy.cast_to_compute((params, x))
+        outputs, new_state = self.model.forward(params, state, x, train=train, key=key)
+        return self.policy.cast_to_output(outputs), _tree.map(_in_dtype_of, new_state, state)
+
+
+def _joined(one: Any, other: Any) -> Any:
+    return eqx.combine(one, other)
+
+
+def _in_dtype_of(leaf: Array, like: Array) -> Array:
+    return leaf.astype(like.dtype)

@@ -1,0 +1,297 @@
+"""What the ready-made Experiments of one model share."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias, cast
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from solstice import _tree
+from solstice._callback import Callback
+from solstice._data import describe_batch
+from solstice._errors import DataError
+from solstice._experiment import Experiment
+from solstice._masked import Masked
+from solstice._metrics import Metrics
+from solstice._replace import replace
+from solstice._train import test, train
+from solstice._types import Batch
+from solstice.compat import OptState, Params, State
+from solstice.experiments._learner import Forward, Learner
+from solstice.metrics import WithLoss
+
+LossFunction: TypeAlias = Callable[[Any, Any], Array]
+"""`losses = loss(outputs, targets)`: of shape [n, ...], not averaged."""
+
+MetricsFunction: TypeAlias = Callable[[Any, Any, Array], Metrics]
+"""`metrics(outputs, targets, mask)`: of one batch."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all ready-made Experiments of one model can be told.
+
+    Attributes:
+        loss: in place of the usual loss; None for that.
+        metrics: in place of the usual metrics; None for those.
+        micro_batches: how many parts a batch is trained in.
+    """
+
+    loss: LossFunction | None = None
+    metrics: MetricsFunction | None = None
+    micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ["loss", "metrics"]:
+            given = getattr(self, name)
+            if given is not None and not callable(given):
+                raise TypeError(
+                    f"{name} must be a function, as in `loss=optax.huber_loss` or `metrics=lambda "
+                    f"outputs, targets, mask: ...`; it is {given!r:.60}"
+                )
+        if self.micro_batches < 1:
+            raise ValueError(f"micro_batches must be 1 or more; it is {self.micro_batches}")
+
+
+class ReadyMade(Experiment):
+    """An Experiment that trains and tests itself."""
+
+    def train(
+        self,
+        train_ds: Any,
+        val_ds: Any = None,
+        *,
+        num_epochs: int | None = None,
+        max_steps: int | None = None,
+        batch_size: int | None = None,
+        callbacks: Iterable[Callback] | None = None,
+    ) -> Self:
+        """`exp = exp.train(train_ds, val_ds, num_epochs=5)`: a trained copy.
+
+        The arguments are those of `solstice.train`. An Experiment never changes in place: keep
+        what comes back.
+        """
+        return train(
+            self,
+            train_ds=train_ds,
+            val_ds=val_ds,
+            num_epochs=num_epochs,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            callbacks=callbacks,
+        )
+
+    def test(
+        self,
+        test_ds: Any,
+        *,
+        batch_size: int | None = None,
+        callbacks: Iterable[Callback] | None = None,
+    ) -> dict[str, Any]:
+        """`exp.test(test_ds)["loss"]`: the arguments are those of `solstice.test`."""
+        return test(self, test_ds, batch_size=batch_size, callbacks=callbacks)
+
+
+class OneModelExperiment(ReadyMade):
+    """An Experiment that trains one model: inputs, targets, a loss, and metrics.
+
+    A kind of Experiment says what its batches are (`_parts`), what their targets and the model's
+    outputs must be (`_check_targets`, `_check_values`, `_outputs`), and what is usual
+    (`_usual_loss`, `_usual_metrics`).
+    """
+
+    learner: eqx.AbstractVar[Learner]
+    options: eqx.AbstractVar[Options]
+
+    @property
+    def params(self) -> Params:
+        """The model's params; None before the first batch is known."""
+        return self.learner.params
+
+    @property
+    def state(self) -> State:
+        """The model's state."""
+        return self.learner.state
+
+    @property
+    def opt_state(self) -> OptState:
+        """The optimiser's state."""
+        return self.learner.opt_state
+
+    @property
+    def step(self) -> Array:
+        """Training steps taken, an int32 scalar."""
+        return self.learner.step
+
+    def with_params(self, params: Params) -> Self:
+        """`exp = exp.with_params(pretrained)`: see `Learner.with_params`."""
+        return replace(self, learner=self.learner.with_params(params))
+
+    def __call__(self, x: Any) -> Any:
+        """`outputs = exp(x)`: the model's outputs, with the weights for evaluation.
+
+        Raises:
+            DataError: the experiment has seen no batch yet, or `x` has other shapes.
+        """
+        return self._outputs(self.learner(x), x, None)
+
+    def setup(self, batch: Batch) -> Self:
+        """Initialises the model with the first batch, unless it is already."""
+        if self.learner.inputs is not None:
+            return self
+        x, y, _ = self._parts(batch)
+        self._check_targets(y)
+        return replace(self, learner=self.learner.setup(x))
+
+    def check_batch(self, batch: Batch) -> None:
+        """Refuses targets with values that cannot be, before they train anything."""
+        _, y, mask = self._parts(batch)
+        self._check_targets(y)
+        targets = np.asarray(y)
+        self._check_values(targets if mask is None else targets[_as_rows(mask, targets)])
+
+    def train_step(self, batch: Batch) -> tuple[Self, Metrics]:
+        """`exp, metrics = exp.train_step(batch)`: one update."""
+        self = self._ready(batch)
+        learner, metrics = self.learner.update(
+            self._objective, batch, micro_batches=self.options.micro_batches
+        )
+        return replace(self, learner=learner), metrics
+
+    def eval_step(self, batch: Batch) -> tuple[Self, Metrics]:
+        """`exp, metrics = exp.eval_step(batch)`: measure, with the weights for evaluation."""
+        self = self._ready(batch)
+        return self, self.learner.evaluate(self._objective, batch)
+
+    def _ready(self, batch: Batch) -> Self:
+        """Set up, and with a batch that fits: what a step may begin with."""
+        self = self.setup(batch)
+        x, y, _ = self._parts(batch)
+        self.learner.check_inputs(x)
+        self._check_targets(y)
+        if not any(isinstance(leaf, Tracer) for leaf in _tree.leaves(batch)):
+            self.check_batch(batch)
+        return self
+
+    def _objective(self, model: Forward, batch: Batch) -> tuple[Array, Array | None, Metrics]:
+        x, y, mask = self._parts(batch)
+        outputs = self._outputs(model(x), x, y)
+        if mask is not None:
+            y = jnp.where(_spread(mask, y), y, jnp.zeros_like(y))  # what is masked may be NaN
+        return self._measured(outputs, y, mask)
+
+    def _measured(self, outputs: Any, y: Any, mask: Any) -> tuple[Array, Array | None, Metrics]:
+        """`losses, weights, metrics` of one batch."""
+        losses = self._losses(outputs, y)
+        weights = self._weights(y, mask, losses)
+        counts = jnp.ones(y.shape[:1], bool) if mask is None else mask
+        metrics = (self.options.metrics or self._usual_metrics)(outputs, y, counts)
+        return losses, weights, WithLoss(metrics, losses, weights)
+
+    def _losses(self, outputs: Any, y: Any) -> Array:
+        losses = (self.options.loss or self._usual_loss)(outputs, y)
+        if shape_of(losses)[:1] != y.shape[:1]:
+            raise ValueError(
+                f"the loss must be one number for each of the {y.shape[0]} examples, of shape "
+                f"[n] or [n, ...], without a mean; it is {describe_batch(losses)}"
+            )
+        return losses
+
+    def _weights(self, y: Any, mask: Any, losses: Array) -> Array | None:
+        """What each loss counts."""
+        del y
+        return None if mask is None else _spread(mask, losses)
+
+    def _parts(self, batch: Batch) -> tuple[Any, Any, Any]:
+        """`x, targets, mask` of a batch; the mask is None if there is none."""
+        batch, mask = unmasked(batch)
+        x, y = _pair(batch)
+        return x, y, mask
+
+    @abstractmethod
+    def _check_targets(self, y: Any) -> None:
+        """Raises a DataError on targets of a wrong shape or dtype."""
+
+    @abstractmethod
+    def _check_values(self, y: Any) -> None:
+        """Raises a DataError on targets, NumPy arrays, with values that cannot be."""
+
+    @abstractmethod
+    def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
+        """The model's outputs, or a DataError; the targets are None where there are none."""
+
+    @abstractmethod
+    def _usual_loss(self, outputs: Any, y: Any) -> Array:
+        """The loss of each example."""
+
+    def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> Metrics:
+        """The metrics of a batch."""
+        raise NotImplementedError
+
+
+def features_of(batch: Batch) -> Any:
+    """What to predict from: a batch without targets, or the first of a pair."""
+    batch, _ = unmasked(batch)
+    return cast("Any", batch[0]) if isinstance(batch, tuple | list) else batch
+
+
+def unmasked(batch: Batch) -> tuple[Batch, Any]:
+    """The batch within, and its mask or None."""
+    if not isinstance(batch, Masked):
+        return batch, None
+    mask = batch.mask
+    if not jnp.issubdtype(getattr(mask, "dtype", object), jnp.bool_) or mask.ndim < 1:
+        raise DataError(
+            f"the mask of a batch must be an array of booleans, one for each example; it is "
+            f"{describe_batch(mask)}"
+        )
+    size = _tree.leaves(batch.batch)[0].shape[0]
+    if mask.shape[0] != size:
+        raise DataError(
+            f"the mask of a batch must have one entry for each of its {size} examples; it is "
+            f"{describe_batch(mask)}"
+        )
+    return batch.batch, mask
+
+
+def num_rows(x: Any) -> int:
+    """How many examples there are."""
+    return _tree.leaves(x)[0].shape[0]
+
+
+def shape_of(outputs: Any) -> tuple[int, ...]:
+    """The shape of an array; () of what is none, such as a tuple of arrays."""
+    return getattr(outputs, "shape", ())
+
+
+def without_last_axis(outputs: Any, y: Any, size: int) -> Any:
+    """Outputs of shape [n, 1] as [n], where there is one target for each example."""
+    one_each = y is None or y.ndim == 1
+    return outputs[:, 0] if one_each and shape_of(outputs) == (size, 1) else outputs
+
+
+def _spread(mask: Any, like: Any) -> Any:
+    """The mask with axes of 1 behind, so that it broadcasts against an array."""
+    return mask.reshape(*mask.shape, *[1] * (like.ndim - mask.ndim))
+
+
+def _as_rows(mask: Any, like: Any) -> Any:
+    return np.broadcast_to(_spread(np.asarray(mask), like), like.shape)
+
+
+def _pair(batch: Batch) -> tuple[Any, Any]:
+    if isinstance(batch, tuple | list) and len(cast("tuple[Any, ...]", batch)) == 2:
+        x, y = cast("tuple[Any, Any]", batch)
+        return x, y
+    hint = ""
+    if isinstance(batch, Mapping):
+        names = [*cast("Mapping[str, Any]", batch), "label", "label"][:2]
+        hint = f". Map each batch to a pair: `(batch[{names[0]!r}], batch[{names[1]!r}])`"
+    raise DataError(
+        f"a batch must be a pair (features, labels); it is {describe_batch(batch)}{hint}"
+    )

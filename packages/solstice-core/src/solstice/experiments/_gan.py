@@ -1,0 +1,205 @@
+"""Generative adversarial networks: two models, two optimisers, one Experiment."""
+
+from collections.abc import Callable
+from typing import Any, Self, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from solstice._data import describe_batch
+from solstice._errors import DataError
+from solstice._replace import replace
+from solstice._types import Batch
+from solstice.experiments._base import Options, ReadyMade, features_of, num_rows, shape_of, unmasked
+from solstice.experiments._learner import Forward, Learner
+from solstice.experiments._losses import binary_cross_entropy
+from solstice.metrics import Mean, MetricsCollection
+
+GANLoss: TypeAlias = Callable[[Array, Array], Array]
+"""`losses = loss(logits, is_real)`: of shape [n]; small where the logits are right."""
+
+
+class GANExperiment(ReadyMade):
+    """`GANExperiment(generator, discriminator, optax.adam(2e-4, b1=0.5), latent_size=32)`: a GAN.
+
+    ```python
+    exp = exp.train(images, batch_size=64, num_epochs=50)
+    images = exp.sample(jax.random.key(0), 16)
+    ```
+
+    A batch is features, an array of shape [n, ...]; or a tuple or list that begins with them, such
+    as a pair with labels, which are not looked at; or a `solstice.data.Masked` one. The generator
+    makes features of latents, [n, latent_size], drawn from the standard normal distribution. The
+    discriminator gives one logit for each example, [n] or [n, 1]: high where it takes it for real.
+
+    Each step updates the discriminator on the batch and on as many generated examples, and then
+    the generator against the new discriminator, with the loss of Goodfellow et al. (2014) that
+    does not saturate. Steps return "discriminator_loss", "generator_loss", and "real_accuracy" and
+    "generated_accuracy", the fractions that the discriminator takes for what they are.
+
+    Args:
+        generator, discriminator: each a `solstice.compat.Model`, or a model that has an adapter.
+        optimizer: an `Optimizer`, or an optimiser that has an adapter, for both models.
+        latent_size: numbers in a latent.
+        discriminator_optimizer: another for the discriminator.
+        loss: `loss(logits, is_real)`, one number for each example, in place of the binary
+            cross-entropy: the discriminator makes it small for what is real and what is generated,
+            the generator for what is generated as though it were real. Least squares (Mao et al.,
+            2017) is `lambda logits, is_real: (logits - is_real) ** 2`.
+        seed: an integer or a PRNG key.
+        sample_input: features of a batch of any size, for both models to be initialised with.
+        micro_batches: how many parts a batch is trained in; see `Learner.update`.
+
+    Attributes:
+        generator, discriminator: a `Learner` each.
+
+    Raises:
+        ValueError: `latent_size` or `micro_batches` is below 1.
+        TypeError, solstice.compat.AdapterError: as `ClassificationExperiment`.
+        DataError: in a step, the generator gives another shape than that of the features, or the
+            discriminator not one logit for each example.
+    """
+
+    generator: Learner
+    discriminator: Learner
+    latent_size: int = eqx.field(static=True)
+    loss: GANLoss | None = eqx.field(static=True)
+    micro_batches: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        generator: Any,
+        discriminator: Any,
+        optimizer: Any,
+        latent_size: int,
+        *,
+        discriminator_optimizer: Any = None,
+        loss: GANLoss | None = None,
+        seed: int | Array = 0,
+        sample_input: Any = None,
+        micro_batches: int = 1,
+    ) -> None:
+        if latent_size < 1:
+            raise ValueError(f"latent_size must be 1 or more; it is {latent_size}")
+        key = jax.random.key(seed) if isinstance(seed, int | np.integer) else seed
+        keys = jax.random.split(key)
+        other = optimizer if discriminator_optimizer is None else discriminator_optimizer
+        latents = None if sample_input is None else jnp.zeros((1, latent_size))
+        self.generator = Learner(generator, optimizer, seed=keys[0], sample_input=latents)
+        self.discriminator = Learner(discriminator, other, seed=keys[1], sample_input=sample_input)
+        self.latent_size = latent_size
+        self.loss = loss
+        self.micro_batches = Options(loss, None, micro_batches).micro_batches
+
+    @property
+    def step(self) -> Array:
+        """Training steps taken, an int32 scalar."""
+        return self.generator.step
+
+    def sample(self, key: Array, num: int) -> Any:
+        """`x = exp.sample(key, 16)`: 16 generated examples, with the weights for evaluation.
+
+        Raises:
+            DataError: the experiment has no values yet.
+        """
+        return self.generator(self._latents(key, num))
+
+    def setup(self, batch: Batch) -> Self:
+        """Initialises both models with the first batch, unless they are already."""
+        if self.discriminator.inputs is not None:
+            return self
+        return replace(
+            self,
+            generator=self.generator.setup(jnp.zeros((1, self.latent_size))),
+            discriminator=self.discriminator.setup(_features(batch)[0]),
+        )
+
+    def train_step(self, batch: Batch) -> tuple[Self, MetricsCollection]:
+        """`exp, metrics = exp.train_step(batch)`: one update of each model."""
+        self = self.setup(batch)
+        real, mask = _features(batch)
+        keys = jax.random.split(jax.random.fold_in(self.generator.key, self.step), 4)
+        latents = self._latents(keys[0], num_rows(real))
+        generated = self.generator.forward(train=True, key=keys[1])(latents)
+        _check_generated(generated, real)
+        discriminator, of_discriminator = self.discriminator.update(
+            self._discriminates, (real, generated, mask), micro_batches=self.micro_batches
+        )
+
+        def fools(model: Forward, part: Any) -> tuple[Array, Any, MetricsCollection]:
+            judge = discriminator.forward(train=True, key=keys[3])
+            logits = _logits(judge(model(part[0])), num_rows(part[0]))
+            losses = self._losses(logits, True)
+            return losses, part[1], MetricsCollection(generator_loss=Mean(losses, part[1]))
+
+        latents = self._latents(keys[2], num_rows(real))
+        generator, of_generator = self.generator.update(
+            fools, (latents, mask), micro_batches=self.micro_batches
+        )
+        metrics = MetricsCollection(**of_discriminator.parts, **of_generator.parts)
+        return replace(self, generator=generator, discriminator=discriminator), metrics
+
+    def eval_step(self, batch: Batch) -> tuple[Self, MetricsCollection]:
+        """`exp, metrics = exp.eval_step(batch)`: measure both, with the weights for evaluation."""
+        self = self.setup(batch)
+        real, mask = _features(batch)
+        key, drawn = jax.random.split(self.generator.key)
+        generated = self.sample(drawn, num_rows(real))
+        _check_generated(generated, real)
+        of_discriminator = self.discriminator.evaluate(self._discriminates, (real, generated, mask))
+        fooled = self._losses(_logits(self.discriminator(generated), num_rows(real)), True)
+        metrics = MetricsCollection(**of_discriminator.parts, generator_loss=Mean(fooled, mask))
+        # Evaluation drops what it is given back, so that only its next batch has the new key.
+        return replace(self, generator=replace(self.generator, key=key)), metrics
+
+    def predict_step(self, batch: Batch) -> Array:
+        """`logits = exp.predict_step(x)`: the discriminator's, of shape [n]."""
+        x = _features(batch)[0]
+        return _logits(self.discriminator(x), num_rows(x))
+
+    def _discriminates(
+        self, model: Forward, batch: Batch
+    ) -> tuple[Array, Array | None, MetricsCollection]:
+        real, generated, mask = batch
+        size = num_rows(real)
+        on_real, on_generated = _logits(model(real), size), _logits(model(generated), size)
+        losses = self._losses(on_real, True) + self._losses(on_generated, False)
+        metrics = MetricsCollection(
+            discriminator_loss=Mean(losses, mask),
+            real_accuracy=Mean(on_real > 0, mask),
+            generated_accuracy=Mean(on_generated <= 0, mask),
+        )
+        return losses, mask, metrics
+
+    def _losses(self, logits: Array, is_real: bool) -> Array:
+        return (self.loss or binary_cross_entropy)(logits, jnp.full_like(logits, is_real))
+
+    def _latents(self, key: Array, num: int) -> Array:
+        return jax.random.normal(key, (num, self.latent_size))
+
+
+def _features(batch: Batch) -> tuple[Any, Any]:
+    """The real examples, and their mask or None."""
+    return features_of(batch), unmasked(batch)[1]
+
+
+def _logits(outputs: Any, size: int) -> Array:
+    if shape_of(outputs) == (size, 1):
+        outputs = outputs[:, 0]
+    if shape_of(outputs) != (size,):
+        raise DataError(
+            f"the discriminator must give one logit for each example, of shape [{size}] or "
+            f"[{size}, 1]; it gave {describe_batch(outputs)}. Change its last layer"
+        )
+    return outputs
+
+
+def _check_generated(generated: Any, real: Any) -> None:
+    if shape_of(generated) != real.shape:
+        raise DataError(
+            f"the generator must give the shape of the features, {list(real.shape)}; it gave "
+            f"{describe_batch(generated)}. Change its last layer"
+        )

@@ -1,0 +1,210 @@
+"""Language modelling with any model and any optimiser."""
+
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from solstice._data import describe_batch
+from solstice._errors import DataError
+from solstice._metrics import at_least_float32
+from solstice._types import Batch
+from solstice.experiments._base import (
+    LossFunction,
+    MetricsFunction,
+    OneModelExperiment,
+    Options,
+    shape_of,
+    unmasked,
+)
+from solstice.experiments._learner import Learner
+from solstice.experiments._losses import check_smoothing, cross_entropy
+from solstice.metrics import LanguageModelMetrics
+
+
+class LanguageModelExperiment(OneModelExperiment):
+    """`LanguageModelExperiment(model, optax.adam(3e-4), vocabulary_size=256)`: the next token.
+
+    ```python
+    exp = exp.train(tokens, batch_size=32, num_epochs=5)      # integers of shape [texts, length]
+    exp.test(held_out, batch_size=32)["perplexity"]
+    texts = exp.generate(prompts, 100, key=jax.random.key(0))
+    ```
+
+    A batch is tokens, integers of shape [n, length] in [0, vocabulary_size); or a
+    `solstice.data.Masked` one, whose mask is of shape [n] or [n, length]. The model is given all
+    tokens but the last, [n, length - 1], and gives logits of shape [n, length - 1,
+    vocabulary_size] for the tokens that follow; it must not look ahead. Lengths may differ from
+    batch to batch. The loss is the mean cross-entropy of all tokens that count, each alike. Steps
+    return `LanguageModelMetrics` with that loss.
+
+    Args:
+        vocabulary_size: number of tokens.
+        pad_id: a token that is padding: it is never a target that counts.
+        token_bytes: how many bytes of text each token stands for, integers of shape
+            [vocabulary_size]; with it the metrics have "bits_per_byte".
+        label_smoothing: as in `ClassificationExperiment`.
+        loss: `loss(logits, targets)`, of shape [n, length - 1], in place of the cross-entropy.
+        metrics: `metrics(logits, targets, mask)`, in place of `LanguageModelMetrics`; targets and
+            mask are of shape [n, length - 1].
+        model, optimizer, seed, sample_input, micro_batches: as in `ClassificationExperiment`. The
+            gradient of micro-batches is weighted by tokens.
+
+    Raises:
+        ValueError, TypeError: as `ClassificationExperiment`.
+        DataError: in a step, the batch is no tokens, or the model gives other logits.
+    """
+
+    learner: Learner
+    token_bytes: Array | None
+    vocabulary_size: int = eqx.field(static=True)
+    pad_id: int | None = eqx.field(static=True)
+    label_smoothing: float = eqx.field(static=True)
+    options: Options = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any,
+        vocabulary_size: int,
+        *,
+        pad_id: int | None = None,
+        token_bytes: ArrayLike | None = None,
+        seed: int | Array = 0,
+        sample_input: Any = None,
+        label_smoothing: float = 0.0,
+        loss: LossFunction | None = None,
+        metrics: MetricsFunction | None = None,
+        micro_batches: int = 1,
+    ) -> None:
+        if vocabulary_size < 2:
+            raise ValueError(f"vocabulary_size must be 2 or more; it is {vocabulary_size}")
+        if pad_id is not None and not 0 <= pad_id < vocabulary_size:
+            raise ValueError(f"pad_id must be a token in [0, {vocabulary_size}); it is {pad_id}")
+        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input, free_axes=2)
+        self.vocabulary_size = vocabulary_size
+        self.pad_id = pad_id
+        self.token_bytes = _bytes(token_bytes, vocabulary_size)
+        self.label_smoothing = check_smoothing(label_smoothing, loss)
+        self.options = Options(loss, metrics, micro_batches)
+
+    def generate(
+        self, prompts: ArrayLike, num_tokens: int, *, key: Array, temperature: float = 1.0
+    ) -> Array:
+        """`texts = exp.generate(prompts, 100, key=key)`: goes on from each prompt.
+
+        Each token is drawn from the model's distribution, with the weights for evaluation. The
+        model is run over the whole text for each token, so that any model will do.
+
+        Args:
+            prompts: integers of shape [n, length], of 1 token or more each.
+            num_tokens: tokens to add.
+            key: a PRNG key.
+            temperature: logits are divided by it; 0 takes the likeliest token.
+
+        Returns:
+            Integers of shape [n, length + num_tokens], which begin with the prompts.
+
+        Raises:
+            DataError: the prompts are no tokens, or the experiment has no values yet.
+        """
+        prompts = jnp.asarray(prompts)
+        self._check_tokens(prompts, at_least=1)
+        self._check_values(np.asarray(prompts))
+        return _generate(self, prompts, num_tokens, key, jnp.float32(temperature))
+
+    def predict_step(self, batch: Batch) -> Array:
+        """`probabilities = exp.predict_step(tokens)`: of the token after each.
+
+        Float of shape [n, length, vocabulary_size].
+        """
+        return jax.nn.softmax(self(unmasked(batch)[0]))
+
+    def _parts(self, batch: Batch) -> tuple[Any, Any, Any]:
+        tokens, mask = unmasked(batch)
+        self._check_tokens(tokens, at_least=2)
+        targets = tokens[:, 1:]
+        counts = jnp.ones(targets.shape, bool) if self.pad_id is None else targets != self.pad_id
+        if mask is not None:
+            if mask.ndim not in (1, 2) or mask.shape != tokens.shape[: mask.ndim]:
+                raise DataError(
+                    f"the mask of tokens of shape {list(tokens.shape)} must be of that shape, or "
+                    f"[{tokens.shape[0]}]; it is {describe_batch(mask)}"
+                )
+            counts &= mask[:, 1:] if mask.ndim == 2 else mask[:, None]
+        return tokens[:, :-1], targets, counts
+
+    def _check_tokens(self, tokens: Any, at_least: int) -> None:
+        fits = getattr(tokens, "ndim", 0) == 2 and jnp.issubdtype(tokens.dtype, jnp.integer)
+        if not fits or tokens.shape[1] < at_least:
+            raise DataError(
+                f"expected tokens, integers of shape [n, length] with a length of {at_least} or "
+                f"more; they are {describe_batch(tokens)}"
+            )
+
+    def _check_targets(self, y: Any) -> None:
+        """They are tokens, as `_parts` has seen."""
+
+    def check_batch(self, batch: Batch) -> None:
+        """Refuses tokens that are not in the vocabulary."""
+        self._check_values(np.asarray(unmasked(batch)[0]))
+
+    def _check_values(self, y: Any) -> None:
+        if y.size and (y.min() < 0 or y.max() >= self.vocabulary_size):
+            bad = y[(y < 0) | (y >= self.vocabulary_size)]
+            raise DataError(
+                f"{bad.size} of {y.size} tokens are outside [0, {self.vocabulary_size}), such as "
+                f"{bad[0]}. Mend them, or give another vocabulary_size"
+            )
+
+    def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
+        expected = (*x.shape, self.vocabulary_size)
+        if shape_of(outputs) != expected:
+            raise DataError(
+                f"the model must give logits of shape {list(expected)} for tokens of shape "
+                f"{list(x.shape)}; it gave {describe_batch(outputs)}. Change its last layer, or "
+                f"vocabulary_size"
+            )
+        return outputs
+
+    def _usual_loss(self, outputs: Any, y: Any) -> Array:
+        return cross_entropy(outputs, y, self.label_smoothing)
+
+    def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> LanguageModelMetrics:
+        num_bytes = None
+        if self.token_bytes is not None:
+            num_bytes = jnp.where(mask, self.token_bytes[y], 0)
+        return LanguageModelMetrics(outputs, y, mask=mask, num_bytes=num_bytes)
+
+
+@eqx.filter_jit
+def _generate(
+    exp: LanguageModelExperiment, prompts: Array, num_tokens: int, key: Array, temperature: Array
+) -> Array:
+    start = prompts.shape[1]
+    tokens = jnp.pad(prompts, ((0, 0), (0, num_tokens)))
+
+    def add(index: Array, tokens: Array) -> Array:
+        logits = at_least_float32(jnp.take(exp(tokens), index - 1, axis=1))
+        warm = jnp.where(temperature > 0, temperature, 1)
+        drawn = jax.random.categorical(jax.random.fold_in(key, index), logits / warm)
+        chosen = jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1))
+        return tokens.at[:, index].set(chosen.astype(tokens.dtype))
+
+    return cast("Any", jax.lax.fori_loop(start, start + num_tokens, add, tokens))
+
+
+def _bytes(token_bytes: ArrayLike | None, size: int) -> Array | None:
+    if token_bytes is None:
+        return None
+    given = jnp.asarray(token_bytes)
+    if given.shape != (size,) or not jnp.issubdtype(given.dtype, jnp.integer):
+        raise ValueError(
+            f"token_bytes must be an integer for each of the {size} tokens; they are "
+            f"{describe_batch(given)}"
+        )
+    return given

@@ -1,0 +1,401 @@
+"""A model, its optimiser and all that both hold: what ready-made Experiments are made of."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from solstice import _tree
+from solstice._data import describe_batch
+from solstice._errors import DataError
+from solstice._metrics import Metrics, at_least_float32
+from solstice._replace import replace
+from solstice._types import Batch, Outs
+from solstice.compat import Model, Optimizer, OptState, Params, State, as_model, as_optimizer
+
+
+class Objective(Protocol):
+    """`losses, weights, outs = objective(model, batch)`: what a Learner makes small.
+
+    `model(x)` gives the model's outputs, in training or evaluation as the Learner has it. `losses`
+    are numbers of shape [n, ...], and `weights`, which broadcast against them, what each counts
+    (None: all alike). The loss is their weighted mean. `outs` are Metrics, usually.
+    """
+
+    def __call__(self, model: "Forward", batch: Batch, /) -> tuple[Array, Array | None, Outs]: ...
+
+
+class Learner(eqx.Module):
+    """`Learner(flax_module, optax.adam(3e-4))`: a model, its optimiser, and what both hold.
+
+    ```python
+    def objective(model, batch):
+        x, y = batch
+        losses = jnp.square(model(x) - y)
+        return losses, None, solstice.metrics.Mean(losses)
+
+    learner = learner.setup(x)                              # values for inputs like x
+    learner, outs = learner.update(objective, (x, y))       # one step of training
+    outs = learner.evaluate(objective, (x, y))              # with the weights for evaluation
+    outputs = learner(x)
+    ```
+
+    The ready-made Experiments hold one (a GAN holds two), and yours may.
+
+    Args:
+        model: a `solstice.compat.Model`, or a model of any framework that has an adapter.
+        optimizer: a `solstice.compat.Optimizer`, or an optimiser that has an adapter.
+        seed: an integer, or a PRNG key (typed or legacy), for the initial values and what is
+            random in training.
+        sample_input: inputs of a batch of any size, for `setup`.
+        free_axes: leading axes of the inputs that may differ from batch to batch: 1 for examples;
+            2 where texts of other lengths are welcome too.
+
+    Attributes:
+        params, state, opt_state: what the model and the optimiser hold; None before `setup`.
+        key: what the keys of all steps derive from, with the step.
+        step: updates done, an int32 scalar.
+
+    Raises:
+        TypeError, solstice.compat.AdapterError: there is no adapter for the model or optimiser; or
+            the model has params that are no floating-point arrays.
+    """
+
+    model: Model
+    optimizer: Optimizer
+    params: Params
+    state: State
+    opt_state: OptState
+    key: Array
+    step: Array
+    inputs: tuple[str, ...] | None = eqx.field(static=True)
+    """The shapes of one example of the inputs; None before `setup`."""
+    free_axes: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any,
+        *,
+        seed: int | Array = 0,
+        sample_input: Any = None,
+        free_axes: int = 1,
+    ) -> None:
+        self.model = as_model(model)
+        self.optimizer = as_optimizer(optimizer)
+        self.params = self.state = self.opt_state = self.inputs = None
+        self.key = jax.random.key(seed) if isinstance(seed, int | np.integer) else seed
+        self.step = jnp.zeros((), jnp.int32)
+        self.free_axes = free_axes
+        if sample_input is not None:
+            for name, value in self._initial(sample_input).items():
+                setattr(self, name, value)
+
+    def setup(self, x: Any) -> Self:
+        """`learner = learner.setup(x)`: with initial values for inputs like `x`, or its own.
+
+        Raises:
+            TypeError: the model has params that are no floating-point arrays.
+        """
+        if self.inputs is not None:
+            return self
+        return replace(self, **self._initial(x))
+
+    def with_params(self, params: Params) -> Self:
+        """`learner = learner.with_params(pretrained)`: begin from these weights, after `setup`.
+
+        The optimiser's state begins anew, for these weights; the model's state stays.
+
+        Raises:
+            ValueError: there are no values yet, or `params` differ in a path, a shape or a dtype.
+        """
+        mine, theirs = _kinds(self.params), _kinds(params)
+        if mine != theirs:
+            path = next(p for p in [*mine, *theirs] if mine.get(p) != theirs.get(p))
+            raise ValueError(
+                f"the params given do not fit the model: at `{path or '.'}` the model has "
+                f"{mine.get(path, 'nothing')}, and they have {theirs.get(path, 'nothing')}. "
+                f"A learner has params after `setup(x)`"
+            )
+        return replace(self, params=params, opt_state=self.optimizer.init(params))
+
+    def update(
+        self, objective: Objective, batch: Batch, *, micro_batches: int = 1
+    ) -> tuple[Self, Outs]:
+        """`learner, outs = learner.update(objective, batch)`: one step of training.
+
+        Args:
+            objective: the losses of a batch.
+            batch: a pytree of arrays with the example on axis 0.
+            micro_batches: into how many parts the batch is cut, one after the other in memory. The
+                gradient is that of the whole batch, exactly, also where parts differ in size or
+                weight: what is summed are weighted losses. BatchNorm and Dropout see each part
+                by itself. The outs must be Metrics, which are merged.
+
+        Returns:
+            The learner after the step, and the outs of the objective.
+        """
+        whole = _Loss(self, objective, jax.random.fold_in(self.key, self.step))
+        if micro_batches == 1:
+            loss, grads, state, outs = whole.gradient(batch)
+        else:
+            loss, grads, state, outs = whole.gradient_in_parts(batch, micro_batches)
+        params, opt_state = self.optimizer.step(
+            grads,
+            self.opt_state,
+            self.params,
+            value=loss,
+            value_fn=lambda params: whole.value(params, batch, micro_batches),
+        )
+        new = replace(self, params=params, state=state, opt_state=opt_state, step=self.step + 1)
+        return new, outs
+
+    def evaluate(self, objective: Objective, batch: Batch) -> Outs:
+        """`outs = learner.evaluate(objective, batch)`: of the weights for evaluation."""
+        return objective(self.forward(train=False), batch)[2]
+
+    def __call__(self, x: Any) -> Any:
+        """`outputs = learner(x)`: the model's outputs, with the weights for evaluation.
+
+        Raises:
+            DataError: there are no values yet, or `x` has other shapes than those of `setup`.
+        """
+        return self.forward(train=False)(x)
+
+    def eval_params(self) -> Params:
+        """`params = learner.eval_params()`: what to evaluate with.
+
+        Raises:
+            DataError: there are no values yet.
+        """
+        if self.inputs is None:
+            raise DataError(
+                "the model has no values yet: train it first, or give `sample_input=` when you "
+                "make it"
+            )
+        return self.optimizer.eval_params(self.opt_state, self.params)
+
+    def forward(self, *, train: bool, key: Array | None = None) -> "Forward":
+        """`outputs = learner.forward(train=True, key=key)(x)`: the model as it stands.
+
+        Raises:
+            DataError: there are no values yet.
+        """
+        params = self.eval_params()
+        return Forward(self, self.params if train else params, self.state, train, key)
+
+    def check_inputs(self, x: Any) -> None:
+        """`learner.check_inputs(x)`: raises a DataError on inputs of other shapes."""
+        if self.inputs != self._shapes(x):
+            raise DataError(
+                f"the model was initialised with features whose examples are "
+                f"{', '.join(self.inputs or ())}; these are {', '.join(self._shapes(x))}"
+            )
+
+    def _initial(self, x: Any) -> dict[str, Any]:
+        """The fields that need inputs to be known."""
+        init_key, key = jax.random.split(self.key)
+        params, state = self.model.init(init_key, x)
+        _check_params(params)
+        return {
+            "params": params,
+            "state": state,
+            "opt_state": self.optimizer.init(params),
+            "key": key,
+            "inputs": self._shapes(x),
+        }
+
+    def _shapes(self, x: Any) -> tuple[str, ...]:
+        """The shape of one example, leaf by leaf, as text: static, and ready for a message."""
+        return tuple(
+            f"{path}{list(np.shape(leaf)[self.free_axes :])}"
+            for path, leaf in _tree.leaves_by_path(x)
+        )
+
+
+class Forward:
+    """`outputs = model(x)`: a model bound to its values, for the length of one step.
+
+    Attributes:
+        state: the model's state after the calls so far.
+    """
+
+    def __init__(
+        self, learner: Learner, params: Params, state: State, train: bool, key: Array | None
+    ) -> None:
+        self._learner = learner
+        self._params = params
+        self._train = train
+        self._key = key
+        self._calls = 0
+        self.state = state
+
+    def __call__(self, x: Any) -> Any:
+        self._learner.check_inputs(x)
+        key = self._key
+        if key is not None and self._calls:
+            key = jax.random.fold_in(key, self._calls)
+        self._calls += 1
+        outputs, self.state = self._learner.model.forward(
+            self._params, self.state, x, train=self._train, key=key
+        )
+        return outputs
+
+
+class _Loss:
+    """An objective at one step of a learner: its value and its gradient."""
+
+    def __init__(self, learner: Learner, objective: Objective, key: Array) -> None:
+        self.learner = learner
+        self.objective = objective
+        self.key = key
+
+    def gradient(self, batch: Batch) -> tuple[Array, Params, State, Outs]:
+        """Loss, gradient, model state and outs of a batch."""
+
+        def mean(params: Params) -> tuple[Array, tuple[State, Outs]]:
+            total, weight, state, outs = self._sums(params, self.learner.state, batch, self.key)
+            return _quotient(total, weight), (state, outs)
+
+        (loss, (state, outs)), grads = jax.value_and_grad(mean, has_aux=True)(self.learner.params)
+        return loss, grads, state, outs
+
+    def gradient_in_parts(self, batch: Batch, parts: int) -> tuple[Array, Params, State, Outs]:
+        """The same, of a part of the batch at a time: sums are added up, and divided at the end."""
+        params = self.learner.params
+
+        def total_of(params: Params, state: State, part: Batch, key: Array) -> Any:
+            total, weight, state, outs = self._sums(params, state, part, key)
+            return total, (weight, state, _as_metrics(outs))
+
+        def add(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, Outs]:
+            state, total, weight, sums = carry
+            key = jax.random.fold_in(self.key, part[0])
+            (more, (shares, state, outs)), grads = jax.value_and_grad(total_of, has_aux=True)(
+                params, state, part[1], key
+            )
+            sums = _tree.map(_added, sums, grads)
+            return (state, total + more, weight + shares, sums), outs
+
+        zero = jnp.zeros(())
+        start = self.learner.state, zero, zero, _tree.map(_wide_zeros, params)
+        (state, total, weight, sums), outs = _over_parts(add, start, batch, parts)
+
+        def mean(sum_: Array, param: Array) -> Array:
+            return _quotient(sum_, weight).astype(param.dtype)
+
+        grads = _tree.map(mean, sums, params)
+        return _quotient(total, weight), grads, state, outs
+
+    def value(self, params: Params, batch: Batch, parts: int) -> Array:
+        """The loss at other params, with the same randomness, as a line search asks for it."""
+        if parts == 1:
+            total, weight, _, _ = self._sums(params, self.learner.state, batch, self.key)
+            return _quotient(total, weight)
+
+        def add(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, Outs]:
+            state, total, weight = carry
+            key = jax.random.fold_in(self.key, part[0])
+            more, shares, state, outs = self._sums(params, state, part[1], key)
+            return (state, total + more, weight + shares), _as_metrics(outs)
+
+        zero = jnp.zeros(())
+        (_, total, weight), _ = _over_parts(add, (self.learner.state, zero, zero), batch, parts)
+        return _quotient(total, weight)
+
+    def _sums(
+        self, params: Params, state: State, batch: Batch, key: Array
+    ) -> tuple[Array, Array, State, Outs]:
+        """The sum of weighted losses, of weights, and what else comes of a batch."""
+        model = Forward(self.learner, params, state, train=True, key=key)
+        losses, weights, outs = self.objective(model, batch)
+        total, weight = _weighted_sums(losses, weights)
+        return total, weight, model.state, outs
+
+
+def _over_parts(add: Callable[[Any, Any], Any], start: Any, batch: Batch, parts: int) -> Any:
+    """`add` over the parts of a batch, in a loop; the outs of all parts merged.
+
+    All parts are of one size but the last, which may be smaller and is done after the loop.
+    """
+    length = _length(batch)
+    size = -(-length // parts)
+    full, rest = divmod(length, size)
+    cut = full * size
+
+    def stacked(leaf: Any) -> Any:
+        return leaf[:cut].reshape(full, size, *leaf.shape[1:])
+
+    carry, outs = jax.lax.scan(add, start, (jnp.arange(full), _tree.map(stacked, batch)))
+    merged = _tree.row(outs, 0)
+    for index in range(1, full):
+        merged = merged.merge(_tree.row(outs, index))
+    if rest:
+        carry, outs = add(carry, (jnp.asarray(full), _tree.row(batch, slice(cut, None))))
+        merged = merged.merge(outs)
+    return carry, merged
+
+
+def _length(batch: Batch) -> int:
+    lengths = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in _tree.leaves(batch)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise DataError(
+            f"to be cut into micro-batches, the arrays of a batch must have the examples on axis "
+            f"0, all alike; the batch is {describe_batch(batch)}"
+        )
+    return lengths.pop()
+
+
+def _as_metrics(outs: Outs) -> Metrics:
+    if not isinstance(outs, Metrics):
+        raise TypeError(
+            f"with micro_batches, the outs of an objective are merged, so they must be Metrics, "
+            f"such as `solstice.metrics.Mean(losses, weights)`; they are {outs!r:.60}"
+        )
+    return outs
+
+
+def _weighted_sums(losses: Array, weights: Array | None) -> tuple[Array, Array]:
+    losses = at_least_float32(losses)
+    if losses.ndim == 0:
+        raise ValueError(
+            "an objective gives the loss of each example, of shape [n], and the Learner takes "
+            "their mean; it gave a scalar"
+        )
+    if weights is None:
+        return jnp.sum(losses), jnp.asarray(losses.size, losses.dtype)
+    shares = jnp.broadcast_to(weights, losses.shape).astype(losses.dtype)
+    return jnp.sum(jnp.where(shares != 0, losses * shares, 0)), jnp.sum(shares)
+
+
+def _quotient(total: Array, weight: Array) -> Array:
+    """The mean, and 0 of nothing: a batch of padding alone has no gradient."""
+    there = weight != 0
+    return jnp.where(there, total / jnp.where(there, weight, 1), 0)
+
+
+def _added(sum_: Array, more: Array) -> Array:
+    return sum_ + more.astype(sum_.dtype)
+
+
+def _wide_zeros(leaf: Array) -> Array:
+    """To add gradients up in."""
+    return _tree.wide(jnp.zeros_like(leaf))
+
+
+def _kinds(params: Params) -> dict[str, str]:
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in _tree.leaves_by_path(params)}
+
+
+def _check_params(params: Params) -> None:
+    for path, leaf in _tree.leaves_by_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"the params of the model have {leaf.dtype} at `{path}`, and no gradient can be "
+                f"taken of that. Keep it in the model's state (in Linen a variable of another "
+                f"collection, in Haiku `hk.get_state`), or make it a constant"
+            )

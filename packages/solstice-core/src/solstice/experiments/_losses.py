@@ -1,0 +1,65 @@
+"""Losses, one number for each example or element, and never a mean."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from solstice._metrics import at_least_float32
+
+
+def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
+    """-log softmax(logits)[label] of each example, in float32 at least.
+
+    Smoothed as by Szegedy et al. (2016): the label is `1 - smoothing`, and the rest is spread
+    evenly over all classes.
+
+    Args:
+        logits: shape [..., classes].
+        labels: integers of shape [...].
+        smoothing: in [0, 1).
+    """
+    log_p = jax.nn.log_softmax(at_least_float32(logits))
+    losses = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    if smoothing == 0:
+        return losses
+    return (1 - smoothing) * losses - smoothing * jnp.mean(log_p, axis=-1)
+
+
+def binary_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
+    """-log p(label) where p(1) = sigmoid(logit), of each element, in float32 at least.
+
+    Args:
+        logits: of any shape.
+        labels: 0, 1, or probabilities between, of the same shape.
+        smoothing: in [0, 1): labels become 1 - smoothing / 2 and smoothing / 2.
+    """
+    logits, labels = at_least_float32(logits), at_least_float32(labels)
+    labels = labels * (1 - smoothing) + smoothing / 2
+    return jnp.maximum(logits, 0) - logits * labels + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
+def squared_error(predictions: Array, targets: Array) -> Array:
+    """(prediction - target)^2 of each element, in float32 at least."""
+    return jnp.square(at_least_float32(predictions) - at_least_float32(targets))
+
+
+def check_smoothing(smoothing: float, loss: object) -> float:
+    """The `label_smoothing` of an Experiment, as a float."""
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), such as 0.1; it is {smoothing}")
+    if smoothing and loss is not None:
+        raise ValueError("label_smoothing is of the usual loss: smooth in the `loss` you give")
+    return float(smoothing)
+
+
+def check_weights(weights: object, size: int) -> Array | None:
+    """The `class_weights` of an Experiment, as an array."""
+    if weights is None:
+        return None
+    given = jnp.asarray(weights, jnp.float32)  # pyright: ignore[reportArgumentType]
+    if given.shape != (size,) or not bool((given >= 0).all()) or not bool((given > 0).any()):
+        raise ValueError(
+            f"class_weights must be {size} numbers, one for each class, none negative and not all "
+            f"0; they are {given.tolist()!r:.80}"
+        )
+    return given

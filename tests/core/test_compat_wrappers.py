@@ -1,0 +1,225 @@
+"""Averaged weights, frozen weights and mixed precision: adapters around adapters."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from equinox_nets import Stateful, Stateless
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import solstice
+from solstice.compat import EquinoxModel, as_model, as_optimizer, ema, freeze, mixed_precision
+from solstice.testing import ModelConformance, OptimizerConformance, Sgd
+
+
+class TestEma(OptimizerConformance):
+    def build(self, *, learning_rate):
+        return ema(Sgd(learning_rate), 0.5)
+
+
+class TestFreeze(OptimizerConformance):
+    lacks = {"test_it_works_sharded": "its params are one array, which cannot be frozen alone"}
+
+    def build(self, *, learning_rate):
+        return freeze(Sgd(learning_rate), lambda path: path.split("/")[-1] in ("1", "bias"))
+
+
+class Bfloat16:
+    """A policy as `jmp` makes them."""
+
+    def cast_to_param(self, x):
+        return cast(x, jnp.float32)
+
+    def cast_to_compute(self, x):
+        return cast(x, jnp.bfloat16)
+
+    def cast_to_output(self, x):
+        return cast(x, jnp.float32)
+
+
+def cast(tree, dtype):
+    def one(leaf):
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, tree)
+
+
+class Whole(Bfloat16):
+    """A policy that changes nothing."""
+
+    def cast_to_compute(self, x):
+        return x
+
+    cast_to_param = cast_to_output = cast_to_compute
+
+
+class TestMixedPrecision(ModelConformance):
+    def build(self, *, hidden, classes, batch_norm, dropout):
+        make = eqx.nn.make_with_state(Stateful)
+        factory = EquinoxModel(partial(make, hidden, classes, batch_norm, dropout))
+        return mixed_precision(factory, Whole())
+
+
+# Averages
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([0.0, 0.5, 0.9, 0.9999]), st.lists(st.floats(-9, 9), min_size=1, max_size=8))
+def test_the_average_is_that_of_adam(decay, gradients):
+    optimizer = ema(Sgd(0.5), decay)
+    params = {"w": jnp.float32(1)}
+    state = optimizer.init(params)
+    assert optimizer.eval_params(state, params) == params
+    raw = 0.0
+    for number, gradient in enumerate(gradients, 1):
+        params, state = optimizer.step({"w": jnp.float32(gradient)}, state, params)
+        raw = decay * raw + (1 - decay) * float(params["w"])
+        found = optimizer.eval_params(state, params)["w"]
+        np.testing.assert_allclose(found, raw / (1 - decay**number), rtol=1e-5, atol=1e-5)
+
+
+def test_small_changes_of_weights_in_half_precision_are_not_lost():
+    optimizer = ema(Sgd(0.0), 0.99)
+    params = jnp.ones(3, jnp.bfloat16)
+    state = optimizer.init(params)
+    for value in [1.0] * 5 + [1.5] * 100:
+        _, state = optimizer.step(jnp.zeros_like(params), state, jnp.full_like(params, value))
+    average = optimizer.eval_params(state, params)
+    assert average.dtype == jnp.bfloat16
+    np.testing.assert_allclose(average.astype(np.float32), np.full(3, 1.48), rtol=0.01)
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, float("nan"), 2])
+def test_a_decay_is_below_one(decay):
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\)"):
+        ema(Sgd(0.1), decay)
+
+
+# Frozen weights
+
+PARAMS = {"encoder": {"w": jnp.arange(3.0), "b": jnp.ones(2)}, "head": {"w": jnp.ones(3)}}
+
+
+@jax.tree_util.register_static
+class Momentum:
+    """An optimiser that keeps something for each param, and tells of what it is given."""
+
+    def init(self, params, /):
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def step(self, grads, state, params, /, *, value=None, value_fn=None, **extra):
+        loss = jnp.zeros(()) if value_fn is None else value_fn(params)
+        state = jax.tree.map(jnp.add, state, grads)
+        return jax.tree.map(lambda p, s: p - s - loss, params, state), state
+
+    def eval_params(self, state, params, /):
+        return jax.tree.map(lambda p: p + 1, params)
+
+
+@pytest.mark.parametrize(
+    "frozen", ["encoder/*", ["encoder/w", "*/b"], lambda path: path.startswith("encoder")]
+)
+def test_what_is_frozen_stays_and_has_no_state(frozen):
+    optimizer = freeze(Momentum(), frozen)
+    state = optimizer.init(PARAMS)
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(3,)]
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
+    params, state = jax.jit(optimizer.step)(grads, state, PARAMS)
+    evaluated = optimizer.eval_params(state, params)
+    for name in ["w", "b"]:
+        np.testing.assert_array_equal(params["encoder"][name], PARAMS["encoder"][name])
+        np.testing.assert_array_equal(evaluated["encoder"][name], PARAMS["encoder"][name])
+    np.testing.assert_array_equal(params["head"]["w"], np.zeros(3))
+    np.testing.assert_array_equal(evaluated["head"]["w"], np.ones(3))
+
+
+def test_a_line_search_sees_the_loss_of_all_weights():
+    optimizer = freeze(Momentum(), "encoder/*")
+    grads = jax.tree.map(jnp.zeros_like, PARAMS)
+
+    def loss(params):
+        return params["encoder"]["b"].sum() + params["head"]["w"].sum()
+
+    params, _ = optimizer.step(grads, optimizer.init(PARAMS), PARAMS, value_fn=loss)
+    np.testing.assert_array_equal(params["head"]["w"], np.full(3, 1.0 - 5.0))
+
+
+@pytest.mark.parametrize(("frozen", "which"), [("decoder/*", "no param"), ("*", "all params")])
+def test_a_pattern_of_nothing_or_all_names_the_params(frozen, which):
+    with pytest.raises(ValueError, match=f"matches {which}.*: encoder/b, encoder/w, head/w"):
+        freeze(Momentum(), frozen).init(PARAMS)
+
+
+# Precision
+
+
+@jax.tree_util.register_static
+class Recording:
+    """A model of one weight, whose state counts in float32, and which says what it is given."""
+
+    def __init__(self):
+        self.dtypes = []
+
+    def init(self, key, x, /):
+        return {"w": jnp.ones((), jnp.float32)}, {"mean": jnp.zeros((), jnp.float32)}
+
+    def forward(self, params, state, x, /, *, train, key=None):
+        self.dtypes.append((params["w"].dtype, x["a"].dtype, x["ids"].dtype))
+        outputs = params["w"] * x["a"]
+        return outputs, {"mean": jnp.mean(outputs)} if train else state
+
+
+def test_a_model_computes_in_one_dtype_and_is_kept_in_another():
+    inner = Recording()
+    model = mixed_precision(inner, Bfloat16())
+    x = {"a": jnp.ones((2, 3)), "ids": jnp.ones((2,), jnp.int32)}
+    params, state = model.init(jax.random.key(0), x)
+    outputs, new = model.forward(params, state, x, train=True, key=jax.random.key(0))
+    assert inner.dtypes == [(jnp.bfloat16, jnp.bfloat16, jnp.int32)]
+    assert params["w"].dtype == outputs.dtype == new["mean"].dtype == jnp.float32
+
+
+def test_a_policy_is_read_by_jmp():
+    pytest.importorskip("jmp")
+    model = mixed_precision(Recording(), "params=float32,compute=bfloat16,output=float32")
+    x = {"a": jnp.ones((2, 3)), "ids": jnp.ones((2,), jnp.int32)}
+    outputs, _ = model.forward(*model.init(jax.random.key(0), x), x, train=False)
+    assert outputs.dtype == jnp.float32
+
+
+def test_what_casts_nothing_is_no_policy():
+    with pytest.raises(TypeError, match=r"policy must be a jmp\.Policy"):
+        mixed_precision(Recording(), jnp.bfloat16)
+
+
+# Together
+
+
+def test_wrapped_alike_is_alike_so_that_nothing_is_compiled_twice():
+    optimizer, model, policy = Sgd(0.1), Recording(), Bfloat16()
+    assert ema(optimizer, 0.9) == ema(optimizer, 0.9)
+    assert ema(optimizer, 0.9) != ema(optimizer, 0.8)
+    assert freeze(optimizer, ["a"]) == freeze(optimizer, "a")
+    assert mixed_precision(model, policy) == mixed_precision(model, policy)
+    assert as_optimizer(ema(optimizer)) is not None
+    assert as_model(mixed_precision(model, policy)) is not None
+
+
+def test_an_experiment_evaluates_the_average_and_keeps_what_is_frozen():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(32, 6)).astype(np.float32)
+    data = solstice.data.batches((x, (x[:, 0] > 0).astype(int)), 8)
+    optimizer = ema(freeze(Sgd(0.5), "first/*"), 0.9)
+    net = Stateless(8, 2, batch_norm=False, dropout=0.0, key=jax.random.key(0))
+    exp = solstice.ClassificationExperiment(net, optimizer, 2, sample_input=x)
+    trained = exp.train(data, num_epochs=5, callbacks=[])
+    np.testing.assert_array_equal(trained.params.first.weight, exp.params.first.weight)
+    assert np.any(trained.params.last.weight != exp.params.last.weight)
+    averaged = trained.learner.eval_params()
+    assert np.any(averaged.last.weight != trained.params.last.weight)
+    expected = jax.vmap(lambda row: averaged.last(jax.nn.relu(averaged.first(row))))(x)
+    np.testing.assert_allclose(trained(x), expected, rtol=1e-5, atol=1e-6)
