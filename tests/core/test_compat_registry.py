@@ -120,7 +120,7 @@ def test_an_experiment_wraps_a_bare_module_once():
     module = mlp()
     one = solstice.ClassificationExperiment(module, Sgd(), num_classes=2)
     other = solstice.ClassificationExperiment(module, Sgd(), num_classes=2)
-    assert one.learner.model is other.model
+    assert one.learner.model is other.learner.model
 
 
 @pytest.mark.parametrize("obj", [None, 3, "mlp", (), [], {}, object_of("nowhere.to.be.found")])

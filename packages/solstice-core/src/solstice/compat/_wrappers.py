@@ -234,4 +234,4 @@ def _joined(one: Any, other: Any) -> Any:
 
 
 def _in_dtype_of(leaf: Array, like: Array) -> Array:
-    return leaf.astype(like.dtype)
+    return leaf if leaf.dtype == like.dtype else leaf.astype(like.dtype)

@@ -1,0 +1,652 @@
+"""The ready-made Experiments: their losses, what is masked, their options, what they refuse."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import solstice
+from solstice import DataError, metrics
+from solstice.compat import EquinoxModel
+from solstice.data import Masked, batches, pad_batch
+from solstice.testing import Sgd
+
+RNG = np.random.default_rng(0)
+N, FEATURES = 40, 4
+X = RNG.normal(size=(N, FEATURES)).astype(np.float32)
+Y = RNG.integers(0, 3, N).astype(np.int32)
+LABELS = RNG.integers(0, 2, (N, 3)).astype(np.int32)
+NUMBERS = (X @ RNG.normal(size=FEATURES)).astype(np.float32)
+PIXELS = RNG.random((N, FEATURES)).astype(np.float32)
+TOKENS = RNG.integers(0, 5, (N, 7)).astype(np.int32)
+MASK = RNG.random(N) < 0.6
+
+
+def layer(size, features=FEATURES):
+    return eqx.nn.Linear(features, size, key=jax.random.key(size))
+
+
+@jax.tree_util.register_static
+class Tokens:
+    """Logits from a table of the last token."""
+
+    def init(self, key, x, /):
+        return {"table": jax.random.normal(key, (5, 5))}, ()
+
+    def forward(self, params, state, x, /, *, train, key=None):
+        return params["table"][x], state
+
+
+@jax.tree_util.register_static
+class Adam:
+    """Adam without its correction of the start: the core's tests have no Optax."""
+
+    def init(self, params, /):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return zeros, zeros
+
+    def step(self, grads, state, params, /, **extra):
+        mean = jax.tree.map(lambda m, g: 0.8 * m + 0.2 * g, state[0], grads)
+        square = jax.tree.map(lambda s, g: 0.9 * s + 0.1 * g**2, state[1], grads)
+        new = jax.tree.map(
+            lambda p, m, s: p - 0.02 * m / (jnp.sqrt(s) + 1e-6), params, mean, square
+        )
+        return new, (mean, square)
+
+    def eval_params(self, state, params, /):
+        return params
+
+
+TABLE = Tokens()
+SGD, ADAM = Sgd(0.1), Adam()
+THREE, ONE, TWO = layer(3), layer(1), layer(2)
+BACK = layer(FEATURES, 2)
+VARIATIONAL = layer(4)
+JUDGE = eqx.nn.MLP(FEATURES, "scalar", 16, 1, key=jax.random.key(1))
+
+
+def classes(**options):
+    return solstice.ClassificationExperiment(THREE, SGD, 3, sample_input=X, **options)
+
+
+def binary(**options):
+    return solstice.BinaryClassificationExperiment(ONE, SGD, sample_input=X, **options)
+
+
+def labels(**options):
+    return solstice.MultilabelClassificationExperiment(THREE, SGD, 3, sample_input=X, **options)
+
+
+def regression(**options):
+    return solstice.RegressionExperiment(ONE, SGD, sample_input=X, **options)
+
+
+def language(**options):
+    return solstice.LanguageModelExperiment(TABLE, SGD, 5, sample_input=TOKENS, **options)
+
+
+def autoencoder(**options):
+    return solstice.AutoencoderExperiment(TWO, BACK, SGD, sample_input=PIXELS, **options)
+
+
+def vae(**options):
+    return solstice.VAEExperiment(VARIATIONAL, BACK, SGD, 2, sample_input=PIXELS, **options)
+
+
+def gan(**options):
+    return solstice.GANExperiment(BACK, JUDGE, SGD, 2, sample_input=PIXELS, **options)
+
+
+KINDS = {
+    "classes": (classes, (X, Y)),
+    "binary": (binary, (X, Y == 1)),
+    "labels": (labels, (X, LABELS)),
+    "regression": (regression, (X, NUMBERS)),
+    "language": (language, TOKENS),
+    "autoencoder": (autoencoder, PIXELS),
+    "vae": (vae, PIXELS),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def rows(batch, chosen):
+    return jax.tree.map(lambda leaf: leaf[chosen], batch)
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def close(found, expected, rtol=1e-5):
+    found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
+    for one, other in zip(found, expected, strict=True):
+        if not jnp.issubdtype(jnp.asarray(one).dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(one, other, rtol=rtol, atol=1e-6)
+
+
+def computed(exp, batch):
+    return {name: float(v) for name, v in exp.eval_step(batch)[1].compute().items()}
+
+
+# What all of them do
+
+
+@each_kind
+def test_what_is_masked_counts_for_nothing(kind):
+    make, batch = KINDS[kind]
+    if kind == "vae":
+        make = noiseless
+    exp = make()
+    new, outs = exp.train_step(Masked(batch, MASK))
+    expected, of_rest = exp.train_step(rows(batch, MASK))
+    close(new.params, expected.params)
+    close(outs.compute(), of_rest.compute())
+    close(computed(exp, Masked(batch, MASK)), computed(exp, rows(batch, MASK)))
+
+
+def noiseless(**options):
+    """A VAE whose latents hardly vary, so that training does not depend on the noise drawn."""
+    exp = vae(**options)
+    encoder = exp.params["encoder"]
+    certain = encoder.bias.at[2:].set(-60.0)
+    encoder = eqx.tree_at(lambda layer: layer.bias, encoder, certain)
+    return exp.with_params({**exp.params, "encoder": encoder})
+
+
+@each_kind
+def test_padding_changes_nothing(kind):
+    make, batch = KINDS[kind]
+    exp = make()
+    part = rows(batch, slice(0, 5))
+    close(computed(exp, pad_batch(part, 8)), computed(exp, part))
+
+
+@each_kind
+def test_an_epoch_is_measured_alike_whatever_the_batches(kind):
+    make, batch = KINDS[kind]
+    exp = make()
+    whole = exp.test(batch, batch_size=N, callbacks=[])
+    close(exp.test(batch, batch_size=7, callbacks=[]), whole)
+    padded = [pad_batch(part, 16) for part in batches(batch, 16)]
+    close(exp.test(padded, callbacks=[]), whole)
+
+
+@each_kind
+def test_it_learns_from_the_trainer_and_by_hand_alike(kind):
+    make, batch = KINDS[kind]
+    exp = make()
+    data = batches(batch, 8)
+    by_hand = exp
+    for part in data:
+        by_hand, _ = by_hand.train_step(part)
+    trained = exp.train(data, num_epochs=1, callbacks=[])
+    close(trained, by_hand, rtol=1e-4)
+    assert int(trained.step) == 5
+    more = trained.train(data, num_epochs=30, callbacks=[])
+    before, after = computed(exp, batch), computed(more, batch)
+    assert after["loss"] < before["loss"]
+
+
+@each_kind
+def test_parts_of_a_batch_train_as_the_whole(kind):
+    make, batch = KINDS[kind]
+    if kind == "vae":
+        make = noiseless
+    whole, outs = make().train_step(Masked(batch, MASK))
+    cut, merged = make(micro_batches=3).train_step(Masked(batch, MASK))
+    close(cut.params, whole.params)
+    close(merged.compute(), outs.compute())
+
+
+@each_kind
+def test_a_mask_that_does_not_fit_is_told(kind):
+    make, batch = KINDS[kind]
+    with pytest.raises(DataError, match="must be an array of booleans"):
+        make().train_step(Masked(batch, MASK.astype(np.float32)))
+    with pytest.raises(DataError, match="one entry for each of its 40 examples"):
+        make().train_step(Masked(batch, MASK[:3]))
+
+
+@each_kind
+def test_options_out_of_range_are_told(kind):
+    make, _ = KINDS[kind]
+    with pytest.raises(ValueError, match="micro_batches must be 1 or more; it is 0"):
+        make(micro_batches=0)
+    with pytest.raises(TypeError, match="loss must be a function"):
+        make(loss="mse")
+
+
+@each_kind
+def test_a_loss_that_is_a_mean_is_told(kind):
+    make, batch = KINDS[kind]
+    with pytest.raises(ValueError, match="without a mean"):
+        make(loss=lambda outputs, targets: jnp.mean(outputs)).train_step(batch)
+
+
+@each_kind
+def test_a_loss_may_be_given(kind):
+    make, batch = KINDS[kind]
+    size = {"language": 6 * N}.get(kind, N)
+
+    def constant(outputs, targets):
+        return jnp.full(targets.shape[:2] if kind == "language" else targets.shape[:1], 2.5)
+
+    found = computed(make(loss=constant), batch)
+    expected = 2.5 + found.get("divergence", 0)
+    assert found["loss"] == pytest.approx(expected, rel=1e-6), size
+
+
+# Losses
+
+
+def weighted(losses, weights):
+    return (losses * weights).sum() / weights.sum()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    smoothing=st.sampled_from([0.0, 0.1, 0.5]),
+    weights=st.lists(st.sampled_from([0.0, 0.5, 2.0]), min_size=2, max_size=2),
+)
+def test_smoothed_labels_and_weighted_classes(smoothing, weights):
+    weights = np.array([1.0, *weights])
+    exp = classes(label_smoothing=smoothing, class_weights=weights)
+    log_p = log_softmax(exp(X))
+    targets = np.eye(3)[Y] * (1 - smoothing) + smoothing / 3
+    expected = weighted(-(targets * log_p).sum(axis=1), weights[Y])
+    found = exp.eval_step((X, Y))[1].compute()
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(Y, log_p.argmax(axis=1)))
+    # Batches of other sizes have other sums of weights, which must not matter.
+    cut = exp.test((X, Y), batch_size=7, callbacks=[])
+    assert cut["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.uint8])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_binary_loss(dtype, smoothing):
+    y = (Y == 1).astype(dtype)
+    exp = binary(label_smoothing=smoothing, class_weights=[1.0, 3.0], threshold=0.3)
+    p = 1 / (1 + np.exp(-np.asarray(exp(X), np.float64)))
+    assert p.shape == (N,)
+    targets = y.astype(float) * (1 - smoothing) + smoothing / 2
+    losses = -(targets * np.log(p) + (1 - targets) * np.log(1 - p))
+    found = computed(exp, (X, y))
+    assert found["loss"] == pytest.approx(weighted(losses, np.where(y, 3.0, 1.0)), rel=1e-5)
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(y, p >= 0.3))
+    np.testing.assert_allclose(exp.predict_step(X), p, rtol=1e-5)
+
+
+def test_the_loss_of_several_labels():
+    exp = labels(class_weights=[1.0, 2.0, 0.0], label_smoothing=0.1)
+    p = 1 / (1 + np.exp(-np.asarray(exp(X), np.float64)))
+    targets = LABELS * 0.9 + 0.05
+    losses = -(targets * np.log(p) + (1 - targets) * np.log(1 - p))
+    expected = weighted(losses, np.broadcast_to([1.0, 2.0, 0.0], losses.shape))
+    found = computed(exp, (X, LABELS))
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["subset_accuracy"] == pytest.approx(sk.accuracy_score(LABELS, p >= 0.5))
+
+
+def test_logits_far_out_have_finite_losses_and_gradients():
+    y = np.array([0, 1, 0, 1])
+    exp = solstice.BinaryClassificationExperiment(
+        eqx.nn.Linear(1, 1, key=jax.random.key(0)), SGD, sample_input=np.ones((1, 1), np.float32)
+    )
+    exp = exp.with_params(
+        eqx.tree_at(lambda layer: layer.weight, exp.params, jnp.full((1, 1), 1e4))
+    )
+    x = np.array([[1.0], [1.0], [-1.0], [-1.0]], np.float32)
+    new, outs = exp.train_step((x, y))
+    assert np.isfinite(outs.compute()["loss"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new.params))
+
+
+@pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 3)])
+def test_regression_takes_targets_of_its_models_shape(shape):
+    net = ONE if shape != (N, 3) else THREE
+    y = RNG.normal(size=shape).astype(np.float32)
+    exp = solstice.RegressionExperiment(net, SGD, sample_input=X)
+    preds = np.asarray(jax.vmap(net)(X)).reshape(shape)
+    found = computed(exp, (X, y))
+    assert found["loss"] == pytest.approx(np.square(preds - y).mean(), rel=1e-5)
+    assert found["r2"] == pytest.approx(sk.r2_score(y.reshape(-1), preds.reshape(-1)), rel=1e-4)
+
+
+def test_targets_that_are_masked_may_be_nan_one_by_one():
+    y = RNG.normal(size=(N, 3)).astype(np.float32)
+    y[:, 1] = np.nan
+    exp = solstice.RegressionExperiment(THREE, SGD, sample_input=X)
+    new, outs = exp.train_step(Masked((X, y), ~np.isnan(y)))
+    assert np.isfinite(outs.compute()["loss"])
+    assert outs.compute()["num_nan"] == 0
+    np.testing.assert_array_equal(new.params.weight[1], exp.params.weight[1])
+    assert np.all(new.params.weight[0] != exp.params.weight[0])
+
+
+@pytest.mark.parametrize("mask", [None, "rows", "tokens", "pad"])
+def test_the_loss_of_a_language_model_is_over_the_tokens_that_count(mask):
+    exp = language(pad_id=0 if mask == "pad" else None, token_bytes=[1, 2, 3, 1, 1])
+    log_p = log_softmax(np.asarray(exp.params["table"])[TOKENS[:, :-1]])
+    targets = TOKENS[:, 1:]
+    counts = np.ones(targets.shape, bool)
+    batch = TOKENS
+    if mask == "rows":
+        counts, batch = counts & MASK[:, None], Masked(TOKENS, MASK)
+    elif mask == "tokens":
+        some = RNG.random(TOKENS.shape) < 0.5
+        counts, batch = some[:, 1:], Masked(TOKENS, some)
+    elif mask == "pad":
+        counts = targets != 0
+    losses = -np.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0][counts]
+    found = computed(exp, batch)
+    assert found["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert found["perplexity"] == pytest.approx(np.exp(losses.mean()), rel=1e-5)
+    assert found["num_tokens"] == counts.sum()
+    num_bytes = np.array([1, 2, 3, 1, 1])[targets][counts].sum()
+    expected = losses.sum() / np.log(2) / num_bytes
+    assert found["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_parts_of_the_lower_bound():
+    exp = vae(beta=0.5)
+    mean, log_variance = (np.asarray(part, np.float64) for part in exp.encode(PIXELS))
+    divergence = (mean**2 + np.exp(log_variance) - 1 - log_variance).sum(axis=1).mean() / 2
+    decoded = np.asarray(exp.decode(mean.astype(np.float32)), np.float64)
+    likelihood = PIXELS * np.log(decoded) + (1 - PIXELS) * np.log(1 - decoded)
+    found = computed(exp, PIXELS)
+    assert found["divergence"] == pytest.approx(divergence, rel=1e-5)
+    assert found["reconstruction"] == pytest.approx(-likelihood.sum(axis=1).mean(), rel=1e-5)
+    assert found["loss"] == pytest.approx(
+        found["reconstruction"] + 0.5 * found["divergence"], rel=1e-6
+    )
+    np.testing.assert_allclose(exp.predict_step(PIXELS), decoded, rtol=1e-4)
+
+
+def test_latents_are_drawn_in_training_with_the_variance_of_the_encoder():
+    exp = vae()
+    model = exp.learner.forward(train=True, key=jax.random.key(3))
+    many = np.tile(PIXELS[:1], (4000, 1))
+    decoded, codes = model(many)
+    weight = np.asarray(exp.params["decoder"].weight)
+    expected = weight @ np.diag(np.exp(np.asarray(codes[0, 2:]))) @ weight.T
+    np.testing.assert_allclose(np.cov(np.asarray(decoded).T), expected, rtol=0.15, atol=0.02)
+
+
+# A GAN
+
+
+def test_each_player_goes_down_its_own_gradient():
+    exp = gan()
+    new, outs = exp.train_step(PIXELS)
+    assert int(new.step) == int(new.discriminator.step) == 1
+    names = ["discriminator_loss", "generator_loss", "real_accuracy", "generated_accuracy"]
+    assert sorted(outs.compute()) == sorted(names)
+
+    keys = jax.random.split(jax.random.fold_in(exp.generator.key, 0), 4)
+    fake = jax.vmap(exp.generator.params)(jax.random.normal(keys[0], (N, 2)))
+
+    def of_discriminator(params):
+        real, generated = (jax.vmap(eqx.combine(params, JUDGE))(x) for x in (PIXELS, fake))
+        return jnp.mean(jax.nn.softplus(-real) + jax.nn.softplus(generated))
+
+    params = exp.discriminator.params
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(of_discriminator)(params))
+    close(new.discriminator.params, expected)
+    assert outs.compute()["discriminator_loss"] == pytest.approx(of_discriminator(params), rel=1e-5)
+
+    def of_generator(params):
+        made = jax.vmap(params)(jax.random.normal(keys[2], (N, 2)))
+        return jnp.mean(jax.nn.softplus(-jax.vmap(eqx.combine(expected, JUDGE))(made)))
+
+    params = exp.generator.params
+    moved = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(of_generator)(params))
+    close(new.generator.params, moved)
+    assert outs.compute()["generator_loss"] == pytest.approx(of_generator(params), rel=1e-5)
+
+
+def test_a_generator_learns_the_mean_of_the_data():
+    x = np.random.default_rng(1).normal(3.0, 0.5, (512, 1)).astype(np.float32)
+    judge = eqx.nn.MLP(1, "scalar", 16, 1, key=jax.random.key(1))
+    exp = solstice.GANExperiment(layer(1, 2), judge, ADAM, 2, sample_input=x)
+    exp = exp.train(x, batch_size=64, num_epochs=40, callbacks=[])
+    assert float(exp.sample(jax.random.key(0), 1000).mean()) == pytest.approx(3.0, abs=0.5)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_masked_examples_train_no_player(parts):
+    exp = gan(micro_batches=parts)
+    poisoned = np.where(MASK[:, None], PIXELS, np.float32(1e6))
+    for pixels in (PIXELS, poisoned):
+        new, outs = exp.train_step(Masked(pixels, MASK))
+        assert outs.compute()["discriminator_loss"] < 10
+        assert all(np.abs(leaf).max() < 10 for leaf in jax.tree.leaves(new.discriminator.params))
+
+
+def test_evaluation_of_a_gan_draws_anew_for_each_batch_and_changes_nothing():
+    exp = gan()
+    one, first = exp.eval_step(PIXELS)
+    _, second = one.eval_step(PIXELS)
+    _, again = exp.eval_step(PIXELS)
+    assert first.compute()["generator_loss"] != second.compute()["generator_loss"]
+    assert first.compute()["generator_loss"] == again.compute()["generator_loss"]
+    before = exp.train(PIXELS, batch_size=8, callbacks=[])
+    exp.test(PIXELS, batch_size=8, callbacks=[])
+    close(exp.train(PIXELS, batch_size=8, callbacks=[]), before)
+
+
+def test_a_gan_of_least_squares_and_two_optimizers():
+    exp = gan(
+        loss=lambda logits, is_real: (logits - is_real) ** 2, discriminator_optimizer=Sgd(0.0)
+    )
+    new, outs = exp.train_step(PIXELS)
+    close(new.discriminator.params, exp.discriminator.params)
+    assert outs.compute()["discriminator_loss"] >= 0
+
+
+# Hooks, and what comes out
+
+
+def test_metrics_may_be_given():
+    exp = binary(metrics=lambda logits, y, mask: metrics.BinaryCurves(logits, y, mask=mask))
+    y = Y == 1
+    found = exp.test((X, y), batch_size=7, callbacks=[])
+    assert found["roc_auc"] == pytest.approx(sk.roc_auc_score(y, np.asarray(exp(X))))
+    assert set(found) == {"loss", "roc_auc", "average_precision", "num_nan"}
+    exp.train((X, y), batch_size=7, callbacks=[])  # which grow, and are merged in training too
+
+
+def test_a_second_experiment_with_the_same_parts_compiles_nothing():
+    counter = Counting()
+    kinds = [
+        lambda: solstice.RegressionExperiment(counter, SGD, sample_input=X),
+        lambda: solstice.RegressionExperiment(counter, SGD, sample_input=X, seed=3),
+    ]
+    traces = []
+    for make in kinds:
+        make().train((X, NUMBERS), batch_size=8, callbacks=[])
+        traces.append(counter.traces)
+    assert traces[0] == traces[1] > 0
+
+
+@jax.tree_util.register_static
+class Counting:
+    def __init__(self):
+        self.traces = 0
+
+    def init(self, key, x, /):
+        return {"w": jnp.zeros(x.shape[1:])}, ()
+
+    def forward(self, params, state, x, /, *, train, key=None):
+        self.traces += train
+        return x @ params["w"], state
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "vae"])
+def test_what_is_encoded_can_be_decoded(kind):
+    exp, _ = KINDS[kind][0](), None
+    codes = exp.encode(PIXELS)
+    means = codes[0] if kind == "vae" else codes
+    assert means.shape == (N, 2)
+    np.testing.assert_allclose(exp.decode(means), exp.predict_step((PIXELS, Y)), rtol=1e-5)
+    assert solstice.VAEExperiment(VARIATIONAL, BACK, SGD, 2).params is None
+
+
+def test_samples():
+    for exp in (vae(), gan()):
+        one, again = exp.sample(jax.random.key(1), 5), exp.sample(jax.random.key(1), 5)
+        assert one.shape == (5, FEATURES)
+        np.testing.assert_array_equal(one, again)
+        assert np.any(one != exp.sample(jax.random.key(2), 5))
+    with pytest.raises(DataError, match="no values yet"):
+        solstice.VAEExperiment(VARIATIONAL, BACK, SGD, 2).sample(jax.random.key(0), 1)
+
+
+def test_labels_of_a_batch_do_not_matter_to_what_has_none():
+    for make in (autoencoder, vae, gan):
+        close(make().train_step((PIXELS, Y))[0], make().train_step(PIXELS)[0])
+
+
+# Text
+
+
+def test_text_is_generated_token_by_token_as_the_model_has_it():
+    table = np.full((5, 5), -50.0, np.float32)
+    for token in range(5):
+        table[token, (token + 2) % 5] = 50.0
+    exp = language().with_params({"table": jnp.asarray(table)})
+    prompts = np.array([[0, 1], [3, 4]], np.int32)
+    for temperature in [1.0, 0.0]:
+        found = exp.generate(prompts, 4, key=jax.random.key(0), temperature=temperature)
+        np.testing.assert_array_equal(found, [[0, 1, 3, 0, 2, 4], [3, 4, 1, 3, 0, 2]])
+
+
+def test_text_is_drawn_from_the_distribution():
+    table = np.log(np.tile(np.array([0.1, 0.2, 0.3, 0.4, 1e-9], np.float32), (5, 1)))
+    exp = language().with_params({"table": jnp.asarray(table)})
+    drawn = exp.generate(np.zeros((4000, 1), np.int32), 1, key=jax.random.key(0))[:, 1]
+    shares = np.bincount(np.asarray(drawn), minlength=5) / 4000
+    np.testing.assert_allclose(shares, [0.1, 0.2, 0.3, 0.4, 0.0], atol=0.03)
+
+
+def test_lengths_may_differ_from_batch_to_batch():
+    exp = language().train([TOKENS[:8], TOKENS[:8, :4]], callbacks=[])
+    assert int(exp.step) == 2
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: classes(label_smoothing=1.0), ValueError, r"label_smoothing must be in \[0, 1\)"),
+        (lambda: classes(label_smoothing=0.1, loss=max), ValueError, "smooth in the `loss`"),
+        (lambda: classes(class_weights=[1, 2]), ValueError, "class_weights must be 3 numbers"),
+        (lambda: classes(class_weights=[1, 2, -1]), ValueError, "none negative"),
+        (lambda: binary(class_weights=[0, 0]), ValueError, "not all 0"),
+        (lambda: classes(metrics=3), TypeError, "metrics must be a function"),
+        (
+            lambda: solstice.MultilabelClassificationExperiment(THREE, SGD, 0),
+            ValueError,
+            "num_labels must be 1 or more",
+        ),
+        (
+            lambda: solstice.LanguageModelExperiment(TABLE, SGD, 1),
+            ValueError,
+            "vocabulary_size must be 2 or more",
+        ),
+        (lambda: language(pad_id=5), ValueError, r"pad_id must be a token in \[0, 5\)"),
+        (lambda: language(token_bytes=[1, 2]), ValueError, "an integer for each of the 5 tokens"),
+        (
+            lambda: solstice.VAEExperiment(VARIATIONAL, BACK, SGD, 0),
+            ValueError,
+            "latent_size must be 1 or more",
+        ),
+        (lambda: vae(beta=float("nan")), ValueError, "beta not negative"),
+        (
+            lambda: solstice.GANExperiment(BACK, JUDGE, SGD, 0),
+            ValueError,
+            "latent_size must be 1 or more",
+        ),
+    ],
+)
+def test_bad_options(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "batch", "message"),
+    [
+        (binary, (X, Y), "labels are neither 0 nor 1, such as 2"),
+        (binary, (X, NUMBERS), r"integers or booleans of shape \[n\]"),
+        (binary, (X, LABELS), r"integers or booleans of shape \[n\]"),
+        (labels, (X, LABELS[:, :2]), r"must be of shape \[n, 3\]"),
+        (labels, (X, Y), r"of shape \[n, 3\]"),
+        (labels, (X, LABELS * 2), "neither 0 nor 1, such as 2"),
+        (regression, (X, np.full(N, np.nan, np.float32)), "40 of 40 targets are NaN"),
+        (regression, (X, X), "predictions of the shape of the targets"),
+        (regression, (X, np.array(["a"] * N)), "targets must be real numbers"),
+        (language, X, "expected tokens, integers"),
+        (language, TOKENS[:, :1], "a length of 2 or more"),
+        (language, TOKENS + 1, r"tokens are outside \[0, 5\), such as 5"),
+        (language, Masked(TOKENS, np.ones((N, 3), bool)), r"must be of that shape, or \[40\]"),
+        (autoencoder, (PIXELS * 255).astype(np.uint8), "features of floating point"),
+        (autoencoder, np.full_like(PIXELS, np.nan), "features are NaN"),
+        (autoencoder, Masked(np.full_like(PIXELS, np.nan), ~MASK), "features are NaN"),
+        (vae, PIXELS * 2, r"features must be in \[0, 1\] for the usual loss"),
+        (gan, PIXELS[:, :3], "the generator must give the shape of the features"),
+    ],
+)
+def test_bad_batches(make, batch, message):
+    for step in ("train_step", "eval_step"):
+        with pytest.raises(DataError, match=message):
+            getattr(make(), step)(batch)
+    with pytest.raises(DataError, match=message):
+        make().train([batch], callbacks=[])
+
+
+@pytest.mark.parametrize(
+    ("exp", "batch", "message"),
+    [
+        (lambda: solstice.BinaryClassificationExperiment(THREE, SGD), (X, Y == 1), "one logit"),
+        (
+            lambda: solstice.MultilabelClassificationExperiment(TWO, SGD, 3),
+            (X, LABELS),
+            r"logits of shape \[40, 3\]; it gave f32\[40,2\]",
+        ),
+        (lambda: solstice.LanguageModelExperiment(TABLE, SGD, 6), TOKENS, r"\[40, 6, 6\]"),
+        (lambda: solstice.AutoencoderExperiment(TWO, layer(3, 2), SGD), PIXELS, "the decoder must"),
+        (lambda: solstice.VAEExperiment(TWO, BACK, SGD, 2), PIXELS, "2 means and as many"),
+        (
+            lambda: solstice.GANExperiment(BACK, layer(3), SGD, 2),
+            PIXELS,
+            "the discriminator must give one logit",
+        ),
+    ],
+)
+def test_models_that_do_not_fit(exp, batch, message):
+    with pytest.raises(DataError, match=message):
+        exp().train_step(batch)
+
+
+def test_prompts_must_be_tokens():
+    with pytest.raises(DataError, match=r"tokens are outside"):
+        language().generate(np.array([[9]]), 3, key=jax.random.key(0))
+    with pytest.raises(DataError, match="expected tokens"):
+        language().generate(np.array([1, 2]), 3, key=jax.random.key(0))
+
+
+def test_a_model_of_random_layers_trains_and_evaluates():
+    """Dropout in both halves of an autoencoder gets keys in training, and none in evaluation."""
+    encoder = EquinoxModel(lambda key: eqx.nn.Sequential([layer(2), eqx.nn.Dropout(0.5)]))
+    exp = solstice.AutoencoderExperiment(encoder, BACK, SGD)
+    exp, outs = exp.train_step(PIXELS)
+    assert np.isfinite(outs.compute()["loss"])
+    np.testing.assert_array_equal(exp(PIXELS), exp(PIXELS))
