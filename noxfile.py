@@ -221,6 +221,13 @@ def tfds(session: nox.Session) -> None:
     session.run("pytest", "tests/tfds", "-k", "not without_tensorflow", env=ENV)
 
 
+@nox.session
+def huggingface(session: nox.Session) -> None:
+    """Train from Hugging Face datasets."""
+    install_all(session, *TEST, "datasets")
+    session.run("pytest", "tests/huggingface", env=ENV)
+
+
 @nox.session(venv_backend="virtualenv")
 def torch(session: nox.Session) -> None:
     """Train from a torch DataLoader (torch is a large download)."""

@@ -63,3 +63,10 @@ def test_an_iterable_data_set_without_a_length_trains():
 
     stream = torch.utils.data.DataLoader(Stream(), batch_size=32)
     assert classifier().train(stream, num_epochs=2, callbacks=[]).step == 8
+
+
+def test_a_data_set_that_gives_examples_says_what_to_write():
+    x, y = digits()
+    dataset = torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
+    with pytest.raises(solstice.DataError, match=r"DataLoader\(train_ds, batch_size=32"):
+        classifier().train(dataset, callbacks=[])

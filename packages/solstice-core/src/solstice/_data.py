@@ -1,7 +1,7 @@
 """What a data set may be: each kind becomes batches of NumPy arrays, epoch by epoch.
 
-Nothing here imports a data library. A `tf.data.Dataset`, a grain pipeline and a torch
-`DataLoader` are iterables whose leaves offer `__array__`, and are used as such.
+A `tf.data.Dataset`, a grain pipeline and a torch `DataLoader` are iterables whose leaves offer
+`__array__`, and are used as such. What a library needs beyond that is in `_libraries`.
 """
 
 import inspect
@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from solstice import _tree
+from solstice import _libraries, _tree
 from solstice._batches import Batches
 from solstice._errors import DataError
 from solstice._types import Batch
@@ -61,9 +61,7 @@ class Source:
         """How exactly a run that ended within an epoch could go on, in words."""
         if isinstance(self._data, Batches | Sequence):
             return "exactly, at once"
-        if isinstance(self._data, Iterator):
-            return "not at all: it is a one-shot iterator"
-        return "exactly where it gives the same batches again, which are read anew up to there"
+        return _libraries.resumes(self._data)
 
     def first(self) -> Batch:
         """The first batch of the next epoch, which that epoch will still give."""
@@ -126,6 +124,9 @@ def open_source(
 ) -> Source:
     """A Source of what the user gave; arrays with a `batch_size` are cut into batches."""
     if batch_size is not None:
+        batched = _libraries.in_batches(data, batch_size, shuffle=shuffle)
+        if batched is not None:
+            return Source(batched, name, limit)
         if not _is_tree_of_arrays(data):
             raise DataError(
                 f"batch_size={batch_size} was given, and {name} is no tree of arrays but "
@@ -138,6 +139,10 @@ def open_source(
             f"`batch_size=32`, or `{name}=solstice.data.batches({name}, 32, shuffle=True)`. "
             f"Batches that are ready go into a list"
         )
+    else:
+        hint = _libraries.how_to_batch(data, name)
+        if hint is not None:
+            raise DataError(f"{name} is {_describe(data)}: examples, not batches. Write {hint}")
     return Source(data, name, limit)
 
 

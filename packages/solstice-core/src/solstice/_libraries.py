@@ -1,0 +1,89 @@
+"""Data sets of other libraries, recognised by where their types are defined: none is imported."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from solstice._errors import DataError
+from solstice._types import Batch
+
+_LIBRARIES = ("tensorflow_datasets", "tensorflow", "grain", "torchdata", "torch", "datasets")
+"""Those with rules of their own; what derives from two counts as the first."""
+
+
+def library_of(data: Any) -> str | None:
+    """`"torch"` of a DataLoader: whose data set it is, or None of no library that is known."""
+    roots = {kind.__module__.partition(".")[0] for kind in type(data).__mro__}
+    return next((name for name in _LIBRARIES if name in roots), None)
+
+
+def how_to_batch(data: Any, name: str) -> str | None:
+    """What to write instead of a data set that gives single examples; None if it gives batches."""
+    library = library_of(data)
+    if library == "datasets":
+        return f"`batch_size=32`, or `{name}=lambda: data.with_format('numpy').iter(32)`"
+    if library == "torch" and not hasattr(data, "batch_sampler") and hasattr(data, "__getitem__"):
+        return f"`{name}=torch.utils.data.DataLoader({name}, batch_size=32, shuffle=True)`"
+    if library == "tensorflow_datasets" and not hasattr(data, "__iter__"):
+        return f"`{name}=grain.MapDataset.source({name}).shuffle(seed=0).batch(32)`"
+    return None
+
+
+def in_batches(data: Any, batch_size: int, *, shuffle: bool) -> Any:
+    """Batches of a data set of examples; None if it is of no library that needs it."""
+    if library_of(data) != "datasets":
+        return None
+    if hasattr(data, "__len__"):
+        return _Rows(data.with_format("numpy"), batch_size, shuffle)
+    return _Stream(data.with_format("numpy"), batch_size)
+
+
+def resumes(data: Any) -> str:
+    """How exactly a run that ended within an epoch could go on, in words."""
+    library = library_of(data)
+    if library == "grain" or library == "torchdata":
+        return "exactly, by the state of its iterator"
+    if isinstance(data, Iterator):
+        return "not at all: it is a one-shot iterator"
+    return "exactly where it gives the same batches again, which are read anew up to there"
+
+
+class _Rows:
+    """A Hugging Face `Dataset` in batches, in another order for each epoch if shuffled."""
+
+    def __init__(self, data: Any, batch_size: int, shuffle: bool) -> None:
+        if batch_size < 1:
+            raise DataError(f"batch_size must be 1 or more examples; it is {batch_size!r}")
+        self._data = self._ordered = data
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order of the next pass."""
+        if self._shuffle:
+            self._ordered = self._data.shuffle(
+                seed=epoch, keep_in_memory=True, load_from_cache_file=False
+            )
+
+    def __len__(self) -> int:
+        return -(-len(self._data) // self._batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        return self._ordered[index * self._batch_size : (index + 1) * self._batch_size]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[index] for index in range(len(self)))
+
+
+class _Stream:
+    """A Hugging Face `IterableDataset` in batches; it shuffles by itself, if it was told to."""
+
+    def __init__(self, data: Any, batch_size: int) -> None:
+        self._data = data
+        self._batch_size = batch_size
+        self.set_epoch = data.set_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._data.iter(self._batch_size)
