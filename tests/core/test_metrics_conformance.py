@@ -252,6 +252,25 @@ class TestSum(MetricsConformance):
         return {"sum": examples.sum()}
 
 
+class TestWithLoss(MetricsConformance):
+    def examples(self, rng, size):
+        preds, targets = rng.normal(size=(2, size)).astype(np.float32)
+        return {"preds": preds, "targets": targets, "weights": rng.random(size, np.float32)}
+
+    def build(self, examples, mask=None):
+        preds, targets, weights = (examples[name] for name in ("preds", "targets", "weights"))
+        shares = weights if mask is None else jnp.where(mask, weights, 0)
+        inner = metrics.RegressionMetrics(preds, targets, mask=mask)
+        return metrics.WithLoss(inner, jnp.abs(preds - targets), shares)
+
+    def reference(self, examples):
+        preds, targets = examples["preds"], examples["targets"]
+        return {
+            "loss": np.average(np.abs(preds - targets), weights=examples["weights"]),
+            "mae": np.abs(preds - targets).mean(),
+        }
+
+
 class TestCollect(MetricsConformance):
     lacks = {"fixed_size": "it keeps what it is given", "order": "in the order that it came in"}
 
@@ -284,6 +303,7 @@ SUITES = [
     TestClassification, TestManyClasses, TestConfusionMatrix, TestCalibration, TestBinary,
     TestCurves, TestMultilabel, TestRegression, TestRegressionFarFromZero, TestLanguageModel,
     TestMean, TestWeightedMean, TestSum, TestCollect, TestCollection,
+    TestWithLoss,
 ]  # fmt: skip
 
 
