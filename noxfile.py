@@ -23,7 +23,7 @@ ADAPTERS = ["flax", "haiku", "stax", "optax"]
 VERSIONS = {"lowest": ["-c", "constraints/lowest.txt"], "newest": []}
 SETS = {"none": [], **{name: [name] for name in ADAPTERS}, "all": ADAPTERS}
 
-TEST = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tqdm", "pip"]
+TEST = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tqdm", "pip", "safetensors"]
 PLOT = ["matplotlib", "tqdm", "scikit-learn"]
 
 ROOT = Path(__file__).parent
@@ -188,7 +188,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types strictly, in the packages and as a user sees them."""
-    install_all(session, "pyright[nodejs]==1.1.414", "tqdm", "pytest", "hypothesis")
+    install_all(session, "pyright[nodejs]==1.1.414", "tqdm", "pytest", "hypothesis", "safetensors")
     python = str(Path(session.bin) / "python")
     session.run("pyright", "--pythonpath", python)
 
@@ -196,7 +196,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Run every code block of the README files and of docs/."""
-    install_all(session, *TEST, *PLOT, "grain", "sybil>=10")
+    install_all(session, *TEST, *PLOT, "grain", "jmp", "sybil>=10")
     pages = ["README.md", "docs", *map(str, ROOT.glob("packages/*/README.md"))]
     session.run("pytest", "-p", "run_code_blocks", *pages, env={**ENV, "PYTHONPATH": "docs"})
 

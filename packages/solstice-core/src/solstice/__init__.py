@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from solstice import callbacks, compat, data, experiments, metrics
+from solstice import callbacks, checkpoint, compat, data, experiments, metrics
 from solstice._callback import Callback, Record, Stop
 from solstice._errors import DataError, ExperimentError
 from solstice._experiment import Experiment
@@ -43,6 +43,7 @@ __all__ = [
     "Trainer",
     "VAEExperiment",
     "callbacks",
+    "checkpoint",
     "compat",
     "data",
     "experiments",

@@ -1,0 +1,8 @@
+"""`solstice.checkpoint`: trees on disk, exactly, and never half."""
+
+from solstice.checkpoint._diff import diff
+from solstice.checkpoint._errors import CheckpointError
+from solstice.checkpoint._load import load
+from solstice.checkpoint._save import save, sweep
+
+__all__ = ["CheckpointError", "diff", "load", "save", "sweep"]

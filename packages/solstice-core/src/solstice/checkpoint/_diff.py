@@ -1,0 +1,69 @@
+"""What differs between two trees or checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from solstice.checkpoint._leaves import Stored, stored_leaves, to_stored
+from solstice.checkpoint._load import read
+
+
+def diff(one: Any, other: Any) -> dict[str, str]:
+    """`solstice.checkpoint.diff("runs/a", exp)`: by path, what differs, in words.
+
+    Args:
+        one: a tree, or the folder of a checkpoint.
+        other: another.
+
+    Returns:
+        What differs by path, in the order of the first; empty if all numbers have the same bits.
+
+    Raises:
+        CheckpointError: a folder has no checkpoint, or a damaged one.
+    """
+    first, second = _stored(one), _stored(other)
+    found: dict[str, str] = {}
+    for path in [*first, *(path for path in second if path not in first)]:
+        if path not in first or path not in second:
+            found[path] = f"only in the {'first' if path in first else 'second'}"
+            continue
+        told = _difference(first[path], second[path])
+        if told:
+            found[path] = told
+    return found
+
+
+def _stored(given: Any) -> dict[str, Stored]:
+    if isinstance(given, str | Path):
+        return read(given)
+    return {path: to_stored(path, leaf) for path, leaf in stored_leaves(given).items()}
+
+
+def _difference(one: Stored, other: Stored) -> str | None:
+    kinds = [(leaf.kind, leaf.impl, leaf.array.dtype.name) for leaf in (one, other)]
+    if kinds[0] != kinds[1]:
+        return f"{_words(one)} and {_words(other)}"
+    if one.array.shape != other.array.shape:
+        return f"of shape {list(one.array.shape)} and {list(other.array.shape)}"
+    if one.array.tobytes() == other.array.tobytes():
+        return None
+    if one.kind == "int":
+        return f"{one.array.tobytes().decode()} and {other.array.tobytes().decode()}"
+    bits = [_bits(leaf.array) for leaf in (one, other)]
+    differ: Any = np.flatnonzero((bits[0] != bits[1]).any(axis=1))
+    first = int(differ[0])
+    values = [leaf.array.reshape(-1)[first] for leaf in (one, other)]
+    place = [int(index) for index in np.unravel_index(first, one.array.shape)]
+    where = f" at {place}" if place else ""
+    return f"{len(differ)} of {one.array.size} numbers: {values[0]} and {values[1]}{where}"
+
+
+def _bits(array: Any) -> Any:
+    """The bytes of each number, so that NaN is what it is, and 0 is not -0."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return flat.view(np.uint8).reshape(len(flat), array.itemsize)
+
+
+def _words(leaf: Stored) -> str:
+    return f"{leaf.kind} {leaf.array.dtype.name}"

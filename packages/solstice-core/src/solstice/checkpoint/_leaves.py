@@ -1,0 +1,143 @@
+"""A tree as what a file can hold: arrays and numbers by path, and the rest in words."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from solstice import _tree
+from solstice.checkpoint._errors import CheckpointError
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A leaf as it is written.
+
+    Attributes:
+        kind: "array" of JAX, "numpy", "key" (a typed PRNG key), or a Python "bool", "int", "float",
+            "complex"; "scalar" of NumPy.
+        array: its numbers.
+        impl: the implementation of a PRNG key.
+    """
+
+    kind: str
+    array: Any
+    impl: str | None = None
+
+
+_NUMBERS: Any = (
+    jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, bool, int, float, complex
+)  # fmt: skip
+
+
+def is_stored(leaf: Any) -> bool:
+    """Whether a leaf is numbers, and so goes into a file; what does not is described instead."""
+    return isinstance(leaf, _NUMBERS)
+
+
+def stored_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves that are numbers, by path."""
+    return {path: leaf for path, leaf in _tree.leaves_by_path(tree) if is_stored(leaf)}
+
+
+def kind_of(leaf: Any) -> str:
+    """The `kind` of a leaf; see `Stored`."""
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return "key" if is_key else "array"
+    if isinstance(leaf, np.ndarray):
+        return "numpy"
+    return "scalar" if isinstance(leaf, np.generic) else type(leaf).__name__
+
+
+def to_stored(path: str, leaf: Any) -> Stored:
+    """A leaf as it is written. An array on the device is copied to the host."""
+    kind = kind_of(leaf)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise CheckpointError(f"`{path}` has a shape and no values, {leaf}: nothing to save")
+    if kind == "key":
+        return Stored(kind, np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf)))
+    if kind == "int":
+        return Stored(kind, np.frombuffer(str(leaf).encode(), np.uint8))  # of any size
+    array = np.asarray(leaf)
+    if array.dtype.kind in "OSUmM":
+        raise CheckpointError(
+            f"`{path}` is an array of {array.dtype}, and a checkpoint keeps numbers: make it a "
+            f"static field, or keep it elsewhere"
+        )
+    return Stored(kind, array)
+
+
+def from_stored(stored: Stored, like: Any) -> Any:
+    """The leaf that was written, as `like` holds it: of its class, and where it is."""
+    array = stored.array
+    sharding = getattr(like, "sharding", None)
+    if stored.kind == "key":
+        key = jax.random.wrap_key_data(array, impl=stored.impl)
+        return key if sharding is None else jax.device_put(key, sharding)
+    if stored.kind == "array":
+        # A copy of its own, which may be donated: JAX reads aligned NumPy memory in place.
+        return jax.device_put(array, sharding, may_alias=False)
+    if stored.kind == "numpy":
+        return array
+    if stored.kind == "scalar":
+        return array[()]
+    if stored.kind == "int":
+        return int(array.tobytes().decode())
+    return array.item()
+
+
+def described(tree: Any) -> dict[str, str]:
+    """By path, what is no number: containers, static fields, functions, static objects.
+
+    It is what must agree between a checkpoint and the tree that it is loaded into.
+    """
+    return dict(_describe(tree, ""))
+
+
+def _describe(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    if node is None or is_stored(node):
+        if node is None:
+            yield path, "None"
+        return
+    children = _children(node)
+    if children is None:
+        yield path, in_words(node)
+        return
+    yield path, _name(type(node))
+    if isinstance(node, eqx.Module):
+        for field in dataclasses.fields(node):
+            if field.metadata.get("static", False) and hasattr(node, field.name):
+                yield f"{path}.{field.name}", in_words(getattr(node, field.name))
+    for key, child in children:
+        yield from _describe(child, path + key)
+
+
+def _children(node: Any) -> list[tuple[str, Any]] | None:
+    """The children one level below, by key; None of a leaf, and of what has none."""
+
+    def is_below(child: Any) -> bool:
+        return child is not node
+
+    found = cast("Any", jax.tree_util.tree_flatten_with_path(node, is_leaf=is_below))[0]
+    if not found or (len(found) == 1 and not found[0][0]):
+        return [] if isinstance(node, tuple | list | dict) else None
+    return [(jax.tree_util.keystr(path), child) for path, child in found]
+
+
+def in_words(value: Any) -> str:
+    """What a static value is, in words that are the same in every process."""
+    named = callable(value) and hasattr(value, "__qualname__")
+    return _name(value) if named else _ADDRESS.sub("", repr(value))
+
+
+def _name(named: Any) -> str:
+    return f"{named.__module__}.{named.__qualname__}"

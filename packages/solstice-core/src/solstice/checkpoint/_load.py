@@ -1,0 +1,174 @@
+"""Read a tree, into one that is like it."""
+
+import fnmatch
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from solstice import _tree
+from solstice.checkpoint._errors import CheckpointError
+from solstice.checkpoint._files import ARRAYS, MANIFEST, checksum, from_bytes, safetensors, unseal
+from solstice.checkpoint._leaves import (
+    Stored,
+    described,
+    from_stored,
+    is_stored,
+    kind_of,
+    stored_leaves,
+)
+from solstice.checkpoint._save import newest
+
+
+def load(
+    path: str | Path,
+    *,
+    like: Any,
+    only: str | None = None,
+    rename: Mapping[str, str] | None = None,
+) -> Any:
+    """`exp = solstice.checkpoint.load("runs/best", like=exp)`: read a tree, bit for bit.
+
+    Args:
+        path: the folder that `save` wrote.
+        like: a tree of the same structure, such as a new Experiment that is set up, or what
+            `jax.eval_shape` gives. Functions and static fields are taken from it, and must be those
+            that were saved. An array comes back where its like is: on its device, sharded as it is.
+        only: a pattern of paths, such as "*.params*"; what does not match is taken from `like`.
+        rename: saved paths by the beginnings that have changed since: `{".net": ".learner"}` loads
+            what was saved at ".net.params" into ".learner.params".
+
+    Returns:
+        A tree of the structure of `like`, whose arrays may be donated.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is damaged, it is of a newer version, or of
+            another tree; the message names the first path that differs.
+    """
+    folder = newest(Path(path))
+    manifest = unseal(folder / MANIFEST)
+    stored = _renamed(_read(folder, manifest), rename or {})
+    leaves, structure = _tree.flatten(like)
+    paths = [name for name, _ in _tree.leaves_by_path(like)]
+    chosen = [
+        name
+        for name, leaf in zip(paths, leaves, strict=True)
+        if is_stored(leaf) and (only is None or fnmatch.fnmatchcase(name, only))
+    ]
+    if only is None:
+        _check_words(folder, _renamed(manifest["described"], rename or {}), described(like))
+        _check_paths(folder, set(stored), set(stored_leaves(like)))
+    elif not chosen:
+        raise CheckpointError(f"only={only!r} matches no path; there are {_some(paths)}")
+    wanted = set(chosen)
+    loaded = [
+        _leaf(folder, name, stored, leaf) if name in wanted else leaf
+        for name, leaf in zip(paths, leaves, strict=True)
+    ]
+    return _tree.unflatten(structure, loaded)
+
+
+def read(path: str | Path) -> dict[str, Stored]:
+    """All that a checkpoint holds, by path, checked."""
+    folder = newest(Path(path))
+    return _read(folder, unseal(folder / MANIFEST))
+
+
+def _read(folder: Path, manifest: dict[str, Any]) -> dict[str, Stored]:
+    try:
+        arrays = safetensors().load_file(folder / ARRAYS)
+    except ImportError:
+        raise
+    except Exception as error:  # of safetensors, in its own class
+        raise CheckpointError(f"{folder / ARRAYS} is damaged: {error}") from error
+    leaves = manifest["leaves"]
+    if set(arrays) != set(leaves):
+        raise CheckpointError(f"{folder / ARRAYS} is damaged: its manifest has other arrays")
+    return {name: _checked(folder, name, arrays[name], leaves[name]) for name in leaves}
+
+
+def _checked(folder: Path, name: str, array: Any, about: dict[str, Any]) -> Stored:
+    try:
+        dtype = np.dtype(getattr(ml_dtypes, about["dtype"], about["dtype"]))
+        whole = from_bytes(array, dtype, tuple(about["shape"]))
+        fits = list(whole.shape) == about["shape"] and checksum(whole) == about["sha256"]
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / ARRAYS} is damaged at `{name}`: {error}") from error
+    if not fits:
+        raise CheckpointError(
+            f"{folder / ARRAYS} is damaged at `{name}`: its checksum is another than when it was "
+            f"written. Take an earlier checkpoint"
+        )
+    return Stored(about["kind"], whole, about.get("impl"))
+
+
+def _renamed(saved: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
+    def new_name(name: str) -> str:
+        for old, new in rename.items():
+            if name.startswith(old):
+                return new + name[len(old) :]
+        return name
+
+    return {new_name(name): value for name, value in saved.items()}
+
+
+def _check_words(folder: Path, saved: dict[str, str], mine: dict[str, str]) -> None:
+    for path in [*mine, *saved]:
+        if saved.get(path) != mine.get(path):
+            raise CheckpointError(
+                f"{folder} is of another tree: `{path or '.'}` was "
+                f"{saved.get(path, 'numbers or nothing')!s:.200} when it was saved, and is "
+                f"{mine.get(path, 'numbers or nothing')!s:.200} in the tree to load it into. Make "
+                f"`like` as it was, or load a part: `only='*.params*'`"
+            )
+
+
+def _check_paths(folder: Path, saved: set[str], mine: set[str]) -> None:
+    for missing, where in [(mine - saved, "the checkpoint"), (saved - mine, "the tree `like`")]:
+        if missing:
+            raise CheckpointError(
+                f"{folder} is of another tree: {where} has nothing at {_some(sorted(missing))}. "
+                f"Paths that have changed are told by `rename`"
+            )
+
+
+def _leaf(folder: Path, name: str, stored: Mapping[str, Stored], like: Any) -> Any:
+    if name not in stored:
+        raise CheckpointError(f"{folder} has nothing at `{name}`; it has {_some(sorted(stored))}")
+    leaf = stored[name]
+    kind = kind_of(like)
+    was, now = _type_of(leaf), _type_of_like(like, kind)
+    if was != now:
+        raise CheckpointError(
+            f"{folder} is of another tree: `{name}` was {was} when it was saved, and is {now} in "
+            f"the tree to load it into"
+        )
+    return from_stored(leaf, like)
+
+
+def _type_of(leaf: Stored) -> str:
+    if leaf.kind == "key":
+        return f"a key of {leaf.impl}{list(leaf.array.shape[:-1])}"
+    if leaf.kind in ("array", "numpy", "scalar"):
+        return f"{_KINDS[leaf.kind]} {leaf.array.dtype.name}{list(leaf.array.shape)}"
+    return f"a Python {leaf.kind}"
+
+
+def _type_of_like(like: Any, kind: str) -> str:
+    if kind == "key":
+        name = str(like.dtype).removeprefix("key<").removesuffix(">")
+        impl = _IMPLEMENTATIONS.get(name, name)
+        return f"a key of {impl}{list(like.shape)}"
+    if kind in _KINDS:
+        return f"{_KINDS[kind]} {np.dtype(like.dtype).name}{list(like.shape)}"
+    return f"a Python {kind}"
+
+
+_KINDS = {"array": "a JAX", "numpy": "a NumPy", "scalar": "a NumPy scalar"}
+_IMPLEMENTATIONS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
+
+
+def _some(paths: list[str]) -> str:
+    return ", ".join(f"`{path}`" for path in paths[:5]) + (" ..." if len(paths) > 5 else "")
