@@ -159,6 +159,7 @@ def noiseless(**options):
     return exp.with_params({**exp.params, "encoder": encoder})
 
 
+@pytest.mark.slow
 @each_kind
 def test_padding_changes_nothing(kind):
     make, batch = KINDS[kind]
@@ -232,6 +233,7 @@ def test_a_loss_that_is_a_mean_is_told(kind):
         make(loss=lambda outputs, targets: jnp.mean(outputs)).train_step(batch)
 
 
+@pytest.mark.slow
 @each_kind
 def test_a_loss_may_be_given(kind):
     make, batch = KINDS[kind]
@@ -385,6 +387,7 @@ def test_latents_are_drawn_in_training_with_the_variance_of_the_encoder():
 # A GAN
 
 
+@pytest.mark.slow
 def test_each_player_goes_down_its_own_gradient():
     exp = gan()
     new, outs = exp.train_step(PIXELS)
@@ -424,6 +427,7 @@ def test_a_generator_learns_the_mean_of_the_data():
     assert float(exp.sample(jax.random.key(0), 1000).mean()) == pytest.approx(3.0, abs=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 3])
 def test_masked_examples_train_no_player(parts):
     exp = gan(micro_batches=parts)
@@ -513,6 +517,7 @@ def test_samples():
         solstice.VAEExperiment(VARIATIONAL, BACK, SGD, 2).sample(jax.random.key(0), 1)
 
 
+@pytest.mark.slow
 def test_labels_of_a_batch_do_not_matter_to_what_has_none():
     for make in (autoencoder, vae, gan):
         close(make().train_step((PIXELS, Y))[0], make().train_step(PIXELS)[0])
