@@ -58,7 +58,7 @@ cut = len(text) * 9 // 10
 training, held_out = text[:cut], text[cut:]
 packed = 8 * len(gzip.compress(held_out, 9)) / len(held_out)
 
-epochs, batch_size = 14, 32
+epochs, batch_size = 8, 32
 train_ds = batches(windows(training), batch_size, shuffle=True)
 test_ds = batches(windows(held_out), batch_size)
 rate = optax.cosine_onecycle_schedule(epochs * len(train_ds), 8e-3)
