@@ -647,6 +647,21 @@ def test_models_that_do_not_fit(exp, batch, message):
         exp().train_step(batch)
 
 
+def test_a_mask_goes_around_a_batch_or_around_all_arrays():
+    with pytest.raises(DataError, match=r"A mask goes around it: `solstice\.data\.Masked"):
+        classes().train_step((X, Y, MASK))
+    with pytest.raises(DataError, match="examples, not batches"):
+        classes().train(Masked((X, Y), MASK), callbacks=[])
+    masked = classes().test(Masked((X, Y), MASK), batch_size=7, callbacks=[])
+    close(masked, classes().test((X[MASK], Y[MASK]), batch_size=7, callbacks=[]))
+
+
+@pytest.mark.parametrize("options", [{"num_tokens": -1}, {"num_tokens": 1, "temperature": -1}])
+def test_what_cannot_be_generated_is_told(options):
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        language().generate(TOKENS[:1], key=jax.random.key(0), **options)
+
+
 def test_prompts_must_be_tokens():
     with pytest.raises(DataError, match=r"tokens are outside"):
         language().generate(np.array([[9]]), 3, key=jax.random.key(0))

@@ -16,6 +16,7 @@ import numpy as np
 from solstice import _libraries, _tree
 from solstice._batches import Batches
 from solstice._errors import DataError
+from solstice._masked import Masked
 from solstice._types import Batch
 
 _READY: Any = np.ndarray | jax.Array | str | bytes
@@ -192,11 +193,13 @@ def _is_examples(data: Any) -> bool:
     """
     if isinstance(data, tuple):
         return any(_is_array(child) for child in cast("tuple[Any, ...]", data))
+    if isinstance(data, Masked):
+        return True
     return isinstance(data, Mapping) or _is_array(data)
 
 
 def _is_tree_of_arrays(data: Any) -> bool:
-    if not (isinstance(data, tuple | list | Mapping) or _is_array(data)):
+    if not (isinstance(data, tuple | list | Mapping | Masked) or _is_array(data)):
         return False
     leaves = _tree.leaves(data)
     return bool(leaves) and all(_is_array(leaf) for leaf in leaves)

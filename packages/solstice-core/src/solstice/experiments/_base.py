@@ -292,6 +292,8 @@ def _pair(batch: Batch) -> tuple[Any, Any]:
     if isinstance(batch, Mapping):
         names = [*cast("Mapping[str, Any]", batch), "label", "label"][:2]
         hint = f". Map each batch to a pair: `(batch[{names[0]!r}], batch[{names[1]!r}])`"
+    elif isinstance(batch, tuple | list) and len(cast("tuple[Any, ...]", batch)) == 3:
+        hint = ". A mask goes around it: `solstice.data.Masked((features, labels), mask)`"
     raise DataError(
         f"a batch must be a pair (features, labels); it is {describe_batch(batch)}{hint}"
     )

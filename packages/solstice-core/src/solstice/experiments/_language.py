@@ -110,8 +110,14 @@ class LanguageModelExperiment(OneModelExperiment):
             Integers of shape [n, length + num_tokens], which begin with the prompts.
 
         Raises:
+            ValueError: `num_tokens` or `temperature` is negative.
             DataError: the prompts are no tokens, or the experiment has no values yet.
         """
+        if num_tokens < 0 or not temperature >= 0:
+            raise ValueError(
+                f"num_tokens and temperature must be 0 or more; they are {num_tokens} and "
+                f"{temperature}"
+            )
         prompts = jnp.asarray(prompts)
         self._check_tokens(prompts, at_least=1)
         self._check_values(np.asarray(prompts))

@@ -72,7 +72,7 @@ class RegressionExperiment(OneModelExperiment):
         if not real or y.ndim < 1:
             raise DataError(
                 f"targets must be real numbers of shape [n] or [n, ...]; they are "
-                f"{describe_batch(y)}"
+                f"{describe_batch(y)}. For yes and no there is BinaryClassificationExperiment"
             )
 
     def _check_values(self, y: Any) -> None:
