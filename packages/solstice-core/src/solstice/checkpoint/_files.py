@@ -52,7 +52,8 @@ def from_bytes(array: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
 def checksum(array: Any) -> str:
     """The SHA-256 of an array's bytes, dtype and shape."""
     digest = hashlib.sha256(f"{array.dtype.name} {list(array.shape)} ".encode())
-    digest.update(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+    flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    digest.update(memoryview(flat))
     return digest.hexdigest()
 
 

@@ -81,7 +81,7 @@ def from_stored(stored: Stored, like: Any) -> Any:
     array = stored.array
     sharding = getattr(like, "sharding", None)
     if stored.kind == "key":
-        key = jax.random.wrap_key_data(array, impl=stored.impl)
+        key: Any = cast("Any", jax.random.wrap_key_data)(array, impl=stored.impl)
         return key if sharding is None else jax.device_put(key, sharding)
     if stored.kind == "array":
         # A copy of its own, which may be donated: JAX reads aligned NumPy memory in place.
