@@ -245,8 +245,8 @@ def huggingface(session: nox.Session) -> None:
 
 @nox.session(venv_backend="virtualenv")
 def torch(session: nox.Session) -> None:
-    """Train from a torch DataLoader (torch is a large download)."""
-    install_all(session, *TEST, "torch==2.13.0")
+    """Train from a torch DataLoader; compare metrics with torchmetrics (a large download)."""
+    install_all(session, *TEST, "torch==2.13.0", "torchmetrics")
     session.run("pytest", "tests/torch", env=ENV)
 
 
@@ -263,6 +263,14 @@ def bench_adapters(session: nox.Session) -> None:
     """Measure what 50 installed adapter packages cost at import and at first use."""
     session.install(package("core"), "pip")
     session.run("python", "tests/benchmarks/installed_adapters.py", env=ENV)
+
+
+@nox.session(venv_backend="virtualenv")
+def bench_metrics(session: nox.Session) -> None:
+    """Measure metrics of 100,000 classes; `-- --with-torch` adds torchmetrics."""
+    more = ["torch==2.13.0", "torchmetrics"] if "--with-torch" in session.posargs else []
+    session.install(package("core"), "scikit-learn", *more)
+    session.run("python", "tests/benchmarks/many_classes.py", *session.posargs, env=ENV)
 
 
 def wheels(*names: str) -> list[str]:

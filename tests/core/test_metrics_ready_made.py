@@ -148,6 +148,10 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "bins": (lambda: metrics.BinaryMetrics(jnp.zeros(3), jnp.zeros(3), num_bins=0), "num_bins"),
     "multilabel": (lambda: metrics.MultilabelMetrics(jnp.zeros(3), jnp.zeros(3)), "num_labels"),
+    "no labels": (
+        lambda: metrics.MultilabelMetrics(jnp.zeros((3, 0)), jnp.zeros((3, 0))),
+        r"\[n, num_labels\]; they are of shape \[3, 0\]",
+    ),
     "regression": (
         lambda: metrics.RegressionMetrics(jnp.zeros((3, 1)), jnp.zeros(3)),
         r"of one shape; they are \[3, 1\] and \[3\]. Write `preds.squeeze",
@@ -237,10 +241,10 @@ def test_compute_works_while_jax_traces():
 
 
 def test_a_diverged_regression_does_not_look_perfect():
-    for preds in ([np.inf, 1.0], [1.0, -np.inf], [3e38, -3e38]):
-        with np.errstate(all="ignore"):
-            found = metrics.RegressionMetrics(jnp.asarray(preds), jnp.zeros(2)).compute()
+    for preds in ([np.inf, 1.0], [1.0, -np.inf], [3e38, -3e38], [1e20, -1e20]):
+        found = metrics.RegressionMetrics(jnp.asarray(preds), jnp.zeros(2)).compute()
         assert not found["r2"] > 0, preds
+        assert not np.isfinite(found["mse"]), preds
     assert metrics.RegressionMetrics(jnp.zeros(0), jnp.zeros(0)).compute()["r2"] == 0
 
 
@@ -258,3 +262,19 @@ def test_what_is_no_class_is_in_no_cell_of_the_matrix():
         found = metrics.ConfusionMatrix(preds, jnp.zeros(3, jnp.int32), 2).compute()
         assert found["num_out_of_range"] == 2
         assert found["confusion_matrix"].tolist() == [[0, 1], [0, 0]]
+
+
+def test_deviations_whose_squares_are_0_in_float32_count_as_none():
+    tiny = 1e-22 * jnp.asarray([1.0, 3.0])
+    found = metrics.RegressionMetrics(-tiny, tiny).compute()
+    assert (found["r2"], found["pearson"]) == (0, 0)
+    assert found["mae"] == pytest.approx(4e-22)
+
+
+def test_the_mean_loss_of_no_examples_does_not_spoil_that_of_others():
+    def batch(loss: Any, real: Any) -> Any:
+        labels = jnp.asarray([0, 1])
+        return metrics.ClassificationMetrics(labels, labels, loss, 2, mask=real)
+
+    merged = batch(jnp.nan, jnp.zeros(2)).merge(batch(0.5, jnp.asarray([1, 0])))
+    assert merged.compute()["loss"] == 0.5

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from solstice._metrics import at_least_float32
 from solstice.metrics._bases import (
     Additive,
     Growing,
@@ -67,6 +68,7 @@ class BinaryMetrics(Additive):
         num_bins: int = 512,
     ) -> None:
         scores, targets = _pair(scores, targets, 1)
+        scores = at_least_float32(scores)
         if num_bins < 1:
             raise ValueError(f"num_bins must be 1 or more; it is {num_bins}")
         counts, nan = as_mask(mask, scores.shape), has_nan(scores)
@@ -213,6 +215,7 @@ class MultilabelMetrics(Additive):
         threshold: float = 0.5,
     ) -> None:
         scores, targets = _pair(scores, targets, 2)
+        scores = at_least_float32(scores)
         given = None if mask is None else jnp.asarray(mask)
         if given is not None and given.shape == scores.shape[:1]:
             given = jnp.broadcast_to(given[:, None], scores.shape)
@@ -260,7 +263,7 @@ class MultilabelMetrics(Additive):
 def _pair(scores: ArrayLike, targets: ArrayLike, ndim: int) -> tuple[Array, Array]:
     given, labels = jnp.asarray(scores), jnp.asarray(targets)
     shape = "[n]" if ndim == 1 else "[n, num_labels]"
-    if given.ndim != ndim or given.shape != labels.shape:
+    if given.ndim != ndim or given.shape != labels.shape or 0 in given.shape[1:]:
         raise ValueError(
             f"expected scores and targets of shape {shape}; they are of shape {list(given.shape)} "
             f"and {list(labels.shape)}"

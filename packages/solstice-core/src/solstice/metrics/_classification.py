@@ -16,6 +16,7 @@ from solstice.metrics._bases import (
     divide,
     for_compute,
     has_nan,
+    highest,
     tally,
 )
 
@@ -39,8 +40,9 @@ class ClassificationMetrics(Additive):
     - "num_nan": how many examples had a prediction or a score that is NaN; they count as wrong.
 
     A label or prediction out of range counts as an example that is wrong: it lowers the accuracy
-    and, where its other half is in range, that class's precision or recall. Counts are exact up
-    to 2^31 examples. Memory is three integers a class.
+    and, where its other half is in range, that class's precision or recall; to the two agreements,
+    what is out of range is one more class, in which nothing is right. Counts are exact up to 2^31
+    examples. Memory is three integers a class; `compute` makes three entries a class.
 
     Args:
         preds: predicted classes, shape [n], of any real dtype; or a score for each class, shape
@@ -89,7 +91,7 @@ class ClassificationMetrics(Additive):
         are_scores = preds.ndim == 2 and targets.ndim == 1 and preds.shape[1] == num_classes
         nan = has_nan(preds)
         if are_scores:
-            preds, nan = jnp.argmax(preds, axis=-1), jnp.any(nan, axis=-1)
+            preds, nan = highest(preds), jnp.any(nan, axis=-1)
         elif top_k is not None:
             raise ValueError(
                 f"top_k needs a score for each class, of shape [n, {num_classes}]; preds are of "
@@ -180,7 +182,8 @@ def _agreement(xp: Any, m: Any) -> dict[str, Any]:
 def _sum_of_losses(loss: Array, counts: Array) -> Array:
     losses = at_least_float32(loss)
     if losses.ndim == 0:
-        return losses * count(counts).astype(losses.dtype)
+        number = count(counts)  # the mean of no examples is often NaN
+        return jnp.where(number > 0, losses * number.astype(losses.dtype), 0)
     return jnp.sum(jnp.where(counts, losses, 0))
 
 

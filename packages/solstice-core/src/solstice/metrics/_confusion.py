@@ -4,9 +4,11 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from solstice._metrics import at_least_float32
 from solstice.metrics._bases import (
     Additive,
     as_classes,
@@ -15,6 +17,7 @@ from solstice.metrics._bases import (
     divide,
     for_compute,
     has_nan,
+    highest,
     tally,
 )
 
@@ -53,7 +56,7 @@ class ConfusionMatrix(Additive):
         preds, targets = jnp.asarray(preds), jnp.asarray(targets)
         nan = has_nan(preds)
         if preds.ndim == 2 and preds.shape[1] == num_classes:
-            preds, nan = jnp.argmax(preds, axis=-1), jnp.any(nan, axis=-1)
+            preds, nan = highest(preds), jnp.any(nan, axis=-1)
         if num_classes < 1 or targets.ndim != 1 or preds.shape != targets.shape:
             raise ValueError(
                 f"expected preds of shape [n] or [n, {num_classes}], targets of shape [n] and a "
@@ -106,7 +109,7 @@ class CalibrationError(Additive):
         mask: ArrayLike | None = None,
         num_bins: int = 15,
     ) -> None:
-        given, labels = jnp.asarray(probabilities), jnp.asarray(targets).astype(jnp.int32)
+        given, labels = at_least_float32(probabilities), jnp.asarray(targets).astype(jnp.int32)
         if num_bins < 1 or given.ndim != 2 or labels.shape != given.shape[:1]:
             raise ValueError(
                 f"expected probabilities of shape [n, num_classes], targets of shape [n] and a "
@@ -117,9 +120,9 @@ class CalibrationError(Additive):
         self.num_nan = count(counts & nan)
         counts &= ~nan
         confidence = jnp.where(counts, jnp.max(given, axis=1), 0).astype(jnp.float32)
-        edges = jnp.linspace(0, 1, num_bins + 1)[1:-1]
+        edges = np.arange(1, num_bins, dtype=np.float32) / np.float32(num_bins)
         bins = count(confidence[:, None] >= edges[None, :], axis=1)
-        right = counts & (jnp.argmax(given, axis=1) == labels)
+        right = counts & (highest(given) == labels)
         self.confidence = tally(bins, num_bins, confidence)
         self.right = tally(bins, num_bins, right)
         self.count = tally(bins, num_bins, counts)

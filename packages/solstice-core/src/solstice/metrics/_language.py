@@ -6,11 +6,20 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from solstice._metrics import at_least_float32
-from solstice.metrics._bases import Additive, as_classes, as_mask, count, divide, for_compute
+from solstice.metrics._bases import (
+    Additive,
+    as_classes,
+    as_mask,
+    count,
+    divide,
+    for_compute,
+    highest,
+)
 
 
 class LanguageModelMetrics(Additive):
@@ -19,8 +28,8 @@ class LanguageModelMetrics(Additive):
     `compute()` gives, each token counting alike whatever the lengths of texts and batches:
 
     - "loss": the mean of -log p(target), in nats a token; "bits_per_token": the same in bits;
-    - "perplexity": exp(loss);
-    - "accuracy": the fraction of tokens whose highest logit is the target's;
+    - "perplexity": exp(loss), infinite where that is beyond a float;
+    - "accuracy": the fraction of tokens whose highest logit is the target's; not if any is NaN;
     - "bits_per_byte": bits over bytes of text, where `num_bytes` was given;
     - "num_tokens": how many tokens counted;
     - "num_out_of_range": how many targets were no token. They are left out.
@@ -66,7 +75,7 @@ class LanguageModelMetrics(Additive):
         log_p = jax.nn.log_softmax(at_least_float32(logits), axis=-1)
         losses = -jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
         self.loss_sum = jnp.sum(jnp.where(counts, losses, 0))
-        self.correct = count(counts & (jnp.argmax(logits, axis=-1) == targets))
+        self.correct = count(counts & (highest(logits) == targets))
         self.count = count(counts)
         self.has_bytes = num_bytes is not None
         given = jnp.zeros((), jnp.int32) if num_bytes is None else jnp.asarray(num_bytes)
@@ -82,9 +91,14 @@ class LanguageModelMetrics(Additive):
         return {
             "loss": loss,
             "bits_per_token": loss / math.log(2),
-            "perplexity": xp.exp(loss),
+            "perplexity": _exp(xp, loss),
             "accuracy": divide(xp, m.correct, m.count),
             **by_bytes,
             "num_tokens": self.count,
             "num_out_of_range": self.out_of_range,
         }
+
+
+def _exp(xp: Any, loss: Any) -> Any:
+    with np.errstate(over="ignore"):  # a model that has diverged
+        return xp.exp(loss)

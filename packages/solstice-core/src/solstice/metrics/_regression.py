@@ -3,6 +3,7 @@
 from typing import Any, Self
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -26,7 +27,8 @@ class RegressionMetrics(Metrics):
 
     Means and squared deviations are merged as Chan, Golub and LeVeque (1979) do, and kept above a
     value of the data, so that a large offset costs no digits. An array of several outputs counts
-    as so many numbers.
+    as so many numbers. Deviations are squared in float32: what rests on those above 1e18 may be
+    infinite or NaN, and those below 1e-19 count as none.
 
     Args:
         preds: predictions, of any shape.
@@ -63,17 +65,20 @@ class RegressionMetrics(Metrics):
         nan = counts & (jnp.isnan(one) | jnp.isnan(other))
         counts &= ~nan
         self.count, self.num_nan = count(counts), count(nan)
-        values = jnp.stack([x.reshape(-1) for x in (one, other, one - other)])
+        apart, rounding = _difference(one, other)
+        values = jnp.stack([x.reshape(-1) for x in (one, other, apart)])
+        zero = jnp.zeros_like(one)
+        lost = jnp.stack([x.reshape(-1) for x in (zero, zero, rounding)])
         rows = counts.reshape(-1)
         size = jnp.maximum(self.count, 1).astype(values.dtype)
         highest = jnp.max(jnp.where(rows, values, -jnp.inf), axis=1, initial=-jnp.inf)
         self.origin = jnp.where(self.count > 0, highest, 0)
-        values = jnp.where(rows, values - self.origin[:, None], 0)
+        values = jnp.where(rows, values - self.origin[:, None] + lost, 0)
         self.mean = jnp.sum(values, axis=1) / size
         deviations = jnp.where(rows, values - self.mean[:, None], 0)
         self.spread = jnp.sum(jnp.square(deviations), axis=1)
         self.product = jnp.sum(deviations[0] * deviations[1])
-        self.absolute = jnp.sum(jnp.where(rows, jnp.abs(one - other).reshape(-1), 0))
+        self.absolute = jnp.sum(jnp.where(rows, jnp.abs(apart).reshape(-1), 0))
 
     def merge(self, other: Self, /) -> Self:
         """`total = total.merge(metrics)`: the metrics of both sets of pairs."""
@@ -86,6 +91,10 @@ class RegressionMetrics(Metrics):
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["rmse"]`: floats by name, and one integer count."""
+        with np.errstate(over="ignore", invalid="ignore"):  # the values tell it
+            return self._values()
+
+    def _values(self) -> dict[str, Any]:
         m, xp = for_compute(self)
         squared = m.spread[2] + m.count * (m.origin[2] + m.mean[2]) ** 2
         mse = divide(xp, squared, m.count)
@@ -98,6 +107,16 @@ class RegressionMetrics(Metrics):
             "pearson": divide(xp, m.product, xp.sqrt(m.spread[0]) * xp.sqrt(m.spread[1])),
             "num_nan": self.num_nan,
         }
+
+
+def _difference(one: Array, other: Array) -> tuple[Array, Array]:
+    """The difference, and what it lost by rounding (Knuth's sum without error).
+
+    Where one side is far away, what is lost is all that tells the differences apart.
+    """
+    apart = one - other
+    share = one - apart
+    return apart, (one - (apart + share)) + (share - other)
 
 
 def _merged(a: Any, b: Any) -> Any:
