@@ -502,6 +502,16 @@ def test_bare_arrays_are_told_to_say_how_many_make_a_batch(arrays):
     assert "solstice.data.batches(train_ds, 32, shuffle=True)" in str(error.value)
 
 
+def test_shuffling_is_advised_for_training_alone():
+    with pytest.raises(DataError) as error:
+        solstice.Trainer().test(Null(), np.zeros(4))
+    assert "`test_ds=solstice.data.batches(test_ds, 32)`" in str(error.value)
+    with pytest.raises(DataError) as error:
+        list(solstice.Trainer().predict(Null(), np.zeros(4)))
+    assert "32)`" in str(error.value)
+    assert "shuffle" not in str(error.value)
+
+
 @pytest.mark.parametrize("data", [Again(), generator_function, [(np.zeros(2), "name")]])
 def test_a_batch_size_for_data_that_come_in_batches_is_refused(data):
     with pytest.raises(DataError, match=r"batch_size=2 was given, and train_ds .*leave batch_size"):

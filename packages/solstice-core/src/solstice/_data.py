@@ -135,9 +135,10 @@ def open_source(
             )
         data = Batches(data, batch_size, shuffle=shuffle)
     elif _is_examples(data):
+        order = ", shuffle=True" if shuffle else ""  # predictions would not match their examples
         raise DataError(
             f"{name} is {_describe(data)}: examples, not batches. Say how many make a batch: "
-            f"`batch_size=32`, or `{name}=solstice.data.batches({name}, 32, shuffle=True)`. "
+            f"`batch_size=32`, or `{name}=solstice.data.batches({name}, 32{order})`. "
             f"Batches that are ready go into a list"
         )
     else:
