@@ -148,9 +148,17 @@ def test_a_line_search_sees_the_loss_of_all_weights():
     np.testing.assert_array_equal(params["head"]["w"], np.full(3, 1.0 - 5.0))
 
 
-@pytest.mark.parametrize(("frozen", "which"), [("decoder/*", "no param"), ("*", "all params")])
+@pytest.mark.parametrize(
+    ("frozen", "which"),
+    [
+        ("decoder/*", "no param"),
+        ("*", "all params"),
+        (["encoder/*", "hade/*"], "'hade/\\*' matches no param"),
+        (lambda path: False, "no param"),
+    ],
+)
 def test_a_pattern_of_nothing_or_all_names_the_params(frozen, which):
-    with pytest.raises(ValueError, match=f"matches {which}.*: encoder/b, encoder/w, head/w"):
+    with pytest.raises(ValueError, match=f"{which}.*: encoder/b, encoder/w, head/w"):
         freeze(Momentum(), frozen).init(PARAMS)
 
 

@@ -220,7 +220,9 @@ def test_a_mask_that_does_not_fit_is_told(kind):
 @each_kind
 def test_options_out_of_range_are_told(kind):
     make, _ = KINDS[kind]
-    with pytest.raises(ValueError, match="micro_batches must be 1 or more; it is 0"):
+    with pytest.raises(
+        ValueError, match="micro_batches must be a whole number, 1 or more; it is 0"
+    ):
         make(micro_batches=0)
     with pytest.raises(TypeError, match="loss must be a function"):
         make(loss="mse")
@@ -313,14 +315,15 @@ def test_logits_far_out_have_finite_losses_and_gradients():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new.params))
 
 
-@pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 3)])
+@pytest.mark.parametrize("shape", [(N,), (N, 2), (N, 3)])
 def test_regression_takes_targets_of_its_models_shape(shape):
-    net = ONE if shape != (N, 3) else THREE
+    net = layer(1 if shape == (N,) else shape[1])
     y = RNG.normal(size=shape).astype(np.float32)
     exp = solstice.RegressionExperiment(net, SGD, sample_input=X)
     preds = np.asarray(jax.vmap(net)(X)).reshape(shape)
     found = computed(exp, (X, y))
     assert found["loss"] == pytest.approx(np.square(preds - y).mean(), rel=1e-5)
+    assert exp(X).shape == exp.predict_step((X, y)).shape == shape
     assert found["r2"] == pytest.approx(sk.r2_score(y.reshape(-1), preds.reshape(-1)), rel=1e-4)
 
 
@@ -561,6 +564,13 @@ def test_lengths_may_differ_from_batch_to_batch():
         (lambda: classes(class_weights=[1, 2]), ValueError, "class_weights must be 3 numbers"),
         (lambda: classes(class_weights=[1, 2, -1]), ValueError, "none negative"),
         (lambda: binary(class_weights=[0, 0]), ValueError, "not all 0"),
+        (lambda: classes(class_weights=[1, 2, np.inf]), ValueError, "infinite"),
+        (lambda: classes(class_weights="balanced"), ValueError, "np.bincount"),
+        (lambda: classes(class_weights={0: 1.0}), ValueError, "numbers, one for each class"),
+        (lambda: classes(micro_batches=2.0), ValueError, "a whole number, 1 or more; it is 2.0"),
+        (lambda: classes(seed=0.5), TypeError, "seed must be an integer"),
+        (lambda: classes(seed=jax.random.split(jax.random.key(0))), TypeError, "one key"),
+        (lambda: gan(seed="a"), TypeError, "seed must be an integer"),
         (lambda: classes(metrics=3), TypeError, "metrics must be a function"),
         (
             lambda: solstice.MultilabelClassificationExperiment(THREE, SGD, 0),
@@ -602,6 +612,18 @@ def test_bad_options(make, error, message):
         (labels, (X, Y), r"of shape \[n, 3\]"),
         (labels, (X, LABELS * 2), "neither 0 nor 1, such as 2"),
         (regression, (X, np.full(N, np.nan, np.float32)), "40 of 40 targets are NaN"),
+        (regression, (X, NUMBERS[:, None]), r"Write `targets\[:, 0\]`"),
+        (regression, (X, jnp.full(N, jnp.nan, jnp.bfloat16)), "40 of 40 targets are NaN"),
+        (regression, Masked((X, NUMBERS), MASK[:, None]), r"must be of that shape, or \[40\]"),
+        (labels, Masked((X, LABELS), MASK[:, None]), r"must be of that shape, or \[40\]"),
+        (regression, (X[:0], NUMBERS[:0]), "one example or more on axis 0"),
+        (gan, PIXELS[:0], "one example or more on axis 0"),
+        (gan, np.full_like(PIXELS, np.nan), "features are NaN"),
+        (gan, (PIXELS * 255).astype(np.uint8), "features of floating point"),
+        (gan, {"image": PIXELS}, "features of floating point"),
+        (classes, (X, Y.astype(str)), "np.unique"),
+        (classes, (Masked(X, MASK), Y), r"A mask goes around all of it, once: `Masked\(\("),
+        (classes, Masked((X, Y), list(MASK)), "np.asarray\\(mask, bool\\)"),
         (regression, (X, X), "predictions of the shape of the targets"),
         (regression, (X, np.array(["a"] * N)), "targets must be real numbers"),
         (language, X, "expected tokens, integers"),
@@ -676,3 +698,139 @@ def test_a_model_of_random_layers_trains_and_evaluates():
     exp, outs = exp.train_step(PIXELS)
     assert np.isfinite(outs.compute()["loss"])
     np.testing.assert_array_equal(exp(PIXELS), exp(PIXELS))
+
+
+@each_kind
+def test_predictions_are_one_row_an_example_whatever_the_batches(kind):
+    make, batch = KINDS[kind]
+    exp = make()
+    expected = exp.predict_step(batch)
+    for ds in (batch, Masked(batch, MASK)):
+        found = exp.predict(ds, batch_size=7)
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+# At the edges
+
+
+def test_weights_count_whatever_the_integers_of_labels_and_tokens():
+    """int8 cannot hold the number of classes, by which JAX takes an index below 0."""
+    weights = np.arange(200.0)
+    expected = None
+    for dtype in (np.int32, np.int8, np.uint8):
+        exp = solstice.ClassificationExperiment(layer(200), SGD, 200, class_weights=weights)
+        found = computed(exp.setup((X, Y)), (X, (Y + 100).astype(dtype)))
+        expected = expected or found
+        assert found == expected
+        exp = language(token_bytes=np.arange(5))
+        assert computed(exp, TOKENS.astype(dtype)) == computed(exp, TOKENS)
+
+
+def test_the_seed_may_be_an_integer_of_any_kind():
+    net = EquinoxModel(lambda key: eqx.nn.Linear(FEATURES, 3, key=key))
+    weights = [
+        solstice.ClassificationExperiment(net, SGD, 3, seed=seed, sample_input=X).params.weight
+        for seed in (3, np.int64(3), jnp.int32(3), jax.random.key(3))
+    ]
+    np.testing.assert_array_equal(weights, [weights[0]] * 4)
+
+
+def test_a_weighted_class_weighs_all_its_elements():
+    def elements(logits, labels):
+        return jnp.square(logits - jax.nn.one_hot(labels, 3))
+
+    weights = np.array([1.0, 2.0, 3.0])
+    few = X[:3], Y[:3]  # three examples of three classes: weights could be spread from the left
+    exp = classes(loss=elements, class_weights=weights)
+    losses = np.asarray(elements(exp(few[0]), few[1]))
+    expected = (losses.mean(axis=1) * weights[few[1]]).sum() / weights[few[1]].sum()
+    assert computed(exp, few)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_of_labels_need_a_loss_of_each_label():
+    def mean(logits, labels):
+        return jnp.square(logits - labels.astype(logits.dtype)).mean(axis=1)
+
+    with pytest.raises(DataError, match="class_weights count each label by itself"):
+        labels(loss=mean, class_weights=[1, 2, 3]).train_step((X, LABELS))
+    with pytest.raises(DataError, match="the mask one for each element"):
+        labels(loss=mean).train_step(Masked((X, LABELS), LABELS > 0))
+    labels(loss=mean).train_step(Masked((X, LABELS), MASK))
+
+
+def test_a_scalar_among_the_features():
+    """It comes first in the order of names, and has no axis to count examples by."""
+
+    @jax.tree_util.register_static
+    class Scaled:
+        def init(self, key, x, /):
+            return {"w": jnp.zeros(FEATURES)}, ()
+
+        def forward(self, params, state, x, /, *, train, key=None):
+            return x["factor"] * (x["x"] @ params["w"]), state
+
+    batch = {"factor": np.float32(2), "x": X}, NUMBERS
+    exp = solstice.RegressionExperiment(Scaled(), SGD).train([batch], callbacks=[])
+    found = exp.test([Masked(batch, MASK)], callbacks=[])["loss"]
+    expected = np.square(np.asarray(exp(batch[0])) - NUMBERS)[MASK].mean()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["train", "test"])
+def test_text_beside_the_features_is_left_to_callbacks(task):
+    @jax.tree_util.register_static
+    class First:
+        def init(self, key, x, /):
+            return {"w": jnp.zeros(FEATURES)}, ()
+
+        def forward(self, params, state, x, /, *, train, key=None):
+            return x["x"] @ params["w"], state
+
+    batch = {"name": np.array(["a"] * N), "x": X}, NUMBERS
+    exp = solstice.RegressionExperiment(First(), SGD)
+    done = getattr(exp, task)([batch], callbacks=[])
+    assert done is not None
+    if task == "train":
+        assert np.all(done.params["w"] != 0)
+
+
+def test_text_is_generated_up_to_the_length_that_was_trained():
+    """A model with positions knows texts of so many tokens; it is given all but the last."""
+
+    @jax.tree_util.register_static
+    class Positions:
+        def init(self, key, x, /):
+            return {"position": jax.random.normal(key, (x.shape[1], 5))}, ()
+
+        def forward(self, params, state, x, /, *, train, key=None):
+            logits = jnp.take(params["position"], jnp.arange(x.shape[1]), axis=0, mode="fill")
+            return jnp.broadcast_to(logits, (*x.shape, 5)), state
+
+    exp = solstice.LanguageModelExperiment(Positions(), SGD, 5, sample_input=TOKENS[:, :-1])
+    likeliest = np.asarray(exp.params["position"]).argmax(axis=1)
+    for prompts in (TOKENS[:2, :3], TOKENS[:2, :3].astype(np.uint8)):
+        texts = exp.generate(prompts, np.int64(4), key=jax.random.key(0), temperature=0)
+        assert texts.dtype == jnp.int32
+        np.testing.assert_array_equal(texts[:, :3], prompts)
+        np.testing.assert_array_equal(texts[:, 3:], [likeliest[2:]] * 2)
+    with pytest.raises(FloatingPointError, match="it knows no texts of 7 tokens"):
+        exp.generate(TOKENS[:1, :3], 5, key=jax.random.key(0))
+    np.testing.assert_array_equal(exp.generate(TOKENS, 0, key=jax.random.key(0)), TOKENS)
+
+
+def test_generated_tokens_may_be_beyond_the_integers_of_the_prompts():
+    exp = solstice.LanguageModelExperiment(Last(), SGD, 300, sample_input=TOKENS)
+    texts = exp.generate(TOKENS[:1].astype(np.int8), 1, key=jax.random.key(0), temperature=0)
+    assert int(texts[0, -1]) == 299
+
+
+@jax.tree_util.register_static
+class Last:
+    """The last token of 300 is always the likeliest."""
+
+    def init(self, key, x, /):
+        return {"logits": jnp.arange(300.0)}, ()
+
+    def forward(self, params, state, x, /, *, train, key=None):
+        return jnp.broadcast_to(params["logits"], (*x.shape, 300)), state

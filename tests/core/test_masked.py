@@ -121,3 +121,36 @@ def test_a_state_of_other_batches_is_refused(changes, name):
     state = iter(batches(**options)).state_dict()
     with pytest.raises(DataError, match=f"the state is of batches with {name}="):
         iter(batches(**{**options, **changes})).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch": 8}, {"batch": -1}, {"epoch": -1}, {"batch": None}, {"epoch": "0"}],
+)
+def test_a_state_of_no_position_is_refused(change):
+    iterator = iter(batches(Y, 3))
+    state = {**iterator.state_dict(), **change}
+    with pytest.raises(DataError, match="the state is"):
+        iterator.load_state_dict(state)
+    with pytest.raises(DataError, match="the state is none of"):
+        iterator.load_state_dict({})
+    assert len(list(iterator)) == 7
+
+
+def test_a_state_is_plain_numbers_whatever_the_numbers_given():
+    data = batches(Y, np.int64(3), seed=np.int64(4), shuffle=np.True_)
+    data.set_epoch(np.int64(2))
+    state = json.loads(json.dumps(iter(data).state_dict()))
+    iter(batches(Y, 3, seed=4, shuffle=True)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("index", [slice(0, 2), "a", 1.0])
+def test_batches_are_taken_one_at_a_time(index):
+    with pytest.raises(TypeError, match="batches are taken one at a time"):
+        batches(Y, 3)[index]
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, None, "a"])
+def test_a_seed_is_a_number(seed):
+    with pytest.raises(DataError, match="seed must be a non-negative integer"):
+        batches(Y, 3, seed=seed)

@@ -278,6 +278,28 @@ def test_schedule_free_evaluates_at_its_average():
     assert_same(average, contrib.schedule_free_eval_params(state, params))
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_schedule_free_of_some_params_evaluates_those_at_their_average(both):
+    """As `multi_transform` has it: each optimiser sees its own params, and masks of the others."""
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    free = contrib.schedule_free_sgd(0.1)
+    other = contrib.schedule_free_sgd(0.2) if both else optax.sgd(0.2)
+    mixed = OptaxOptimizer(optax.multi_transform({"x": free, "y": other}, {"a": "x", "b": "y"}))
+    alone = {"a": OptaxOptimizer(free), "b": OptaxOptimizer(other)}
+    state, own = params, mixed.init(params)
+    states = {name: alone[name].init(params[name]) for name in params}
+    apart = dict(params)
+    for index in range(3):
+        grads = {"a": jnp.full(3, index + 1.0), "b": jnp.full(2, index - 1.0)}
+        state, own = mixed.step(grads, own, state)
+        for name in params:
+            apart[name], states[name] = alone[name].step(grads[name], states[name], apart[name])
+    assert_same(state, apart)
+    expected = {name: alone[name].eval_params(states[name], apart[name]) for name in params}
+    assert_same(mixed.eval_params(own, state), expected)
+    assert np.all(expected["a"] != apart["a"])
+
+
 def schedule_free_in_a_chain():
     return optax.chain(optax.clip_by_global_norm(1.0), contrib.schedule_free_sgd(0.1))
 

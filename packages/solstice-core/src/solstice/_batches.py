@@ -1,8 +1,9 @@
 """Arrays in memory, cut into batches."""
 
 import copy
+import operator
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -27,7 +28,8 @@ class Batches:
         drop_last: leave out a last batch that is smaller.
 
     Raises:
-        DataError: there is no array, the lengths differ, or `batch_size` is below 1.
+        DataError: there is no array, the lengths differ, `batch_size` is below 1, or `seed` is no
+            seed.
     """
 
     def __init__(
@@ -56,17 +58,19 @@ class Batches:
         if len(set(lengths)) != 1:
             raise DataError(f"arrays must be of one length on axis 0; the lengths are {lengths}")
         self._length = lengths[0]
+        if not isinstance(cast("Any", seed), int | np.integer) or seed < 0:
+            raise DataError(f"seed must be a non-negative integer, such as 0; it is {seed!r:.60}")
         self.batch_size = int(batch_size)
-        self.shuffle = shuffle
-        self.seed = seed
-        self.drop_last = drop_last
+        self.shuffle = bool(shuffle)
+        self.seed = int(seed)
+        self.drop_last = bool(drop_last)
         self.epoch = 0
         self._ordered: int | None = None
         self._rows: Any = None
 
     def set_epoch(self, epoch: int) -> None:
         """`data.set_epoch(3)`: the next pass gives the order of epoch 3."""
-        self.epoch = epoch
+        self.epoch = operator.index(epoch)
 
     def __len__(self) -> int:
         full, rest = divmod(self._length, self.batch_size)
@@ -74,6 +78,13 @@ class Batches:
 
     def __getitem__(self, index: int) -> Batch:
         """`data[17]`: batch 17 of the epoch, without those before it. Negative: from the end."""
+        try:
+            index = operator.index(index)
+        except TypeError as error:
+            raise TypeError(
+                f"batches are taken one at a time, as in `data[17]`; the index is {index!r:.40}. "
+                f"Several are `[data[i] for i in range(3, 7)]`"
+            ) from error
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
@@ -142,6 +153,16 @@ class BatchIterator(Iterator[Batch]):
         Raises:
             DataError: the state is of other data, or of another order.
         """
+        position: list[Any] = [state.get("epoch"), state.get("batch")]
+        if not all(isinstance(number, int) and number >= 0 for number in position):
+            raise DataError(
+                f"the state is none of `iterator.state_dict()`: its epoch and batch must be whole "
+                f"numbers, 0 or more; they are {position}"
+            )
+        if position[1] > len(self._data):
+            raise DataError(
+                f"the state is at batch {position[1]} of an epoch; these have {len(self._data)}"
+            )
         for name, mine in self._data.describe().items():
             if state.get(name) != mine:
                 raise DataError(

@@ -10,7 +10,7 @@ import jax
 
 from solstice._cadence import watchers_within
 from solstice._callback import Callback, CallbackList, Record, check_callbacks
-from solstice._data import Source, open_source
+from solstice._data import Source, arrays_of, open_source
 from solstice._eager import EagerStepper
 from solstice._errors import DataError
 from solstice._experiment import Experiment
@@ -162,7 +162,7 @@ class Trainer:
             has_validation=val is not None,
         )
         with self._running(experiment, start, callbacks) as run:
-            experiment = experiment.setup(train.first())
+            experiment = experiment.setup(arrays_of(train.first()))
             stepper = run.stepper(experiment, "train_step", train.first())
             if val is not None:  # an evaluation that cannot run is told before anything trains
                 run.stepper(experiment, "eval_step", val.first())
@@ -245,7 +245,7 @@ class Trainer:
         source = open_source(ds, f"{mode}_ds", batch_size, limit=limit)
         start = Record(mode=mode)
         with self._running(experiment, start) as run:
-            experiment = experiment.setup(source.first())
+            experiment = experiment.setup(arrays_of(source.first()))
             stepper = run.stepper(experiment, "eval_step", source.first())
             run.begin(experiment, stepper, source)
             return self._evaluate(run, stepper, source, start)

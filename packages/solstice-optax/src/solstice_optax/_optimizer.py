@@ -21,7 +21,8 @@ class OptaxOptimizer:
 
     Transformations with extra arguments get those that they take: `value`, `grad` and `value_fn`
     (L-BFGS, Polyak, `reduce_on_plateau`), `grad_fn` (opaque `contrib.sam`), and what `step` is
-    given beside. Schedule-free optimisers, also within a chain, evaluate at their averaged point.
+    given beside. Schedule-free optimisers, also within a chain, a mask or
+    `optax.multi_transform`, evaluate at their averaged point.
 
     Args:
         tx: an `optax.GradientTransformation`, or an `optax.MultiSteps`.
@@ -91,8 +92,25 @@ class OptaxOptimizer:
 
         for node in jax.tree.leaves(state, is_leaf=is_schedule_free):
             if is_schedule_free(node):
-                return contrib.schedule_free_eval_params(node, params)
+                params = _averaged_point(node, params)
         return params
+
+
+def _averaged_point(node: contrib.ScheduleFreeState, params: Params) -> Params:
+    """The params to evaluate with, of those that this optimiser sees; the others stay."""
+
+    def is_masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    def seen(own: Any, param: Any) -> Any:
+        return own if is_masked(own) else param
+
+    def chosen(point: Any, param: Any) -> Any:
+        return param if is_masked(point) else point
+
+    part = jax.tree.map(seen, node.z, params, is_leaf=is_masked)
+    point = contrib.schedule_free_eval_params(node, part)
+    return jax.tree.map(chosen, point, params, is_leaf=is_masked)
 
 
 def _refused(error: TypeError) -> set[str]:

@@ -69,7 +69,7 @@ def freeze(optimizer: Any, frozen: str | Iterable[str] | Callable[[str], bool]) 
 
     Raises:
         TypeError, AdapterError: there is no adapter for `optimizer`.
-        ValueError: at `init`, where no param is frozen, or all are.
+        ValueError: at `init`, where a pattern matches no param, or all params are frozen.
     """
     if isinstance(frozen, str):
         frozen = (frozen,)
@@ -159,14 +159,24 @@ class _Freezing:
     def init(self, params: Params, /) -> OptState:
         """`opt_state = optimizer.init(params)`."""
         paths = list(_tree.leaves_by_slashes(params))
-        count = sum(map(self._is_frozen, paths))
-        if count in (0, len(paths)):
-            which = "matches no param" if count == 0 else "matches all params"
+        problem = self._problem(paths)
+        if problem:
             raise ValueError(
-                f"frozen={self.frozen!r} {which}. The params are: {', '.join(paths[:20])}"
+                f"{problem}. The params are: {', '.join(paths[:20])}"
                 f"{' ...' if len(paths) > 20 else ''}"
             )
         return self.optimizer.init(self._split(params)[0])
+
+    def _problem(self, paths: list[str]) -> str | None:
+        """What is wrong with the choice, in words."""
+        if not callable(self.frozen):
+            for pattern in self.frozen:
+                if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+                    return f"the frozen pattern {pattern!r} matches no param"
+        count = sum(map(self._is_frozen, paths))
+        if count in (0, len(paths)):
+            return f"frozen={self.frozen!r} matches {'all params' if count else 'no param'}"
+        return None
 
     def step(
         self,

@@ -20,6 +20,8 @@ from solstice.experiments._base import (
     MetricsFunction,
     OneModelExperiment,
     Options,
+    check_floating,
+    check_no_nan,
     features_of,
     shape_of,
     unmasked,
@@ -44,16 +46,10 @@ class _Reconstructing(OneModelExperiment):
         self._check_values(np.asarray(x))
 
     def _check_targets(self, y: Any) -> None:
-        if getattr(y, "ndim", 0) < 2 or not jnp.issubdtype(y.dtype, jnp.floating):
-            raise DataError(
-                f"expected features of floating point, of shape [n, ...]; they are "
-                f"{describe_batch(y)}. Pixels become such by `(x / 255).astype('float32')`"
-            )
+        check_floating(y)
 
     def _check_values(self, y: Any) -> None:
-        bad = np.isnan(y).sum()
-        if bad:
-            raise DataError(f"{bad} of {y.size} features are NaN: leave those examples out")
+        check_no_nan(y)
 
     def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
         decoded, _ = outputs

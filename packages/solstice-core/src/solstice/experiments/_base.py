@@ -20,6 +20,7 @@ from solstice._masked import Masked
 from solstice._metrics import Metrics
 from solstice._replace import replace
 from solstice._train import test, train
+from solstice._trainer import Trainer
 from solstice._types import Batch
 from solstice.compat import OptState, Params, State
 from solstice.experiments._learner import Forward, Learner
@@ -54,8 +55,12 @@ class Options:
                     f"{name} must be a function, as in `loss=optax.huber_loss` or `metrics=lambda "
                     f"outputs, targets, mask: ...`; it is {given!r:.60}"
                 )
-        if self.micro_batches < 1:
-            raise ValueError(f"micro_batches must be 1 or more; it is {self.micro_batches}")
+        given: Any = self.micro_batches
+        whole = isinstance(given, int) and not isinstance(given, bool)
+        if not whole or self.micro_batches < 1:
+            raise ValueError(
+                f"micro_batches must be a whole number, 1 or more; it is {self.micro_batches!r}"
+            )
 
 
 class ReadyMade(Experiment):
@@ -95,6 +100,24 @@ class ReadyMade(Experiment):
     ) -> dict[str, Any]:
         """`exp.test(test_ds)["loss"]`: the arguments are those of `solstice.test`."""
         return test(self, test_ds, batch_size=batch_size, callbacks=callbacks)
+
+    def predict(self, ds: Any, *, batch_size: int | None = None) -> Any:
+        """`predictions = exp.predict(x, batch_size=256)`: `predict_step` over a data set.
+
+        Args:
+            ds: features, or a data set of batches; targets beside them are not looked at. What is
+                masked is predicted too, so that row i is example i.
+            batch_size: examples in a batch, for a data set given as arrays.
+
+        Returns:
+            NumPy arrays, one row for each example. `Trainer.predict` gives batch by batch what is
+            too large to hold.
+
+        Raises:
+            DataError: the experiment has seen no batch yet, or the features have other shapes.
+        """
+        outs = Trainer().predict(self, ds, batch_size=batch_size)
+        return _tree.map(lambda *parts: np.concatenate(parts), *outs)
 
 
 class OneModelExperiment(ReadyMade):
@@ -171,10 +194,16 @@ class OneModelExperiment(ReadyMade):
     def _ready(self, batch: Batch) -> Self:
         """Set up, and with a batch that fits: what a step may begin with."""
         self = self.setup(batch)
-        x, y, _ = self._parts(batch)
+        x, y, mask = self._parts(batch)
+        num_rows(x)
         self.learner.check_inputs(x)
         self._check_targets(y)
-        if not any(isinstance(leaf, Tracer) for leaf in _tree.leaves(batch)):
+        if mask is not None and mask.shape != y.shape[: mask.ndim]:
+            raise DataError(
+                f"the mask of targets of shape {list(y.shape)} must be of that shape, or "
+                f"[{y.shape[0]}]; it is {describe_batch(mask)}"
+            )
+        if not is_traced(batch):
             self.check_batch(batch)
         return self
 
@@ -182,13 +211,18 @@ class OneModelExperiment(ReadyMade):
         x, y, mask = self._parts(batch)
         outputs = self._outputs(model(x), x, y)
         if mask is not None:
-            y = jnp.where(_spread(mask, y), y, jnp.zeros_like(y))  # what is masked may be NaN
+            y = jnp.where(spread(mask, y), y, jnp.zeros_like(y))  # what is masked may be NaN
         return self._measured(outputs, y, mask)
 
     def _measured(self, outputs: Any, y: Any, mask: Any) -> tuple[Array, Array | None, Metrics]:
         """`losses, weights, metrics` of one batch."""
         losses = self._losses(outputs, y)
         weights = self._weights(y, mask, losses)
+        if weights is not None and weights.ndim > losses.ndim:
+            raise DataError(
+                f"the loss is one number for each example, and the mask one for each element: "
+                f"{describe_batch(mask)}. Give a mask of shape [n], or a loss without a mean"
+            )
         counts = jnp.ones(y.shape[:1], bool) if mask is None else mask
         metrics = (self.options.metrics or self._usual_metrics)(outputs, y, counts)
         return losses, weights, WithLoss(metrics, losses, weights)
@@ -205,7 +239,7 @@ class OneModelExperiment(ReadyMade):
     def _weights(self, y: Any, mask: Any, losses: Array) -> Array | None:
         """What each loss counts."""
         del y
-        return None if mask is None else _spread(mask, losses)
+        return None if mask is None else spread(mask, losses)
 
     def _parts(self, batch: Batch) -> tuple[Any, Any, Any]:
         """`x, targets, mask` of a batch; the mask is None if there is none."""
@@ -244,13 +278,12 @@ def unmasked(batch: Batch) -> tuple[Batch, Any]:
     """The batch within, and its mask or None."""
     if not isinstance(batch, Masked):
         return batch, None
-    mask = batch.mask
+    mask, size = batch.mask, num_rows(batch.batch)
     if not jnp.issubdtype(getattr(mask, "dtype", object), jnp.bool_) or mask.ndim < 1:
         raise DataError(
-            f"the mask of a batch must be an array of booleans, one for each example; it is "
-            f"{describe_batch(mask)}"
+            f"the mask of a batch must be an array of booleans, one for each of its {size} "
+            f"examples; it is {describe_batch(mask)}. Write `np.asarray(mask, bool)`"
         )
-    size = _tree.leaves(batch.batch)[0].shape[0]
     if mask.shape[0] != size:
         raise DataError(
             f"the mask of a batch must have one entry for each of its {size} examples; it is "
@@ -260,8 +293,39 @@ def unmasked(batch: Batch) -> tuple[Batch, Any]:
 
 
 def num_rows(x: Any) -> int:
-    """How many examples there are."""
-    return _tree.leaves(x)[0].shape[0]
+    """How many examples there are: the length of the first array that has an axis.
+
+    Raises:
+        DataError: there are none.
+    """
+    size = next((np.shape(leaf)[0] for leaf in _tree.leaves(x) if np.ndim(leaf)), 0)
+    if size == 0:
+        raise DataError(
+            f"a batch must have one example or more on axis 0; there is none in "
+            f"{describe_batch(x)}. Leave empty batches out"
+        )
+    return size
+
+
+def check_floating(x: Any) -> None:
+    """Raises a DataError on features that are no array of floating point."""
+    if getattr(x, "ndim", 0) < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise DataError(
+            f"expected features of floating point, of shape [n, ...]; they are "
+            f"{describe_batch(x)}. Pixels become such by `(x / 255).astype('float32')`"
+        )
+
+
+def check_no_nan(x: Any) -> None:
+    """Raises a DataError on features, a NumPy array, that are NaN."""
+    bad = np.isnan(x).sum()
+    if bad:
+        raise DataError(f"{bad} of {x.size} features are NaN: leave those examples out")
+
+
+def is_traced(batch: Batch) -> bool:
+    """Whether the batch has no values yet, since a step is being compiled."""
+    return any(isinstance(leaf, Tracer) for leaf in _tree.leaves(batch))
 
 
 def shape_of(outputs: Any) -> tuple[int, ...]:
@@ -269,29 +333,37 @@ def shape_of(outputs: Any) -> tuple[int, ...]:
     return getattr(outputs, "shape", ())
 
 
-def without_last_axis(outputs: Any, y: Any, size: int) -> Any:
-    """Outputs of shape [n, 1] as [n], where there is one target for each example."""
-    one_each = y is None or y.ndim == 1
-    return outputs[:, 0] if one_each and shape_of(outputs) == (size, 1) else outputs
+def without_last_axis(outputs: Any, size: int) -> Any:
+    """Outputs of shape [n, 1] as [n]."""
+    return outputs[:, 0] if shape_of(outputs) == (size, 1) else outputs
 
 
-def _spread(mask: Any, like: Any) -> Any:
-    """The mask with axes of 1 behind, so that it broadcasts against an array."""
-    return mask.reshape(*mask.shape, *[1] * (like.ndim - mask.ndim))
+def spread(weights: Any, like: Any) -> Any:
+    """Weights with axes of 1 behind, so that they broadcast against an array."""
+    return weights.reshape(*weights.shape, *[1] * (like.ndim - weights.ndim))
 
 
 def _as_rows(mask: Any, like: Any) -> Any:
-    return np.broadcast_to(_spread(np.asarray(mask), like), like.shape)
+    return np.broadcast_to(spread(np.asarray(mask), like), like.shape)
+
+
+def _holds_masked(batch: Any) -> bool:
+    return isinstance(batch, tuple | list) and any(
+        isinstance(part, Masked) for part in cast("tuple[Any, ...]", batch)
+    )
 
 
 def _pair(batch: Batch) -> tuple[Any, Any]:
     if isinstance(batch, tuple | list) and len(cast("tuple[Any, ...]", batch)) == 2:
         x, y = cast("tuple[Any, Any]", batch)
-        return x, y
+        if not _holds_masked(batch):
+            return x, y
     hint = ""
     if isinstance(batch, Mapping):
         names = [*cast("Mapping[str, Any]", batch), "label", "label"][:2]
         hint = f". Map each batch to a pair: `(batch[{names[0]!r}], batch[{names[1]!r}])`"
+    elif isinstance(batch, Masked) or _holds_masked(batch):
+        hint = ". A mask goes around all of it, once: `Masked((features, labels), mask)`"
     elif isinstance(batch, tuple | list) and len(cast("tuple[Any, ...]", batch)) == 3:
         hint = ". A mask goes around it: `solstice.data.Masked((features, labels), mask)`"
     raise DataError(

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -19,6 +20,7 @@ from solstice.experiments._base import (
     features_of,
     num_rows,
     shape_of,
+    spread,
     without_last_axis,
 )
 from solstice.experiments._learner import Learner
@@ -113,7 +115,9 @@ class ClassificationExperiment(OneModelExperiment):
         hint = ""
         if getattr(y, "ndim", 0) == 2:
             hint = ". One-hot labels become classes by `labels.argmax(axis=-1)`"
-        elif hasattr(y, "dtype") and not jnp.issubdtype(y.dtype, jnp.integer):
+        elif getattr(y, "dtype", np.dtype(object)).kind in "OSUT":
+            hint = ". Text becomes classes by `np.unique(labels, return_inverse=True)[1]`"
+        elif not jnp.issubdtype(y.dtype, jnp.integer):
             hint = ". Make them integers by `labels.astype(int)`"
         if getattr(y, "ndim", 0) != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
             raise DataError(
@@ -141,8 +145,7 @@ class ClassificationExperiment(OneModelExperiment):
     def _weights(self, y: Any, mask: Any, losses: Array) -> Array | None:
         if self.class_weights is None:
             return super()._weights(y, mask, losses)
-        weights = self.class_weights[y]
-        return weights if mask is None else jnp.where(mask, weights, 0)
+        return _of_classes(self.class_weights, y, mask, losses)
 
     def _usual_loss(self, outputs: Any, y: Any) -> Array:
         return cross_entropy(outputs, y, self.label_smoothing)
@@ -209,7 +212,7 @@ class BinaryClassificationExperiment(OneModelExperiment):
 
     def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
         size = num_rows(x)
-        outputs = without_last_axis(outputs, y, size)
+        outputs = without_last_axis(outputs, size)
         if shape_of(outputs) != (size,):
             raise DataError(
                 f"the model must give one logit for each example, of shape [{size}] or "
@@ -220,8 +223,7 @@ class BinaryClassificationExperiment(OneModelExperiment):
     def _weights(self, y: Any, mask: Any, losses: Array) -> Array | None:
         if self.class_weights is None:
             return super()._weights(y, mask, losses)
-        weights = self.class_weights[y.astype(jnp.int32)]
-        return weights if mask is None else jnp.where(mask, weights, 0)
+        return _of_classes(self.class_weights, y, mask, losses)
 
     def _usual_loss(self, outputs: Any, y: Any) -> Array:
         return binary_cross_entropy(outputs, y, self.label_smoothing)
@@ -305,8 +307,14 @@ class MultilabelClassificationExperiment(OneModelExperiment):
 
     def _weights(self, y: Any, mask: Any, losses: Array) -> Array | None:
         weights = super()._weights(y, mask, losses)
-        if self.class_weights is None or losses.ndim == 1:
+        if self.class_weights is None:
             return weights
+        if shape_of(losses) != y.shape:
+            raise DataError(
+                f"class_weights count each label by itself, so the loss must be of shape "
+                f"{list(y.shape)}; it is {describe_batch(losses)}. Leave the mean over labels out "
+                f"of it, or weigh them in it, without class_weights"
+            )
         return self.class_weights if weights is None else weights * self.class_weights
 
     def _usual_loss(self, outputs: Any, y: Any) -> Array:
@@ -315,6 +323,12 @@ class MultilabelClassificationExperiment(OneModelExperiment):
     def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> MultilabelMetrics:
         scores = jax.nn.sigmoid(outputs)
         return MultilabelMetrics(scores, y, mask=mask, threshold=self.threshold)
+
+
+def _of_classes(class_weights: Array, labels: Any, mask: Any, losses: Array) -> Array:
+    """What the loss of each example counts, by its class."""
+    weights = class_weights[labels.astype(jnp.int32)]
+    return spread(weights if mask is None else jnp.where(mask, weights, 0), losses)
 
 
 def _check_binary(y: Any, ndim: int, shape: str) -> None:

@@ -13,8 +13,18 @@ from solstice._data import describe_batch
 from solstice._errors import DataError
 from solstice._replace import replace
 from solstice._types import Batch
-from solstice.experiments._base import Options, ReadyMade, features_of, num_rows, shape_of, unmasked
-from solstice.experiments._learner import Forward, Learner
+from solstice.experiments._base import (
+    Options,
+    ReadyMade,
+    check_floating,
+    check_no_nan,
+    features_of,
+    is_traced,
+    num_rows,
+    shape_of,
+    unmasked,
+)
+from solstice.experiments._learner import Forward, Learner, key_of
 from solstice.experiments._losses import binary_cross_entropy
 from solstice.metrics import Mean, MetricsCollection
 
@@ -59,8 +69,8 @@ class GANExperiment(ReadyMade):
     Raises:
         ValueError: `latent_size` or `micro_batches` is below 1.
         TypeError, solstice.compat.AdapterError: as `ClassificationExperiment`.
-        DataError: in a step, the generator gives another shape than that of the features, or the
-            discriminator not one logit for each example.
+        DataError: in a step, the features are no floating point, or NaN; or the generator gives
+            another shape than theirs, or the discriminator not one logit for each example.
     """
 
     generator: Learner
@@ -84,8 +94,7 @@ class GANExperiment(ReadyMade):
     ) -> None:
         if latent_size < 1:
             raise ValueError(f"latent_size must be 1 or more; it is {latent_size}")
-        key = jax.random.key(seed) if isinstance(seed, int | np.integer) else seed
-        keys = jax.random.split(key)
+        keys = jax.random.split(key_of(seed))
         other = optimizer if discriminator_optimizer is None else discriminator_optimizer
         latents = None if sample_input is None else jnp.zeros((1, latent_size))
         self.generator = Learner(generator, optimizer, seed=keys[0], sample_input=latents)
@@ -107,8 +116,16 @@ class GANExperiment(ReadyMade):
         """
         return self.generator(self._latents(key, num))
 
+    def check_batch(self, batch: Batch) -> None:
+        """Refuses features that cannot be: they all go through the discriminator."""
+        x = features_of(batch)
+        check_floating(x)
+        check_no_nan(np.asarray(x))
+
     def setup(self, batch: Batch) -> Self:
         """Initialises both models with the first batch, unless they are already."""
+        check_floating(features_of(batch))
+        num_rows(features_of(batch))
         if self.discriminator.inputs is not None:
             return self
         return replace(
@@ -119,7 +136,7 @@ class GANExperiment(ReadyMade):
 
     def train_step(self, batch: Batch) -> tuple[Self, MetricsCollection]:
         """`exp, metrics = exp.train_step(batch)`: one update of each model."""
-        self = self.setup(batch)
+        self = self._ready(batch)
         real, mask = _features(batch)
         keys = jax.random.split(jax.random.fold_in(self.generator.key, self.step), 4)
         latents = self._latents(keys[0], num_rows(real))
@@ -144,7 +161,7 @@ class GANExperiment(ReadyMade):
 
     def eval_step(self, batch: Batch) -> tuple[Self, MetricsCollection]:
         """`exp, metrics = exp.eval_step(batch)`: measure both, with the weights for evaluation."""
-        self = self.setup(batch)
+        self = self._ready(batch)
         real, mask = _features(batch)
         key, drawn = jax.random.split(self.generator.key)
         generated = self.sample(drawn, num_rows(real))
@@ -159,6 +176,11 @@ class GANExperiment(ReadyMade):
         """`logits = exp.predict_step(x)`: the discriminator's, of shape [n]."""
         x = _features(batch)[0]
         return _logits(self.discriminator(x), num_rows(x))
+
+    def _ready(self, batch: Batch) -> Self:
+        if not is_traced(batch):
+            self.check_batch(batch)
+        return self.setup(batch)
 
     def _discriminates(
         self, model: Forward, batch: Batch

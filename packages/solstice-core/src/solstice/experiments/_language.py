@@ -1,5 +1,6 @@
 """Language modelling with any model and any optimiser."""
 
+import operator
 from typing import Any, cast
 
 import equinox as eqx
@@ -107,12 +108,14 @@ class LanguageModelExperiment(OneModelExperiment):
             temperature: logits are divided by it; 0 takes the likeliest token.
 
         Returns:
-            Integers of shape [n, length + num_tokens], which begin with the prompts.
+            Integers of shape [n, length + num_tokens], int32, which begin with the prompts.
 
         Raises:
             ValueError: `num_tokens` or `temperature` is negative.
             DataError: the prompts are no tokens, or the experiment has no values yet.
+            FloatingPointError: the model gives logits that are NaN.
         """
+        num_tokens = operator.index(num_tokens)
         if num_tokens < 0 or not temperature >= 0:
             raise ValueError(
                 f"num_tokens and temperature must be 0 or more; they are {num_tokens} and "
@@ -121,7 +124,18 @@ class LanguageModelExperiment(OneModelExperiment):
         prompts = jnp.asarray(prompts)
         self._check_tokens(prompts, at_least=1)
         self._check_values(np.asarray(prompts))
-        return _generate(self, prompts, num_tokens, key, jnp.float32(temperature))
+        if num_tokens == 0:
+            return prompts.astype(jnp.int32)
+        tokens, bad = _generate(
+            self, prompts.astype(jnp.int32), num_tokens, key, jnp.float32(temperature)
+        )
+        if bad:
+            raise FloatingPointError(
+                f"the model's logits are NaN, so there is no next token. Either its weights are, "
+                f"or it knows no texts of {tokens.shape[1] - 1} tokens: it is asked for a text of "
+                f"len(prompt) + num_tokens, all at once"
+            )
+        return tokens
 
     def predict_step(self, batch: Batch) -> Array:
         """`probabilities = exp.predict_step(tokens)`: of the token after each.
@@ -183,25 +197,29 @@ class LanguageModelExperiment(OneModelExperiment):
     def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> LanguageModelMetrics:
         num_bytes = None
         if self.token_bytes is not None:
-            num_bytes = jnp.where(mask, self.token_bytes[y], 0)
+            num_bytes = jnp.where(mask, self.token_bytes[y.astype(jnp.int32)], 0)
         return LanguageModelMetrics(outputs, y, mask=mask, num_bytes=num_bytes)
 
 
 @eqx.filter_jit
 def _generate(
     exp: LanguageModelExperiment, prompts: Array, num_tokens: int, key: Array, temperature: Array
-) -> Array:
+) -> tuple[Array, Array]:
+    """The texts, and whether a logit was NaN."""
     start = prompts.shape[1]
     tokens = jnp.pad(prompts, ((0, 0), (0, num_tokens)))
 
-    def add(index: Array, tokens: Array) -> Array:
-        logits = at_least_float32(jnp.take(exp(tokens), index - 1, axis=1))
+    def add(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        tokens, bad = carry
+        logits = at_least_float32(jnp.take(exp(tokens[:, :-1]), index - 1, axis=1))
+        bad |= jnp.isnan(logits).any()
         warm = jnp.where(temperature > 0, temperature, 1)
         drawn = jax.random.categorical(jax.random.fold_in(key, index), logits / warm)
         chosen = jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1))
-        return tokens.at[:, index].set(chosen.astype(tokens.dtype))
+        return tokens.at[:, index].set(chosen.astype(tokens.dtype)), bad
 
-    return cast("Any", jax.lax.fori_loop(start, start + num_tokens, add, tokens))
+    begin = tokens, jnp.asarray(False)
+    return cast("Any", jax.lax.fori_loop(start, start + num_tokens, add, begin))
 
 
 def _bytes(token_bytes: ArrayLike | None, size: int) -> Array | None:

@@ -51,7 +51,8 @@ class Learner(eqx.Module):
         optimizer: a `solstice.compat.Optimizer`, or an optimiser that has an adapter.
         seed: an integer, or a PRNG key (typed or legacy), for the initial values and what is
             random in training.
-        sample_input: inputs of a batch of any size, for `setup`.
+        sample_input: inputs of a batch of any size, for `setup`: what the model is called with,
+            without labels.
         free_axes: leading axes of the inputs that may differ from batch to batch: 1 for examples;
             2 where texts of other lengths are welcome too.
 
@@ -60,9 +61,13 @@ class Learner(eqx.Module):
         key: what the keys of all steps derive from, with the step.
         step: updates done, an int32 scalar.
 
+    A batch of which nothing counts has a gradient of 0, and the optimiser still makes its step:
+    momentum and weight decay move the weights, and one that divides by the gradient's norm, such as
+    SAM, gives NaN. Leave such batches out.
+
     Raises:
         TypeError, solstice.compat.AdapterError: there is no adapter for the model or optimiser; or
-            the model has params that are no floating-point arrays.
+            the model has params that are no floating-point arrays; or `seed` is no seed.
     """
 
     model: Model
@@ -88,7 +93,7 @@ class Learner(eqx.Module):
         self.model = as_model(model)
         self.optimizer = as_optimizer(optimizer)
         self.params = self.state = self.opt_state = self.inputs = None
-        self.key = jax.random.key(seed) if isinstance(seed, int | np.integer) else seed
+        self.key = key_of(seed)
         self.step = jnp.zeros((), jnp.int32)
         self.free_axes = free_axes
         if sample_input is not None:
@@ -215,6 +220,22 @@ class Learner(eqx.Module):
             f"{path}{list(np.shape(leaf)[self.free_axes :])}"
             for path, leaf in _tree.leaves_by_path(x)
         )
+
+
+def key_of(seed: Any) -> Array:
+    """A PRNG key of a seed: an integer, or a key itself, typed or legacy."""
+    dtype: Any = getattr(seed, "dtype", None) or np.asarray(seed).dtype
+    shape = np.shape(seed)
+    if shape == () and jnp.issubdtype(dtype, jnp.integer):
+        return jax.random.key(seed)
+    is_typed = shape == () and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    is_legacy = len(shape) == 1 and dtype == np.uint32
+    if not (is_typed or is_legacy):
+        raise TypeError(
+            f"seed must be an integer, as in `seed=0`, or one key, as in "
+            f"`seed=jax.random.key(0)`; it is {describe_batch(seed)}"
+        )
+    return seed
 
 
 class Forward:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from solstice._metrics import at_least_float32
@@ -19,7 +20,7 @@ def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array
         smoothing: in [0, 1).
     """
     log_p = jax.nn.log_softmax(at_least_float32(logits))
-    losses = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    losses = -jnp.take_along_axis(log_p, labels[..., None].astype(jnp.int32), axis=-1)[..., 0]
     if smoothing == 0:
         return losses
     return (1 - smoothing) * losses - smoothing * jnp.mean(log_p, axis=-1)
@@ -56,10 +57,17 @@ def check_weights(weights: object, size: int) -> Array | None:
     """The `class_weights` of an Experiment, as an array."""
     if weights is None:
         return None
-    given = jnp.asarray(weights, jnp.float32)  # pyright: ignore[reportArgumentType]
-    if given.shape != (size,) or not bool((given >= 0).all()) or not bool((given > 0).any()):
-        raise ValueError(
-            f"class_weights must be {size} numbers, one for each class, none negative and not all "
-            f"0; they are {given.tolist()!r:.80}"
-        )
-    return given
+    message = (
+        f"class_weights must be {size} numbers, one for each class in its place, as in "
+        f"`class_weights=[1.0, 2.5, ...]`, none negative or infinite and not all 0; they are "
+        f"{weights!r:.80}. Balanced ones are `len(y) / (num_classes * np.bincount(y))`"
+    )
+    try:
+        given = np.asarray(weights, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(message) from error
+    if given.shape != (size,) or not np.isfinite(given).all() or (given < 0).any():
+        raise ValueError(message)
+    if not given.any():
+        raise ValueError(message)
+    return jnp.asarray(given)

@@ -29,9 +29,9 @@ class RegressionExperiment(OneModelExperiment):
     """`RegressionExperiment(model, optax.adam(3e-4))`: predicts numbers.
 
     A batch is a pair of features and targets of shape [n] or [n, ...], numbers; or a
-    `solstice.data.Masked` one. The model gives predictions of the targets' shape, or [n, 1] where
-    they are [n]. The loss is the mean squared error. Steps return `RegressionMetrics` with that
-    loss.
+    `solstice.data.Masked` one. The model gives predictions of the targets' shape; for one number an
+    example that is [n], and a model that gives [n, 1] will do. The loss is the mean squared error.
+    Steps return `RegressionMetrics` with that loss.
 
     Args:
         loss: `loss(predictions, targets)`, one number for each example or element, such as
@@ -74,9 +74,14 @@ class RegressionExperiment(OneModelExperiment):
                 f"targets must be real numbers of shape [n] or [n, ...]; they are "
                 f"{describe_batch(y)}. For yes and no there is BinaryClassificationExperiment"
             )
+        if y.shape[1:] == (1,):  # predictions are [n], and [n] - [n, 1] would be [n, n]
+            raise DataError(
+                f"targets of one number an example must be of shape [n]; they are "
+                f"{describe_batch(y)}. Write `targets[:, 0]`"
+            )
 
     def _check_values(self, y: Any) -> None:
-        bad = np.isnan(y).sum() if np.issubdtype(y.dtype, np.floating) else 0
+        bad = np.isnan(y).sum() if jnp.issubdtype(y.dtype, jnp.floating) else 0
         if bad:
             raise DataError(
                 f"{bad} of {y.size} targets are NaN. Leave those examples out, or mask them: "
@@ -85,7 +90,7 @@ class RegressionExperiment(OneModelExperiment):
 
     def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
         size = num_rows(x)
-        outputs = without_last_axis(outputs, y, size)
+        outputs = without_last_axis(outputs, size)
         expected = shape_of(outputs) if y is None else y.shape
         if shape_of(outputs) != expected or expected[:1] != (size,):
             raise DataError(
