@@ -61,5 +61,5 @@ def watchers_within(callbacks: Iterable[Callback]) -> list[Callback]:
 
 def _reads_between(callback: Callback) -> bool:
     return listens_to_steps(callback, "on_step_end") and bool(
-        {"experiment", "metrics"} & {*callback.needs}
+        {"experiment", "metrics", "snapshot"} & {*callback.needs}
     )

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from solstice._experiment import Experiment
+from solstice._snapshot import Snapshot, named
 from solstice._types import Batch, Mode, Outs
 
-NEEDS = ("outs", "batch", "experiment", "metrics")
+NEEDS = ("outs", "batch", "experiment", "metrics", "snapshot")
 _NEEDS_BEFORE = ("batch", "experiment")
 
 
@@ -24,8 +25,8 @@ class Stop(Exception):  # noqa: N818, a request and no error
 class Record:
     """What a callback is told at one moment of a run.
 
-    At a step, `outs`, `batch`, `experiment` and `metrics` are there for the callback whose
-    `needs` names them; reading one that was not asked for raises an AttributeError.
+    At a step, `outs`, `batch`, `experiment`, `metrics` and `snapshot` are there for the callback
+    whose `needs` names them; reading one that was not asked for raises an AttributeError.
 
     Attributes:
         mode: "train", "val", "test" or "predict".
@@ -36,7 +37,8 @@ class Record:
         num_epochs: how many epochs were asked for; None when only `max_steps` bounds the run.
         num_examples: examples seen in this epoch of this mode.
         has_validation: whether `fit` was given a validation set.
-        given: what this record holds of "outs", "batch", "experiment" and "metrics".
+        interrupted: whether SIGTERM or Ctrl-C ends the run at this moment.
+        given: what this record holds of "outs", "batch", "experiment", "metrics" and "snapshot".
     """
 
     mode: Mode
@@ -47,6 +49,7 @@ class Record:
     num_epochs: int | None = None
     num_examples: int = 0
     has_validation: bool = False
+    interrupted: bool = False
     given: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     @property
@@ -72,6 +75,15 @@ class Record:
         `on_step_end` was last called.
         """
         return self._get("metrics")
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The run at this moment, which `Trainer.fit(resume=...)` can go on from.
+
+        It is there at a training step for those that need it, at the end of a training epoch, and
+        at the end of a call. Making it costs a copy of the Experiment's arrays.
+        """
+        return self._get("snapshot")()
 
     def _get(self, name: str) -> Any:
         if name not in self.given:
@@ -108,8 +120,8 @@ class Callback:
     Attributes:
         every: `on_step_start` and `on_step_end` are called at every so many steps. In training
             global steps are counted, so the cadence does not restart with an epoch. None is never.
-        needs: what the step hooks read from their record, of "outs", "batch", "experiment" and
-            "metrics". Ask for no more than you use: it costs time.
+        needs: what the step hooks read from their record, of "outs", "batch", "experiment",
+            "metrics" and "snapshot". Ask for no more than you use: it costs time.
         order: its rank among the callbacks at one moment. `fit` validates between 0 and 1.
         may_stop: False is a promise that `on_step_end` raises nothing, not even `Stop`: the
             Trainer then need not be able to go back to that step, which saves memory.
@@ -137,6 +149,24 @@ class Callback:
 
     def on_fit_end(self, record: Record) -> None:
         """After a run that ended by itself or by `Stop`. `record.experiment` is there."""
+
+    def on_call_end(self, record: Record) -> None:
+        """After a compiled call of training, whose steps have all been told of.
+
+        How many steps a call has is the Trainer's choice and the machine's, so what is to be alike
+        in every run must not depend on this moment: it is for saving. `record.snapshot` is there,
+        and `record.interrupted` tells that a signal ends the run here.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this callback remembers of the run, for a checkpoint: override it if there is such.
+
+        None, numbers, text, bytes and arrays, in lists, tuples and dicts with keys of text.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave, after `on_fit_start`, when a run is resumed."""
 
     def on_exception(self, record: Record, error: BaseException) -> None:
         """After a run that ended by an exception or by Ctrl-C: close what is open."""
@@ -177,6 +207,19 @@ class CallbackList:
     def num_readers(self) -> int:
         """How many read metrics: the epoch's end, and each callback that does at a step."""
         return 1 + len(self._readers)
+
+    @property
+    def reader_names(self) -> list[str]:
+        """What each reader is called in a checkpoint."""
+        names = {id(callback): name for name, callback in named(self.callbacks).items()}
+        return ["epoch", *(names[reader] for reader in self._readers)]
+
+    @property
+    def can_save(self) -> bool:
+        """Whether a callback may want a snapshot between two calls."""
+        return any(
+            "snapshot" in c.needs or overrides_hook(c, "on_call_end") for c in self.callbacks
+        )
 
     def reader(self, callback: Callback) -> int:
         """Which reader a callback is; 0 is the epoch's end."""

@@ -5,8 +5,10 @@ A `tf.data.Dataset`, a grain pipeline and a torch `DataLoader` are iterables who
 """
 
 import inspect
+import itertools
 import types
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import equinox as eqx
@@ -17,11 +19,28 @@ from solstice import _libraries, _tree
 from solstice._batches import Batches
 from solstice._errors import DataError
 from solstice._masked import Masked
+from solstice._positions import fingerprint, is_seekable, opened
 from solstice._types import Batch
 
 _READY: Any = np.ndarray | jax.Array | str | bytes
 _ENDLESS = 2**62
 """A longer length means that there is no end: grain says 2**63 - 1 of a repeated data set."""
+
+
+_END = object()
+
+
+@dataclass(frozen=True)
+class Return:
+    """How a data set has been taken up again.
+
+    Attributes:
+        how: in words.
+        is_same: whether the batch before was the one of the saved run, where that can be seen.
+    """
+
+    how: str
+    is_same: bool
 
 
 class Source:
@@ -38,8 +57,11 @@ class Source:
         self._data = data
         self.limit = limit
         self._opened = 0
-        self._peeked: tuple[Batch, Iterator[Batch]] | None = None
-        self._make = _maker(data, name)
+        self._peeked: tuple[Batch, Generator[Batch, None, None]] | None = None
+        self._make, self._by_epoch = _maker(data, name)
+        self._returned: Generator[Batch, None, None] | None = None
+        self._states: dict[int, Any] = {}
+        self._kept_states = 0
 
     @property
     def length(self) -> int | None:
@@ -60,9 +82,55 @@ class Source:
     @property
     def continues(self) -> str:
         """How exactly a run that ended within an epoch could go on, in words."""
-        if isinstance(self._data, Batches | Sequence):
+        if is_seekable(self._data):
             return "exactly, at once"
         return _libraries.resumes(self._data)
+
+    def keep_states(self, count: int) -> None:
+        """From now on, the states of an iterator that has some are kept of the newest batches."""
+        self._kept_states = count
+
+    def stand(self, index: int, *, is_closed: bool) -> dict[str, Any]:
+        """Where the data set stands after `index` batches of an epoch, for `go_to`."""
+        state = self._states.get(index)
+        return {"state": None if state is None or (is_closed and not state[1]) else state[0]}
+
+    def go_to(self, epoch: int, index: int, stand: Mapping[str, Any], last: str | None) -> "Return":
+        """The next epoch read is this one, from batch `index` on.
+
+        Args:
+            epoch: the epoch.
+            index: batches of it that have been used.
+            stand: what `stand` gave.
+            last: the fingerprint of the batch before, or None if there was none.
+        """
+        state = stand.get("state")
+        data = self._made(epoch) if self._by_epoch else self._data
+        if state is not None or is_seekable(data):
+            self._drop_peeked()
+            self._returned = self._open(epoch, index, state)
+            before = data[index - 1] if state is None and index else None
+            how = "at once" if state is None else "by the state of its iterator"
+            return Return(f"exactly, {how}", before is None or self._is_same(before, last))
+        count, batch = 0, None
+        for earlier in range(0 if self._by_epoch else epoch):
+            for read in self.epoch(earlier):
+                batch, count = read, count + 1
+        if epoch and self._by_epoch:
+            self._drop_peeked()
+        self._returned = self.epoch(epoch)
+        for read in itertools.islice(self._returned, index):
+            batch, count = read, count + 1
+        told = f"exactly, by reading {count:,} batches again"
+        return Return(told, batch is None or self._is_same(batch, last))
+
+    def _is_same(self, batch: Batch, last: str | None) -> bool:
+        return last is None or fingerprint(to_numpy(batch, self.name)) == last
+
+    def _drop_peeked(self) -> None:
+        if self._peeked is not None:
+            self._peeked[1].close()
+            self._peeked = None
 
     def first(self) -> Batch:
         """The first batch of the next epoch, which that epoch will still give."""
@@ -73,31 +141,44 @@ class Source:
 
     def epoch(self, number: int) -> Generator[Batch, None, None]:
         """The batches of one epoch. Raises DataError if there are none."""
+        if self._returned is not None:
+            batches, self._returned = self._returned, None
+            return batches
         if self._peeked is None:
             return self._open(number)
         first, rest = self._peeked
         self._peeked = None
         return _chain(first, rest)
 
-    def _open(self, number: int) -> Generator[Batch, None, None]:
-        set_epoch = getattr(self._data, "set_epoch", None)
-        if callable(set_epoch):
-            set_epoch(number)
-        made: Any = self._make(number)
-        if not isinstance(made, Iterable):
+    def _open(self, number: int, start: int = 0, state: Any = None) -> Generator[Batch, None, None]:
+        made = self._made(number)
+        if not isinstance(made, Iterable) and not is_seekable(made):
             raise DataError(
                 f"{self.name} is a function that gave {made!r:.60}; it must give an iterable of "
                 f"batches"
             )
         self._opened += 1
-        empty = True
-        for index, batch in enumerate(cast("Iterable[Batch]", made)):
-            empty = False
-            yield to_numpy(batch, self.name)
-            if index + 1 == self.limit:
+        self._states.clear()
+        batches, memory = opened(made, start, state)
+        index = start
+        while index != self.limit:
+            batch = next(batches, _END)
+            if batch is _END:
                 break
-        if empty:
+            index += 1
+            if self._kept_states and memory is not None:
+                self._states[index] = memory.get(), memory.outlives_epochs
+                self._states.pop(index - self._kept_states, None)
+            yield to_numpy(batch, self.name)
+        if index == 0:
             raise DataError(self._why_empty(made))
+
+    def _made(self, number: int) -> Any:
+        """What gives the batches of an epoch."""
+        set_epoch = getattr(self._data, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(number)
+        return self._make(number)
 
     def _why_empty(self, made: Any) -> str:
         if self._opened > 1 and made is self._data and iter(made) is made:
@@ -167,24 +248,9 @@ def to_numpy(batch: Batch, name: str = "batch") -> Batch:
     return jax.tree.map(convert, batch)
 
 
-def arrays_of(batch: Batch) -> Batch:
-    """The batch as a step sees it: text and objects, which no compiled code takes, are None."""
-
-    def keep(leaf: Any) -> Any:
-        return leaf if is_numeric(leaf) else None
-
-    return jax.tree.map(keep, batch)
-
-
 def describe_batch(batch: Batch) -> str:
     """`(f32[32,8,8], i32[32])`: the structure of a batch, for messages."""
     return eqx.tree_pformat(batch, short_arrays=True)
-
-
-def is_numeric(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) or (
-        isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "OSUmM"
-    )
 
 
 def _is_examples(data: Any) -> bool:
@@ -212,17 +278,17 @@ def _is_array(data: Any) -> bool:
     return all(hasattr(data, name) for name in attributes) and len(data.shape) > 0
 
 
-def _maker(data: Any, name: str) -> Callable[[int], Iterable[Batch]]:
-    """A function from the epoch's number to something to iterate over."""
+def _maker(data: Any, name: str) -> tuple[Callable[[int], Any], bool]:
+    """A function from the epoch's number to batches, and whether that number decides on them."""
     if isinstance(data, Iterable):
-        batches = cast("Iterable[Batch]", data)
-        return lambda epoch: batches
+        batches: Any = data  # pyright: ignore[reportUnknownVariableType]
+        return lambda epoch: batches, callable(getattr(batches, "set_epoch", None))
     if callable(data):
         function = cast("Callable[..., Iterable[Batch]]", data)
         wants_epoch = _required_parameters(function) > 0
-        return lambda epoch: function(epoch) if wants_epoch else function()
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return lambda epoch: (data[index] for index in range(len(data)))
+        return lambda epoch: function(epoch) if wants_epoch else function(), wants_epoch
+    if is_seekable(data):
+        return lambda epoch: data, True
     raise DataError(
         f"{name} must be an iterable of batches (a list, a tf.data.Dataset, a DataLoader ...), a "
         f"function that makes one, or arrays with a batch_size; it is {_describe(data)}"

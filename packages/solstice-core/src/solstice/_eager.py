@@ -3,14 +3,15 @@
 import linecache
 import traceback
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from solstice import _tree
-from solstice._data import arrays_of
 from solstice._experiment import Experiment
 from solstice._feed import Block
+from solstice._leaves import arrays_of
 from solstice._metrics import Metrics, as_metrics
 from solstice._program import check_pair
 from solstice._types import Outs
@@ -65,6 +66,20 @@ class EagerStepper:
         """The merged metrics of the steps since this reader last took them, or None."""
         total, self._totals[reader] = self._totals[reader], None
         return total
+
+    def totals(self) -> list[Metrics | None]:
+        """The merged metrics of each reader since it last took them; none are taken."""
+        return list(self._totals)
+
+    def restore(self, experiment: Experiment, totals: Sequence[Mapping[str, Any] | None]) -> None:
+        """Goes on from a saved Experiment.
+
+        Raises:
+            KeyError: there are metrics; what they are is not known before a step has run.
+        """
+        self.experiment = experiment
+        if any(numbers is not None for numbers in totals):
+            raise KeyError("metrics of steps that cannot be compiled")
 
 
 class EagerKept(list[Outs]):

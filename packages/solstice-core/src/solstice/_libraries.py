@@ -37,6 +37,11 @@ def in_batches(data: Any, batch_size: int, *, shuffle: bool) -> Any:
     return _Stream(data.with_format("numpy"), batch_size)
 
 
+def is_random_access(data: Any) -> bool:
+    """Whether `data[17]` is batch 17, of those that can be iterated over too."""
+    return isinstance(data, _Rows)
+
+
 def resumes(data: Any) -> str:
     """How exactly a run that ended within an epoch could go on, in words."""
     library = library_of(data)

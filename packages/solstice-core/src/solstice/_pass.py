@@ -1,16 +1,19 @@
 """One pass over a data set in one mode: an epoch of training, an evaluation, a prediction."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from typing import Any
 
+from solstice import _tree
 from solstice._cadence import cadence_of
 from solstice._callback import Callback, CallbackList, Record, changed
 from solstice._eager import EagerKept, EagerStepper
 from solstice._experiment import overrides
 from solstice._feed import Block, Feeder, Slots
+from solstice._interrupts import asked_to_end, end
 from solstice._metrics import num_examples, to_host
+from solstice._snapshot import Snapshot
 from solstice._step import Kept, Stepper
 from solstice._types import Batch
 
@@ -23,6 +26,7 @@ class Pass:
         stepper: what runs the steps.
         slots: the memory for blocks.
         record: the moment at which the pass begins.
+        snapshot: makes the snapshot of the run in this pass, which has ended or not.
 
     Attributes:
         record: the moment now.
@@ -34,12 +38,16 @@ class Pass:
         stepper: Stepper | EagerStepper,
         slots: Slots,
         record: Record,
+        snapshot: Callable[["Pass", bool], Snapshot],
     ) -> None:
         self.record = record
         self._callbacks = callbacks
         self._stepper = stepper
         self._slots = slots
         self._cadence = cadence_of(callbacks.callbacks, stepper.steps_per_call)
+        self._snapshot = snapshot
+        self._has_ended = False
+        self._last: tuple[Block, int] | None = None
 
     def blocks(
         self, batches: Generator[Batch, None, None], max_count: int | None = None
@@ -67,13 +75,29 @@ class Pass:
             yield taken
             if self._callbacks.stop is not None:
                 return
+            if self.record.mode == "train":
+                self._end_call()
             block = following
+
+    def _end_call(self) -> None:
+        """Between two calls: the run can be saved, and is where a signal asks for its end."""
+        signal = asked_to_end()
+        given, interrupted = {"snapshot": self.snapshot}, signal is not None
+        now = partial(changed, self.record, given=given, interrupted=interrupted)
+        self._callbacks.tell("on_call_end", now)
+        if signal is not None:
+            end(signal)
+
+    @property
+    def last_batch(self) -> Batch | None:
+        """The numbers of the newest batch that a step has used; None before the first."""
+        return None if self._last is None else _tree.row(self._last[0].stacked, self._last[1])
 
     def end(self) -> dict[str, Any]:
         """Ends the pass: its metrics, of which the callbacks are told."""
         metrics = to_host(self._stepper.take_metrics())
-        end = partial(self._with_experiment, metrics=dict(metrics))
-        self._callbacks.tell("on_epoch_end", end)
+        self._has_ended = True
+        self._callbacks.tell("on_epoch_end", partial(self._with_experiment, metrics))
         return metrics
 
     def _take(self, feeder: Feeder, position: int, max_count: int | None) -> Block | None:
@@ -90,7 +114,7 @@ class Pass:
             stops = self._callbacks.stop is not None  # before the first step, which is taken
             if not stops and not self._callbacks.hears_of_end(first + index):
                 continue
-            self.record = _advanced(start, index + 1, examples)
+            self.record, self._last = _advanced(start, index + 1, examples), (block, index)
             give = self._giver(block, index, kept)
             try:
                 self._callbacks.tell_step_end(self.record, first + index, give)
@@ -100,7 +124,7 @@ class Pass:
             if self._callbacks.stop is not None:
                 self._go_back_to(block, index + 1)
                 return kept.first(index + 1)
-        self.record = _advanced(start, len(block), examples)
+        self.record, self._last = _advanced(start, len(block), examples), (block, len(block) - 1)
         return kept
 
     def _go_back_to(self, block: Block, count: int) -> None:
@@ -114,6 +138,8 @@ class Pass:
         def give(name: str, callback: Callback) -> Any:
             if name == "experiment":
                 return self._stepper.experiment
+            if name == "snapshot":
+                return self.snapshot
             if name == "metrics":
                 return to_host(self._stepper.take_metrics(self._callbacks.reader(callback)))
             return block.batches[index] if name == "batch" else kept and kept[index]
@@ -130,8 +156,17 @@ class Pass:
         """What cadences count: training steps of the run, or steps of this evaluation."""
         return self.record.step if self.record.mode == "train" else self.record.epoch_step
 
-    def _with_experiment(self, **given: Any) -> Record:
-        return changed(self.record, given={"experiment": self._stepper.experiment, **given})
+    def snapshot(self) -> Snapshot:
+        """The run as it is now."""
+        return self._snapshot(self, self._has_ended)
+
+    def _with_experiment(self, metrics: Mapping[str, Any] | None = None) -> Record:
+        given: dict[str, Any] = {"experiment": self._stepper.experiment}
+        if metrics is not None:
+            given["metrics"] = dict(metrics)
+        if self.record.mode == "train":
+            given["snapshot"] = self.snapshot
+        return changed(self.record, given=given)
 
 
 def _accept(batch: Batch) -> None:

@@ -4,7 +4,7 @@ The call has a dynamic trip count, so that a block of any length is the same pro
 trained state does not depend on how an epoch is cut into blocks. Nothing is read back.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
 from typing import Any, TypeAlias, cast
@@ -15,10 +15,10 @@ import numpy as np
 from jax import Array, lax
 
 from solstice import _tree
-from solstice._data import arrays_of
 from solstice._experiment import Experiment
 from solstice._feed import Block
 from solstice._interrupts import interrupts_held
+from solstice._leaves import arrays_of
 from solstice._metrics import Metrics, as_metrics
 from solstice._program import Plan, Program, pack, prepare, type_of, unpack
 from solstice._types import Batch, Outs
@@ -72,7 +72,8 @@ class Stepper:
         batch = arrays_of(batch)
         self._plan, arrays = prepare(experiment, method, batch)
         self.steps_per_call, self.reason = _arrangement(self._plan, steps_per_call, batch)
-        empty = _empty_total(self._plan, _tree.structure(batch), _shapes(batch))
+        self._batch = _tree.structure(batch), _shapes(batch)
+        empty = _empty_total(self._plan, *self._batch)
         self._config = _Config(
             self._plan.program, self.steps_per_call > 1, keeps_outs, empty is _GROWS
         )
@@ -116,6 +117,27 @@ class Stepper:
             return None
         self._fresh = np.where(np.arange(len(self._fresh)) == reader, True, self._fresh)
         return unpack(self._totals[reader])
+
+    def totals(self) -> list[Metrics | None]:
+        """The merged metrics of each reader since it last took them; none are taken."""
+        return [
+            None if fresh else unpack(total)
+            for fresh, total in zip(self._fresh, self._totals, strict=True)
+        ]
+
+    def restore(self, experiment: Experiment, totals: Sequence[Mapping[str, Any] | None]) -> None:
+        """Goes on from a saved Experiment, and from the numbers of each reader by their paths.
+
+        Raises:
+            KeyError: the metrics of the step have other paths.
+        """
+        self._arrays = self._plan.program.split(experiment)
+        self._shared = True
+        for reader, numbers in enumerate(totals):
+            if numbers is not None:
+                total = _filled(unpack(_metrics_like(self._plan, *self._batch)), numbers)
+                self._totals[reader] = total if self._config.grows else pack(total)
+        self._fresh = np.array([numbers is None for numbers in totals])
 
     def _run(self, block: Block, count: int) -> "Kept":
         if self._donates and self._shared:  # what others hold must never be donated
@@ -279,11 +301,25 @@ _GROWS = object()
 @lru_cache(maxsize=256)
 def _empty_total(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Any:
     """The total of no step, None where there are no metrics, or `_GROWS`."""
-    batch = jax.tree.unflatten(batch_structure, batch_shapes)
-    metrics = _tree.eval_shape(_packed_metrics, plan.outs, batch)
+    metrics = _metrics_like(plan, batch_structure, batch_shapes)
     if metrics is not None and not _keeps_shape(metrics):
         return _GROWS
     return jax.device_put(_tree.map(_zeros, metrics))
+
+
+def _metrics_like(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Any:
+    """The shapes of the metrics of one step, packed; None if there are none."""
+    batch = jax.tree.unflatten(batch_structure, batch_shapes)
+    return _tree.eval_shape(_packed_metrics, plan.outs, batch)
+
+
+def _filled(like: Any, numbers: Mapping[str, Any]) -> Any:
+    """A tree of this structure with these numbers, by path."""
+    paths = [path for path, _ in _tree.leaves_by_path(like)]
+    missing = {*paths} ^ {*numbers}
+    if missing:
+        raise KeyError(min(missing))
+    return _tree.unflatten(_tree.structure(like), [jnp.asarray(numbers[path]) for path in paths])
 
 
 def _keeps_shape(metrics: Any) -> bool:

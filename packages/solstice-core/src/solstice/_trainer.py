@@ -4,26 +4,34 @@ import operator
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from os import PathLike
 from typing import Any, TypeVar, cast
 
 import jax
 
 from solstice._cadence import watchers_within
-from solstice._callback import Callback, CallbackList, Record, check_callbacks
-from solstice._data import Source, arrays_of, open_source
+from solstice._callback import Callback, CallbackList, Record, Stop, check_callbacks
+from solstice._data import Source, open_source
 from solstice._eager import EagerStepper
 from solstice._errors import DataError
 from solstice._experiment import Experiment
 from solstice._explain import explanation
 from solstice._feed import Rings, Slots
 from solstice._interrupts import interrupts_guarded
+from solstice._leaves import arrays_of
 from solstice._pass import Pass
+from solstice._positions import fingerprint
 from solstice._prefetch import prefetched
+from solstice._resume import SavedRun, find_saved, has_ended, next_epoch
+from solstice._snapshot import Position, Snapshot, by_path, states_of
 from solstice._step import Stepper
 from solstice._types import Batch, Mode, Outs
 from solstice._validation import Validation
 
 _E = TypeVar("_E", bound=Experiment)
+
+_CALLS_AHEAD = 3
+"""Calls whose batches may have been read, and not trained yet: one that is filled, and room."""
 
 
 class Trainer:
@@ -110,6 +118,8 @@ class Trainer:
         num_epochs: int | None = None,
         max_steps: int | None = None,
         batch_size: int | None = None,
+        resume: str | PathLike[str] | None = None,
+        strict_resume: bool = False,
     ) -> _E:
         """`trained = trainer.fit(exp, train_ds, val_ds, num_epochs=10)`: train.
 
@@ -122,12 +132,19 @@ class Trainer:
             max_steps: stop after so many training steps, 1 or more.
             batch_size: examples in a batch, for data sets given as arrays. The training set is
                 then shuffled for each epoch, as by `solstice.data.batches(..., shuffle=True)`.
+            resume: go on with a run that was saved, as though it had never ended: "last" or "best"
+                of the `solstice.callbacks.Checkpoint` among the callbacks, or the path of a
+                checkpoint. Give all else as it was; `num_epochs` and `max_steps` count from the
+                beginning of the saved run. "last" with nothing saved yet begins anew. What is done
+                is told on standard error.
+            strict_resume: refuse to go on where the result may be another than without a break.
 
         Returns:
             The trained Experiment.
 
         Raises:
-            ValueError: `num_epochs` or `max_steps` is below 1.
+            ValueError: `num_epochs` or `max_steps` is below 1, or there is nothing to resume.
+            CheckpointError: the checkpoint is damaged, or of another Experiment.
             DataError: a data set or a batch cannot be used, or a one-shot iterator is exhausted.
             ExperimentError: a step does not return what it must.
         """
@@ -155,6 +172,7 @@ class Trainer:
                 f"write `trainer.fit(exp, train_ds, val_ds)`"
             )
 
+        saved = find_saved(resume, callbacks)
         start = Record(
             mode="train",
             num_epochs=num_epochs,
@@ -166,16 +184,17 @@ class Trainer:
             stepper = run.stepper(experiment, "train_step", train.first())
             if val is not None:  # an evaluation that cannot run is told before anything trains
                 run.stepper(experiment, "eval_step", val.first())
-            run.begin(experiment, stepper, train)
+            if saved is not None:
+                stepper, start = run.resume(saved, stepper, train, start, max_steps, strict_resume)
+            run.begin(stepper.experiment if saved else experiment, stepper, train)
 
-            step = epoch = 0
-            while epoch != num_epochs and step != max_steps and not run.stopped:
-                training = run.begin_pass(stepper, replace(start, step=step, epoch=epoch))
-                for _ in training.blocks(self._read(train, epoch), max_steps):
-                    step = training.record.step
-                validation.closes_epochs = not run.stopped
+            while start.epoch_step or not has_ended(start, run.stopped, max_steps):
+                training = run.begin_pass(stepper, start)
+                for _ in training.blocks(self._read(train, start.epoch), max_steps):
+                    pass
+                validation.closes_epochs = run.stopped is None
                 training.end()
-                epoch += 1
+                start = next_epoch(training.record)
         return cast("_E", run.experiment)
 
     def validate(
@@ -276,13 +295,13 @@ class Trainer:
     ) -> Generator["_Run", None, None]:
         """A run, at whose end, however it ends, the callbacks hear of it and nothing is lost."""
         told = CallbackList(self.callbacks if callbacks is None else callbacks)
-        run = _Run(told, experiment, start, self.steps_per_call, self._memory)
+        run = _Run(told, experiment, start, self.steps_per_call, self.prefetch, self._memory)
         outer, trains = self._training, start.mode == "train"
         self._newest = run
         if trains:
             self._training = run
         try:
-            with interrupts_guarded() if trains else nullcontext():
+            with interrupts_guarded(saves=told.can_save) if trains else nullcontext():
                 yield run
                 run.end()
         except GeneratorExit:  # whoever reads predictions has read enough
@@ -307,6 +326,7 @@ class _Run:
         experiment: where it starts.
         start: the moment at which it starts.
         steps_per_call: what the user chose, or None.
+        prefetch: batches that are read ahead.
         memory: for batches, of the runs before; it is taken, and given back by `release`.
     """
 
@@ -316,6 +336,7 @@ class _Run:
         experiment: Experiment,
         start: Record,
         steps_per_call: int | None,
+        prefetch: int,
         memory: dict[str, Rings],
     ) -> None:
         self._callbacks = callbacks
@@ -327,6 +348,8 @@ class _Run:
         self._memory = memory
         self._slots: dict[str, Slots] = {}
         self._pass: Pass | None = None
+        self._saved: SavedRun | None = None
+        self._prefetch = prefetch
 
     @property
     def experiment(self) -> Experiment:
@@ -335,11 +358,17 @@ class _Run:
         return self._stepper.experiment if trains and self._stepper else self._experiment
 
     @property
-    def stopped(self) -> bool:
-        """Whether a callback asked to stop."""
-        return self._callbacks.stop is not None
+    def stopped(self) -> Stop | None:
+        """What a callback asked to stop by, or None."""
+        return self._callbacks.stop
 
-    def stepper(self, experiment: Experiment, method: str, batch: Batch) -> Stepper | EagerStepper:
+    def stepper(
+        self,
+        experiment: Experiment,
+        method: str,
+        batch: Batch,
+        steps_per_call: int | None = None,
+    ) -> Stepper | EagerStepper:
         """What runs the steps of one kind, as these callbacks need it."""
         callbacks = self._callbacks.callbacks
         readers = self._callbacks.num_readers
@@ -348,7 +377,7 @@ class _Run:
                 experiment,
                 method,
                 batch,
-                steps_per_call=self._steps_per_call,
+                steps_per_call=steps_per_call or self._steps_per_call,
                 keeps_outs=method == "predict_step" or any("outs" in c.needs for c in callbacks),
                 can_rewind=bool(watchers_within(callbacks)),
                 readers=readers,
@@ -371,7 +400,11 @@ class _Run:
         self._experiment = experiment
         self._source = source
         self._stepper = stepper
+        if self._callbacks.can_save:
+            source.keep_states(_CALLS_AHEAD * stepper.steps_per_call + self._prefetch)
         self._callbacks.tell("on_fit_start", self._now)
+        if self._saved is not None:
+            self._saved.restore_callbacks(self._callbacks)
 
     def begin_pass(self, stepper: Stepper | EagerStepper, start: Record) -> Pass:
         """A pass over a data set that begins at a moment of this run."""
@@ -379,8 +412,50 @@ class _Run:
         if slots is None:
             slots = Slots(stepper.steps_per_call, self._memory.pop(start.mode, None))
             self._slots[start.mode] = slots
-        self._pass = Pass(self._callbacks, stepper, slots, start)
+        self._pass = Pass(self._callbacks, stepper, slots, start, self._snapshot)
         return self._pass
+
+    def resume(
+        self,
+        saved: SavedRun,
+        stepper: Stepper | EagerStepper,
+        source: Source,
+        start: Record,
+        max_steps: int | None,
+        strict: bool,
+    ) -> tuple[Stepper | EagerStepper, Record]:
+        """The stepper and the moment of a saved run; the callbacks take up theirs at `begin`."""
+        size = saved.position.steps_per_call
+        if self._steps_per_call is None and size != stepper.steps_per_call:
+            # Another program might round otherwise.
+            stepper = self.stepper(stepper.experiment, "train_step", source.first(), size)
+        self._saved, self._start = saved, saved.moment(start)
+        ended = saved.position.is_closed and has_ended(self._start, saved.position.stop, max_steps)
+        inexact = saved.restore(stepper, source, self._callbacks, has_ended=ended)
+        saved.tell(inexact, strict)
+        return stepper, self._start
+
+    def _snapshot(self, training: Pass, has_ended: bool) -> Snapshot:
+        """The run in a pass of training."""
+        stepper, source = cast("Stepper", self._stepper), cast("Source", self._source)
+        record, last = training.record, training.last_batch
+        totals = zip(self._callbacks.reader_names, stepper.totals(), strict=True)
+        stop = self._callbacks.stop
+        position = Position(
+            step=record.step,
+            epoch=record.epoch,
+            epoch_step=record.epoch_step,
+            num_examples=record.num_examples,
+            is_closed=has_ended,
+            stop=None if stop is None else str(stop),
+            steps_per_call=stepper.steps_per_call,
+            backend=jax.default_backend(),
+            last_batch=None if last is None else fingerprint(last),
+            data=source.stand(record.epoch_step, is_closed=has_ended),
+            metrics={name: by_path(total) for name, total in totals if total is not None},
+            callbacks=states_of(self._callbacks.callbacks),
+        )
+        return Snapshot(stepper.experiment, position.note())
 
     def release(self) -> None:
         """Gives back the memory for batches, which the next run need not ask the system for."""

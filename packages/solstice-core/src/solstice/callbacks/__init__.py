@@ -1,8 +1,9 @@
 """Ready-made callbacks, each on the public `solstice.Callback`."""
 
+from solstice.callbacks._checkpoint import Checkpoint
 from solstice.callbacks._early_stopping import EarlyStopping
 from solstice.callbacks._history import History
 from solstice.callbacks._logging import Logging
 from solstice.callbacks._progress import ProgressBar
 
-__all__ = ["EarlyStopping", "History", "Logging", "ProgressBar"]
+__all__ = ["Checkpoint", "EarlyStopping", "History", "Logging", "ProgressBar"]

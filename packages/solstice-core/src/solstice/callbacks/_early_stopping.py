@@ -57,16 +57,13 @@ class EarlyStopping(Callback):
         self.best_epoch: int | None = None
         self._waited = 0
         self._trains = True
-        self._restored = False
 
     def on_fit_start(self, record: Record) -> None:
         """Starts anew, and refuses a run that will never have the metric."""
         self._trains = record.mode == "train"
         if not self._trains:
             return
-        if not self._restored:
-            self.best, self.best_epoch, self._waited = None, None, 0
-        self._restored = False
+        self.best, self.best_epoch, self._waited = None, None, 0
         if self._split == "val" and not record.has_validation:
             raise ValueError(
                 f"EarlyStopping monitors {self.monitor!r} and there is no validation: give `fit` "
@@ -101,7 +98,6 @@ class EarlyStopping(Callback):
         return {"best": self.best, "best_epoch": self.best_epoch, "waited": self._waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave; the next `fit` goes on from there."""
-        self._restored = True
+        """Takes up what `state_dict` gave, when a run is resumed."""
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self._waited = state["waited"]

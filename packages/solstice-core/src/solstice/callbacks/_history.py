@@ -17,7 +17,8 @@ class History(Callback):
         every: keep the training metrics of every so many steps too.
 
     Attributes:
-        rows: the rows, oldest first. A new run of training begins anew.
+        rows: the rows, oldest first. A new run of training begins anew; one that is resumed has
+            those up to where it goes on.
     """
 
     needs = ("metrics",)
@@ -43,6 +44,14 @@ class History(Callback):
         """Keeps the epoch, or the evaluation."""
         if record.epoch_step > 0 and record.mode != "predict":
             self._keep(record, "epoch")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, and so that they are kept with a run even if there are none yet."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up the rows of a run that is resumed."""
+        self.rows = list(state["rows"])
 
     def _keep(self, record: Record, span: str) -> None:
         moment = {"step": record.step, "epoch": record.epoch, "mode": record.mode, "span": span}

@@ -39,18 +39,19 @@ class ProgressBar(Callback):
         self._only = (only,) if isinstance(only, str) else only
         self._file = file
         self._bars: dict[str, Any] = {}
-        self._began: dict[str, float] = {}
+        self._began: dict[str, tuple[float, int]] = {}
         self._line: list[str] = []
 
     def on_epoch_start(self, record: Record) -> None:
         """Opens a bar, below that of the training epoch in which a validation comes."""
         if record.mode == "train":
             self._write()
-        self._began[record.mode] = time.perf_counter()
+        self._began[record.mode] = time.perf_counter(), record.num_examples
         tqdm = _tqdm() if self._out.isatty() else None
         if tqdm is not None:
             self._bars[record.mode] = tqdm(
                 total=record.steps_per_epoch,
+                initial=record.epoch_step,
                 desc=_title(record),
                 unit="step",
                 leave=False,
@@ -66,7 +67,8 @@ class ProgressBar(Callback):
 
     def on_epoch_end(self, record: Record) -> None:
         """Closes the bar and writes the line; that of an epoch with validation ends with it."""
-        seconds = time.perf_counter() - self._began.pop(record.mode)
+        began, before = self._began.pop(record.mode)
+        seconds = time.perf_counter() - began
         self._close(record.mode)
         if record.mode == "predict":
             return
@@ -74,7 +76,7 @@ class ProgressBar(Callback):
         if within:
             self._line = [_title(record), f"step {record.step:,}"]
         elif record.mode != "val" or not record.has_validation:
-            rate = record.num_examples / seconds if seconds > 0 else 0.0
+            rate = (record.num_examples - before) / seconds if seconds > 0 else 0.0
             steps = record.step if record.mode == "train" else record.epoch_step
             self._line = [_title(record), f"step {steps:,}", f"{rate:,.0f} examples/s"]
         self._line += [

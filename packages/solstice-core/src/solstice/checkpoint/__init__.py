@@ -2,7 +2,7 @@
 
 from solstice.checkpoint._diff import diff
 from solstice.checkpoint._errors import CheckpointError
-from solstice.checkpoint._load import load
-from solstice.checkpoint._save import save, sweep
+from solstice.checkpoint._load import load, manifest
+from solstice.checkpoint._save import save, sweep, versions
 
-__all__ = ["CheckpointError", "diff", "load", "save", "sweep"]
+__all__ = ["CheckpointError", "diff", "load", "manifest", "save", "sweep", "versions"]

@@ -48,8 +48,8 @@ def load(
             another tree; the message names the first path that differs.
     """
     folder = newest(Path(path))
-    manifest = unseal(folder / MANIFEST)
-    stored = _renamed(_read(folder, manifest), rename or {})
+    about = unseal(folder / MANIFEST)
+    stored = _renamed(_read(folder, about), rename or {})
     leaves, structure = _tree.flatten(like)
     paths = [name for name, _ in _tree.leaves_by_path(like)]
     chosen = [
@@ -58,7 +58,7 @@ def load(
         if is_stored(leaf) and (only is None or fnmatch.fnmatchcase(name, only))
     ]
     if only is None:
-        _check_words(folder, _renamed(manifest["described"], rename or {}), described(like))
+        _check_words(folder, _renamed(about["described"], rename or {}), described(like))
         _check_paths(folder, set(stored), set(stored_leaves(like)))
     elif not chosen:
         raise CheckpointError(f"only={only!r} matches no path; there are {_some(paths)}")
@@ -68,6 +68,19 @@ def load(
         for name, leaf in zip(paths, leaves, strict=True)
     ]
     return _tree.unflatten(structure, loaded)
+
+
+def manifest(path: str | Path) -> dict[str, Any]:
+    """`solstice.checkpoint.manifest("runs/best")["note"]`: what a checkpoint says of itself.
+
+    Returns:
+        "leaves", by path, each with its kind, dtype, shape and checksum; "note", as it was given;
+        "versions" of the packages; "format" and "version" of the format.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or the manifest is damaged.
+    """
+    return unseal(newest(Path(path)) / MANIFEST)
 
 
 def read(path: str | Path) -> dict[str, Stored]:

@@ -144,12 +144,13 @@ def _manifest(
         "version": VERSION,
         "leaves": leaves,
         "described": dict(words),
-        "versions": _versions(),
+        "versions": versions(),
         "note": note,
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """`solstice.checkpoint.versions()["jax"]`: of what a checkpoint is told to be made with."""
     found = {"python": platform.python_version()}
     for name in _TOLD:
         try:

@@ -1,0 +1,78 @@
+"""What callbacks and data sets remember, as JSON keeps it: nothing rounded, and no pickle."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+
+def to_plain(value: Any, where: str) -> Any:
+    """A value as JSON keeps it: floats in hexadecimal, arrays as their bytes.
+
+    Args:
+        value: None, booleans, numbers, text, bytes, arrays, and lists, tuples and dicts of them.
+        where: what it belongs to, for messages.
+
+    Raises:
+        TypeError: there is something else in it.
+    """
+    if value is None or isinstance(value, str) or type(value) in (bool, int):
+        return value
+    if type(value) is float:
+        return {"float": value.hex()}
+    if isinstance(value, bytes):
+        return {"bytes": base64.b64encode(value).decode()}
+    if isinstance(value, list | tuple):
+        items = [to_plain(item, where) for item in cast("list[Any]", value)]
+        return items if isinstance(value, list) else {"tuple": items}
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[Any, Any]", value).items()
+        return {"dict": [[to_plain(k, where), to_plain(v, where)] for k, v in pairs]}
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _array_to_plain(value, where)
+    raise TypeError(
+        f"{where} holds {value!r:.60}, a {type(value).__name__}. It must be None, numbers, text, "
+        f"bytes or arrays, in lists, tuples or dicts: give `state_dict` what those can tell of it"
+    )
+
+
+def from_plain(plain: Any) -> Any:
+    """The value of `to_plain`."""
+    if isinstance(plain, list):
+        return [from_plain(item) for item in cast("list[Any]", plain)]
+    if not isinstance(plain, dict):
+        return plain
+    ((kind, inner),) = cast("dict[str, Any]", plain).items()
+    if kind == "float":
+        return float.fromhex(inner)
+    if kind == "bytes":
+        return base64.b64decode(inner)
+    if kind == "tuple":
+        return tuple(from_plain(item) for item in inner)
+    if kind == "dict":
+        return {from_plain(key): from_plain(item) for key, item in inner}
+    array = _array_from_plain(*inner)
+    return array[()] if kind == "scalar" else array
+
+
+def _array_from_plain(name: str, shape: list[int], data: str) -> Any:
+    dtype = np.dtype(getattr(ml_dtypes, name, name))
+    return np.frombuffer(base64.b64decode(data), dtype).reshape(shape).copy()
+
+
+def _array_to_plain(value: Any, where: str) -> Any:
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"{where} holds a typed PRNG key: keep `jax.random.key_data(key)`, and wrap it again "
+            f"with `jax.random.wrap_key_data`"
+        )
+    array = np.asarray(value)
+    if array.dtype.kind in "OUSmM":
+        raise TypeError(f"{where} holds an array of {array.dtype}: make it a list, `x.tolist()`")
+    kind = "scalar" if isinstance(value, np.generic) else "array"
+    data = base64.b64encode(array.tobytes()).decode()
+    return {kind: [array.dtype.name, list(array.shape), data]}

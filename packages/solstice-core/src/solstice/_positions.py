@@ -1,0 +1,98 @@
+"""Where a data set stands, and how it is taken up again in the middle of an epoch."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from solstice import _tree
+from solstice._batches import Batches, BatchIterator
+from solstice._leaves import arrays_of
+from solstice._libraries import is_random_access, library_of
+from solstice._types import Batch
+
+_SAMPLE = 2**15
+"""Bytes."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What knows where an iterator stands.
+
+    Attributes:
+        owner: an object with `get_state` and `set_state`, or `state_dict` and `load_state_dict`.
+        outlives_epochs: whether the next epoch goes on with it; else each begins anew.
+    """
+
+    owner: Any
+    outlives_epochs: bool
+
+    def get(self) -> Any:
+        """The state, which later batches do not change."""
+        owner = self.owner
+        return owner.get_state() if hasattr(owner, "get_state") else owner.state_dict()
+
+    def set(self, state: Any) -> None:
+        """Back to a state."""
+        owner = self.owner
+        if hasattr(owner, "set_state"):
+            owner.set_state(state)
+        else:
+            owner.load_state_dict(state)
+
+
+def is_seekable(data: Any) -> bool:
+    """Whether `data[17]` is batch 17, for as many as `len(data)`."""
+    if isinstance(data, Batches | Sequence) or is_random_access(data):
+        return True
+    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return indexed and not hasattr(data, "__iter__") and not isinstance(data, Mapping)
+
+
+def opened(data: Any, start: int, state: Any) -> tuple[Iterator[Batch], Memory | None]:
+    """The batches of a data set from one on, and what knows where they stand.
+
+    Args:
+        data: what gives the batches of an epoch.
+        start: batches to leave out, of what is seekable; else there is a state.
+        state: where to go on, as `Memory.get` gave it; None for the beginning.
+    """
+    loader = library_of(data) == "torchdata" and hasattr(data, "load_state_dict")
+    if loader:
+        if state is not None:
+            data.load_state_dict(state)
+        return iter(data), Memory(data, outlives_epochs=True)
+    if start and state is None:
+        if isinstance(data, Batches):
+            batches = iter(data)
+            batches.load_state_dict({**batches.state_dict(), "batch": start})
+            return batches, None
+        return (data[index] for index in range(start, len(data))), None
+    if not hasattr(data, "__iter__"):
+        return (data[index] for index in range(len(data))), None
+    iterator = cast("Iterator[Batch]", iter(data))
+    stateful = hasattr(iterator, "set_state") or hasattr(iterator, "load_state_dict")
+    if not stateful or isinstance(iterator, BatchIterator):
+        return iterator, None
+    memory = Memory(iterator, outlives_epochs=iterator is data)
+    if state is not None:
+        memory.set(state)
+    return iterator, memory
+
+
+def fingerprint(batch: Batch) -> str:
+    """What tells batches apart: a checksum of their numbers, of large arrays of both ends."""
+    digest = hashlib.sha256()
+    for path, leaf in _tree.leaves_by_path(arrays_of(batch)):
+        array = np.asarray(jax.device_get(leaf))
+        array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))  # as a step sees it
+        digest.update(f"{path} {array.dtype} {array.shape} ".encode())
+        flat = array.reshape(-1)
+        if array.nbytes > 2 * _SAMPLE:
+            count = _SAMPLE // array.itemsize
+            flat = np.concatenate([flat[:count], flat[-count:]])
+        digest.update(flat.tobytes())
+    return digest.hexdigest()

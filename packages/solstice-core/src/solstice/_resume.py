@@ -1,0 +1,174 @@
+"""Going on with a run that was saved."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from solstice import checkpoint
+from solstice._callback import Callback, CallbackList, Record, Stop
+from solstice._data import Source
+from solstice._eager import EagerStepper
+from solstice._snapshot import Position, named
+from solstice._step import Stepper
+from solstice.checkpoint import CheckpointError
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A checkpoint of a run.
+
+    Attributes:
+        path: its folder.
+        position: where the run stands.
+        versions: of the packages that it ran with.
+    """
+
+    path: Path
+    position: Position
+    versions: dict[str, str]
+
+    def moment(self, start: Record) -> Record:
+        """The moment at which the run goes on."""
+        at = self.position
+        moment = replace(
+            start,
+            step=at.step,
+            epoch=at.epoch,
+            epoch_step=at.epoch_step,
+            num_examples=at.num_examples,
+        )
+        return next_epoch(moment) if at.is_closed else moment
+
+    def restore(
+        self,
+        stepper: Stepper | EagerStepper,
+        source: Source,
+        callbacks: CallbackList,
+        *,
+        has_ended: bool,
+    ) -> list[str]:
+        """Puts the stepper and the data set where they were; returns what may be another now.
+
+        Nothing is read for a run that has ended.
+        """
+        at = self.position
+        experiment = checkpoint.load(self.path, like=stepper.experiment)
+        inexact = self._other_programs(stepper)
+        totals = [at.metrics.get(name) for name in callbacks.reader_names]
+        try:
+            stepper.restore(experiment, totals)
+        except KeyError as error:
+            stepper.restore(experiment, [None] * len(totals))
+            inexact.append(f"the metrics of the epoch so far are lost ({error})")
+        if has_ended:
+            self._say("it has ended")
+        else:
+            inexact += self._go_on_in(source)
+        now = named(callbacks.callbacks)
+        inexact += [f"{name} is not among the callbacks now" for name in {*at.callbacks} - {*now}]
+        inexact += [
+            f"{name} is new, so what it remembers is not of that run"
+            for name, callback in now.items()
+            if name not in at.callbacks and callback.state_dict()
+        ]
+        return inexact
+
+    def _go_on_in(self, source: Source) -> list[str]:
+        at = self.position
+        index = 0 if at.is_closed else at.epoch_step
+        back = source.go_to(at.epoch + at.is_closed, index, at.data, at.last_batch)
+        self._say(f"the data set goes on {back.how}")
+        if back.is_same:
+            return []
+        return [
+            f"{source.name} gives other batches than in the saved run, or in another order; where "
+            f"it shuffles, give it a seed"
+        ]
+
+    def restore_callbacks(self, callbacks: CallbackList) -> None:
+        """Gives each callback what it remembered, and asks to stop if one had."""
+        there = named(callbacks.callbacks)
+        for name, state in self.position.callbacks.items():
+            if name in there:
+                there[name].load_state_dict(state)
+        if self.position.stop is not None:
+            callbacks.stop = Stop(self.position.stop)
+
+    def tell(self, inexact: list[str], strict: bool) -> None:
+        """Warns of what may be another than without a break, or refuses it."""
+        if not inexact:
+            return
+        reasons = "; ".join(inexact)
+        message = f"the run of {self.path} cannot be resumed exactly: {reasons}"
+        if strict:
+            raise CheckpointError(f"{message}. Without strict_resume it goes on all the same")
+        warnings.warn(message, stacklevel=4)
+
+    def _other_programs(self, stepper: Stepper | EagerStepper) -> list[str]:
+        """Why the steps to come may round otherwise."""
+        at, found = self.position, list[str]()
+        if (at.steps_per_call == 1) != (stepper.steps_per_call == 1):
+            found.append(f"steps_per_call was {at.steps_per_call}, and is {stepper.steps_per_call}")
+        if at.backend != jax.default_backend():
+            found.append(f"it ran on {at.backend}, and this is {jax.default_backend()}")
+        for name in ("jax", "jaxlib"):
+            was, now = self.versions.get(name), checkpoint.versions().get(name)
+            if was != now:
+                found.append(f"{name} was {was}, and is {now}")
+        return found
+
+    def _say(self, text: str) -> None:
+        at = self.position
+        where = "after" if at.is_closed else f"at batch {at.epoch_step:,} of"
+        print(
+            f"solstice: resuming {self.path}, step {at.step:,}, {where} epoch {at.epoch + 1}; "
+            f"{text}",
+            file=sys.stderr,
+        )
+
+
+def find_saved(
+    resume: str | PathLike[str] | None, callbacks: Sequence[Callback]
+) -> SavedRun | None:
+    """The run to go on with; None to begin anew."""
+    if resume is None:
+        return None
+    path: Path | None = Path(resume)
+    if resume in ("last", "best"):
+        savers: list[Any] = [c for c in callbacks if hasattr(c, "find")]
+        if not savers:
+            raise ValueError(
+                f"resume={resume!r} asks a Checkpoint callback, and there is none: write "
+                f"`Trainer([solstice.callbacks.Checkpoint('runs/a')])`, or give the path of a "
+                f"checkpoint"
+            )
+        path = savers[0].find(resume)
+        if path is None:
+            print(f"solstice: {savers[0]!r} has nothing saved: beginning anew", file=sys.stderr)
+            return None
+    manifest = checkpoint.manifest(path)
+    position = Position.of(manifest["note"])
+    if position is None:
+        raise CheckpointError(
+            f"{path} is no checkpoint of a run that this version of Solstice can go on with. For "
+            f"its weights alone write `exp = solstice.checkpoint.load({str(path)!r}, like=exp)`"
+        )
+    return SavedRun(path, position, manifest["versions"])
+
+
+def next_epoch(moment: Record) -> Record:
+    """The moment before the epoch that follows."""
+    return replace(
+        moment, epoch=moment.epoch + 1, epoch_step=0, num_examples=0, given={}, interrupted=False
+    )
+
+
+def has_ended(moment: Record, stop: object, max_steps: int | None) -> bool:
+    """Whether a run ends at this moment, between two epochs."""
+    return moment.epoch == moment.num_epochs or moment.step == max_steps or stop is not None

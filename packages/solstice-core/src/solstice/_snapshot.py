@@ -1,0 +1,98 @@
+"""All that a run needs to go on from a step as though it had never ended."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from solstice import _tree
+from solstice._experiment import Experiment
+from solstice._plain import from_plain, to_plain
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """`record.snapshot`: a run at one moment, which `Trainer.fit(resume=...)` goes on from.
+
+    ```python
+    snapshot = record.snapshot
+    solstice.checkpoint.save(path, snapshot.experiment, note=snapshot.note)
+    ```
+
+    Attributes:
+        experiment: the Experiment, whose arrays stay valid while the run goes on.
+        note: the rest, as JSON takes it: step, epoch, position in the epoch, where the data set
+            stands, metrics of the epoch so far, what callbacks remember.
+    """
+
+    experiment: Experiment
+    note: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a saved run stands.
+
+    Attributes:
+        step, epoch, epoch_step, num_examples: as in `Record`.
+        is_closed: whether that epoch has ended, its validation done.
+        stop: why a callback had asked to stop, or None.
+        steps_per_call: the most steps in a call of that run.
+        backend: the kind of device.
+        last_batch: the fingerprint of the newest batch; None before the first.
+        data: where the data set stands; see `Source.stand`.
+        metrics: the metrics so far of each reader, leaves by path.
+        callbacks: what each callback remembers, by name.
+    """
+
+    step: int
+    epoch: int
+    epoch_step: int
+    num_examples: int
+    is_closed: bool
+    stop: str | None
+    steps_per_call: int
+    backend: str
+    last_batch: str | None
+    data: dict[str, Any]
+    metrics: dict[str, dict[str, Any]]
+    callbacks: dict[str, Any]
+
+    @staticmethod
+    def of(note: Mapping[str, Any]) -> "Position | None":
+        """The position in the note of a checkpoint; None if that is of no run."""
+        if not isinstance(note.get("run"), Mapping) or note["run"].get("version") != VERSION:
+            return None
+        fields = {name: value for name, value in note["run"].items() if name != "version"}
+        return Position(**{name: from_plain(value) for name, value in fields.items()})
+
+    def note(self) -> dict[str, Any]:
+        """The note of a checkpoint."""
+        states = [[n, to_plain(s, f"{n}.state_dict()")] for n, s in self.callbacks.items()]
+        fields: dict[str, Any] = {**vars(self), "callbacks": {}}
+        plain = {name: to_plain(value, name) for name, value in fields.items()}
+        return {"run": {**plain, "version": VERSION, "callbacks": {"dict": states}}}
+
+
+def states_of(callbacks: list[Any]) -> dict[str, Any]:
+    """What each callback remembers, by name, of those that remember something."""
+    states = {name: callback.state_dict() for name, callback in named(callbacks).items()}
+    return {name: state for name, state in states.items() if state}
+
+
+def named(callbacks: list[Any]) -> dict[str, Any]:
+    """The callbacks by the names of their classes, numbered where there are several of one."""
+    found: dict[str, Any] = {}
+    for callback in callbacks:
+        kind = type(callback).__name__
+        count = sum(type(other).__name__ == kind for other in found.values())
+        found[kind if count == 0 else f"{kind}-{count + 1}"] = callback
+    return found
+
+
+def by_path(metrics: Any) -> dict[str, Any]:
+    """The numbers of metrics by path, on the host."""
+    return {path: np.asarray(leaf) for path, leaf in _tree.leaves_by_path(metrics)}

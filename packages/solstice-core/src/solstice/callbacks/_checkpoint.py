@@ -1,0 +1,281 @@
+"""Save a run while it goes on, so that it can be resumed."""
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from solstice import checkpoint
+from solstice._callback import Callback, Record
+from solstice._snapshot import Snapshot
+from solstice.checkpoint import CheckpointError
+
+_NAME = "step-"
+
+
+class Checkpoint(Callback):
+    """`Checkpoint("runs/a", every=1000)`: save the run, so that nothing is lost.
+
+    ```python
+    trainer = solstice.Trainer([solstice.callbacks.Checkpoint("runs/a", every=1000)])
+    exp = trainer.fit(exp, train_ds, num_epochs=10, resume="last")
+    ```
+
+    Run it again after whatever has ended it, and it goes on where it was last saved, to the very
+    numbers that it would have had. Each checkpoint is a folder such as `runs/a/step-1000`, of which
+    `solstice.checkpoint.load(path, like=exp)` reads the Experiment alone.
+
+    It is written by a thread while training goes on, one at a time. After SIGTERM, or Ctrl-C, the
+    steps under way are finished and the run is saved; then the process exits with code 143 (128 +
+    SIGTERM), or a KeyboardInterrupt is raised. A second signal ends the run at once.
+
+    Args:
+        directory: a folder for the checkpoints of this run alone.
+        every: save after every so many training steps.
+        minutes: save after so many minutes, at the end of the steps under way.
+        every_epochs: save after every so many epochs; None for not.
+        keep: how many of the newest checkpoints stay, 1 or more.
+        monitor: a metric, named with its mode as in "val/loss"; what is saved right after it was
+            measured is compared by it.
+        mode: whether less ("min") or more ("max") of it is better. NaN is never best.
+        keep_best: how many of the best stay beside the newest.
+        overwrite: remove the checkpoints of an earlier run that are in the folder, when a run
+            begins anew.
+
+    Raises:
+        ValueError: an argument is out of range.
+        CheckpointError: at the start of a run that is not resumed, there are checkpoints in the
+            folder; or one could not be written, which is raised at the next or at the end.
+        KeyError: there is no such metric; the message lists those there are.
+    """
+
+    order = 2
+    needs = ("snapshot",)
+
+    def __init__(
+        self,
+        directory: str | PathLike[str],
+        *,
+        every: int | None = None,
+        minutes: float | None = None,
+        every_epochs: int | None = 1,
+        keep: int = 2,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        keep_best: int = 1,
+        overwrite: bool = False,
+    ) -> None:
+        for name, value, least in [
+            ("every", every, 1),
+            ("every_epochs", every_epochs, 1),
+            ("keep", keep, 1),
+            ("keep_best", keep_best, 0),
+        ]:
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be {least} or more; it is {value}")
+        if minutes is not None and not minutes > 0:
+            raise ValueError(f"minutes must be more than 0; it is {minutes}")
+        if mode not in ("min", "max"):
+            raise ValueError(f'mode must be "min" or "max"; it is {mode!r}')
+        split, _, self._name = (monitor or "val/-").partition("/")
+        if split not in ("train", "val") or not self._name:
+            raise ValueError(
+                f'monitor must be named as in "train/loss" or "val/loss"; it is {monitor!r}'
+            )
+        self.directory = Path(directory)
+        self.every = every
+        self.monitor = monitor
+        self.mode = mode
+        self._split = split
+        self._minutes = minutes
+        self._every_epochs = every_epochs
+        self._keep = keep
+        self._keep_best = keep_best
+        self._overwrite = overwrite
+        self._measured: tuple[int, float] | None = None
+        self._saved_at: tuple[int, int] | None = None
+        self._latest = 0.0
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.directory)!r})"
+
+    @property
+    def last(self) -> Path | None:
+        """The newest checkpoint, or None."""
+        return self.find("last")
+
+    @property
+    def best(self) -> Path | None:
+        """The best checkpoint by `monitor`, or None."""
+        return self.find("best")
+
+    def find(self, which: Literal["last", "best"]) -> Path | None:
+        """`checkpoint.find("best")`: the folder of a checkpoint, or None if there is none.
+
+        Raises:
+            ValueError: the best is asked for, and there is no `monitor`.
+        """
+        if which == "best" and self.monitor is None:
+            raise ValueError(
+                f"{self!r} does not know which checkpoint is best: write "
+                f'`Checkpoint({str(self.directory)!r}, monitor="val/loss")`'
+            )
+        self._wait()
+        for path in self.directory.glob(f"{_NAME}*"):
+            _Saved.at(path)  # one that is damaged is told, and not passed over
+        saved = self._all()
+        ranked = saved if which == "last" else self._ranked(saved)[::-1]
+        return ranked[-1].path if ranked else None
+
+    def on_fit_start(self, record: Record) -> None:
+        """Sweeps away what an earlier process left half-written."""
+        if record.mode != "train":
+            return
+        checkpoint.sweep(self.directory)
+        self._measured, self._saved_at, self._latest = None, None, time.monotonic()
+        there = self._all()
+        if record.step == 0 and there:
+            if not self._overwrite:
+                raise CheckpointError(
+                    f"{self.directory} has the checkpoints of another run, up to "
+                    f'{there[-1].path.name}. Go on with it by `fit(..., resume="last")`, give '
+                    f"this run a folder of its own, or write `overwrite=True` to remove them"
+                )
+            for saved in there:
+                _remove(saved.path)
+
+    def on_step_end(self, record: Record) -> None:
+        """Saves at a step."""
+        if record.mode == "train":
+            self._save(record, is_closed=False)
+
+    def on_call_end(self, record: Record) -> None:
+        """Saves when it is time, or the last time."""
+        elapsed = time.monotonic() - self._latest
+        is_due = self._minutes is not None and elapsed >= 60 * self._minutes
+        if is_due or record.interrupted:
+            self._save(record, is_closed=False)
+        if record.interrupted:
+            self._wait()
+
+    def on_epoch_end(self, record: Record) -> None:
+        """Takes down the metric, and saves after an epoch of training."""
+        if record.mode not in ("train", "val"):
+            return
+        if self.monitor is not None and record.mode == self._split and record.epoch_step > 0:
+            self._measured = record.step, self._value(record)
+        due = self._every_epochs is not None and (record.epoch + 1) % self._every_epochs == 0
+        if record.mode == "train" and due:
+            self._save(record, is_closed=True)
+
+    def on_fit_end(self, record: Record) -> None:
+        """Waits for what is being written."""
+        self._close()
+
+    def on_exception(self, record: Record, error: BaseException) -> None:
+        """Waits for what is being written: it is whole, and the run can go on from it."""
+        self._close()
+
+    def _value(self, record: Record) -> float:
+        if self._name not in record.metrics:
+            there = ", ".join(f"{record.mode}/{name}" for name in record.metrics)
+            raise KeyError(f"there is no metric {self.monitor!r}; there are: {there or 'none'}")
+        return float(record.metrics[self._name])
+
+    def _save(self, record: Record, *, is_closed: bool) -> None:
+        """Hands the run to the thread, when it has written the one before."""
+        moment = record.step, int(is_closed)
+        if moment == self._saved_at:
+            return
+        self._wait()
+        snapshot = record.snapshot
+        measured = self._measured is not None and self._measured[0] == record.step
+        value = self._measured[1] if measured and self._measured else None
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, thread_name_prefix="solstice-checkpoint")
+        self._writing = self._writer.submit(self._write, snapshot, record.step, value)
+        self._saved_at, self._latest = moment, time.monotonic()
+
+    def _write(self, snapshot: Snapshot, step: int, value: float | None) -> None:
+        """In the thread: writes, and then removes what need not stay."""
+        there = self._all()
+        about = {
+            "serial": there[-1].serial + 1 if there else 0,
+            "value": None if value is None or math.isnan(value) else value.hex(),
+            "monitor": self.monitor,
+        }
+        note = {**snapshot.note, "checkpoint": about}
+        checkpoint.save(self.directory / f"{_NAME}{step}", snapshot.experiment, note=note)
+        there = self._all()
+        stay = there[-self._keep :] + self._ranked(there)[: self._keep_best]
+        for saved in there:
+            if saved not in stay:
+                _remove(saved.path)
+
+    def _wait(self) -> None:
+        """Until nothing is being written. Raises what went wrong."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _close(self) -> None:
+        try:
+            self._wait()
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+                self._writer = None
+
+    def _all(self) -> list["_Saved"]:
+        """The checkpoints that there are and are not damaged, oldest first."""
+        found: list[_Saved] = []
+        for path in self.directory.glob(f"{_NAME}*"):
+            with suppress(CheckpointError):
+                saved = _Saved.at(path)
+                found += [] if saved is None else [saved]
+        return sorted(found, key=lambda saved: saved.serial)
+
+    def _ranked(self, saved: list["_Saved"]) -> list["_Saved"]:
+        """Those with a value of this monitor, best first; of equals, the earlier."""
+        valued = [s for s in saved if s.value is not None and s.monitor == self.monitor]
+        sign = 1 if self.mode == "min" else -1
+        return sorted(valued, key=lambda s: (sign * (s.value or 0.0), s.serial))
+
+
+class _Saved:
+    """A checkpoint in the folder: when in their order it was written, and how good it was."""
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self.path = path
+        self.serial: int = about["serial"]
+        self.value = None if about["value"] is None else float.fromhex(about["value"])
+        self.monitor = about["monitor"]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Saved) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    @staticmethod
+    def at(path: Path) -> "_Saved | None":
+        """What is there; None if it is no checkpoint of a run."""
+        if not (path / "manifest.json").exists():
+            return None
+        about = checkpoint.manifest(path)["note"].get("checkpoint")
+        return None if about is None else _Saved(path, about)
+
+
+def _remove(path: Path) -> None:
+    """Under the name of what is half-written, which nothing takes for a checkpoint."""
+    hidden = path.parent / f".{path.name}.new"
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden)
