@@ -265,8 +265,15 @@ def huggingface(session: nox.Session) -> None:
 @nox.session(venv_backend="virtualenv")
 def torch(session: nox.Session) -> None:
     """Train from a torch DataLoader; compare metrics with torchmetrics (a large download)."""
-    install_all(session, *TEST, "torch==2.13.0", "torchmetrics")
+    install_all(session, *TEST, "torch==2.13.0", "torchmetrics", "torchdata")
     session.run("pytest", "tests/torch", env=ENV)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Kill 200 training runs at random moments, and resume them; `-- --kills 20` for fewer."""
+    install_all(session, *TEST, "grain")
+    session.run("python", "tests/chaos/run.py", *session.posargs, env=ENV)
 
 
 @nox.session(venv_backend="virtualenv")

@@ -215,3 +215,8 @@ def test_found_by_name_and_by_type():
     assert "EquinoxModel" in dir(solstice.compat)
     assert type(solstice.compat.as_model(MLP(KEY))) is EquinoxModel
     assert type(solstice.compat.as_model(MAKERS["normed"](key=KEY))) is EquinoxModel
+
+
+def test_a_module_whose_layers_have_a_state_is_told_to_come_with_it():
+    with pytest.raises(TypeError, match=r"write `EquinoxModel\(eqx.nn.make_with_state"):
+        EquinoxModel(Normed)

@@ -89,7 +89,7 @@ def test_steps_of_many_operations_run_as_many_as_take_a_moment(capsys: Any):
     [
         (SMALL, "exactly, at once"),
         (lambda: iter(SMALL), "exactly where it gives the same batches again"),
-        (iter(SMALL), "not at all: it is a one-shot iterator"),
+        (iter(SMALL), "exactly where it gives the same batches again"),
     ],
     ids=["list", "function", "iterator"],
 )

@@ -74,7 +74,7 @@ def curves(logits, labels, mask):
 
 
 class Walk:
-    """An iterator's state, as grain and torchdata have it; each epoch begins anew."""
+    """An iterator's state, as grain has it; each epoch begins anew."""
 
     def __iter__(self):
         return Walking()
@@ -344,6 +344,14 @@ def test_what_a_callback_remembers_must_be_plain(tmp_path):
 
 
 # Signals
+
+
+@pytest.fixture(autouse=True)
+def usual_handler():
+    """Python's own, also where the tests run in the background, whose shell ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Signals(solstice.Callback):

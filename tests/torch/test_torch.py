@@ -7,6 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import solstice
+from solstice._data import open_source
 
 torch = pytest.importorskip("torch")
 optax = pytest.importorskip("optax")
@@ -70,3 +71,36 @@ def test_a_data_set_that_gives_examples_says_what_to_write():
     dataset = torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
     with pytest.raises(solstice.DataError, match=r"DataLoader\(train_ds, batch_size=32"):
         classifier().train(dataset, callbacks=[])
+
+
+# Resuming
+
+
+def shuffled(stateful):
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.utils.data.TensorDataset(torch.arange(23))
+    if stateful:
+        torchdata = pytest.importorskip("torchdata.stateful_dataloader")
+        return torchdata.StatefulDataLoader(rows, 4, shuffle=True, generator=generator)
+    return torch.utils.data.DataLoader(rows, 4, shuffle=True, generator=generator)
+
+
+def numbers(batches):
+    return [batch[0].tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("stateful", [True, False])
+@pytest.mark.parametrize(("epoch", "index"), [(0, 2), (1, 0), (1, 3), (2, 5)])
+def test_a_seeded_loader_is_taken_up_again(stateful, epoch, index):
+    """Its order depends on all epochs before, which are read again.
+
+    The state of torchdata's loader would bring back this epoch, and not the order of the next.
+    """
+    first, second = (open_source(shuffled(stateful), "train_ds") for _ in range(2))
+    epochs = [numbers(first.epoch(e)) for e in range(epoch + 2)]
+    second.first()
+    back = second.go_to(epoch, index, first.stand(index, is_closed=False), None)
+    assert back.how == f"exactly, by reading {6 * epoch + index} batches again"
+    assert numbers(second.epoch(epoch)) == epochs[epoch][index:]
+    assert numbers(second.epoch(epoch + 1)) == epochs[epoch + 1]
+    assert len({str(batches) for batches in epochs}) == epoch + 2

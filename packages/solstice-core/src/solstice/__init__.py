@@ -8,6 +8,7 @@ from solstice._errors import DataError, ExperimentError
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
 from solstice._replace import replace
+from solstice._snapshot import Snapshot
 from solstice._train import test, train
 from solstice._trainer import Trainer
 from solstice.experiments import (
@@ -39,6 +40,7 @@ __all__ = [
     "MultilabelClassificationExperiment",
     "Record",
     "RegressionExperiment",
+    "Snapshot",
     "Stop",
     "Trainer",
     "VAEExperiment",

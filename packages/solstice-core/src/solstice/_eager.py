@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from solstice import _tree
+from solstice._arrays import arrays_of
 from solstice._experiment import Experiment
 from solstice._feed import Block
-from solstice._leaves import arrays_of
 from solstice._metrics import Metrics, as_metrics
 from solstice._program import check_pair
 from solstice._types import Outs

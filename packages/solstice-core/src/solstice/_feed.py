@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from solstice import _tree
+from solstice._arrays import is_numeric
 from solstice._errors import DataError
-from solstice._leaves import is_numeric
 from solstice._types import Batch
 
 _ALIGNMENT = 64

@@ -45,10 +45,8 @@ def is_random_access(data: Any) -> bool:
 def resumes(data: Any) -> str:
     """How exactly a run that ended within an epoch could go on, in words."""
     library = library_of(data)
-    if library == "grain" or library == "torchdata":
+    if library == "grain":
         return "exactly, by the state of its iterator"
-    if isinstance(data, Iterator):
-        return "not at all: it is a one-shot iterator"
     return "exactly where it gives the same batches again, which are read anew up to there"
 
 

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from solstice import _tree
+from solstice._arrays import arrays_of
 from solstice._batches import Batches, BatchIterator
-from solstice._leaves import arrays_of
-from solstice._libraries import is_random_access, library_of
+from solstice._libraries import is_random_access
 from solstice._types import Batch
 
 _SAMPLE = 2**15
@@ -60,11 +60,6 @@ def opened(data: Any, start: int, state: Any) -> tuple[Iterator[Batch], Memory |
         start: batches to leave out, of what is seekable; else there is a state.
         state: where to go on, as `Memory.get` gave it; None for the beginning.
     """
-    loader = library_of(data) == "torchdata" and hasattr(data, "load_state_dict")
-    if loader:
-        if state is not None:
-            data.load_state_dict(state)
-        return iter(data), Memory(data, outlives_epochs=True)
     if start and state is None:
         if isinstance(data, Batches):
             batches = iter(data)

@@ -15,10 +15,10 @@ import numpy as np
 from jax import Array, lax
 
 from solstice import _tree
+from solstice._arrays import arrays_of
 from solstice._experiment import Experiment
 from solstice._feed import Block
 from solstice._interrupts import interrupts_held
-from solstice._leaves import arrays_of
 from solstice._metrics import Metrics, as_metrics
 from solstice._program import Plan, Program, pack, prepare, type_of, unpack
 from solstice._types import Batch, Outs

@@ -1,6 +1,7 @@
 """`train` and `test`: the Trainer in one line, with the callbacks that one usually wants."""
 
 from collections.abc import Iterable
+from os import PathLike
 from typing import Any, TypeVar
 
 from solstice._callback import Callback
@@ -20,6 +21,7 @@ def train(
     max_steps: int | None = None,
     batch_size: int | None = None,
     callbacks: Iterable[Callback] | None = None,
+    resume: str | PathLike[str] | None = None,
 ) -> _E:
     """`trained = solstice.train(exp, num_epochs=3, train_ds=train_ds, val_ds=val_ds)`: train.
 
@@ -35,6 +37,8 @@ def train(
         max_steps: stop after so many training steps.
         batch_size: examples in a batch, for data sets given as arrays.
         callbacks: exactly these; left out, a progress bar.
+        resume: go on with a saved run: "last" or "best" of a `solstice.callbacks.Checkpoint` among
+            the callbacks, or a path.
 
     Returns:
         The trained Experiment.
@@ -46,6 +50,7 @@ def train(
         num_epochs=num_epochs,
         max_steps=max_steps,
         batch_size=batch_size,
+        resume=resume,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import jax
 
+from solstice._arrays import arrays_of
 from solstice._cadence import watchers_within
 from solstice._callback import Callback, CallbackList, Record, Stop, check_callbacks
 from solstice._data import Source, open_source
@@ -18,7 +19,6 @@ from solstice._experiment import Experiment
 from solstice._explain import explanation
 from solstice._feed import Rings, Slots
 from solstice._interrupts import interrupts_guarded
-from solstice._leaves import arrays_of
 from solstice._pass import Pass
 from solstice._positions import fingerprint
 from solstice._prefetch import prefetched

@@ -48,6 +48,12 @@ class EquinoxModel:
                 f"EquinoxModel takes a callable equinox.Module, a (module, state) pair, or a "
                 f"function from a key to either; it was given {self.model!r:.80}"
             )
+        if layers is None and _has_state(module):
+            raise TypeError(
+                f"{type(module).__name__} has layers with a state, such as BatchNorm: write "
+                f"`EquinoxModel(eqx.nn.make_with_state({type(module).__name__}))`, or give the "
+                f"pair that it makes"
+            )
         self._static = eqx.filter((module, layers), _is_array, inverse=True)
         call = cast("Any", module.__call__)
         self._takes_key = "key" in inspect.signature(call).parameters
@@ -97,6 +103,13 @@ def _is_pair(values: Any) -> bool:
 def _pair(values: Any) -> tuple[Any, Any]:
     """The module and its `eqx.nn.State`, which is None for most."""
     return cast("tuple[Any, Any]", values) if isinstance(values, tuple) else (values, None)
+
+
+def _has_state(module: Any) -> bool:
+    def is_index(node: Any) -> bool:
+        return isinstance(node, eqx.nn.StateIndex)
+
+    return any(map(is_index, jax.tree.leaves(module, is_leaf=is_index)))
 
 
 def _arrays(tree: Any) -> Any:

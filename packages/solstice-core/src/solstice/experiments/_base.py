@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Self, TypeAlias, cast
 
 import equinox as eqx
@@ -75,6 +76,7 @@ class ReadyMade(Experiment):
         max_steps: int | None = None,
         batch_size: int | None = None,
         callbacks: Iterable[Callback] | None = None,
+        resume: str | PathLike[str] | None = None,
     ) -> Self:
         """`exp = exp.train(train_ds, val_ds, num_epochs=5)`: a trained copy.
 
@@ -89,6 +91,7 @@ class ReadyMade(Experiment):
             max_steps=max_steps,
             batch_size=batch_size,
             callbacks=callbacks,
+            resume=resume,
         )
 
     def test(

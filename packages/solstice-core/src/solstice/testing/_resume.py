@@ -1,0 +1,196 @@
+"""Does a run that is killed and resumed end as though it had never been?"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+
+from solstice import checkpoint
+from solstice._callback import Callback, Record
+from solstice._experiment import Experiment
+from solstice._plain import from_plain, to_plain
+from solstice._snapshot import by_path, named
+from solstice._trainer import Trainer
+
+_SAVED, _FINAL, _ERROR = "saved", "final", "error.txt"
+
+
+@dataclass
+class Run:
+    """What `verify_resume` trains: the arguments of a `Trainer` and of its `fit`.
+
+    Attributes:
+        experiment: where to start.
+        train_ds, val_ds, num_epochs, max_steps, batch_size: as in `Trainer.fit`.
+        callbacks: those whose memory is to survive; none that saves is needed.
+        trainer: more arguments of the `Trainer`, by name.
+    """
+
+    experiment: Experiment
+    train_ds: Any
+    val_ds: Any = None
+    callbacks: Iterable[Callback] = ()
+    num_epochs: int | None = None
+    max_steps: int | None = None
+    batch_size: int | None = None
+    trainer: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def verify_resume(
+    make_run: Callable[[], Run], kill_at: Sequence[int], *, timeout: float = 600
+) -> None:
+    """`verify_resume(make_run, kill_at=[3, 17])`: fails unless resuming gives the same bits.
+
+    ```python
+    def make_run():                       # at the top of a module
+        return Run(make_experiment(), train_ds, val_ds, [EarlyStopping()], num_epochs=3)
+
+    def test_my_run_can_be_resumed():
+        verify_resume(make_run, kill_at=[3, 17])
+    ```
+
+    The run is trained to its end in a process of its own. Then, for each step of `kill_at`, another
+    process trains to that step, is saved, and kills itself by SIGKILL, and a third goes on to the
+    end. Compared are every leaf of the Experiment, bit for bit; what each callback remembers, by
+    its `state_dict` and its public attributes; and the metrics of each epoch and evaluation after
+    the break.
+
+    Args:
+        make_run: makes the run, alike each time; a function that other processes can import.
+        kill_at: training steps, counted over the run, at which to kill it.
+        timeout: seconds for each process.
+
+    Raises:
+        AssertionError: something differs; the message names the first.
+        TypeError: `make_run` cannot be imported by another process.
+        RuntimeError: a run fails, takes too long, or ends before a step of `kill_at`.
+    """
+    try:
+        pickle.dumps(make_run)
+    except (pickle.PicklingError, AttributeError) as error:
+        raise TypeError(
+            f"make_run must be a function at the top of a module, which another process imports by "
+            f"its name; it is {make_run!r:.60}"
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole"
+        _in_a_process(make_run, whole, None, timeout)
+        for step in kill_at:
+            broken = Path(folder) / f"killed-at-{step}"
+            _in_a_process(make_run, broken, step, timeout)
+            _in_a_process(make_run, broken, None, timeout)
+            _compare(whole / _FINAL, broken / _FINAL, step)
+
+
+def _in_a_process(
+    make_run: Callable[[], Run], folder: Path, kill_at: int | None, timeout: float
+) -> None:
+    folder.mkdir(exist_ok=True)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_train, args=(make_run, folder, kill_at)
+    )
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        raise RuntimeError(f"the run did not end in {timeout:g} seconds: give a larger `timeout`")
+    expected = 0 if kill_at is None else -signal.SIGKILL
+    if process.exitcode == expected:
+        return
+    error = folder / _ERROR
+    if error.exists():
+        raise RuntimeError(f"the run failed in its own process:\n{error.read_text()}")
+    if process.exitcode == 0:
+        raise RuntimeError(f"the run ended before step {kill_at}, at which it was to be killed")
+    raise RuntimeError(f"the run's process ended with exit code {process.exitcode}")
+
+
+def _train(make_run: Callable[[], Run], folder: Path, kill_at: int | None) -> None:
+    """In a process of its own: trains from the beginning, or from what was saved."""
+    try:
+        run = make_run()
+        own, seen = list(run.callbacks), _Seen()
+        dies = [] if kill_at is None else [_Dies(folder / _SAVED, kill_at)]
+        saved = folder / _SAVED
+        trained = Trainer([*own, seen, *dies], **run.trainer).fit(
+            run.experiment,
+            run.train_ds,
+            run.val_ds,
+            num_epochs=run.num_epochs,
+            max_steps=run.max_steps,
+            batch_size=run.batch_size,
+            resume=saved if saved.exists() else None,
+        )
+        note = {"callbacks": _memory(own), "epochs": seen.epochs}
+        checkpoint.save(folder / _FINAL, trained, note=note)
+    except BaseException:
+        (folder / _ERROR).write_text(traceback.format_exc())
+        raise
+
+
+class _Dies(Callback):
+    """Saves the run after a step, and then kills its process."""
+
+    order = 3
+    needs = ("snapshot",)
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.every = step
+        self._path = path
+
+    def on_step_end(self, record: Record) -> None:
+        if record.mode == "train" and record.step == self.every:
+            snapshot = record.snapshot
+            checkpoint.save(self._path, snapshot.experiment, note=snapshot.note)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Seen(Callback):
+    """The metrics of each epoch and evaluation."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[str, Any] = {}
+
+    def on_epoch_end(self, record: Record) -> None:
+        moment = f"{record.mode} metrics of epoch {record.epoch + 1} at step {record.step}"
+        self.epochs[moment] = to_plain(record.metrics, moment)
+
+
+def _memory(callbacks: Iterable[Callback]) -> dict[str, Any]:
+    """By callback and name, what each remembers, as far as it can be written down."""
+    found: dict[str, Any] = {}
+    for name, callback in named(list(callbacks)).items():
+        attributes: dict[str, Any] = {**vars(callback), "state_dict()": callback.state_dict()}
+        for key in [key for key in attributes if not key.startswith("_")]:
+            with suppress(TypeError):  # a function, a file: nothing to compare
+                found[f"{name}.{key}"] = to_plain(_by_path(attributes[key]), key)
+    return found
+
+
+def _by_path(value: Any) -> Any:
+    """A tree of arrays as a dict, so that a module of any kind can be written down."""
+    return by_path(value) if isinstance(value, eqx.Module) else value
+
+
+def _compare(whole: Path, broken: Path, step: int) -> None:
+    said = f"the run that was killed at step {step} and resumed ended otherwise: "
+    for path, words in checkpoint.diff(whole, broken).items():
+        raise AssertionError(f"{said}`{path}` of the Experiment: {words}")
+    one, other = checkpoint.manifest(whole)["note"], checkpoint.manifest(broken)["note"]
+    for kind in ("callbacks", "epochs"):
+        for name, found in other[kind].items():
+            expected = one[kind].get(name)
+            if found != expected:
+                raise AssertionError(
+                    f"{said}{name} is {from_plain(found)}, and without a break "
+                    f"{from_plain(expected)}"
+                )
