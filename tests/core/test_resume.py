@@ -128,6 +128,9 @@ SOURCES = {
 }
 
 
+TRAINER = ("prefetch", "steps_per_call", "val_every_n_steps")
+
+
 def run(folder, *, source="batches", metrics=None, dies=None, resume=None, **options):
     """Trains for 4 epochs; gives all that a run leaves behind."""
     history, stopping = History(every=4), EarlyStopping("val/loss", patience=9)
@@ -135,7 +138,7 @@ def run(folder, *, source="batches", metrics=None, dies=None, resume=None, **opt
     trainer = solstice.Trainer(
         callbacks if dies is None else [*callbacks, dies],
         limit_train_batches=STEPS if source == "a generator" else None,
-        **{name: options.pop(name) for name in ("prefetch", "steps_per_call") if name in options},
+        **{name: options.pop(name) for name in TRAINER if name in options},
     )
     if source == "a generator":
         options = {"max_steps": 4 * STEPS, **options}
@@ -219,6 +222,22 @@ def test_ended_again_and_again(whole, tmp_path):
 def test_a_run_that_has_ended_ends_at_once(whole, tmp_path):
     run(tmp_path / "a")
     same(run(tmp_path / "a", resume="last"), whole())
+
+
+@pytest.mark.parametrize("limit", [{"num_epochs": 2}, {"max_steps": 12}, {"max_steps": 18}])
+def test_a_run_that_is_further_than_asked_ends_at_once(tmp_path, limit):
+    with pytest.raises(BoomError):
+        run(tmp_path / "a", dies=Dies(22))
+    exp, _, _ = run(tmp_path / "a", resume="last", **limit)
+    assert int(exp.step) == 20
+
+
+@pytest.mark.parametrize("step", [6, 14])
+def test_validation_within_an_epoch(whole, tmp_path, step):
+    options = {"val_every_n_steps": 5}
+    with pytest.raises(BoomError):
+        run(tmp_path / "a", dies=Dies(step), **options)
+    same(run(tmp_path / "a", resume="last", **options), whole(**options))
 
 
 def test_more_epochs_go_on_from_fewer(whole, tmp_path):

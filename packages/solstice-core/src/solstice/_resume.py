@@ -170,5 +170,8 @@ def next_epoch(moment: Record) -> Record:
 
 
 def has_ended(moment: Record, stop: object, max_steps: int | None) -> bool:
-    """Whether a run ends at this moment, between two epochs."""
-    return moment.epoch == moment.num_epochs or moment.step == max_steps or stop is not None
+    """Whether a run ends at this moment; an epoch that was begun is closed first."""
+    if moment.num_epochs is not None and moment.epoch >= moment.num_epochs:
+        return True
+    enough = max_steps is not None and moment.step >= max_steps
+    return moment.epoch_step == 0 and (enough or stop is not None)

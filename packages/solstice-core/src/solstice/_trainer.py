@@ -188,7 +188,7 @@ class Trainer:
                 stepper, start = run.resume(saved, stepper, train, start, max_steps, strict_resume)
             run.begin(stepper.experiment if saved else experiment, stepper, train)
 
-            while start.epoch_step or not has_ended(start, run.stopped, max_steps):
+            while not has_ended(start, run.stopped, max_steps):
                 training = run.begin_pass(stepper, start)
                 for _ in training.blocks(self._read(train, start.epoch), max_steps):
                     pass
@@ -430,7 +430,7 @@ class _Run:
             # Another program might round otherwise.
             stepper = self.stepper(stepper.experiment, "train_step", source.first(), size)
         self._saved, self._start = saved, saved.moment(start)
-        ended = saved.position.is_closed and has_ended(self._start, saved.position.stop, max_steps)
+        ended = has_ended(self._start, saved.position.stop, max_steps)
         inexact = saved.restore(stepper, source, self._callbacks, has_ended=ended)
         saved.tell(inexact, strict)
         return stepper, self._start
