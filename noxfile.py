@@ -292,6 +292,13 @@ def bench_adapters(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="virtualenv")
+def bench_saving(session: nox.Session) -> None:
+    """Measure what saving 500 MB costs a run, beside Orbax and Equinox."""
+    session.install(package("core"), "safetensors", "orbax-checkpoint", "pytest", "hypothesis")
+    session.run("python", "tests/benchmarks/saving.py", *session.posargs, env=ENV)
+
+
+@nox.session(venv_backend="virtualenv")
 def bench_metrics(session: nox.Session) -> None:
     """Measure metrics of 100,000 classes; `-- --with-torch` adds torchmetrics."""
     more = ["torch==2.13.0", "torchmetrics"] if "--with-torch" in session.posargs else []

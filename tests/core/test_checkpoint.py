@@ -409,3 +409,20 @@ def test_dying_at_any_moment_of_a_save_leaves_the_old_or_the_new(tmp_path):
     assert outcomes == sorted(outcomes)  # the old one up to a moment, the new one from then on
     assert {False, True} == set(outcomes)
     assert len(outcomes) > 6
+
+
+@pytest.mark.parametrize("modules", [("__main__", "train"), ("a.train", "__main__")])
+def test_a_class_of_a_script_is_the_one_that_is_imported_from_it(tmp_path, modules):
+    class Weights(eqx.Module):
+        w: jax.Array
+
+    saved, loaded = (
+        type("Weights", (Weights,), {"__module__": module, "__qualname__": "Weights"})
+        for module in modules
+    )
+    checkpoint.save(tmp_path / "a", saved(jnp.ones(2)))
+    found = checkpoint.load(tmp_path / "a", like=loaded(jnp.zeros(2)))
+    assert found.w.tolist() == [1, 1]
+    other = type("Other", (Weights,), {"__module__": modules[1], "__qualname__": "Other"})
+    with pytest.raises(CheckpointError, match="is of another tree"):
+        checkpoint.load(tmp_path / "a", like=other(jnp.zeros(2)))

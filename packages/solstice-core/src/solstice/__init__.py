@@ -8,6 +8,7 @@ from solstice._errors import DataError, ExperimentError
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
 from solstice._replace import replace
+from solstice._replay import Replay, replay
 from solstice._snapshot import Snapshot
 from solstice._train import test, train
 from solstice._trainer import Trainer
@@ -40,6 +41,7 @@ __all__ = [
     "MultilabelClassificationExperiment",
     "Record",
     "RegressionExperiment",
+    "Replay",
     "Snapshot",
     "Stop",
     "Trainer",
@@ -51,6 +53,7 @@ __all__ = [
     "experiments",
     "metrics",
     "replace",
+    "replay",
     "test",
     "train",
 ]

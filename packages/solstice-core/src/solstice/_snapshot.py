@@ -1,7 +1,7 @@
 """All that a run needs to go on from a step as though it had never ended."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,12 @@ class Position:
         fields: dict[str, Any] = {**vars(self), "callbacks": {}}
         plain = {name: to_plain(value, name) for name, value in fields.items()}
         return {"run": {**plain, "version": VERSION, "callbacks": {"dict": states}}}
+
+
+def without_callbacks(note: Mapping[str, Any]) -> dict[str, Any]:
+    """The note of a run to be looked at, without the callbacks that it had."""
+    position = Position.of(note)
+    return {} if position is None else replace(position, callbacks={}).note()
 
 
 def states_of(callbacks: list[Any]) -> dict[str, Any]:

@@ -129,13 +129,21 @@ def _renamed(saved: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, A
 
 def _check_words(folder: Path, saved: dict[str, str], mine: dict[str, str]) -> None:
     for path in [*mine, *saved]:
-        if saved.get(path) != mine.get(path):
+        if not _same_words(saved.get(path), mine.get(path)):
             raise CheckpointError(
                 f"{folder} is of another tree: `{path or '.'}` was "
                 f"{saved.get(path, 'numbers or nothing')!s:.200} when it was saved, and is "
                 f"{mine.get(path, 'numbers or nothing')!s:.200} in the tree to load it into. Make "
                 f"`like` as it was, or load a part: `only='*.params*'`"
             )
+
+
+def _same_words(one: str | None, other: str | None) -> bool:
+    """Whether both name the same; what a script defines is in `__main__` while it runs."""
+    if one is None or other is None or one == other:
+        return one == other
+    pairs = [(one, other), (other, one)]
+    return any(a.startswith(_MAIN) and b.endswith(f".{a[len(_MAIN) :]}") for a, b in pairs)
 
 
 def _check_paths(folder: Path, saved: set[str], mine: set[str]) -> None:
@@ -179,6 +187,7 @@ def _type_of_like(like: Any, kind: str) -> str:
     return f"a Python {kind}"
 
 
+_MAIN = "__main__."
 _KINDS = {"array": "a JAX", "numpy": "a NumPy", "scalar": "a NumPy scalar"}
 _IMPLEMENTATIONS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
 

@@ -33,7 +33,7 @@ def save(path: str | Path, tree: Any, *, note: Mapping[str, Any] | None = None) 
     are not saved, but described, so that `load` can tell if they are others.
 
     Args:
-        path: a folder, which is replaced if it is a checkpoint.
+        path: a folder, which is replaced if it is a checkpoint or empty.
         tree: a pytree of JAX and NumPy arrays, typed PRNG keys, Python and NumPy numbers, and None.
         note: what JSON takes, kept in the manifest.
 
@@ -53,7 +53,7 @@ def write(
 ) -> Path:
     """`save`, of what is on the host already."""
     library = safetensors()
-    if path.exists() and not (path / MANIFEST).exists():
+    if path.exists() and not (path / MANIFEST).exists() and not _is_empty(path):
         raise CheckpointError(f"{path} is there and is no checkpoint: give another path")
     new, old = _beside(path, "new"), _beside(path, "old")
     try:
@@ -105,6 +105,10 @@ def newest(path: Path) -> Path:
     """Where the checkpoint is: beside its name, if a process died as it was renamed."""
     old = _beside(path, "old")
     return old if not path.exists() and (old / MANIFEST).exists() else path
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _beside(path: Path, what: str) -> Path:

@@ -25,7 +25,7 @@ from solstice.compat._protocols import (
     call_arguments,
 )
 from solstice.compat._registry import AdapterError
-from solstice.compat._wrappers import ema, freeze, mixed_precision
+from solstice.compat._wrappers import ema, freeze, mixed_precision, skip_nonfinite
 
 if TYPE_CHECKING:
     from solstice_flax import FlaxModel as FlaxModel
@@ -52,6 +52,7 @@ __all__ = [
     "freeze",
     "mixed_precision",
     "register",
+    "skip_nonfinite",
 ]
 
 

@@ -77,6 +77,23 @@ def freeze(optimizer: Any, frozen: str | Iterable[str] | Callable[[str], bool]) 
     return _Freezing(adapt("optimizer", optimizer, {}), chosen)
 
 
+def skip_nonfinite(optimizer: Any) -> Optimizer:
+    """`optimizer = solstice.compat.skip_nonfinite(optax.adam(3e-4))`: leave out bad updates.
+
+    Where the loss or the gradient of a step is NaN or infinite, the params and the optimiser's
+    state stay as they are. Nothing is read back. What a model keeps in its state, such as the
+    statistics of BatchNorm, moves on. The state is a pair: that of `optimizer`, and how many steps
+    were left out, an int32 scalar.
+
+    Args:
+        optimizer: an `Optimizer`, or an optimiser that has an adapter.
+
+    Raises:
+        TypeError, AdapterError: there is no adapter for `optimizer`.
+    """
+    return _Skipping(adapt("optimizer", optimizer, {}))
+
+
 def mixed_precision(model: Any, policy: Any) -> Model:
     """`model = solstice.compat.mixed_precision(net, "params=float32,compute=bfloat16")`.
 
@@ -215,6 +232,46 @@ class _Freezing:
         if callable(self.frozen):
             return bool(self.frozen(path))
         return any(fnmatch.fnmatchcase(path, pattern) for pattern in self.frozen)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Skipping:
+    """An optimiser without its steps that are not finite. Its state is (inner state, skipped)."""
+
+    optimizer: Optimizer
+
+    def init(self, params: Params, /) -> OptState:
+        """`opt_state = optimizer.init(params)`."""
+        return self.optimizer.init(params), jnp.zeros((), jnp.int32)
+
+    def step(
+        self,
+        grads: Params,
+        state: OptState,
+        params: Params,
+        /,
+        *,
+        value: Array | None = None,
+        **extra: Any,
+    ) -> tuple[Params, OptState]:
+        """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
+        inner, skipped = state
+        given = [*_tree.leaves(grads), *([] if value is None else [value])]
+        is_good = jnp.stack([jnp.isfinite(leaf).all() for leaf in given]).all()
+        if value is not None:
+            extra["value"] = value
+        new = self.optimizer.step(grads, inner, params, **extra)
+
+        def chosen(after: Any, before: Any) -> Any:
+            return jnp.where(is_good, after, before)
+
+        params, inner = _tree.map(chosen, new, (params, inner))
+        return params, (inner, skipped + jnp.where(is_good, 0, 1))
+
+    def eval_params(self, state: OptState, params: Params, /) -> Params:
+        """`params = optimizer.eval_params(opt_state, params)`."""
+        return self.optimizer.eval_params(state[0], params)
 
 
 @jax.tree_util.register_static

@@ -1,0 +1,71 @@
+"""Keep what is needed to run a fatal step again."""
+
+from os import PathLike
+from pathlib import Path
+
+from solstice import checkpoint
+from solstice._callback import Callback, Record
+from solstice._snapshot import Snapshot, without_callbacks
+
+
+class FlightRecorder(Callback):
+    """`FlightRecorder("runs/a/flight")`: keep what is needed to run a fatal step again.
+
+    While a run goes on, two snapshots of it are held in memory, of different ages. If it ends by
+    an exception, that of `NaNGuard` for instance, the older is written, and
+    `solstice.replay("runs/a/flight", exp, train_ds)` goes from there to the step, in any process.
+    Ctrl-C and SIGTERM write nothing.
+
+    Args:
+        directory: the folder to write, which is replaced.
+        every: training steps from one snapshot to the next, at least; no fewer than the `every` of
+            a `NaNGuard`. Each costs a copy of the Experiment's arrays.
+
+    Raises:
+        ValueError: `every` is below 1.
+    """
+
+    order = 2
+
+    def __init__(self, directory: str | PathLike[str], *, every: int = 200) -> None:
+        if every < 1:
+            raise ValueError(f"every must be 1 or more steps; it is {every}")
+        self.directory = Path(directory)
+        self.every = None
+        self._apart = every
+        self._held: list[tuple[int, Snapshot]] = []
+
+    def on_fit_start(self, record: Record) -> None:
+        """Forgets the run before."""
+        self._held = []
+
+    def on_epoch_start(self, record: Record) -> None:
+        """Takes the first snapshot."""
+        if record.mode == "train" and not self._held:
+            self._hold(record)
+
+    def on_call_end(self, record: Record) -> None:
+        """Takes a snapshot when it is time."""
+        if self._held and record.step - self._held[-1][0] >= self._apart:
+            self._hold(record)
+
+    def on_exception(self, record: Record, error: BaseException) -> None:
+        """Writes the older of the two."""
+        if not self._held or not isinstance(error, Exception):
+            return
+        step, snapshot = self._held[0]
+        about = {"failed_at": record.step, "error": f"{type(error).__name__}: {error}"}
+        note = {**without_callbacks(snapshot.note), "flight": about}
+        checkpoint.save(self.directory, snapshot.experiment, note=note)
+        error.add_note(
+            f"The run at step {step:,} is in {self.directory}. See the step that failed by "
+            f"`solstice.replay({str(self.directory)!r}, exp, train_ds)`"
+        )
+        self._held = []
+
+    def on_fit_end(self, record: Record) -> None:
+        """Lets the memory go."""
+        self._held = []
+
+    def _hold(self, record: Record) -> None:
+        self._held = [*self._held[-1:], (record.step, record.snapshot)]
