@@ -176,8 +176,13 @@ def whole(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("step", [3, 4, 14, 27, 31, 36])
+@pytest.mark.parametrize(
+    ("source", "step"),
+    [
+        *[("batches", step) for step in (3, 4, 14, 27, 31, 36)],
+        *[(source, step) for source in SOURCES for step in (14, 27) if source != "batches"],
+    ],
+)
 def test_ended_at_a_step(whole, tmp_path, capsys, source, step):
     """Steps 4 and 36 are saved; 27 is the last of an epoch, and 31 is within the last."""
     with pytest.raises(BoomError):

@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 import solstice
 from solstice._data import open_source
 from solstice._libraries import library_of
+from solstice._positions import fingerprint
 from solstice.testing import Sgd
 
 datasets = pytest.importorskip("datasets")
@@ -85,3 +86,29 @@ def test_what_the_documentation_shows_trains_a_ready_made_experiment():
 def test_it_is_recognised_by_its_type():
     assert library_of(digits()) == "datasets"
     assert library_of([1]) is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("epoch", "index"), [(0, 3), (2, 1)])
+def test_an_epoch_is_taken_up_again_in_its_middle(stream, epoch, index):
+    """By its number, or, of a stream that is shuffled, by reading the epoch again."""
+
+    def make():
+        data = digits().select(range(100))
+        if not stream:
+            return open_source(data, "train_ds", 16, shuffle=True)
+        return open_source(data.to_iterable_dataset().shuffle(seed=1, buffer_size=30), "ds", 16)
+
+    first = make()
+    whole = [list(first.epoch(number)) for number in range(epoch + 1)]
+    second = make()
+    second.first()
+    last = fingerprint(whole[epoch][index - 1])
+    back = second.go_to(epoch, index, first.stand(index, is_closed=False), last)
+    rest = list(second.epoch(epoch))
+    assert back.is_same
+    assert back.how == f"exactly, {f'by reading {index} batches again' if stream else 'at once'}"
+    assert len(rest) == 7 - index
+    for found, expected in zip(rest, whole[epoch][index:], strict=True):
+        np.testing.assert_array_equal(found["label"], expected["label"])
+        np.testing.assert_array_equal(found["image"], expected["image"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import solstice
+from solstice._data import open_source
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -123,3 +124,21 @@ def test_a_classifier_learns_without_tensorflow(tmp_path: Path):
     assert exp.step == 5 * 47
     assert exp.test(train_ds, callbacks=[])["accuracy"] > 0.8
     assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(("epoch", "index"), [(0, 2), (1, 0), (1, 3), (2, 5)])
+def test_a_seeded_tf_data_set_is_taken_up_again_by_reading_all_epochs(epoch: int, index: int):
+    """It shuffles anew for each pass, by a seed and the passes before."""
+    tf = pytest.importorskip("tensorflow")
+
+    def make() -> Any:
+        return open_source(tf.data.Dataset.range(23).shuffle(23, seed=5).batch(4), "train_ds")
+
+    first, second = make(), make()
+    epochs = [[batch.tolist() for batch in first.epoch(number)] for number in range(epoch + 2)]
+    second.first()
+    back = second.go_to(epoch, index, first.stand(index, is_closed=False), None)
+    assert back.how == f"exactly, by reading {6 * epoch + index} batches again"
+    assert [batch.tolist() for batch in second.epoch(epoch)] == epochs[epoch][index:]
+    assert [batch.tolist() for batch in second.epoch(epoch + 1)] == epochs[epoch + 1]
+    assert len({str(batches) for batches in epochs}) == epoch + 2
