@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from solstice._cost import cost_of
+from solstice._engine._cost import cost_of
 
 A = jnp.ones((32, 64))
 B = jnp.ones((64, 16))

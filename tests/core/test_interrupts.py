@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import solstice
-from solstice._feed import Feeder, Slots
-from solstice._interrupts import interrupts_guarded, interrupts_held
+from solstice._engine._feed import Feeder, Slots
+from solstice._engine._interrupts import interrupts_guarded, interrupts_held
 
 MAIN: Any = threading.main_thread().ident
 

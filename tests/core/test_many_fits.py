@@ -12,7 +12,7 @@ import pytest
 from toys import CLASSES, FEATURES, Sgd, blobs
 
 import solstice
-from solstice import _program, _step
+from solstice._engine import _program, _step
 
 DATA = [*blobs(4), tuple(array[:5] for array in blobs(1)[0])]
 

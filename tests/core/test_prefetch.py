@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
-from solstice._prefetch import prefetched
+from solstice._engine._prefetch import prefetched
 
 
 class Sum(solstice.Experiment):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from solstice._data import open_source
-from solstice._plain import from_plain, to_plain
-from solstice._positions import fingerprint
+from solstice._run._plain import from_plain, to_plain
+from solstice.data._positions import fingerprint
+from solstice.data._source import open_source
 
 ROWS = np.arange(23)
 

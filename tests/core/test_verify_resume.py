@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import solstice
-from solstice._step import Stepper
+from solstice._engine._step import Stepper
 from solstice.callbacks import EarlyStopping, History
 from solstice.compat import EquinoxModel
 from solstice.data import batches

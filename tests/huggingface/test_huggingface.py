@@ -7,9 +7,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 import solstice
-from solstice._data import open_source
-from solstice._libraries import library_of
-from solstice._positions import fingerprint
+from solstice.data._libraries import library_of
+from solstice.data._positions import fingerprint
+from solstice.data._source import open_source
 from solstice.testing import Sgd
 
 datasets = pytest.importorskip("datasets")

@@ -5,9 +5,9 @@ from typing import Any
 from models.solstice import Training
 from workloads import Workload
 
-from solstice._feed import Block, Feeder, Slots
+from solstice._engine._feed import Block, Feeder, Slots
+from solstice._engine._step import Stepper
 from solstice._metrics import to_host
-from solstice._step import Stepper
 
 
 def make(workload: Workload) -> Any:

@@ -8,8 +8,8 @@ from solstice._errors import DataError, ExperimentError
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
 from solstice._replace import replace
-from solstice._replay import Replay, replay
-from solstice._snapshot import Snapshot
+from solstice._run._replay import Replay, replay
+from solstice._run._snapshot import Snapshot
 from solstice._train import test, train
 from solstice._trainer import Trainer
 from solstice.experiments import (

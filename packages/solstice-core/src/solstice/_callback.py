@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from solstice._experiment import Experiment
-from solstice._snapshot import Snapshot, named
+from solstice._run._snapshot import Snapshot, named
 from solstice._types import Batch, Mode, Outs
 
 NEEDS = ("outs", "batch", "experiment", "metrics", "snapshot")

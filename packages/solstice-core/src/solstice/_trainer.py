@@ -9,24 +9,24 @@ from typing import Any, TypeVar, cast
 
 import jax
 
-from solstice._arrays import arrays_of
-from solstice._cadence import watchers_within
 from solstice._callback import Callback, CallbackList, Record, Stop, check_callbacks
-from solstice._data import Source, open_source
-from solstice._eager import EagerStepper
+from solstice._engine._eager import EagerStepper
+from solstice._engine._feed import Rings, Slots
+from solstice._engine._interrupts import interrupts_guarded
+from solstice._engine._prefetch import prefetched
+from solstice._engine._step import Stepper
 from solstice._errors import DataError
 from solstice._experiment import Experiment
-from solstice._explain import explanation
-from solstice._feed import Rings, Slots
-from solstice._interrupts import interrupts_guarded
-from solstice._pass import Pass
-from solstice._positions import fingerprint
-from solstice._prefetch import prefetched
-from solstice._resume import SavedRun, find_saved, has_ended, next_epoch
-from solstice._snapshot import Position, Snapshot, by_path, states_of
-from solstice._step import Stepper
+from solstice._run._cadence import watchers_within
+from solstice._run._explain import explanation
+from solstice._run._pass import Pass
+from solstice._run._resume import SavedRun, find_saved, has_ended, next_epoch
+from solstice._run._snapshot import Position, Snapshot, by_path, states_of
+from solstice._run._validation import Validation
 from solstice._types import Batch, Mode, Outs
-from solstice._validation import Validation
+from solstice.data._arrays import arrays_of
+from solstice.data._positions import fingerprint
+from solstice.data._source import Source, open_source
 
 _E = TypeVar("_E", bound=Experiment)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from solstice import checkpoint
 from solstice._callback import Callback, Record
-from solstice._snapshot import Snapshot
+from solstice._run._snapshot import Snapshot
 from solstice.checkpoint import CheckpointError
 
 _NAME = "step-"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from solstice import checkpoint
 from solstice._callback import Callback, Record
-from solstice._snapshot import Snapshot, without_callbacks
+from solstice._run._snapshot import Snapshot, without_callbacks
 
 
 class FlightRecorder(Callback):

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from solstice._data import describe_batch
 from solstice._errors import DataError
 from solstice._metrics import Metrics, at_least_float32
 from solstice._types import Batch
 from solstice.compat import Model, Params, State, as_model
+from solstice.data._source import describe_batch
 from solstice.experiments._base import (
     LossFunction,
     MetricsFunction,

@@ -14,16 +14,16 @@ from jax.core import Tracer
 
 from solstice import _tree
 from solstice._callback import Callback
-from solstice._data import describe_batch
 from solstice._errors import DataError
 from solstice._experiment import Experiment
-from solstice._masked import Masked
 from solstice._metrics import Metrics
 from solstice._replace import replace
 from solstice._train import test, train
 from solstice._trainer import Trainer
 from solstice._types import Batch
 from solstice.compat import OptState, Params, State
+from solstice.data._masked import Masked
+from solstice.data._source import describe_batch
 from solstice.experiments._learner import Forward, Learner
 from solstice.metrics import WithLoss
 

@@ -9,9 +9,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from solstice._data import describe_batch
 from solstice._errors import DataError
 from solstice._types import Batch
+from solstice.data._source import describe_batch
 from solstice.experiments._base import (
     LossFunction,
     MetricsFunction,

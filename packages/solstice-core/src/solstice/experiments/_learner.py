@@ -10,12 +10,12 @@ import numpy as np
 from jax import Array
 
 from solstice import _tree
-from solstice._data import describe_batch
 from solstice._errors import DataError
 from solstice._metrics import Metrics, at_least_float32
 from solstice._replace import replace
 from solstice._types import Batch, Outs
 from solstice.compat import Model, Optimizer, OptState, Params, State, as_model, as_optimizer
+from solstice.data._source import describe_batch
 
 
 class Objective(Protocol):

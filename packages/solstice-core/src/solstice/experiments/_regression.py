@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from solstice._data import describe_batch
 from solstice._errors import DataError
 from solstice._types import Batch
+from solstice.data._source import describe_batch
 from solstice.experiments._base import (
     LossFunction,
     MetricsFunction,

@@ -17,8 +17,8 @@ import equinox as eqx
 from solstice import checkpoint
 from solstice._callback import Callback, Record
 from solstice._experiment import Experiment
-from solstice._plain import from_plain, to_plain
-from solstice._snapshot import by_path, named
+from solstice._run._plain import from_plain, to_plain
+from solstice._run._snapshot import by_path, named
 from solstice._trainer import Trainer
 
 _SAVED, _FINAL, _ERROR = "saved", "final", "error.txt"

@@ -17,11 +17,11 @@ from jax import Array, lax
 from jax.extend.core import jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]
 
 from solstice import _tree
-from solstice._cost import Cost, cost_of
-from solstice._data import describe_batch
+from solstice._engine._cost import Cost, cost_of
 from solstice._errors import DataError, ExperimentError
 from solstice._experiment import Experiment
 from solstice._types import Batch, Outs
+from solstice.data._source import describe_batch
 
 
 class _Marker:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from solstice import _tree
-from solstice._arrays import arrays_of
+from solstice._engine._feed import Block
+from solstice._engine._program import check_pair
 from solstice._experiment import Experiment
-from solstice._feed import Block
 from solstice._metrics import Metrics, as_metrics
-from solstice._program import check_pair
 from solstice._types import Outs
+from solstice.data._arrays import arrays_of
 
 
 class EagerStepper:

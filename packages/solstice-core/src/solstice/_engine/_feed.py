@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from solstice import _tree
-from solstice._arrays import is_numeric
 from solstice._errors import DataError
 from solstice._types import Batch
+from solstice.data._arrays import is_numeric
 
 _ALIGNMENT = 64
 """Bytes; memory that is so aligned is taken without a copy by JAX on the CPU."""

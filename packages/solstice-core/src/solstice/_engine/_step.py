@@ -15,13 +15,13 @@ import numpy as np
 from jax import Array, lax
 
 from solstice import _tree
-from solstice._arrays import arrays_of
+from solstice._engine._feed import Block
+from solstice._engine._interrupts import interrupts_held
+from solstice._engine._program import Plan, Program, pack, prepare, type_of, unpack
 from solstice._experiment import Experiment
-from solstice._feed import Block
-from solstice._interrupts import interrupts_held
 from solstice._metrics import Metrics, as_metrics
-from solstice._program import Plan, Program, pack, prepare, type_of, unpack
 from solstice._types import Batch, Outs
+from solstice.data._arrays import arrays_of
 
 STEPS_PER_CALL = 32
 """Steps in a block: enough for the cost of a call not to matter, and few to wait for."""

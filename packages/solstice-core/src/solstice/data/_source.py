@@ -15,12 +15,13 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from solstice import _libraries, _tree
-from solstice._batches import Batches
+from solstice import _tree
 from solstice._errors import DataError
-from solstice._masked import Masked
-from solstice._positions import fingerprint, is_seekable, opened
 from solstice._types import Batch
+from solstice.data import _libraries
+from solstice.data._batches import Batches
+from solstice.data._masked import Masked
+from solstice.data._positions import fingerprint, is_seekable, opened
 
 _READY: Any = np.ndarray | jax.Array | str | bytes
 _ENDLESS = 2**62

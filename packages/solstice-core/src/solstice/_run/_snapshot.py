@@ -8,7 +8,7 @@ import numpy as np
 
 from solstice import _tree
 from solstice._experiment import Experiment
-from solstice._plain import from_plain, to_plain
+from solstice._run._plain import from_plain, to_plain
 
 VERSION = 1
 

@@ -12,11 +12,11 @@ import jax
 
 from solstice import checkpoint
 from solstice._callback import Callback, CallbackList, Record, Stop
-from solstice._data import Source
-from solstice._eager import EagerStepper
-from solstice._snapshot import Position, named
-from solstice._step import Stepper
+from solstice._engine._eager import EagerStepper
+from solstice._engine._step import Stepper
+from solstice._run._snapshot import Position, named
 from solstice.checkpoint import CheckpointError
+from solstice.data._source import Source
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ from functools import partial
 from typing import Any
 
 from solstice import _tree
-from solstice._cadence import cadence_of
 from solstice._callback import Callback, CallbackList, Record, changed
-from solstice._eager import EagerKept, EagerStepper
+from solstice._engine._eager import EagerKept, EagerStepper
+from solstice._engine._feed import Block, Feeder, Slots
+from solstice._engine._interrupts import asked_to_end, end
+from solstice._engine._step import Kept, Stepper
 from solstice._experiment import overrides
-from solstice._feed import Block, Feeder, Slots
-from solstice._interrupts import asked_to_end, end
 from solstice._metrics import num_examples, to_host
-from solstice._snapshot import Snapshot
-from solstice._step import Kept, Stepper
+from solstice._run._cadence import cadence_of
+from solstice._run._snapshot import Snapshot
 from solstice._types import Batch
 
 

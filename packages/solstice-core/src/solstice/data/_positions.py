@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from solstice import _tree
-from solstice._arrays import arrays_of
-from solstice._batches import Batches, BatchIterator
-from solstice._libraries import is_random_access
 from solstice._types import Batch
+from solstice.data._arrays import arrays_of
+from solstice.data._batches import Batches, BatchIterator
+from solstice.data._libraries import is_random_access
 
 _SAMPLE = 2**15
 """Bytes."""

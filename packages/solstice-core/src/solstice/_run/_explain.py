@@ -1,11 +1,11 @@
 """What `Trainer.explain` prints."""
 
-from solstice._cadence import cadence_of, watchers_between, watchers_within
 from solstice._callback import Callback, CallbackList
-from solstice._data import Source
-from solstice._eager import EagerStepper
-from solstice._feed import Slots
-from solstice._step import Stepper
+from solstice._engine._eager import EagerStepper
+from solstice._engine._feed import Slots
+from solstice._engine._step import Stepper
+from solstice._run._cadence import cadence_of, watchers_between, watchers_within
+from solstice.data._source import Source
 
 
 def explanation(
