@@ -180,5 +180,6 @@ def test_a_run_goes_on_without_bad_batches():
     whole = list(batches((x, y), 4))
     skipped = fit(skip_nonfinite(Sgd(0.3)), whole)
     without = fit(Sgd(0.3), whole[:3] + whole[4:])
-    np.testing.assert_array_equal(skipped.params.weight, without.params.weight)
+    # Two programs, which may round otherwise.
+    np.testing.assert_allclose(skipped.params.weight, without.params.weight, rtol=1e-5)
     assert int(skipped.opt_state[1]) == 1
