@@ -4,10 +4,11 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def _in_a_process(
     process = multiprocessing.get_context("spawn").Process(
         target=_train, args=(make_run, folder, kill_at)
     )
-    process.start()
+    with _importable(make_run):
+        process.start()
     process.join(timeout)
     if process.is_alive():
         process.kill()
@@ -112,6 +114,22 @@ def _in_a_process(
     if process.exitcode == 0:
         raise RuntimeError(f"the run ended before step {kill_at}, at which it was to be killed")
     raise RuntimeError(f"the run's process ended with exit code {process.exitcode}")
+
+
+@contextmanager
+def _importable(function: Any) -> Generator[None, None, None]:
+    """Within, a process that begins can import the function's module, as pytest named it."""
+    module: str = getattr(function, "__module__", "")
+    file: Any = getattr(sys.modules.get(module), "__file__", None)
+    root = None if file is None else str(Path(file).resolve().parents[module.count(".")])
+    if root is None:
+        yield
+        return
+    sys.path.append(root)
+    try:
+        yield
+    finally:
+        sys.path.remove(root)
 
 
 def _train(make_run: Callable[[], Run], folder: Path, kill_at: int | None) -> None:
