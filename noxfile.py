@@ -24,7 +24,10 @@ ADAPTERS = ["flax", "haiku", "stax", "optax"]
 VERSIONS = {"lowest": ["-c", "constraints/lowest.txt"], "newest": []}
 SETS = {"none": [], **{name: [name] for name in ADAPTERS}, "all": ADAPTERS}
 
-TEST = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tqdm", "pip", "safetensors"]
+TEST = [
+    *["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tqdm", "pip", "safetensors"],
+    "matplotlib",
+]
 PLOT = ["matplotlib", "tqdm", "scikit-learn"]
 
 ROOT = Path(__file__).parent

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,7 +51,7 @@ def test_a_new_run_begins_anew_and_a_test_is_added():
         {"step": 1, "epoch": 0, "mode": "train", "span": "epoch", "loss": 2.0},
         {"step": 0, "epoch": 0, "mode": "test", "span": "epoch", "loss": -3.0},
     ]
-    assert repr(history) == "History(2 rows)"
+    assert trainer.history is history
 
 
 def test_what_was_not_seen_has_no_row():
@@ -61,3 +62,95 @@ def test_what_was_not_seen_has_no_row():
     history = History()
     solstice.Trainer([history, StopAtOnce()]).fit(Mean(), some([1]))
     assert history.rows == []
+
+
+def test_every_trainer_keeps_one():
+    trainer = solstice.Trainer()
+    trainer.fit(Mean(), some([1, 3]), some([5]), num_epochs=3)
+    assert trainer.history.names() == ["train/loss", "val/loss"]
+    assert trainer.history.series("train/loss") == ([2, 4, 6], [2.0, 2.0, 2.0])
+    assert trainer.history.series("val/loss")[1] == [-5.0] * 3
+    assert repr(trainer.history).splitlines() == [
+        "epoch  step  train/loss  val/loss",
+        "    1     2           2        -5",
+        "    2     4           2        -5",
+        "    3     6           2        -5",
+    ]
+    assert "<td>-5</td>" in trainer.history._repr_html_()
+
+
+def test_the_one_of_its_own_keeps_numbers_alone():
+    class Kept(solstice.Metrics):
+        total: object
+
+        def merge(self, other):
+            return Kept(self.total + other.total)
+
+        def compute(self):
+            return {"total": self.total, "first": self.total[0]}
+
+    class Vectors(Mean):
+        def train_step(self, batch):
+            return self, Kept(batch)
+
+    asked = History()
+    for trainer in (solstice.Trainer(), solstice.Trainer([asked])):
+        trainer.fit(Vectors(), some([1, 2]))
+        names = {*trainer.history.rows[0]} - {"step", "epoch", "mode", "span"}
+        assert names == ({"first", "total"} if trainer.history is asked else {"first"})
+
+
+def test_a_long_table_is_shown_in_part(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    trainer = solstice.Trainer()
+    trainer.fit(Mean(), some([1]), some([2]), num_epochs=30)
+    lines = repr(trainer.history).splitlines()
+    assert len(lines) == 12
+    assert lines[5].strip() == "..."
+    assert max(map(len, lines)) <= 40
+    monkeypatch.setenv("COLUMNS", "20")
+    assert "and 1 metrics more, such as val/loss" in repr(trainer.history) or len(lines[0]) <= 40
+
+
+def history_of(**columns):
+    history = History()
+    for index, values in enumerate(zip(*columns.values(), strict=True)):
+        row = {"step": index + 1, "epoch": index, "mode": "val", "span": "epoch"}
+        history.rows.append({**row, **dict(zip(columns, values, strict=True))})
+    return history
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(allow_infinity=False), min_size=1, max_size=9))
+def test_the_best_is_never_nan(values):
+    history = history_of(loss=values, accuracy=values)
+    if all(np.isnan(values)):
+        with pytest.raises(KeyError, match="NaN"):
+            history.best("val/loss")
+        return
+    assert history.best("val/loss")["loss"] == np.nanmin(values)
+    assert history.best("val/accuracy")["accuracy"] == np.nanmax(values)
+    assert history.best("val/accuracy", mode="min")["loss"] == np.nanmin(values)
+
+
+def test_a_metric_that_is_not_there_is_an_error_that_lists_what_is():
+    with pytest.raises(KeyError, match="there are: val/loss"):
+        history_of(loss=[1.0]).series("val/los")
+    with pytest.raises(KeyError, match="there are: val/loss"):
+        history_of(loss=[1.0]).best("train/loss")
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(), min_size=1, max_size=5), st.sampled_from(["a.csv", "a.jsonl"]))
+def test_what_is_written_is_read_back_the_same(tmp_path_factory, values, name):
+    history = history_of(loss=values, accuracy=values[::-1])
+    path = tmp_path_factory.mktemp("history") / name
+    (history.to_csv if name == "a.csv" else history.to_jsonl)(path)
+    np.testing.assert_equal(solstice.read_history(path).rows, history.rows)
+
+
+def test_a_file_that_is_no_history_is_told(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="no table of metrics"):
+        solstice.read_history(path)

@@ -94,7 +94,7 @@ def test_a_slow_data_set_gives_what_it_has():
             yield np.ones(1, np.float32)
 
     slots = Slots(32)
-    feeder = Feeder(slow(), slots, lambda batch: None, lambda: clock[0])
+    feeder = Feeder(slow(), slots, lambda batch: None, clock=lambda: clock[0])
     while (block := feeder.take(32)) is not None:
         seen.append(len(block))
     assert seen == [4, 4, 2]

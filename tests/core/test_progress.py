@@ -1,6 +1,7 @@
 """ProgressBar: lines in a file, a bar in a terminal, and nothing left open."""
 
 import io
+import itertools
 import re
 import sys
 
@@ -155,7 +156,7 @@ def test_a_bar_counts_every_step_up_to_the_end(terminal, monkeypatch):
     counts = []
     monkeypatch.setattr(tqdm.tqdm, "close", closing(tqdm.tqdm.close, counts))
     written(lambda t: t.fit(Mean(), some(1, 2, 3, 4, 5), num_epochs=2), terminal)
-    assert counts == [5, 5]
+    assert counts == [5, 5, 2]  # of each epoch, and of the epochs
 
 
 def closing(close, counts):
@@ -199,7 +200,7 @@ def test_after_a_stop_nothing_is_left_open_and_the_line_is_written(terminal, mod
     trainer.fit(Mean(), some(1, 2), some(3), num_epochs=2)
     assert not list(tqdm.tqdm._instances)
     assert terminal.getvalue().count(" examples/s") == 1
-    assert terminal.getvalue().endswith("\n")
+    assert re.search(r" examples/s[^\n]*\n", terminal.getvalue())
 
 
 def test_predictions_that_are_not_read_to_the_end_leave_nothing_open():
@@ -213,6 +214,59 @@ def test_predictions_that_are_not_read_to_the_end_leave_nothing_open():
     assert left == []
 
 
-def test_a_cadence_below_one_is_refused():
-    with pytest.raises(ValueError, match=r"ProgressBar\.every must be 1 or more"):
-        solstice.Trainer([ProgressBar(every=0)])
+def test_negative_seconds_are_refused():
+    with pytest.raises(ValueError, match="seconds must be 0 or more"):
+        ProgressBar(seconds=-1)
+
+
+def test_the_bar_shows_the_metrics_of_the_epoch_so_far(terminal, monkeypatch):
+    shown = []
+    monkeypatch.setattr(tqdm.tqdm, "set_postfix_str", lambda bar, text, **_: shown.append(text))
+    bar = ProgressBar(file=terminal, only=("loss",), seconds=0)
+    solstice.Trainer([bar], steps_per_call=2).fit(Mean(), some(1, 2, 3, 4, 9))
+    assert shown == ["loss 1.5000", "loss 2.5000", "loss 3.8000"]
+
+
+def test_metrics_are_read_back_by_the_clock_and_not_by_the_step(terminal, monkeypatch):
+    reads = []
+    monkeypatch.setattr(solstice.callbacks._progress._Clock, "wants_metrics", never)
+    shown = monkeypatch.setattr(tqdm.tqdm, "set_postfix_str", lambda *_, **__: reads.append(1))
+    assert shown is None
+    bar = ProgressBar(file=terminal)
+    solstice.Trainer([bar], steps_per_call=1).fit(Mean(), some(*range(20)))
+    assert reads == []
+
+
+def never(clock, now, seconds):
+    return False
+
+
+def test_a_long_epoch_in_a_file_tells_more_and_more_rarely(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(solstice.callbacks._progress.time, "monotonic", lambda: now[0])
+
+    def slow():
+        for value in range(200):
+            now[0] += 10.0
+            yield np.full(2, value, np.float32)
+
+    class Long:
+        def __iter__(self):
+            return slow()
+
+        def __len__(self):
+            return 200
+
+    out = io.StringIO()
+    bar = ProgressBar(file=out, only=("loss",))
+    solstice.Trainer([bar], steps_per_call=1).fit(Mean(), Long())
+    lines = out.getvalue().splitlines()
+    steps = [int(line.split("  ")[1].split("/")[0]) for line in lines[:-1]]
+    assert steps[0] in (3, 4)
+    gaps = np.diff(steps)
+    assert all(later >= gap for gap, later in itertools.pairwise(gaps))
+    assert 4 <= len(lines) <= 7
+    assert re.fullmatch(
+        r"epoch 1/1  \d+/200 steps  0 examples/s  (\d+:)?\d+:\d\d left  loss \d+\.\d+", lines[0]
+    )
+    assert lines[-1].startswith("epoch 1/1  step 200  ")

@@ -2,9 +2,19 @@
 
 from importlib.metadata import version as _version
 
-from solstice import callbacks, checkpoint, compat, data, experiments, metrics
+from solstice import (
+    callbacks,
+    checkpoint,
+    compat,
+    data,
+    experiments,
+    history,
+    inspect,
+    loggers,
+    metrics,
+)
 from solstice._callback import Callback, Record, Stop
-from solstice._errors import DataError, ExperimentError
+from solstice._errors import CompileBudgetError, DataError, ExperimentError
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
 from solstice._replace import replace
@@ -22,6 +32,8 @@ from solstice.experiments import (
     RegressionExperiment,
     VAEExperiment,
 )
+from solstice.history import History, compare, read_history
+from solstice.inspect import find_learning_rate, summary, watch_compiles
 from solstice.metrics import ClassificationMetrics
 
 __version__ = _version("solstice-core")
@@ -32,10 +44,12 @@ __all__ = [
     "Callback",
     "ClassificationExperiment",
     "ClassificationMetrics",
+    "CompileBudgetError",
     "DataError",
     "Experiment",
     "ExperimentError",
     "GANExperiment",
+    "History",
     "LanguageModelExperiment",
     "Metrics",
     "MultilabelClassificationExperiment",
@@ -48,12 +62,20 @@ __all__ = [
     "VAEExperiment",
     "callbacks",
     "checkpoint",
+    "compare",
     "compat",
     "data",
     "experiments",
+    "find_learning_rate",
+    "history",
+    "inspect",
+    "loggers",
     "metrics",
+    "read_history",
     "replace",
     "replay",
+    "summary",
     "test",
     "train",
+    "watch_compiles",
 ]

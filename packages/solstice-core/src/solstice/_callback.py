@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from solstice._engine._compiles import Compilation
+from solstice._engine._times import Times
 from solstice._experiment import Experiment
 from solstice._run._snapshot import Snapshot, named
 from solstice._types import Batch, Mode, Outs
@@ -19,6 +21,13 @@ class Stop(Exception):  # noqa: N818, a request and no error
     under way is closed with the metrics so far, `on_fit_end` runs and `fit` returns. Raised at
     the end of a training epoch, it takes effect after that epoch's validation.
     """
+
+
+class Later:
+    """Stands in a record for what is made when it is read, since that costs something."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +47,7 @@ class Record:
         num_examples: examples seen in this epoch of this mode.
         has_validation: whether `fit` was given a validation set.
         interrupted: whether SIGTERM or Ctrl-C ends the run at this moment.
+        times: where the time of training has gone so far.
         given: what this record holds of "outs", "batch", "experiment", "metrics" and "snapshot".
     """
 
@@ -50,6 +60,7 @@ class Record:
     num_examples: int = 0
     has_validation: bool = False
     interrupted: bool = False
+    times: Times = field(default_factory=Times, repr=False)
     given: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     @property
@@ -72,7 +83,8 @@ class Record:
         """Computed metrics by name: Python numbers for scalars, NumPy arrays for the rest.
 
         At the end of an epoch they cover the epoch; at a step, the steps since this callback's
-        `on_step_end` was last called.
+        `on_step_end` was last called; at the end of a call, the epoch so far, which is read back
+        from the device if you ask. In training, what callbacks `measure` is among them.
         """
         return self._get("metrics")
 
@@ -83,7 +95,12 @@ class Record:
         It is there at a training step for those that need it, at the end of a training epoch, and
         at the end of a call. Making it costs a copy of the Experiment's arrays.
         """
-        return self._get("snapshot")()
+        return self._get("snapshot")
+
+    @property
+    def compilation(self) -> Compilation:
+        """What was compiled, and why; in `on_compile` only."""
+        return self._get("compilation")
 
     def _get(self, name: str) -> Any:
         if name not in self.given:
@@ -91,7 +108,8 @@ class Record:
                 f"this record has no {name!r}: it is there at the moments that have one, and at "
                 f'a step for a callback that asks for it: write `needs = ("{name}",)` in its class'
             )
-        return self.given[name]
+        value = self.given[name]
+        return value.make() if isinstance(value, Later) else value
 
 
 def changed(record: Record, **values: Any) -> Record:
@@ -125,12 +143,15 @@ class Callback:
         order: its rank among the callbacks at one moment. `fit` validates between 0 and 1.
         may_stop: False is a promise that `on_step_end` raises nothing, not even `Stop`: the
             Trainer then need not be able to go back to that step, which saves memory.
+        leaves_traces: True for what writes files or reports elsewhere: left out of a
+            `Trainer(fast_dev_run=True)`.
     """
 
     every: int | None = 1
     needs: Collection[str] = ()
     order: float = 0
     may_stop: bool = True
+    leaves_traces: bool = False
 
     def on_fit_start(self, record: Record) -> None:
         """Before the first step of a run, in every mode. `record.experiment` is there."""
@@ -151,12 +172,25 @@ class Callback:
         """After a run that ended by itself or by `Stop`. `record.experiment` is there."""
 
     def on_call_end(self, record: Record) -> None:
-        """After a compiled call of training, whose steps have all been told of.
+        """After a compiled call, whose steps have all been told of.
 
         How many steps a call has is the Trainer's choice and the machine's, so what is to be alike
-        in every run must not depend on this moment: it is for saving. `record.snapshot` is there,
-        and `record.interrupted` tells that a signal ends the run here.
+        in every run must not depend on this moment: it is for saving and for showing.
+        `record.metrics` are those of the epoch so far. In training `record.snapshot` is there, and
+        `record.interrupted` tells that a signal ends the run here.
         """
+
+    def on_compile(self, record: Record) -> None:
+        """After the first call of a program, which was compiled: `record.compilation` says why."""
+
+    def measure(self, record: Record) -> Mapping[str, Any]:
+        """`return {"lr": ...}`: figures that join the training metrics which others are told.
+
+        It is called when metrics are read: at a step that some callback asks for metrics at, and
+        at the end of a training epoch. `record.experiment` is there.
+        """
+        del record
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What this callback remembers of the run, for a checkpoint: override it if there is such.
@@ -220,6 +254,16 @@ class CallbackList:
         return any(
             "snapshot" in c.needs or overrides_hook(c, "on_call_end") for c in self.callbacks
         )
+
+    def measured(self, make_record: Callable[[], Record]) -> dict[str, Any]:
+        """What all of them measure at a moment of training."""
+        those = _those_with("measure", self.callbacks)
+        record = make_record() if those else None
+        return {
+            name: value
+            for callback in those
+            for name, value in callback.measure(cast("Record", record)).items()
+        }
 
     def reader(self, callback: Callback) -> int:
         """Which reader a callback is; 0 is the epoch's end."""

@@ -7,3 +7,7 @@ class DataError(ValueError):
 
 class ExperimentError(TypeError):
     """An Experiment breaks its contract: what a step returned is not what it must return."""
+
+
+class CompileBudgetError(RuntimeError):
+    """More programs were compiled than `max_compiles` allows."""

@@ -1,7 +1,7 @@
 """The Experiment base class."""
 
 from abc import abstractmethod
-from typing import Self
+from typing import Any, Self
 
 import equinox as eqx
 
@@ -77,3 +77,12 @@ class Experiment(eqx.Module):
 def overrides(kind: type[Experiment], method: str) -> bool:
     """Whether a class of Experiments has a `method` of its own."""
     return getattr(kind, method) is not getattr(Experiment, method)
+
+
+def params_of(experiment: Any) -> Any:
+    """The params of an Experiment, where they are found by their name; else all of it."""
+    for owner in (experiment, getattr(experiment, "learner", None)):
+        params = getattr(owner, "params", None)
+        if params is not None:
+            return params
+    return experiment

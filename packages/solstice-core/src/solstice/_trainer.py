@@ -1,5 +1,6 @@
 """The Trainer: the loop over epochs, batches and callbacks."""
 
+import copy
 import operator
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,6 +28,7 @@ from solstice._types import Batch, Mode, Outs
 from solstice.data._arrays import arrays_of
 from solstice.data._positions import fingerprint
 from solstice.data._source import Source, open_source
+from solstice.history import History
 
 _E = TypeVar("_E", bound=Experiment)
 
@@ -57,6 +59,16 @@ class Trainer:
         steps_per_call: the most steps that one compiled call runs. Left out, it is chosen by
             rule: 1 where the step has a convolution and the device is the CPU, else 32, or less
             where so many would take long. `explain` tells.
+        fast_dev_run: try the whole of a run in a moment: True is one batch, a number so many, of
+            training and of each evaluation, in one epoch. Callbacks that leave traces, such as
+            loggers and checkpoints, are left out, and `resume` is not heeded.
+        overfit_batches: train on the first so many batches again and again, in the same order: a
+            model that cannot learn them by heart has a bug.
+        sanity_val_batches: evaluate so many batches before the first step of `fit`, so that what is
+            wrong with validation is known at once. Callbacks are not told, and nothing is kept.
+
+    Attributes:
+        callbacks: the callbacks, in the order in which they are called.
 
     At one step, things happen in this order: the step, callbacks that log, validation, callbacks
     that monitor, callbacks that save.
@@ -71,8 +83,17 @@ class Trainer:
         val_every_n_steps: int | None = None,
         prefetch: int = 0,
         steps_per_call: int | None = None,
+        fast_dev_run: bool | int = False,
+        overfit_batches: int | None = None,
+        sanity_val_batches: int | None = None,
     ) -> None:
         self.callbacks = check_callbacks(list(callbacks))
+        self.fast_dev_run = _at_least_one("fast_dev_run", int(fast_dev_run) or None)
+        if self.fast_dev_run:
+            self.callbacks = [c for c in self.callbacks if not c.leaves_traces]
+            limit_train_batches = limit_val_batches = self.fast_dev_run
+        self.overfit_batches = _at_least_one("overfit_batches", overfit_batches)
+        self.sanity_val_batches = _at_least_one("sanity_val_batches", sanity_val_batches)
         self.limit_train_batches = _at_least_one("limit_train_batches", limit_train_batches)
         self.limit_val_batches = _at_least_one("limit_val_batches", limit_val_batches)
         self.val_every_n_steps = _at_least_one("val_every_n_steps", val_every_n_steps)
@@ -80,6 +101,9 @@ class Trainer:
         if prefetch < 0:
             raise ValueError(f"prefetch must be 0 or more batches; it is {prefetch}")
         self.prefetch = prefetch
+        self._kept: list[Callback] = []
+        if not any(isinstance(callback, History) for callback in self.callbacks):
+            self._kept.append(History(scalars_only=True))
         self._memory: dict[str, Rings] = {}
         self._newest: _Run | None = None
         self._training: _Run | None = None
@@ -98,6 +122,16 @@ class Trainer:
         if self._newest is None:
             raise AttributeError("this Trainer has no Experiment before its first run: call `fit`")
         return self._newest.experiment
+
+    @property
+    def history(self) -> History:
+        """`trainer.history`: the metrics of the newest run of training, and of evaluations since.
+
+        It is the `solstice.History` among the callbacks, or one of the Trainer's own, which keeps
+        the numbers of each epoch.
+        """
+        there = [c for c in [*self.callbacks, *self._kept] if isinstance(c, History)]
+        return there[0]
 
     def explain(self) -> None:
         """`trainer.explain()`: print how the newest run is cut into compiled calls, and why.
@@ -152,15 +186,15 @@ class Trainer:
         _at_least_one("max_steps", max_steps)
         if _at_least_one("num_epochs", num_epochs) is None and max_steps is None:
             num_epochs = 1
-        train = open_source(
-            train_ds, "train_ds", batch_size, shuffle=True, limit=self.limit_train_batches
-        )
+        if self.fast_dev_run:
+            num_epochs, max_steps, resume = 1, self.fast_dev_run, None
+        train = self._training_source(train_ds, batch_size)
         _check_rereadable(train, num_epochs)
 
         def validate(moment: Record) -> None:
             self._validate(run, cast("Source", val), moment)
 
-        callbacks, val = list(self.callbacks), None
+        callbacks, val = check_callbacks([*self._kept, *self.callbacks]), None
         validation = Validation(validate, self.val_every_n_steps)
         if val_ds is not None:
             val = open_source(val_ds, "val_ds", batch_size, limit=self.limit_val_batches)
@@ -183,7 +217,7 @@ class Trainer:
             experiment = experiment.setup(arrays_of(train.first()))
             stepper = run.stepper(experiment, "train_step", train.first())
             if val is not None:  # an evaluation that cannot run is told before anything trains
-                run.stepper(experiment, "eval_step", val.first())
+                self._try_validation(run.stepper(experiment, "eval_step", val.first()), val)
             if saved is not None:
                 stepper, start = run.resume(saved, stepper, train, start, max_steps, strict_resume)
             run.begin(stepper.experiment if saved else experiment, stepper, train)
@@ -246,6 +280,26 @@ class Trainer:
         source = open_source(ds, "ds", batch_size)
         return self._predict(experiment, source)
 
+    def _training_source(self, train_ds: Any, batch_size: int | None) -> Source:
+        few = self.overfit_batches
+        limit = few or self.limit_train_batches
+        source = open_source(train_ds, "train_ds", batch_size, shuffle=few is None, limit=limit)
+        if few is None:
+            return source
+        batches = [copy.deepcopy(batch) for batch in source.epoch(0)]
+        return open_source(batches, "train_ds", limit=self.limit_train_batches)
+
+    def _try_validation(self, stepper: Stepper | EagerStepper, val: Source) -> None:
+        """Evaluates a few batches, to see whether that works; a generator could not be reread."""
+        if self.sanity_val_batches is None or val.is_generator:
+            return
+        nobody = CallbackList([])
+        slots = Slots(stepper.steps_per_call)
+        trial = Pass(nobody, stepper, slots, Record(mode="val"), _no_snapshot)
+        for _ in trial.blocks(self._read(val, 0), self.sanity_val_batches):
+            pass
+        trial.end()
+
     def _predict(self, experiment: Experiment, source: Source) -> Iterator[Outs]:
         start = Record(mode="predict", steps_per_epoch=source.length)
         with self._running(experiment, start) as run:
@@ -294,7 +348,7 @@ class Trainer:
         self, experiment: Experiment, start: Record, callbacks: list[Callback] | None = None
     ) -> Generator["_Run", None, None]:
         """A run, at whose end, however it ends, the callbacks hear of it and nothing is lost."""
-        told = CallbackList(self.callbacks if callbacks is None else callbacks)
+        told = CallbackList(callbacks or check_callbacks([*self._kept, *self.callbacks]))
         run = _Run(told, experiment, start, self.steps_per_call, self.prefetch, self._memory)
         outer, trains = self._training, start.mode == "train"
         self._newest = run
@@ -487,6 +541,10 @@ class _Run:
     def _now(self) -> Record:
         record = self._start if self._pass is None else self._pass.record
         return replace(record, mode=self._start.mode, given={"experiment": self.experiment})
+
+
+def _no_snapshot(training: Pass, has_ended: bool) -> Snapshot:
+    raise NotImplementedError("a trial is not saved")
 
 
 def _check_experiment(experiment: Any) -> None:

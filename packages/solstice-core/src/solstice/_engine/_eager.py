@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from solstice import _tree
+from solstice._engine._compiles import Kind, kinds_of
 from solstice._engine._feed import Block
 from solstice._engine._program import check_pair
 from solstice._experiment import Experiment
@@ -39,6 +40,7 @@ class EagerStepper:
         )
         self.experiment = experiment
         self.kind = type(experiment)
+        self.name = f"{self.kind.__name__}.{method}"
         self._method = method
         self._totals: list[Metrics | None] = [None] * readers
 
@@ -46,6 +48,12 @@ class EagerStepper:
     def state_bytes(self) -> int:
         """The size of the Experiment's arrays."""
         return sum(np.asarray(x).nbytes for x in _tree.leaves(arrays_of(self.experiment)))
+
+    def signature(self, block: Block) -> tuple[str, dict[str, Kind]]:
+        """What the parts of a step are compiled for, as far as that can be known."""
+        batch = arrays_of(block.batches[0])
+        name = f"{self.kind.__module__}.{self.kind.__qualname__}.{self.name} as it is"
+        return name, {**kinds_of(self.experiment), **kinds_of(batch, "batch")}
 
     def run(self, block: Block) -> "EagerKept":
         """Runs the one step of a block."""

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from solstice import _tree
+from solstice._engine._times import Times
 from solstice._errors import DataError
 from solstice._types import Batch
 from solstice.data._arrays import is_numeric
@@ -57,6 +58,7 @@ class Feeder:
         batches: the batches, of NumPy or JAX arrays.
         slots: the memory for them.
         check: called with each batch before it is used; raises on a bad one.
+        times: where the time goes is added here.
         clock: tells the time in seconds.
     """
 
@@ -65,12 +67,14 @@ class Feeder:
         batches: Iterator[Batch],
         slots: "Slots",
         check: Callable[[Batch], None],
+        times: Times | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._batches = batches
         self._slots = slots
         self._check = check
+        self._times = times or Times()
         self._held: _Flat | None = None
         self._error: Exception | None = None
 
@@ -86,11 +90,16 @@ class Feeder:
             raise self._error
         if batch is None:
             return None
+        began = time.perf_counter()
         slot = self._slots.next(batch)
+        self._times.device += time.perf_counter() - began
         latest = self._clock() + _PATIENCE
         taken: list[Batch] = []
         while batch is not None:
-            if not slot.put(len(taken), batch):
+            began = time.perf_counter()
+            fits = slot.put(len(taken), batch)
+            self._times.copy += time.perf_counter() - began
+            if not fits:
                 self._held = batch
                 break
             taken.append(batch.tree)
@@ -102,8 +111,10 @@ class Feeder:
         held, self._held = self._held, None
         if held is not None or self._error is not None:
             return held
+        began = time.perf_counter()
         try:
             batch = next(self._batches, None)
+            self._times.data += time.perf_counter() - began
             if batch is not None:
                 self._check(batch)
         except Exception as error:

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array, lax
 
 from solstice import _tree
+from solstice._engine._compiles import Kind, kinds_of
 from solstice._engine._feed import Block
 from solstice._engine._interrupts import interrupts_held
 from solstice._engine._program import Plan, Program, pack, prepare, type_of, unpack
@@ -52,6 +53,7 @@ class Stepper:
         steps_per_call: the most steps in a call.
         reason: why so many.
         kind: the class of the Experiment.
+        name: what is run, such as "Classifier.train_step".
 
     Raises:
         DataError: the step cannot unpack the batch.
@@ -78,6 +80,7 @@ class Stepper:
             self._plan.program, self.steps_per_call > 1, keeps_outs, empty is _GROWS
         )
         self.kind = type(experiment)
+        self.name = f"{self.kind.__name__}.{method}"
         self._donates = method == "train_step" and not can_rewind
         self._arrays: list[Any] = arrays
         self._shared = True
@@ -100,6 +103,23 @@ class Stepper:
         """The Experiment after the last step. It stays valid."""
         self._shared = True
         return self._plan.program.merge(self._arrays)
+
+    def signature(self, block: Block) -> tuple[str, dict[str, Kind]]:
+        """What the program of a block is compiled for: a name, and what there is by path."""
+        experiment = self._plan.program.merge(self._plan.types)
+        batch = block.batches[0]
+        callbacks = {
+            "steps in a call": self.steps_per_call > 1,
+            "callbacks that read metrics": len(self._totals),
+            "callbacks that read outs": self._config.keeps_outs,
+            "callbacks that may stop the run": not self._donates,
+        }
+        name = f"{self.kind.__module__}.{self.kind.__qualname__}.{self.name}"
+        return name, {
+            **kinds_of(experiment),
+            **kinds_of(arrays_of(batch), "batch"),
+            **{path: Kind(str(value)) for path, value in callbacks.items()},
+        }
 
     def run(self, block: Block) -> "Kept":
         """Runs a block of steps; returns what is kept of each, on the device."""

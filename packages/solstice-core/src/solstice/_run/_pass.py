@@ -1,16 +1,19 @@
 """One pass over a data set in one mode: an epoch of training, an evaluation, a prediction."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any
 
 from solstice import _tree
-from solstice._callback import Callback, CallbackList, Record, changed
+from solstice._callback import Callback, CallbackList, Later, Record, changed
+from solstice._engine._compiles import Compilation, compiled_so_far, reasons
 from solstice._engine._eager import EagerKept, EagerStepper
 from solstice._engine._feed import Block, Feeder, Slots
 from solstice._engine._interrupts import asked_to_end, end
 from solstice._engine._step import Kept, Stepper
+from solstice._engine._times import Times
 from solstice._experiment import overrides
 from solstice._metrics import num_examples, to_host
 from solstice._run._cadence import cadence_of
@@ -48,6 +51,9 @@ class Pass:
         self._snapshot = snapshot
         self._has_ended = False
         self._last: tuple[Block, int] | None = None
+        self._times = record.times if record.mode == "train" else Times()
+        self._compilation: Compilation | None = None
+        self._measured: tuple[Any, dict[str, Any]] = (None, {})
 
     def blocks(
         self, batches: Generator[Batch, None, None], max_count: int | None = None
@@ -61,32 +67,58 @@ class Pass:
         self._callbacks.tell("on_epoch_start", self._with_experiment)
         if self._callbacks.stop is None:
             with closing(batches):  # a thread that reads ahead ends here, however the pass ends
-                yield from self._blocks(Feeder(batches, self._slots, self._check()), max_count)
+                feeder = Feeder(batches, self._slots, self._check(), self._times)
+                yield from self._blocks(feeder, max_count)
 
     def _blocks(self, feeder: Feeder, max_count: int | None) -> Iterator[Kept | EagerKept]:
         block = self._take(feeder, self._count, max_count)
         while block is not None:
             self._callbacks.tell_step_start(self.record, self._count + 1, self._giver(block))
-            kept = self._stepper.run(block)
+            kept = self._run(block)
             try:  # the next block is filled while the device works on this one
                 following = self._take(feeder, self._count + len(block), max_count)
             finally:
                 taken = self._tell_steps(block, kept)
+            self._tell_compilation()
             yield taken
             if self._callbacks.stop is not None:
                 return
-            if self.record.mode == "train":
-                self._end_call()
+            self._end_call()
             block = following
+
+    def _run(self, block: Block) -> Kept | EagerKept:
+        """Runs a block, and tells what had to be compiled for it."""
+        compiled, began = compiled_so_far(), time.perf_counter()
+        kept = self._stepper.run(block)
+        self._times.dispatch += time.perf_counter() - began
+        now = compiled_so_far()
+        if now[0] > compiled[0]:
+            why = reasons.of(*self._stepper.signature(block))
+            self._compilation = Compilation(self._stepper.name, now[1] - compiled[1], why)
+        return kept
+
+    def _tell_compilation(self) -> None:
+        """Tells what the call just told of had to compile."""
+        if self._compilation is not None:
+            given, self._compilation = {"compilation": self._compilation}, None
+            self._callbacks.tell("on_compile", partial(changed, self.record, given=given))
 
     def _end_call(self) -> None:
         """Between two calls: the run can be saved, and is where a signal asks for its end."""
-        signal = asked_to_end()
-        given, interrupted = {"snapshot": self.snapshot}, signal is not None
-        now = partial(changed, self.record, given=given, interrupted=interrupted)
+        is_training = self.record.mode == "train"
+        signal = asked_to_end() if is_training else None
+
+        def now() -> Record:
+            given = {"metrics": Later(self._metrics_so_far)}
+            given |= {"snapshot": Later(self.snapshot)} if is_training else {}
+            return changed(self.record, given=given, interrupted=signal is not None)
+
         self._callbacks.tell("on_call_end", now)
         if signal is not None:
             end(signal)
+
+    def _metrics_so_far(self) -> dict[str, Any]:
+        return to_host(self._stepper.totals()[0])
 
     @property
     def last_batch(self) -> Batch | None:
@@ -95,10 +127,30 @@ class Pass:
 
     def end(self) -> dict[str, Any]:
         """Ends the pass: its metrics, of which the callbacks are told."""
-        metrics = to_host(self._stepper.take_metrics())
+        metrics = self._take_metrics()
         self._has_ended = True
-        self._callbacks.tell("on_epoch_end", partial(self._with_experiment, metrics))
+
+        def now() -> Record:
+            told = {**metrics, **self._measure()}
+            return self._with_experiment({"metrics": told})
+
+        self._callbacks.tell("on_epoch_end", now)
         return metrics
+
+    def _take_metrics(self, reader: int = 0) -> dict[str, Any]:
+        began = time.perf_counter()
+        metrics = to_host(self._stepper.take_metrics(reader))
+        self._times.device += time.perf_counter() - began
+        return metrics
+
+    def _measure(self) -> dict[str, Any]:
+        """What callbacks measure, once a moment, however many ask."""
+        if self.record.mode != "train":
+            return {}
+        moment = self._count, self._has_ended
+        if self._measured[0] != moment:
+            self._measured = moment, self._callbacks.measured(self._with_experiment)
+        return self._measured[1]
 
     def _take(self, feeder: Feeder, position: int, max_count: int | None) -> Block | None:
         room = self._cadence.room(position)
@@ -139,9 +191,10 @@ class Pass:
             if name == "experiment":
                 return self._stepper.experiment
             if name == "snapshot":
-                return self.snapshot
+                return Later(self.snapshot)
             if name == "metrics":
-                return to_host(self._stepper.take_metrics(self._callbacks.reader(callback)))
+                metrics = self._take_metrics(self._callbacks.reader(callback))
+                return {**metrics, **self._measure()}
             return block.batches[index] if name == "batch" else kept and kept[index]
 
         return give
@@ -160,12 +213,10 @@ class Pass:
         """The run as it is now."""
         return self._snapshot(self, self._has_ended)
 
-    def _with_experiment(self, metrics: Mapping[str, Any] | None = None) -> Record:
-        given: dict[str, Any] = {"experiment": self._stepper.experiment}
-        if metrics is not None:
-            given["metrics"] = dict(metrics)
+    def _with_experiment(self, more: dict[str, Any] | None = None) -> Record:
+        given = {"experiment": self._stepper.experiment, **(more or {})}
         if self.record.mode == "train":
-            given["snapshot"] = self.snapshot
+            given["snapshot"] = Later(self.snapshot)
         return changed(self.record, given=given)
 
 

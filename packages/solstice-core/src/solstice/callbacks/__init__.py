@@ -1,19 +1,28 @@
 """Ready-made callbacks, each on the public `solstice.Callback`."""
 
 from solstice.callbacks._checkpoint import Checkpoint
+from solstice.callbacks._compile_monitor import CompileMonitor
 from solstice.callbacks._early_stopping import EarlyStopping
 from solstice.callbacks._flight_recorder import FlightRecorder
-from solstice.callbacks._history import History
 from solstice.callbacks._logging import Logging
+from solstice.callbacks._monitors import DeviceMemory, LearningRate, NormMonitor, Throughput
 from solstice.callbacks._nan_guard import NaNGuard
+from solstice.callbacks._profiler import Profiler
 from solstice.callbacks._progress import ProgressBar
+from solstice.history import History
 
 __all__ = [
     "Checkpoint",
+    "CompileMonitor",
+    "DeviceMemory",
     "EarlyStopping",
     "FlightRecorder",
     "History",
+    "LearningRate",
     "Logging",
     "NaNGuard",
+    "NormMonitor",
+    "Profiler",
     "ProgressBar",
+    "Throughput",
 ]

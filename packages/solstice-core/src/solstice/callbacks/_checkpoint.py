@@ -56,6 +56,7 @@ class Checkpoint(Callback):
 
     order = 2
     needs = ("snapshot",)
+    leaves_traces = True
 
     def __init__(
         self,
@@ -158,6 +159,8 @@ class Checkpoint(Callback):
 
     def on_call_end(self, record: Record) -> None:
         """Saves when it is time, or the last time."""
+        if record.mode != "train":
+            return
         elapsed = time.monotonic() - self._latest
         is_due = self._minutes is not None and elapsed >= 60 * self._minutes
         if is_due or record.interrupted:

@@ -1,10 +1,12 @@
 """Show how far a run is."""
 
 import importlib
+import importlib.util
+import math
 import numbers
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, TextIO
 
 from solstice._callback import Callback, Record
@@ -12,76 +14,88 @@ from solstice._callback import Callback, Record
 _SHOWN = 2
 """Metrics in a line, where the user does not say which."""
 
+_FIRST_LINE = 30.0
+"""Seconds until an epoch whose output is no terminal tells how far it is."""
+
+_LINES_APART = 600.0
+"""Seconds between two such lines at the most: the pauses double until then."""
+
 
 class ProgressBar(Callback):
-    """`ProgressBar()`: a bar for each epoch in a terminal, and a line for each that has ended.
+    """`ProgressBar()`: bars in a terminal or a notebook, and a line for each epoch that has ended.
 
-    Where the output is no terminal (a file, a CI log), or tqdm is not installed, only the lines
-    are written. The line has the epoch, the steps so far, examples per second of training, and
-    the metrics of training and validation.
+    A bar for the epochs, one for the steps of the epoch, one for a validation in it: with rate,
+    time left, and the metrics of the epoch so far, which are read back twice a second and not at
+    each step. Where the output is no terminal (a file, a CI log), or tqdm is not installed, only
+    lines are written: one for each epoch, and in a long epoch one after 30 seconds, after a minute
+    more, and so on, up to one in ten minutes.
 
     Args:
-        every: training steps between two updates of the bar.
+        seconds: from one update of the metrics to the next.
         only: names of the metrics to show, without the mode; the first two by default.
         file: where to write; standard error by default.
+
+    Raises:
+        ValueError: `seconds` is negative.
     """
 
-    may_stop = False
+    every = None
 
     def __init__(
         self,
         *,
-        every: int = 1,
+        seconds: float = 0.5,
         only: Collection[str] | None = None,
         file: TextIO | None = None,
     ) -> None:
-        self.every = every
+        if not seconds >= 0:
+            raise ValueError(f"seconds must be 0 or more; it is {seconds}")
+        self._seconds = seconds
         self._only = (only,) if isinstance(only, str) else only
         self._file = file
         self._bars: dict[str, Any] = {}
-        self._began: dict[str, tuple[float, int]] = {}
+        self._clocks: dict[str, _Clock] = {}
         self._line: list[str] = []
+
+    def on_fit_start(self, record: Record) -> None:
+        """Opens the bar of the epochs, where there are several."""
+        if record.mode == "train" and record.num_epochs is not None and record.num_epochs > 1:
+            self._open("run", "epochs", record.num_epochs, record.epoch, "epoch")
 
     def on_epoch_start(self, record: Record) -> None:
         """Opens a bar, below that of the training epoch in which a validation comes."""
         if record.mode == "train":
             self._write()
-        self._began[record.mode] = time.perf_counter(), record.num_examples
-        tqdm = _tqdm() if self._out.isatty() else None
-        if tqdm is not None:
-            self._bars[record.mode] = tqdm(
-                total=record.steps_per_epoch,
-                initial=record.epoch_step,
-                desc=_title(record),
-                unit="step",
-                leave=False,
-                file=self._out,
-                dynamic_ncols=True,
-            )
+        self._clocks[record.mode] = _Clock(record)
+        self._open(record.mode, _title(record), record.steps_per_epoch, record.epoch_step, "step")
 
-    def on_step_end(self, record: Record) -> None:
-        """Moves the bar."""
-        bar = self._bars.get(record.mode)
-        if bar is not None:
-            bar.update(record.epoch_step - bar.n)
+    def on_call_end(self, record: Record) -> None:
+        """Moves the bar, and shows the metrics when it is time."""
+        clock, bar = self._clocks[record.mode], self._bars.get(record.mode)
+        if bar is None:
+            if clock.wants_line(time.monotonic()):
+                self._print("  ".join(self._how_far(record, clock)))
+            return
+        if record.mode != "predict" and clock.wants_metrics(time.monotonic(), self._seconds):
+            # Reading them waits for the device, so that the figures are of finished steps.
+            bar.set_postfix_str("  ".join(self._shown(record.metrics)), refresh=False)
+        bar.update(record.epoch_step - bar.n)
 
     def on_epoch_end(self, record: Record) -> None:
         """Closes the bar and writes the line; that of an epoch with validation ends with it."""
-        began, before = self._began.pop(record.mode)
-        seconds = time.perf_counter() - began
+        clock = self._clocks.pop(record.mode)
         self._close(record.mode)
         if record.mode == "predict":
             return
-        within = record.mode == "val" and "train" in self._began
+        within = record.mode == "val" and "train" in self._clocks
         if within:
             self._line = [_title(record), f"step {record.step:,}"]
         elif record.mode != "val" or not record.has_validation:
-            rate = (record.num_examples - before) / seconds if seconds > 0 else 0.0
             steps = record.step if record.mode == "train" else record.epoch_step
-            self._line = [_title(record), f"step {steps:,}", f"{rate:,.0f} examples/s"]
-        self._line += [
-            f"{record.mode}/{name} {value:.4f}" for name, value in self._shown(record.metrics)
-        ]
+            self._line = [_title(record), f"step {steps:,}", clock.rate(record)]
+        self._line += [f"{record.mode}/{text}" for text in self._shown(record.metrics)]
+        if record.mode == "train" and "run" in self._bars:
+            self._bars["run"].update(record.epoch + 1 - self._bars["run"].n)
         if not (record.mode == "train" and record.has_validation):
             self._write()
 
@@ -97,32 +111,94 @@ class ProgressBar(Callback):
     def _out(self) -> TextIO:
         return sys.stderr if self._file is None else self._file
 
-    def _shown(self, metrics: dict[str, Any]) -> list[tuple[str, float]]:
-        scalars = [(n, v) for n, v in metrics.items() if isinstance(v, numbers.Real)]
-        if self._only is None:
-            return [(name, float(value)) for name, value in scalars[:_SHOWN]]
-        return [(name, float(value)) for name, value in scalars if name in self._only]
+    def _open(self, name: str, title: str, total: int | None, start: int, unit: str) -> None:
+        tqdm = _tqdm(self._out)
+        if tqdm is not None:
+            self._bars[name] = tqdm(
+                total=total,
+                initial=start,
+                desc=title,
+                unit=unit,
+                leave=False,
+                file=self._out,
+                dynamic_ncols=True,
+            )
+
+    def _how_far(self, record: Record, clock: "_Clock") -> list[str]:
+        """A line from within an epoch."""
+        of = "" if record.steps_per_epoch is None else f"/{record.steps_per_epoch:,}"
+        left = clock.left(record)
+        return [
+            _title(record),
+            f"{record.epoch_step:,}{of} steps",
+            clock.rate(record),
+            *([] if left is None else [f"{_duration(left)} left"]),
+            *([] if record.mode == "predict" else self._shown(record.metrics)),
+        ]
+
+    def _shown(self, metrics: Mapping[str, Any]) -> list[str]:
+        scalars = {n: v for n, v in metrics.items() if isinstance(v, numbers.Real)}
+        names = list(scalars)[:_SHOWN] if self._only is None else self._only
+        return [f"{name} {float(scalars[name]):.4f}" for name in names if name in scalars]
 
     def _end(self) -> None:
-        for mode in list(self._bars):
-            self._close(mode)
-        self._began.clear()
+        for name in reversed(list(self._bars)):
+            self._close(name)
+        self._clocks.clear()
         self._write()
 
-    def _close(self, mode: str) -> None:
-        bar = self._bars.pop(mode, None)
+    def _close(self, name: str) -> None:
+        bar = self._bars.pop(name, None)
         if bar is not None:
             bar.close()
 
     def _write(self) -> None:
-        if not self._line:
-            return
-        text = "  ".join(self._line)
-        if self._bars:  # of an epoch that goes on
+        if self._line:
+            self._print("  ".join(self._line))
+        self._line = []
+
+    def _print(self, text: str) -> None:
+        if self._bars:  # which must move down a line
             next(iter(self._bars.values())).write(text, file=self._out)
         else:
             print(text, file=self._out, flush=True)
-        self._line = []
+
+
+class _Clock:
+    """Since when a pass goes on, and when it is next told of."""
+
+    def __init__(self, record: Record) -> None:
+        self._began = time.monotonic()
+        self._examples = record.num_examples
+        self._steps = record.epoch_step
+        self._next_line, self._pause = self._began + _FIRST_LINE, _FIRST_LINE
+        self._next_metrics = -math.inf
+
+    def wants_metrics(self, now: float, seconds: float) -> bool:
+        if now < self._next_metrics:
+            return False
+        self._next_metrics = now + seconds
+        return True
+
+    def wants_line(self, now: float) -> bool:
+        if now < self._next_line:
+            return False
+        self._pause = min(2 * self._pause, _LINES_APART)
+        self._next_line = now + self._pause
+        return True
+
+    def rate(self, record: Record) -> str:
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        return f"{(record.num_examples - self._examples) / seconds:,.0f} examples/s"
+
+    def left(self, record: Record) -> float | None:
+        """Seconds to the end of the pass, as fast as until now."""
+        done = record.epoch_step - self._steps
+        if record.steps_per_epoch is None or done <= 0:
+            return None
+        return (
+            (time.monotonic() - self._began) * (record.steps_per_epoch - record.epoch_step) / done
+        )
 
 
 def _title(record: Record) -> str:
@@ -133,8 +209,25 @@ def _title(record: Record) -> str:
     return record.mode
 
 
-def _tqdm() -> Any:
+def _duration(seconds: float) -> str:
+    """`1:02:03`, or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _tqdm(out: TextIO) -> Any:
+    """What draws a bar to `out`; None where only lines are to be written."""
+    in_notebook = out is sys.stderr and _in_notebook()
+    if not in_notebook and not out.isatty():
+        return None
+    rich = in_notebook and importlib.util.find_spec("ipywidgets") is not None
     try:
-        return importlib.import_module("tqdm").tqdm
+        return importlib.import_module("tqdm.notebook" if rich else "tqdm").tqdm
     except ImportError:
         return None
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from solstice.compat import _registry
 from solstice.compat._equinox import EquinoxModel
 from solstice.compat._listing import AdapterInfo, adapters
+from solstice.compat._norms import Norms, norms_of, track_norms
 from solstice.compat._protocols import (
     Model,
     Optimizer,
@@ -40,6 +41,7 @@ __all__ = [
     "AdapterInfo",
     "EquinoxModel",
     "Model",
+    "Norms",
     "OptState",
     "Optimizer",
     "Params",
@@ -51,8 +53,10 @@ __all__ = [
     "ema",
     "freeze",
     "mixed_precision",
+    "norms_of",
     "register",
     "skip_nonfinite",
+    "track_norms",
 ]
 
 

@@ -1,0 +1,177 @@
+"""Which compiled programs there were, and why each was compiled."""
+
+import functools
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from solstice import _tree
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_REMEMBERED = 16
+"""Programs of one name to compare a new one with."""
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """`record.compilation`: a program that was compiled, and why.
+
+    Attributes:
+        name: what was compiled, such as "Classifier.train_step".
+        seconds: how long the compiler took.
+        reasons: what is unlike the program that is most like it, in words, leaf by leaf; empty for
+            the first.
+    """
+
+    name: str
+    seconds: float
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        why = "; ".join(self.reasons) or "the first of its kind"
+        return f"compiled {self.name} in {self.seconds:.2f} s: {why}"
+
+
+class _Heard(threading.local):
+    count = 0
+    seconds = 0.0
+
+
+_heard = _Heard()
+
+
+def compiled_so_far() -> tuple[int, float]:
+    """How many programs this thread has compiled, and the seconds that took."""
+    _listen()
+    return _heard.count, _heard.seconds
+
+
+@functools.cache
+def _listen() -> None:
+    def hear(event: str, duration_secs: float, **_: Any) -> None:
+        if event == _COMPILED:
+            _heard.count += 1
+            _heard.seconds += duration_secs
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+
+
+class Reasons:
+    """Remembers what programs were compiled for, to say why another one was."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, deque[dict[str, Kind]]] = {}
+
+    def of(self, name: str, now: "dict[str, Kind]") -> tuple[str, ...]:
+        """What is unlike the most alike of those before; `now` is one of them from then on."""
+        before = self._seen.setdefault(name, deque(maxlen=_REMEMBERED))
+        differences = [_differences(old, now) for old in reversed(before)]
+        before.append(now)
+        if not differences:
+            return ()
+        return tuple(min(differences, key=len)) or ("nothing that it was given has changed",)
+
+
+reasons = Reasons()
+
+
+class Kind:
+    """What of a leaf a program was compiled for: the type of an array, or a value."""
+
+    def __init__(self, leaf: Any) -> None:
+        self.is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        self.is_number = isinstance(leaf, bool | int | float | complex)
+        self.text = _array_text(leaf) if self.is_array else _text(leaf)
+        self._value: Any = self.text if self.is_array else leaf
+        self._ref: Any = None
+        if not self.is_array and not isinstance(leaf, str | bytes | int | float | complex):
+            try:  # large things are not kept alive
+                self._ref, self._value = weakref.ref(leaf), None
+            except TypeError:
+                self._value = self.text
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Kind) or self.is_array != other.is_array:
+            return False
+        one, two = self._get(), other._get()
+        return type(one) is type(two) and (one is two or _equal(one, two))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def _get(self) -> Any:
+        return self._value if self._ref is None else (self._ref() or object())
+
+
+def kinds_of(tree: Any, name: str = "") -> dict[str, Kind]:
+    """What of a tree a program is compiled for, by path; static fields are part of it."""
+    found = {f"{name}{path}": Kind(leaf) for path, leaf in _tree.leaves_by_path(tree)}
+    found.update({path: Kind(value) for path, value in _statics(tree, name)})
+    return found
+
+
+def _statics(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, eqx.Module) and is_dataclass(tree):
+        for field in fields(tree):
+            value, where = getattr(tree, field.name, None), f"{path}.{field.name}"
+            if field.metadata.get("static", False):
+                yield where, value
+            else:
+                yield from _statics(value, where)
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():  # pyright: ignore[reportUnknownVariableType]
+            yield from _statics(value, f"{path}[{key!r}]")
+    elif isinstance(tree, tuple | list):
+        for index, value in enumerate(tree):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+            yield from _statics(value, f"{path}[{index}]")
+
+
+def _differences(old: dict[str, Kind], new: dict[str, Kind]) -> list[str]:
+    paths = [p for p in {**old, **new} if p not in old or p not in new or old[p] != new[p]]
+    return [_difference(path, old.get(path), new.get(path)) for path in paths]
+
+
+def _difference(path: str, old: Kind | None, new: Kind | None) -> str:
+    if old is None or new is None:
+        return f"`{path}` is {'new' if old is None else 'no longer there'}"
+    if old.is_number and new.is_number:
+        return (
+            f"`{path}` was {old.text} and is {new.text}: each value of a Python number is a "
+            f"program of its own; write `jnp.asarray({new.text})`"
+        )
+    if old.is_number and new.is_array:
+        return (
+            f"`{path}` was the Python number {old.text} and is {new.text}: begin with an array, "
+            f"`jnp.asarray({old.text}, ...)`"
+        )
+    if old.text == new.text:
+        return (
+            f"`{path}` is another object, though both are {new.text}: make it once, outside of "
+            f"what is repeated"
+        )
+    return f"`{path}` was {old.text} and is {new.text}"
+
+
+def _array_text(leaf: Any) -> str:
+    weak = ", weakly typed" if getattr(leaf, "weak_type", False) else ""
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]{weak}"
+
+
+def _text(leaf: Any) -> str:
+    code = getattr(leaf, "__code__", None)
+    if code is not None:
+        return f"{leaf.__qualname__} of line {code.co_firstlineno} of {code.co_filename}"
+    return f"{leaf!r:.60}"
+
+
+def _equal(one: Any, two: Any) -> bool:
+    try:
+        return bool(np.all(one == two)) or (one != one and two != two)
+    except Exception:  # whatever has an equality of its own that fails
+        return False

@@ -1,0 +1,55 @@
+"""Tell what is compiled, and why."""
+
+import logging
+
+from solstice._callback import Callback, Record
+from solstice._engine._compiles import Compilation
+from solstice._errors import CompileBudgetError
+
+logger = logging.getLogger("solstice")
+
+
+class CompileMonitor(Callback):
+    """`CompileMonitor(max_compiles=2)`: tell of each program that is compiled, and why.
+
+    A line to the standard logger "solstice" for each, with the leaf whose shape, dtype, weak type
+    or value is another than before, by its path. A run needs one program for training, one for
+    evaluating, and one more of each where the last batch is smaller. `solstice.watch_compiles` does
+    the same for a loop of your own.
+
+    Args:
+        max_compiles: how many there may be in a run; None for any number.
+
+    Attributes:
+        compilations: those of the newest run.
+
+    Raises:
+        CompileBudgetError: there were more.
+    """
+
+    every = None
+
+    def __init__(self, *, max_compiles: int | None = None) -> None:
+        if max_compiles is not None and max_compiles < 0:
+            raise ValueError(f"max_compiles must be 0 or more; it is {max_compiles}")
+        self.max_compiles = max_compiles
+        self.compilations: list[Compilation] = []
+
+    def on_fit_start(self, record: Record) -> None:
+        """Begins anew."""
+        self.compilations = []
+
+    def on_compile(self, record: Record) -> None:
+        """Tells, and counts."""
+        self.compilations.append(record.compilation)
+        logger.info("%s, by step %d", record.compilation, record.step)
+        check_budget(self.compilations, self.max_compiles)
+
+
+def check_budget(compilations: list[Compilation], most: int | None) -> None:
+    """Raises a CompileBudgetError where there are too many."""
+    if most is not None and len(compilations) > most:
+        listed = "".join(f"\n  {compilation}" for compilation in compilations)
+        raise CompileBudgetError(
+            f"{len(compilations)} programs were compiled, and max_compiles={most}:{listed}"
+        )

@@ -1,0 +1,113 @@
+"""Norms of gradients and updates, kept where they can be read later."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from solstice import _tree
+from solstice.compat._protocols import Optimizer, OptState, Params
+from solstice.compat._registry import adapt
+
+
+class Norms(eqx.Module):
+    """The norms of the newest step, in the state of an optimiser of `track_norms`.
+
+    Attributes:
+        gradient: the Euclidean norm of the gradient, a float32 scalar, by the name of a subtree of
+            the params; "" is the whole.
+        update: the same of what the step has added to the params.
+    """
+
+    gradient: dict[str, Array]
+    update: dict[str, Array]
+
+
+def track_norms(optimizer: Any, *, depth: int = 1) -> Optimizer:
+    """`optimizer = solstice.compat.track_norms(optax.adam(3e-4))`: norms, for `NormMonitor`.
+
+    They are computed in each step and read back only where somebody asks. The gradient is the one
+    that the optimiser is given, before it clips. The state is a pair: that of `optimizer`, and
+    `Norms`.
+
+    Args:
+        optimizer: an `Optimizer`, or an optimiser that has an adapter.
+        depth: how deep subtrees are told apart; 0 for the whole alone.
+
+    Raises:
+        TypeError, AdapterError: there is no adapter for `optimizer`.
+        ValueError: `depth` is negative.
+    """
+    if depth < 0:
+        raise ValueError(f"depth must be 0 or more; it is {depth}")
+    return _Tracking(adapt("optimizer", optimizer, {}), depth)
+
+
+def norms_of(tree: Any, depth: int = 1) -> dict[str, Array]:
+    """`norms_of(params)["encoder"]`: Euclidean norms by subtree, float32; "" is the whole.
+
+    Args:
+        tree: its floating-point arrays count.
+        depth: how deep subtrees are told apart. Levels at which there is only one do not count, so
+            that the layers of Flax's `{"params": {...}}` are told apart at depth 1.
+    """
+    leaves = {p: x for p, x in _tree.leaves_by_slashes(tree).items() if _is_floating(x)}
+    squares = {tuple(path.split("/")): _sum_of_squares(leaf) for path, leaf in leaves.items()}
+    start = _common(list(squares))
+    sums: dict[str, Array] = {"": jnp.zeros((), jnp.float32)}
+    for path, square in squares.items():
+        name = "/".join(path[start : start + depth])
+        for part in {"", name}:
+            sums[part] = sums.get(part, 0.0) + square
+    return {name: jnp.sqrt(total) for name, total in sums.items()}
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Tracking:
+    """An optimiser, and the norms of its newest step. Its state is (inner state, Norms)."""
+
+    optimizer: Optimizer
+    depth: int
+
+    def init(self, params: Params, /) -> OptState:
+        """`opt_state = optimizer.init(params)`."""
+        zeros = {name: jnp.zeros((), jnp.float32) for name in norms_of(params, self.depth)}
+        return self.optimizer.init(params), Norms(zeros, dict(zeros))
+
+    def step(
+        self, grads: Params, state: OptState, params: Params, /, **extra: Any
+    ) -> tuple[Params, OptState]:
+        """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
+        new, inner = self.optimizer.step(grads, state[0], params, **extra)
+
+        def difference(after: Array, before: Array) -> Array:
+            return _tree.wide(after) - _tree.wide(before)
+
+        update = norms_of(_tree.map(difference, new, params), self.depth)
+        return new, (inner, Norms(norms_of(grads, self.depth), update))
+
+    def eval_params(self, state: OptState, params: Params, /) -> Params:
+        """`params = optimizer.eval_params(opt_state, params)`."""
+        return self.optimizer.eval_params(state[0], params)
+
+
+def _is_floating(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _sum_of_squares(leaf: Any) -> Array:
+    return jnp.sum(jnp.square(jnp.abs(leaf).astype(jnp.float32)))
+
+
+def _common(paths: list[tuple[str, ...]]) -> int:
+    """The levels at the top at which there is only one way; the leaf itself is never one."""
+    level = 0
+    while paths and len({path[level : level + 1] for path in paths}) == 1:
+        if any(len(path) <= level + 1 for path in paths):
+            break
+        level += 1
+    return level

@@ -1,0 +1,64 @@
+"""Runs side by side."""
+
+from collections.abc import Collection, Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from solstice.history._history import History
+from solstice.history._read import read_history
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def compare(
+    runs: Mapping[str, Any] | Iterable[Any],
+    path: str | PathLike[str] | None = None,
+    *,
+    only: Collection[str] | None = None,
+    smooth: float = 0.6,
+) -> "Figure":
+    """`solstice.compare({"adam": one, "sgd": other}, "compared.png")`: overlay runs.
+
+    Args:
+        runs: runs by their names, or runs alone, which are numbered (files go by their names). A
+            run is a `History`, a Trainer after its `fit`, or the path of a CSV or JSON lines file.
+        path: where to write the picture; None for nowhere.
+        only: names of the metrics to draw, without the mode; all by default.
+        smooth: as in `History.plot`.
+
+    Returns:
+        The matplotlib figure: a panel for each metric, a colour for each run.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        TypeError: what was given is no run.
+        ValueError: there is nothing to draw.
+    """
+    from solstice.history._plot import draw, save
+
+    if isinstance(runs, str | Path) or hasattr(runs, "history"):
+        raise TypeError(f"compare takes several runs: write `solstice.compare([{runs!r}, ...])`")
+    several: Any = runs
+    if isinstance(runs, Mapping):
+        named: dict[str, Any] = dict(several)
+    else:
+        named = {_name(run, index): run for index, run in enumerate(several, 1)}
+    histories = {name: _history(run) for name, run in named.items()}
+    return save(draw(histories, only=only, smooth=smooth), path)
+
+
+def _name(run: Any, index: int) -> str:
+    return Path(run).stem if isinstance(run, str | Path) else f"run {index}"
+
+
+def _history(run: Any) -> History:
+    if isinstance(run, str | Path):
+        return read_history(run)
+    history = getattr(run, "history", run)
+    if not isinstance(history, History):
+        raise TypeError(
+            f"a run is a History, a Trainer or the path of a CSV or JSON lines file; it is {run!r}"
+        )
+    return history

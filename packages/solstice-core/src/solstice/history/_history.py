@@ -1,0 +1,301 @@
+"""Keep the metrics of a run."""
+
+import csv
+import itertools
+import json
+import numbers
+import shutil
+from collections.abc import Collection, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from solstice._callback import Callback, Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOMENT = ("step", "epoch", "mode", "span")
+"""The columns that every row has, before its metrics."""
+
+_SHOWN = 10
+"""Epochs in a `repr`."""
+
+_WIDTH = 100
+"""Characters in a line of a `repr`, where there is no terminal to say."""
+
+
+class History(Callback):
+    """`trainer.history`, which every Trainer keeps: the metrics of its newest run, as a table.
+
+    ```python
+    trainer.fit(exp, train_ds, val_ds, num_epochs=10)
+    trainer.history.plot("curves.png")
+    trainer.history.to_csv("metrics.csv")
+    ```
+
+    `Trainer(callbacks=[History(every=50)])` makes it keep the metrics of every 50 steps too.
+
+    A row is a dict: "step" and "epoch", the moment; "mode", of "train", "val" and "test"; "span",
+    which is "epoch" where the metrics cover an epoch or an evaluation, and "steps" where they cover
+    the training steps since the row before of that span; and the metrics by their names.
+
+    Args:
+        every: keep the training metrics of every so many steps too.
+        scalars_only: leave out what is no number, such as a confusion matrix.
+
+    Attributes:
+        rows: the rows, oldest first. A new run of training begins anew; one that is resumed has
+            those up to where it goes on.
+    """
+
+    needs = ("metrics",)
+
+    def __init__(self, *, every: int | None = None, scalars_only: bool = False) -> None:
+        self.every = every
+        self.scalars_only = scalars_only
+        self.rows: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        """The epochs as a table, with as many metrics as a line holds."""
+        lines = self._lines()
+        room = shutil.get_terminal_size((_WIDTH, 24)).columns
+        widths = itertools.accumulate(len(cell) + 2 for cell in lines[0])
+        count = max(sum(width <= room for width in widths), min(4, len(lines[0])))
+        more = lines[0][count:]
+        table = ["  ".join(line[:count]).rstrip() for line in lines]
+        if more:
+            table.append(f"and {len(more)} metrics more, such as {more[0].strip()}")
+        return "\n".join(table)
+
+    def _repr_html_(self) -> str:
+        head, *lines = self._cells()
+        tags = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+        tags += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines]
+        return f"<table>{''.join(tags)}</table>"
+
+    def series(
+        self, name: str, span: Literal["epoch", "steps"] = "epoch"
+    ) -> tuple[list[int], list[float]]:
+        """`steps, losses = history.series("val/loss")`: one metric over the run.
+
+        Args:
+            name: the metric, named with its mode.
+            span: "epoch", or "steps" for the rows of every so many steps.
+
+        Returns:
+            The training steps of the rows, and the values, NaN too.
+
+        Raises:
+            KeyError: there is no such metric; the message lists those there are.
+        """
+        mode, _, metric = name.partition("/")
+        there = [row for row in self.rows if (row["mode"], row["span"]) == (mode, span)]
+        found = [(row["step"], float(row[metric])) for row in there if _is_number(row.get(metric))]
+        if not found:
+            names = ", ".join(self.names(span)) or "none"
+            raise KeyError(f"there is no metric {name!r} by {span}; there are: {names}")
+        return [step for step, _ in found], [value for _, value in found]
+
+    def names(self, span: Literal["epoch", "steps"] = "epoch") -> list[str]:
+        """`history.names()`: the metrics that are numbers, with their modes: "train/loss"."""
+        found = {
+            f"{row['mode']}/{name}": None
+            for row in self.rows
+            if row["span"] == span
+            for name, value in row.items()
+            if name not in MOMENT and _is_number(value)
+        }
+        return list(found)
+
+    def best(self, name: str, mode: Literal["min", "max"] | None = None) -> dict[str, Any]:
+        """`history.best("val/accuracy")["epoch"]`: the row in which a metric is best.
+
+        Args:
+            name: the metric, named with its mode.
+            mode: whether less ("min") or more ("max") of it is better. Left out, its name tells:
+                more, unless it speaks of a loss, an error or a perplexity.
+
+        Raises:
+            KeyError: there is no such metric, or it is NaN throughout.
+        """
+        self.series(name)  # raises what is to be raised
+        split, _, metric = name.partition("/")
+        rows = [
+            row
+            for row in self.rows
+            if (row["mode"], row["span"]) == (split, "epoch")
+            and _is_number(row.get(metric))
+            and not np.isnan(row[metric])
+        ]
+        if not rows:
+            raise KeyError(f"{name!r} is NaN in all {len(self.rows)} rows")
+        sign = 1 if (mode or better(name)) == "min" else -1
+        return min(rows, key=lambda row: sign * row[metric])
+
+    def to_pandas(self) -> Any:
+        """`history.to_pandas()`: a `pandas.DataFrame`, a line for each row.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas as pd  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+        except ImportError as error:
+            raise ImportError(
+                "history.to_pandas() needs pandas: `pip install pandas`, or use `history.rows`, "
+                "`history.to_csv(path)`"
+            ) from error
+        frame: Any = pd.DataFrame(self.rows)
+        return frame
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """`history.to_csv("metrics.csv")`: numbers alone, a column for each metric."""
+        names = dict.fromkeys(
+            name for row in self.rows for name, value in row.items() if _is_scalar(value)
+        )
+        columns = dict.fromkeys([*MOMENT, *names])
+        with Path(path).open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(columns), extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def to_jsonl(self, path: str | PathLike[str]) -> None:
+        """`history.to_jsonl("metrics.jsonl")`: a line of JSON for each row; arrays become lists."""
+        with Path(path).open("w") as file:
+            file.writelines(f"{as_json(row)}\n" for row in self.rows)
+
+    def plot(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        only: Collection[str] | None = None,
+        smooth: float = 0.6,
+    ) -> "Figure":
+        """`trainer.history.plot("curves.png")`: a panel for each metric.
+
+        Training is drawn as it is and smoothed, validation over it, and the best validation (or
+        the best epoch of training, where there is none) is marked.
+
+        Args:
+            path: where to write the picture, a PNG for instance; None for nowhere.
+            only: names of the metrics to draw, without the mode; all by default.
+            smooth: how much the smoothed line keeps of itself from point to point, in [0, 1).
+
+        Returns:
+            The matplotlib figure. In a notebook it shows where it is the last thing in a cell.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: there is nothing to draw.
+        """
+        from solstice.history._plot import draw, save
+
+        figure = draw({"": self}, only=only, smooth=smooth)
+        return save(figure, path)
+
+    def on_fit_start(self, record: Record) -> None:
+        """Begins anew."""
+        if record.mode == "train":
+            self.rows = []
+
+    def on_step_end(self, record: Record) -> None:
+        """Keeps the steps since the last time."""
+        if record.mode == "train":
+            self._keep(record, "steps")
+
+    def on_epoch_end(self, record: Record) -> None:
+        """Keeps the epoch, or the evaluation."""
+        if record.epoch_step > 0 and record.mode != "predict":
+            self._keep(record, "epoch")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, and so that they are kept with a run even if there are none yet."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up the rows of a run that is resumed."""
+        self.rows = list(state["rows"])
+
+    def _keep(self, record: Record, span: str) -> None:
+        self.rows.append(row_of(record, span, scalars_only=self.scalars_only))
+
+    def _cells(self) -> list[list[str]]:
+        """A line for each epoch or evaluation step, with the metrics of all modes."""
+        names = _by_metric(self.names())
+        lines: dict[tuple[int, int], dict[str, str]] = {}
+        for row in self.rows:
+            if row["span"] == "epoch":
+                line = lines.setdefault((row["epoch"], row["step"]), {})
+                line.update(
+                    {f"{row['mode']}/{n}": f"{v:.4g}" for n, v in row.items() if _is_number(v)}
+                )
+        table = [
+            [*_moment(epoch, step), *(line.get(name, "") for name in names)]
+            for (epoch, step), line in lines.items()
+        ]
+        return [["epoch", "step", *names], *table]
+
+    def _lines(self) -> list[list[str]]:
+        head, *lines = self._cells()
+        if not lines:
+            return [[f"History({len(self.rows)} rows)"]]
+        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+        shown = lines if len(lines) <= _SHOWN else [*lines[:4], *lines[4 - _SHOWN :]]
+        table = [
+            [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+            for line in [head, *shown]
+        ]
+        if len(lines) > _SHOWN:
+            table.insert(5, ["...".rjust(widths[0])])
+        return table
+
+
+def row_of(record: Record, span: str, *, scalars_only: bool = False) -> dict[str, Any]:
+    """The row of a moment."""
+    moment = {"step": record.step, "epoch": record.epoch, "mode": record.mode, "span": span}
+    metrics = record.metrics
+    if scalars_only:
+        metrics = {name: value for name, value in metrics.items() if _is_number(value)}
+    return {**moment, **metrics, **moment}
+
+
+def _by_metric(names: list[str]) -> list[str]:
+    """The same metric of all modes side by side."""
+    metrics = list(dict.fromkeys(name.partition("/")[2] for name in names))
+    return sorted(names, key=lambda name: metrics.index(name.partition("/")[2]))
+
+
+def _moment(epoch: int, step: int) -> list[str]:
+    return [str(epoch + 1), f"{step:,}"] if step else ["-", "-"]  # an evaluation by itself
+
+
+def better(name: str) -> Literal["min", "max"]:
+    """Whether less or more of a metric is better, by its name."""
+    less = ("loss", "error", "perplexity", "mse", "mae", "rmse", "nll", "bits", "divergence")
+    return "min" if any(word in name.lower() for word in less) else "max"
+
+
+def as_json(row: Mapping[str, Any]) -> str:
+    """A row as JSON. NaN and infinity are written as Python writes and reads them."""
+    return json.dumps({name: _plain(value) for name, value in row.items()})
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray(value).tolist() if hasattr(value, "dtype") else value
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, numbers.Real | str)

@@ -1,0 +1,142 @@
+"""Draw the metrics of runs; alone in importing matplotlib."""
+
+import math
+from collections.abc import Collection, Mapping
+from os import PathLike
+from typing import Any, Literal
+
+from solstice.history._history import History, better
+
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError("plots need matplotlib: `pip install matplotlib`") from error
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+"""Told apart by the colour-blind too (Okabe and Ito)."""
+
+_COLUMNS = 3
+_PANELS = 9
+"""Where the user does not say what to draw."""
+
+_MANY = 8
+"""Points up to which each is marked."""
+
+
+def draw(runs: Mapping[str, History], *, only: Collection[str] | None, smooth: float) -> Figure:
+    """A panel for each metric, a colour for each run."""
+    if not 0 <= smooth < 1:
+        raise ValueError(f"smooth must be in [0, 1); it is {smooth}")
+    metrics = _metrics(runs, (only,) if isinstance(only, str) else only)
+    left_out = metrics[_PANELS:] if only is None else []
+    metrics = metrics[: len(metrics) - len(left_out)]
+    columns = min(len(metrics), _COLUMNS)
+    rows = -(-len(metrics) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    for index, metric in enumerate(metrics):
+        axes: Any = figure.add_subplot(rows, columns, index + 1)
+        axes.set_title(metric)
+        for order, (name, history) in enumerate(runs.items()):
+            colours = _COLOURS[order % len(_COLOURS)], _COLOURS[(order + 1) % len(_COLOURS)]
+            _draw_metric(axes, name, history, metric, colours, smooth, alone=len(runs) == 1)
+        _finish(axes)
+    if left_out:
+        text = f"{len(left_out)} metrics more: only=[{left_out[0]!r}, ...]"
+        figure.supxlabel(text, fontsize="small", color="gray")
+    return figure
+
+
+def save(figure: Figure, path: str | PathLike[str] | None) -> Figure:
+    """Writes the picture, if there is a path."""
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _metrics(runs: Mapping[str, History], only: Collection[str] | None) -> list[str]:
+    """The names without their modes, of all runs."""
+    spans: tuple[Literal["epoch", "steps"], ...] = ("epoch", "steps")
+    names = [n for run in runs.values() for span in spans for n in run.names(span)]
+    there = list(dict.fromkeys(name.partition("/")[2] for name in names))
+    chosen = there if only is None else [name for name in only if name in there]
+    if not chosen:
+        asked = "" if only is None else f" of {list(only)}"
+        raise ValueError(f"there is nothing to draw{asked}; there are: {there or 'no metrics'}")
+    return chosen
+
+
+def _draw_metric(
+    axes: Any,
+    run: str,
+    history: History,
+    metric: str,
+    colours: tuple[str, str],
+    smooth: float,
+    *,
+    alone: bool,
+) -> None:
+    """Training thin as it is and solid smoothed; evaluations over it; the best is marked."""
+    prefix = f"{run} " if run else ""
+    colour, other = colours if alone else (colours[0], colours[0])
+    steps, values = _points(history, f"train/{metric}")
+    if steps:
+        is_long = len(steps) > _MANY
+        if is_long and smooth:
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+            values = _smoothed(values, smooth)
+        label = f"{prefix}train" + (", smoothed" if is_long and smooth else "")
+        axes.plot(steps, values, color=colour, label=label, marker="" if is_long else ".")
+    steps, values = _points(history, f"val/{metric}")
+    if steps:
+        mark = "o" if len(steps) <= _MANY else ""
+        axes.plot(steps, values, "--", color=other, label=f"{prefix}val", marker=mark, markersize=4)
+    values = _points(history, f"test/{metric}")[1]
+    if values:  # after training, of no step
+        axes.axhline(values[-1], color=other, linestyle=":", label=f"{prefix}test")
+    _mark_best(axes, history, metric, other)
+
+
+def _points(history: History, name: str) -> tuple[list[int], list[float]]:
+    """Those of every so many steps, where they were kept, else those of epochs."""
+    for span in ("steps", "epoch"):
+        if name in history.names(span):
+            return history.series(name, span)
+    return [], []
+
+
+def _mark_best(axes: Any, history: History, metric: str, colour: str) -> None:
+    ranked = any(word in metric for word in ("loss", "accuracy"))  # a norm has no best
+    there = [f"val/{metric}", *([f"train/{metric}"] if ranked else [])]
+    names = [name for name in there if name in history.names()]
+    if not names or len(history.series(names[0])[0]) < 2:
+        return
+    try:
+        row = history.best(names[0])
+    except KeyError:  # all of it NaN
+        return
+    point = row["step"], row[metric]
+    axes.plot(*point, marker="*", markersize=13, color=colour, markeredgecolor="black", zorder=5)
+    text, below = f"{row[metric]:.4g}", better(metric) == "min"
+    axes.annotate(
+        text, point, xytext=(0, 9 if below else -16), textcoords="offset points", ha="center"
+    )
+
+
+def _smoothed(values: list[float], share: float) -> list[float]:
+    """An exponential moving average, corrected for its start as in Adam; NaN is passed over."""
+    mean, weight, found = 0.0, 0.0, list[float]()
+    for value in values:
+        if not math.isnan(value):
+            mean = share * mean + (1 - share) * value
+            weight = share * weight + (1 - share)
+        found.append(mean / weight if weight else math.nan)
+    return found
+
+
+def _finish(axes: Any) -> None:
+    axes.set_xlabel("step")
+    axes.margins(y=0.15)
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")

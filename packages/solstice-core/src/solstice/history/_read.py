@@ -1,0 +1,50 @@
+"""Read the metrics of a run that has been written to a file."""
+
+import csv
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from solstice.history._history import MOMENT, History
+
+
+def read_history(path: str | PathLike[str]) -> History:
+    """`solstice.read_history("runs/a.csv").plot()`: the metrics of an earlier run.
+
+    Args:
+        path: what `History.to_csv`, `History.to_jsonl`, `solstice.loggers.CSV` or
+            `solstice.loggers.JSONLines` has written.
+
+    Raises:
+        ValueError: the file is no such table.
+    """
+    path = Path(path)
+    text = path.read_text()
+    try:
+        rows = _from_json(text) if text.startswith("{") else _from_csv(text)
+        missing = {*MOMENT} - {*rows[0]} if rows else set[str]()
+        if missing:
+            raise KeyError(*sorted(missing))
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no table of metrics as `history.to_csv(path)` writes it: {error!r}"
+        ) from error
+    history = History()
+    history.rows = rows
+    return history
+
+
+def _from_json(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _from_csv(text: str) -> list[dict[str, Any]]:
+    table = csv.DictReader(text.splitlines())
+    return [{name: _value(name, cell) for name, cell in row.items() if cell != ""} for row in table]
+
+
+def _value(name: str, cell: str) -> Any:
+    if name in ("step", "epoch"):
+        return int(cell)
+    return cell if name in MOMENT else float(cell)

@@ -1,0 +1,14 @@
+"""`solstice.summary`, `plan` and others: look at an Experiment before it runs for long."""
+
+from solstice.inspect._compiles import watch_compiles
+from solstice.inspect._learning_rate import LearningRates, find_learning_rate
+from solstice.inspect._summary import Part, Summary, summary
+
+__all__ = [
+    "LearningRates",
+    "Part",
+    "Summary",
+    "find_learning_rate",
+    "summary",
+    "watch_compiles",
+]

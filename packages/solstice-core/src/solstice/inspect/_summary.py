@@ -1,0 +1,217 @@
+"""What an Experiment holds."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from solstice import _tree
+from solstice._engine._program import Plan, prepare
+from solstice._experiment import Experiment, params_of
+from solstice._types import Batch
+from solstice.data._arrays import arrays_of
+
+_ROWS = 40
+"""Subtrees in a table, where the user does not say how deep it goes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A line of a summary: the arrays of one subtree.
+
+    Attributes:
+        path: such as "params/encoder".
+        arrays: how many there are.
+        size: the numbers in them.
+        nbytes: the bytes that they take.
+        dtype: of all of them, or several, such as "bfloat16, float32".
+        sharding: "1 device" or how they lie on several.
+        trains: whether a training step changes them: "yes", "no" or "in part"; "" if that was not
+            asked, which takes a batch.
+    """
+
+    path: str
+    arrays: int
+    size: int
+    nbytes: int
+    dtype: str
+    sharding: str
+    trains: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`print(solstice.summary(exp))`: what an Experiment holds, subtree by subtree.
+
+    Attributes:
+        name: the class of the Experiment.
+        parts: the lines.
+        num_params: numbers in the params.
+        num_trainable: those of them that a step changes; None if that was not asked.
+        params_bytes: bytes of the params.
+        opt_state_bytes: bytes of what is called `opt_state`.
+        total_bytes: bytes of all arrays.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    num_params: int
+    num_trainable: int | None
+    params_bytes: int
+    opt_state_bytes: int
+    total_bytes: int
+
+    def __str__(self) -> str:
+        head = ["subtree", "arrays", "numbers", "bytes", "dtype", "on", "trains"]
+        lines = [head, *(_cells(part) for part in self.parts)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
+        rule = "-" * max(map(len, table))
+        trainable = "" if self.num_trainable is None else f", {self.num_trainable:,} of them train"
+        return "\n".join(
+            [
+                self.name,
+                table[0],
+                rule,
+                *table[1:],
+                rule,
+                f"params: {self.num_params:,} numbers, {size_text(self.params_bytes)}{trainable}",
+                f"optimiser state: {size_text(self.opt_state_bytes)}",
+                f"all arrays: {size_text(self.total_bytes)}",
+            ]
+        )
+
+    __repr__ = __str__
+
+
+def summary(experiment: Experiment, batch: Batch = None, *, depth: int | None = None) -> Summary:
+    """`solstice.summary(exp)` or `solstice.summary(exp, batch)`: what an Experiment holds.
+
+    Args:
+        experiment: an Experiment; nothing is computed, so one of `equinox.filter_eval_shape` serves
+            as well. Params are what it calls `params`, itself or its `learner`; else all of it.
+        batch: a batch of training. With it an Experiment that is not set up yet is, and each
+            subtree is told to be changed by a training step or not, as the step itself shows.
+        depth: levels of the tree that are told apart; left out, as many as 40 lines can show.
+
+    Raises:
+        ExperimentError, DataError: with a batch, if the step cannot be traced with it.
+    """
+    plan: Plan | None = None
+    if batch is not None:
+        batch = arrays_of(batch)
+        experiment = experiment.setup(batch)
+        plan = prepare(experiment, "train_step", batch)[0]
+    leaves = _arrays(experiment)
+    moved = {} if plan is None else _changes(plan, batch)
+    params = _ids(params_of(experiment))
+    in_params = {path: leaf for path, leaf in leaves.items() if id(leaf) in params}
+    opt_state = [leaf for path, leaf in leaves.items() if "opt_state" in path.split("/")]
+    if in_params.keys() == leaves.keys():
+        in_params = {p: x for p, x in leaves.items() if "opt_state" not in p.split("/")}
+    trainable = sum(x.size for p, x in in_params.items() if moved.get(p, True))
+    return Summary(
+        name=type(experiment).__name__,
+        parts=tuple(_part(p, xs, moved) for p, xs in _groups(leaves, depth).items()),
+        num_params=sum(leaf.size for leaf in in_params.values()),
+        num_trainable=trainable if moved else None,
+        params_bytes=_nbytes(in_params.values()),
+        opt_state_bytes=_nbytes(opt_state),
+        total_bytes=_nbytes(leaves.values()),
+    )
+
+
+def size_text(nbytes: float) -> str:
+    """`1.5 MB`: bytes for people to read, in powers of 1,000."""
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while nbytes >= 999.5 and len(units) > 1:
+        nbytes /= 1000
+        units.pop(0)
+    return f"{nbytes:,.3g} {units[0]}"
+
+
+def _arrays(tree: Any) -> dict[str, Any]:
+    leaves = _tree.leaves_by_slashes(tree).items()
+    return {path: leaf for path, leaf in leaves if hasattr(leaf, "dtype") and hasattr(leaf, "size")}
+
+
+def _ids(tree: Any) -> set[int]:
+    return {id(leaf) for leaf in _tree.leaves(tree)}
+
+
+def _changes(plan: Plan, batch: Batch) -> dict[str, bool]:
+    """Whether a step gives back another array, by path: the same variable in its jaxpr is kept."""
+    jaxpr: Any = jax.make_jaxpr(plan.program.packed_call)(list(plan.types), batch).jaxpr
+    paths = list(_arrays(plan.program.merge(plan.types)))
+    pairs = zip(paths, jaxpr.invars, jaxpr.outvars, strict=False)  # batch and outs come after
+    return {path: old is not new for path, old, new in pairs}
+
+
+def _groups(leaves: dict[str, Any], depth: int | None) -> dict[str, dict[str, Any]]:
+    """The leaves by subtree: what holds a leaf, or what holds that, so that the table is short."""
+    deepest = max((path.count("/") for path in leaves), default=0)
+    groups: dict[str, dict[str, Any]] = {}
+    for level in [depth] if depth is not None else range(deepest, 0, -1):
+        groups = {}
+        for path, leaf in leaves.items():
+            parts = path.split("/")
+            name = "/".join(parts[: max(min(level, len(parts) - 1), 1)])
+            groups.setdefault(name, {})[path] = leaf
+        if len(groups) <= _ROWS:
+            break
+    return groups or {path: {path: leaf} for path, leaf in leaves.items()}
+
+
+def _part(path: str, leaves: dict[str, Any], moved: dict[str, bool]) -> Part:
+    changes = {moved[p] for p in leaves if p in moved}
+    trains = "" if not changes else "in part" if len(changes) == 2 else _yes(changes.pop())
+    return Part(
+        path=path,
+        arrays=len(leaves),
+        size=sum(leaf.size for leaf in leaves.values()),
+        nbytes=_nbytes(leaves.values()),
+        dtype=", ".join(sorted({str(leaf.dtype) for leaf in leaves.values()})),
+        sharding=", ".join(sorted({_sharding(leaf) for leaf in leaves.values()})),
+        trains=trains,
+    )
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _nbytes(leaves: Iterable[Any]) -> int:
+    return sum(_bytes_of(leaf) for leaf in leaves)
+
+
+def _bytes_of(leaf: Any) -> int:
+    if hasattr(leaf, "nbytes"):
+        return leaf.nbytes
+    is_plain = isinstance(leaf.dtype, np.dtype)  # and no typed PRNG key
+    return leaf.size * (leaf.dtype.itemsize if is_plain else 8)
+
+
+def _sharding(leaf: Any) -> str:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        return "-"
+    count = len(sharding.device_set)
+    if count == 1:
+        return "1 device"
+    spec = "" if sharding.is_fully_replicated else f" {getattr(sharding, 'spec', '')}"
+    return f"{count} devices{spec or ', copies'}"
+
+
+def _cells(part: Part) -> list[str]:
+    numbers = [f"{part.arrays:,}", f"{part.size:,}", f"{part.nbytes:,}"]
+    return [part.path, *numbers, part.dtype, part.sharding, part.trains]
+
+
+def _aligned(line: list[str], widths: list[int]) -> list[str]:
+    pairs = list(zip(line, widths, strict=True))
+    return [
+        cell.rjust(width) if 1 <= index <= 3 else cell.ljust(width)
+        for index, (cell, width) in enumerate(pairs)
+    ]

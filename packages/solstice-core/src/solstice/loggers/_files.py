@@ -1,0 +1,154 @@
+"""Loggers into files of text."""
+
+import csv
+import io
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Collection
+from os import PathLike
+from pathlib import Path
+from typing import Any, TextIO
+
+from solstice.history._history import MOMENT, as_json
+from solstice.loggers._logger import Logger, Start
+
+
+class _File(Logger):
+    """A file with a line for each row, and perhaps a line before them."""
+
+    _head = 0
+    """Lines before the first row."""
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        every: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(every=every, only=only)
+        self.path = Path(path)
+        self._file: TextIO | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    def open(self, start: Start) -> None:
+        """Opens the file; that of an earlier run is kept under another name, such as `a-1.csv`."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if start.kind == "new" and self.path.exists():
+            self.path.rename(_free_name(self.path))
+        lines = self._lines()
+        if start.kind == "resumed" and start.about:
+            lines = lines[: self._head + start.rows]
+        self._replace("".join(lines))
+
+    @abstractmethod
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes a line."""
+
+    def close(self, error: BaseException | None) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def about(self) -> dict[str, Any]:
+        """Where the rows are."""
+        return {"path": str(self.path)}
+
+    def _lines(self) -> list[str]:
+        """The whole lines: one that a process began and did not end is none."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return [line for line in file if line.endswith("\n")]
+
+    def _replace(self, text: str) -> None:
+        """Makes this the text of the file, in one go, and opens it to write more."""
+        self.close(None)
+        new = self.path.with_name(f".{self.path.name}.new")
+        with new.open("w", newline="") as file:
+            file.write(text)
+        os.replace(new, self.path)
+        self._file = self.path.open("a", newline="")
+
+    def _append(self, line: str) -> None:
+        assert self._file is not None
+        self._file.write(line)
+        self._file.flush()
+
+
+class JSONLines(_File):
+    """`JSONLines("runs/a.jsonl", every=50)`: a line of JSON for each row, arrays as lists.
+
+    `pandas.read_json(path, lines=True)` reads it, as does `solstice.read_history(path)`.
+
+    Args:
+        path: the file. When a run begins anew, that of an earlier run is kept under another name.
+        every: log the training metrics of every so many steps too.
+        only: names of the metrics to log, without the mode; all by default.
+    """
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes a line."""
+        self._append(f"{as_json(row)}\n")
+
+
+class CSV(_File):
+    """`CSV("runs/a.csv", every=50)`: a line for each row, a column for each metric.
+
+    `pandas.read_csv(path)` reads it, as does `solstice.read_history(path)`. Numbers are written so
+    that they are read back the same, and arrays as JSON.
+
+    Args:
+        path: the file. When a run begins anew, that of an earlier run is kept under another name.
+        every: log the training metrics of every so many steps too.
+        only: names of the metrics to log, without the mode; all by default.
+    """
+
+    _head = 1
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        every: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(path, every=every, only=only)
+        self._columns: list[str] = []
+
+    def open(self, start: Start) -> None:
+        """Opens the file, and takes up its columns."""
+        super().open(start)
+        self._columns = [name for line in csv.reader(self._lines()[:1]) for name in line]
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes a line; a metric that is new has its column added to those before."""
+        if not {*row} <= {*self._columns}:
+            rows = list(csv.DictReader(self._lines()))
+            self._columns = list(dict.fromkeys([*MOMENT, *self._columns, *row]))
+            self._replace(self._text([dict.fromkeys(self._columns), *rows], head=True))
+        self._append(self._text([row]))
+
+    def _text(self, rows: list[dict[str, Any]], *, head: bool = False) -> str:
+        out = io.StringIO(newline="")
+        writer = csv.DictWriter(out, self._columns, restval="")
+        if head:
+            writer.writeheader()
+            rows = rows[1:]
+        writer.writerows([{name: _cell(value) for name, value in row.items()} for row in rows])
+        return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value.tolist()) if getattr(value, "ndim", 0) else value
+
+
+def _free_name(path: Path) -> Path:
+    index = 1
+    while (free := path.with_stem(f"{path.stem}-{index}")).exists():
+        index += 1
+    return free

@@ -1,0 +1,167 @@
+"""The base of all loggers: rows in the background, and no row twice when a run is resumed."""
+
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from solstice._callback import Callback, Record
+from solstice.history._history import MOMENT, row_of
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a logger begins.
+
+    Attributes:
+        kind: "new" for a run that begins; "resumed" for one that goes on; "more" for an
+            evaluation, whose rows join those that are there.
+        step: the training steps at which it begins.
+        rows: how many rows of a resumed run count; those that were written later come again.
+        newest: those of them that are of the newest step.
+        about: what `about` gave when the run was saved.
+    """
+
+    kind: Literal["new", "resumed", "more"]
+    step: int = 0
+    rows: int = 0
+    newest: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    about: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Logger(Callback):
+    """Write the metrics of a run to a tool of your own: subclass, with `open`, `write`, `close`.
+
+    ```python
+    class Print(solstice.loggers.Logger):
+        def open(self, start):
+            print("from step", start.step)
+
+        def write(self, row):
+            print(row)
+    ```
+
+    A row is as in `solstice.History`: "step", "epoch", "mode", "span", and the metrics by name:
+    Python numbers, and NumPy arrays. `write` is called in a thread, row by row in order; what it
+    raises ends the run, at the next row or at the end.
+
+    Args:
+        every: log the training metrics of every so many steps too.
+        only: names of the metrics to log, without the mode; all by default.
+
+    Raises:
+        ValueError: `every` is below 1.
+    """
+
+    needs = ("metrics",)
+    leaves_traces = True
+
+    def __init__(self, *, every: int | None = None, only: Collection[str] | None = None) -> None:
+        if every is not None and every < 1:
+            raise ValueError(f"every must be 1 or more steps; it is {every}")
+        self.every = every
+        self._only = (only,) if isinstance(only, str) else only
+        self._start = Start("more")
+        self._is_open = False
+        self._rows = 0
+        self._newest: list[dict[str, Any]] = []
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: deque[Future[None]] = deque()
+
+    @abstractmethod
+    def open(self, start: Start) -> None:
+        """Begins; called before the first row, in the thread of the run."""
+
+    @abstractmethod
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes a row; called in a thread, one row after the other."""
+
+    def close(self, error: BaseException | None) -> None:
+        """Ends, after the last row: `error` is what the run ended by, if it did."""
+
+    def about(self) -> dict[str, Any]:
+        """What a resumed run needs to find its place again, such as the id of a run."""
+        return {}
+
+    def on_fit_start(self, record: Record) -> None:
+        """Takes down what kind of run begins."""
+        if record.mode == "train":
+            self._start = Start("resumed" if record.step else "new", step=record.step)
+            self._rows, self._newest = 0, []
+        else:
+            self._start = Start("more", step=record.step, about=self.about())
+
+    def on_step_end(self, record: Record) -> None:
+        """Logs the steps since the last time."""
+        if record.mode == "train":
+            self.log(row_of(record, "steps"))
+
+    def on_epoch_end(self, record: Record) -> None:
+        """Logs the epoch, or the evaluation."""
+        if record.epoch_step > 0 and record.mode != "predict":
+            self.log(row_of(record, "epoch"))
+
+    def on_fit_end(self, record: Record) -> None:
+        """Waits for what is being written, and closes."""
+        self._end(None)
+
+    def on_exception(self, record: Record, error: BaseException) -> None:
+        """Writes all that there was."""
+        self._end(error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far it is; what counts has been written by then."""
+        self._wait()
+        return {"rows": self._rows, "newest": self._newest, "about": self.about()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._rows, self._newest = state["rows"], list(state["newest"])
+        self._start = Start(
+            "resumed", self._start.step, self._rows, self._newest, dict(state["about"])
+        )
+
+    def log(self, row: dict[str, Any]) -> None:
+        """`logger.log({**moment, "loss": 0.5})`: hands a row to the thread."""
+        row = {n: v for n, v in row.items() if n in MOMENT or self._only is None or n in self._only}
+        if not {*row} - {*MOMENT}:
+            return
+        self._submit(self.write, row)
+        if self._newest and self._newest[-1]["step"] != row["step"]:
+            self._newest = []
+        self._newest.append(row)
+        self._rows += 1
+
+    def _submit(self, task: Callable[..., None], *arguments: Any) -> None:
+        if not self._is_open:
+            self.open(self._start)
+            self._is_open = True
+            self._writer = ThreadPoolExecutor(1, thread_name_prefix="solstice-logger")
+        while self._writing and self._writing[0].done():
+            self._writing.popleft().result()
+        assert self._writer is not None
+        self._writing.append(self._writer.submit(task, *arguments))
+
+    def _wait(self) -> None:
+        """Until all is written. Raises what went wrong."""
+        while self._writing:
+            self._writing.popleft().result()
+
+    def _end(self, error: BaseException | None) -> None:
+        if not self._is_open:
+            return
+        try:
+            self._wait()
+        finally:
+            self._is_open = False
+            if self._writer is not None:
+                self._writer.shutdown()
+            self._writing.clear()
+            self.close(error)
+
+
+def is_missing(package: str, logger: str) -> ImportError:
+    """What to raise where the package of a logger is not installed."""
+    return ImportError(f"solstice.loggers.{logger} needs {package}: `pip install {package}`")

@@ -1,0 +1,112 @@
+"""Log to MLflow."""
+
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from solstice.history._history import MOMENT
+from solstice.loggers._logger import Logger, Start, is_missing
+
+
+class MLflow(Logger):
+    """`MLflow("digits", tracking_uri="sqlite:///mlflow.db")`: a run of an experiment of MLflow's.
+
+    Metrics are "train/loss" and "val/loss"; those of every so many steps "train_steps/loss". Arrays
+    are left out. Needs `mlflow`.
+
+    Args:
+        experiment: the name of the experiment, which is made if there is none.
+        tracking_uri: where MLflow keeps its runs; left out, what MLflow is set to.
+        name: the name of the run.
+        params: hyper-parameters by name.
+        every: log the training metrics of every so many steps too.
+        only: names of the metrics to log, without the mode; all by default.
+
+    Attributes:
+        run_id: the id of the run; None before it began.
+
+    Raises:
+        ImportError: mlflow is not installed.
+    """
+
+    def __init__(
+        self,
+        experiment: str,
+        *,
+        tracking_uri: str | None = None,
+        name: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        every: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(every=every, only=only)
+        self.experiment = experiment
+        self.run_id: str | None = None
+        self._name = name
+        self._params = dict(params or {})
+        self._tools = _tools()
+        self._client: Any = self._tools.MlflowClient(tracking_uri)
+        self._there: dict[str, set[tuple[int, str]]] = {}
+
+    def __repr__(self) -> str:
+        return f"MLflow({self.experiment!r}, run_id={self.run_id!r})"
+
+    def open(self, start: Start) -> None:
+        """Begins a run, or goes on with one."""
+        self.run_id = start.about.get("run_id")
+        self._there = {}
+        if self.run_id is not None:
+            self._client.update_run(self.run_id, status="RUNNING")
+            return
+        found = self._client.get_experiment_by_name(self.experiment)
+        where = (
+            self._client.create_experiment(self.experiment)
+            if found is None
+            else found.experiment_id
+        )
+        run = self._client.create_run(where, run_name=self._name)
+        self.run_id = run.info.run_id
+        for name, value in self._params.items():
+            self._client.log_param(self.run_id, name, value)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes the numbers of a row, but those that are there already."""
+        now = int(time.time() * 1000)
+        split = row["mode"] + ("_steps" if row["span"] == "steps" else "")
+        metrics = [
+            self._tools.entities.Metric(f"{split}/{name}", float(value), now, row["step"])
+            for name, value in row.items()
+            if name not in MOMENT and isinstance(value, bool | int | float)
+        ]
+        new = [metric for metric in metrics if not self._is_there(metric)]
+        if new:
+            self._client.log_batch(self.run_id, metrics=new)
+
+    def close(self, error: BaseException | None) -> None:
+        """Tells MLflow how the run ended."""
+        status = "FINISHED" if error is None else "FAILED"
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            status = "KILLED"
+        self._client.set_terminated(self.run_id, status=status)
+
+    def about(self) -> dict[str, Any]:
+        """The run to go on with."""
+        return {} if self.run_id is None else {"run_id": self.run_id}
+
+    def _is_there(self, metric: Any) -> bool:
+        """Whether an earlier process has written it: MLflow cannot take back what it was given."""
+        if self._start.kind != "resumed":
+            return False
+        if metric.key not in self._there:
+            history = self._client.get_metric_history(self.run_id, metric.key)
+            self._there[metric.key] = {(point.step, repr(point.value)) for point in history}
+        return (metric.step, repr(metric.value)) in self._there[metric.key]
+
+
+def _tools() -> Any:
+    try:
+        import mlflow  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise is_missing("mlflow", "MLflow") from error
+    tools: Any = mlflow
+    return tools

@@ -1,0 +1,140 @@
+"""Log to TensorBoard, without TensorFlow."""
+
+import importlib
+from collections.abc import Collection, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from solstice import _tree
+from solstice._callback import Record
+from solstice.history._history import MOMENT
+from solstice.loggers._logger import Logger, Start, is_missing
+
+_CURVES = {"epoch": "", "steps": "_steps"}
+
+
+class TensorBoard(Logger):
+    """`TensorBoard("runs/a", every=50)`, and then `tensorboard --logdir runs`.
+
+    Scalars are "train/loss" and "val/loss"; those of every so many steps "train_steps/loss". Of
+    metrics that are arrays, one axis is shown as a histogram; two axes, such as a confusion matrix,
+    and three or four (height, width, channels, several first) as images. Needs `tensorboardX`, and
+    no TensorFlow.
+
+    Args:
+        directory: the folder of this run.
+        every: log the training metrics of every so many steps too.
+        only: names of the metrics to log, without the mode; all by default.
+        hparams: hyper-parameters by name, for TensorBoard's table of runs: numbers, text, bools.
+        histograms: show the arrays of the Experiment too, after every so many epochs.
+
+    Raises:
+        ImportError: tensorboardX is not installed.
+        ValueError: `every` or `histograms` is below 1.
+    """
+
+    def __init__(
+        self,
+        directory: str | PathLike[str],
+        *,
+        every: int | None = None,
+        only: Collection[str] | None = None,
+        hparams: Mapping[str, Any] | None = None,
+        histograms: int | None = None,
+    ) -> None:
+        super().__init__(every=every, only=only)
+        if histograms is not None and histograms < 1:
+            raise ValueError(f"histograms must be 1 or more epochs; it is {histograms}")
+        self.directory = Path(directory)
+        self._hparams = dict(hparams or {})
+        self._histograms = histograms
+        self._board: Any = None
+        _writer_class()
+
+    def __repr__(self) -> str:
+        return f"TensorBoard({str(self.directory)!r})"
+
+    def open(self, start: Start) -> None:
+        """Opens a file of events; TensorBoard drops what a resumed run will write again."""
+        make = _writer_class()
+        if start.kind != "resumed":
+            self._board = make(str(self.directory))
+            self._write_hparams()
+            return
+        self._board = make(str(self.directory), purge_step=start.step)
+        for row in start.newest:
+            self.write(row)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes the metrics of a row, each as what it is."""
+        suffix = _CURVES[row["span"]]
+        for name, value in row.items():
+            if name not in MOMENT:
+                self._show(f"{row['mode']}{suffix}/{name}", value, row["step"])
+        self._board.flush()
+
+    def close(self, error: BaseException | None) -> None:
+        """Closes the file."""
+        self._board.close()
+
+    def about(self) -> dict[str, Any]:
+        """Where the events are."""
+        return {"directory": str(self.directory)}
+
+    def on_epoch_end(self, record: Record) -> None:
+        """Logs the epoch, and the arrays when it is time."""
+        super().on_epoch_end(record)
+        often = self._histograms
+        if often and record.mode == "train" and (record.epoch + 1) % often == 0:
+            arrays = {
+                path: np.asarray(leaf, np.float32)
+                for path, leaf in _tree.leaves_by_slashes(record.experiment).items()
+                if hasattr(leaf, "dtype") and np.issubdtype(leaf.dtype, np.floating)
+            }
+            self._submit(self._write_arrays, arrays, record.step)
+
+    def _show(self, tag: str, value: Any, step: int) -> None:
+        axes = np.ndim(value)
+        if axes == 0:
+            self._board.add_scalar(tag, float(value), step)
+        elif axes == 1:
+            self._board.add_histogram(tag, np.asarray(value), step)
+        elif axes <= 4:
+            formats = {2: "HW", 3: "HWC", 4: "NHWC"}
+            show = self._board.add_images if axes == 4 else self._board.add_image
+            show(tag, _as_image(np.asarray(value)), step, dataformats=formats[axes])
+
+    def _write_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
+        for path, array in arrays.items():
+            finite = array[np.isfinite(array)]
+            if finite.size:
+                self._board.add_histogram(f"arrays/{path}", finite, step)
+        self._board.flush()
+
+    def _write_hparams(self) -> None:
+        """Into this run itself: `add_hparams` would make another one beside it."""
+        if not self._hparams:
+            return
+        summary: Any = importlib.import_module("tensorboardX.summary")
+        for part in summary.hparams(self._hparams, {}):
+            self._board.file_writer.add_summary(part)
+
+
+def _writer_class() -> Any:
+    try:
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError as error:
+        raise is_missing("tensorboardX", "TensorBoard") from error
+    return SummaryWriter
+
+
+def _as_image(value: Any) -> Any:
+    """From 0 to 1, or bytes as they are."""
+    if value.dtype == np.uint8:
+        return value
+    value = np.nan_to_num(value.astype(np.float32))
+    low, high = value.min(), value.max()
+    return (value - low) / (high - low) if high > low else np.zeros_like(value)

@@ -1,0 +1,122 @@
+"""Log to Weights & Biases."""
+
+import json
+from collections.abc import Collection, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from solstice.history._history import MOMENT, as_json
+from solstice.loggers._logger import Logger, Start, is_missing
+
+
+class WandB(Logger):
+    """`WandB("digits", mode="offline")`: a run of a project of Weights & Biases.
+
+    Metrics are "train/loss" and "val/loss", over "step"; those of every so many steps
+    "train_steps/loss". Arrays are left out. Needs `wandb`.
+
+    Args:
+        project: the name of the project.
+        directory: where files go, those of an offline run among them.
+        name: the name of the run.
+        mode: "online", "offline" or "disabled"; left out, what W&B is set to.
+        config: hyper-parameters by name.
+        every: log the training metrics of every so many steps too.
+        only: names of the metrics to log, without the mode; all by default.
+        **options: further arguments of `wandb.init`, such as `tags` or `entity`.
+
+    Attributes:
+        run: the run of W&B; None before it began. `run.log` is yours to use.
+
+    Raises:
+        ImportError: wandb is not installed.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        *,
+        directory: str | PathLike[str] = ".",
+        name: str | None = None,
+        mode: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        every: int | None = None,
+        only: Collection[str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(every=every, only=only)
+        self.project = project
+        self.directory = Path(directory)
+        self.run: Any = None
+        self._options: dict[str, Any] = {"name": name, "mode": mode, **options}
+        self._config = dict(config or {})
+        self._id: str | None = None
+        self._ahead: list[str] = []
+        _tools()
+
+    def __repr__(self) -> str:
+        return f"WandB({self.project!r}, id={self._id!r})"
+
+    def open(self, start: Start) -> None:
+        """Begins a run, or goes on with one."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        wandb = _tools()
+        self._id = start.about.get("id") or wandb.util.generate_id()
+        self._ahead = []
+        if start.kind == "resumed" and self._written.exists():
+            self._ahead = self._written.read_text().splitlines()[start.rows :]
+        self.run = wandb.init(
+            project=self.project,
+            dir=str(self.directory),
+            id=self._id,
+            resume="allow",
+            config=self._config,
+            **self._options,
+        )
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes the numbers of a row, but if an earlier process has written just this row."""
+        split = row["mode"] + ("_steps" if row["span"] == "steps" else "")
+        numbers = {
+            f"{split}/{name}": value
+            for name, value in row.items()
+            if name not in MOMENT and isinstance(value, bool | int | float)
+        }
+        written = {"step": row["step"], "epoch": row["epoch"], **numbers}
+        line = as_json(written)
+        if self._ahead and _same(self._ahead[0], line):
+            self._ahead.pop(0)
+            return
+        self._ahead = []
+        self.run.log(written)
+        with self._written.open("a") as file:
+            file.write(f"{line}\n")
+
+    def close(self, error: BaseException | None) -> None:
+        """Tells W&B how the run ended."""
+        self.run.finish(exit_code=0 if error is None else 1, quiet=True)
+
+    def about(self) -> dict[str, Any]:
+        """The run to go on with."""
+        return {} if self._id is None else {"id": self._id}
+
+    @property
+    def _written(self) -> Path:
+        """What W&B has been told, since it cannot be asked while it is offline."""
+        return self.directory / f"solstice-{self._id}.jsonl"
+
+
+def _same(one: str, other: str) -> bool:
+    return one == other or json.loads(one) == json.loads(other)
+
+
+def _tools() -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise is_missing("wandb", "WandB") from error
+    tools: Any = wandb
+    return tools

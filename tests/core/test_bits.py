@@ -1,0 +1,91 @@
+"""What one looks at changes nothing: the same bits with every subset of the usual callbacks."""
+
+import hashlib
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import solstice
+from solstice.callbacks import Checkpoint, History, Logging, Profiler, ProgressBar
+
+
+class Noisy(solstice.Experiment):
+    params: Any
+    momentum: Any
+    key: Any
+
+    def __init__(self):
+        self.params = jax.random.normal(jax.random.key(0), (5, 3))
+        self.momentum = jnp.zeros((5, 3))
+        self.key = jax.random.key(1)
+
+    def loss(self, params, batch):
+        x, y = batch
+        return jnp.mean((jnp.tanh(x @ params) - y) ** 2)
+
+    def train_step(self, batch):
+        key, now = jax.random.split(self.key)
+        loss, grads = jax.value_and_grad(self.loss)(self.params, batch)
+        momentum = 0.9 * self.momentum + grads + 0.01 * jax.random.normal(now, grads.shape)
+        new = solstice.replace(
+            self, params=self.params - 0.1 * momentum, momentum=momentum, key=key
+        )
+        return new, {"loss": loss}
+
+    def eval_step(self, batch):
+        return self, {"loss": self.loss(self.params, batch)}
+
+
+def data(seed):
+    draw = np.random.default_rng(seed)
+    x, y = draw.normal(size=(75, 5)), draw.normal(size=(75, 3))
+    return solstice.data.batches((x.astype(np.float32), y.astype(np.float32)), 4, shuffle=True)
+
+
+class Terminal:
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        return len(text)
+
+    def flush(self):
+        pass
+
+
+def usual(folder):
+    return {
+        "validation": None,
+        "logging": Logging(lambda metrics, step: None, every=3),
+        "progress": ProgressBar(file=Terminal(), seconds=0),
+        "checkpoint": Checkpoint(folder / "runs", every=7),
+        "profiler": Profiler(folder / "profile", start=5, steps=5),
+        "history": History(every=5),
+    }
+
+
+def digest(experiment):
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(experiment):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        found.update(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
+    return found.hexdigest()
+
+
+@pytest.mark.slow
+def test_every_subset_of_the_usual_callbacks_trains_to_the_same_bits(tmp_path):
+    names = list(usual(tmp_path))
+    subsets = [s for size in range(len(names) + 1) for s in itertools.combinations(names, size)]
+    assert len(subsets) == 2**6
+    digests = {}
+    for index, subset in enumerate(subsets):
+        there = usual(tmp_path / str(index))
+        callbacks = [there[name] for name in subset if there[name] is not None]
+        val = data(1) if "validation" in subset else None
+        exp = solstice.Trainer(callbacks).fit(Noisy(), data(0), val, num_epochs=2)
+        digests[subset] = digest(exp)
+    assert {*digests.values()} == {digests[()]}

@@ -1,0 +1,202 @@
+"""Monitors: what they measure is what a loop by hand finds, and all others are told of it."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import solstice
+from solstice.callbacks import DeviceMemory, History, LearningRate, NormMonitor, Throughput
+from solstice.testing import Sgd
+
+
+class Fit(solstice.Experiment):
+    """Least squares by hand, with what an optimiser would keep."""
+
+    params: Any
+    opt_state: Any
+    optimizer: Any
+
+    def __init__(self, optimizer=None):
+        self.params = {"a": jnp.ones(3), "b": {"w": jnp.full(2, 2.0), "v": jnp.zeros(())}}
+        self.optimizer = optimizer or solstice.compat.track_norms(Sgd(0.1))
+        self.opt_state = self.optimizer.init(self.params)
+
+    def loss(self, params, batch):
+        return sum(
+            (jnp.mean(batch) * leaf - 1.0) @ (leaf - 1.0) if leaf.ndim else leaf**2
+            for leaf in jax.tree.leaves(params)
+        )
+
+    def train_step(self, batch):
+        loss, grads = jax.value_and_grad(self.loss)(self.params, batch)
+        params, opt_state = self.optimizer.step(grads, self.opt_state, self.params)
+        return solstice.replace(self, params=params, opt_state=opt_state), {"loss": loss}
+
+    def eval_step(self, batch):
+        return self, {"loss": self.loss(self.params, batch)}
+
+
+def some(*values):
+    return [np.full(2, value, np.float32) for value in values]
+
+
+def test_norms_are_those_of_a_loop_by_hand():
+    history = History(every=1)
+    solstice.Trainer([history, NormMonitor()]).fit(Fit(), some(1, 2, 3, 4))
+    exp = Fit()
+    for row, batch in zip(
+        (r for r in history.rows if r["span"] == "steps"), some(1, 2, 3, 4), strict=True
+    ):
+        grads = jax.grad(exp.loss)(exp.params, batch)
+        new, _ = exp.train_step(batch)
+        update = jax.tree.map(jnp.subtract, new.params, exp.params)
+        for name, tree in [("grad", grads), ("update", update), ("param", new.params)]:
+            for part, of in [("", tree), ("/a", tree["a"]), ("/b", tree["b"])]:
+                flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(of)])
+                np.testing.assert_allclose(
+                    row[f"{name}_norm{part}"], np.linalg.norm(flat), rtol=1e-5, err_msg=name + part
+                )
+        exp = new
+
+
+def test_the_depth_of_norms_and_levels_of_one():
+    tree = {"params": {"Dense_0": {"kernel": np.float32([3, 4])}, "Dense_1": np.float32([2])}}
+    assert {*solstice.compat.norms_of(tree)} == {"", "Dense_0", "Dense_1"}
+    assert {*solstice.compat.norms_of(tree, 0)} == {""}
+    assert {*solstice.compat.norms_of(tree, 2)} == {"", "Dense_0/kernel", "Dense_1"}
+    assert float(solstice.compat.norms_of(tree)["Dense_0"]) == 5
+
+
+def test_tracking_changes_no_number():
+    plain = solstice.Trainer().fit(Fit(Sgd(0.1)), some(*range(9)))
+    tracked = solstice.Trainer([NormMonitor()]).fit(Fit(), some(*range(9)))
+    for one, other in zip(
+        jax.tree.leaves(plain.params), jax.tree.leaves(tracked.params), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+class Counted(Fit):
+    """With the state of a schedule as Optax keeps it."""
+
+    def __init__(self, rate=None):
+        super().__init__(Sgd(0.1))
+        if rate is None:
+            self.opt_state = {"count": jnp.zeros((), jnp.int32)}
+        else:
+            self.opt_state = {"hyperparams": {"learning_rate": jnp.asarray(rate)}}
+
+    def train_step(self, batch):
+        state = self.opt_state
+        state = jax.tree.map(
+            lambda leaf: leaf + 1 if leaf.dtype == jnp.int32 else leaf * 0.5, state
+        )
+        return solstice.replace(self, opt_state=state), {"loss": jnp.mean(batch)}
+
+
+def test_the_rate_is_read_from_the_optimiser_or_from_the_schedule():
+    def rates(exp, *schedule):
+        history = History(every=1)
+        solstice.Trainer([history, LearningRate(*schedule)]).fit(exp, some(1, 1, 1))
+        return [row["lr"] for row in history.rows if row["span"] == "steps"]
+
+    assert rates(Counted(8.0)) == [4.0, 2.0, 1.0]
+    assert rates(Counted(), lambda count: 10.0 * count) == [0.0, 10.0, 20.0]
+    assert rates(Fit(), lambda count: 10.0 * count) == [0.0, 10.0, 20.0]  # counts nothing itself
+    assert rates(Fit(), 0.5) == [0.5] * 3
+
+
+def test_a_rate_that_is_not_to_be_found_is_told_at_once():
+    with pytest.raises(ValueError, match=r"LearningRate\(schedule\)"):
+        solstice.Trainer([LearningRate()]).fit(Fit(), some(1))
+
+
+def test_throughput_covers_the_training_alone():
+    history = History(every=2)
+    trainer = solstice.Trainer([history, Throughput()], val_every_n_steps=3)
+    trainer.fit(Fit(), some(*range(8)), some(1, 2), num_epochs=2)
+    rows = [row for row in history.rows if row["mode"] == "train"]
+    assert len(rows) == 8 + 2
+    for row in rows:
+        shares = [row[f"time_{name}"] for name in ("data", "copy", "dispatch", "device")]
+        assert all(share >= 0 for share in shares)
+        assert sum(shares) <= 1.0001
+    steps = [row for row in rows if row["span"] == "steps"]
+    assert all(row["steps_per_second"] > 0 for row in steps)
+    np.testing.assert_allclose(
+        [row["examples_per_second"] / row["steps_per_second"] for row in steps], 2, rtol=1e-6
+    )
+
+
+def test_time_that_a_data_set_takes_is_told_as_such():
+    def slow():
+        for value in range(3):
+            sum(i * i for i in range(300_000))  # some tens of milliseconds of work
+            yield np.full(2, value, np.float32)
+
+    trainer = solstice.Trainer([Throughput()])
+    trainer.fit(Fit(), slow, num_epochs=3)  # the first compiles
+    row = trainer.history.rows[-1]
+    assert row["time_data"] > row["time_copy"]
+    assert row["time_data"] > 0.2
+
+
+def test_memory_counts_the_arrays_that_there_are():
+    trainer = solstice.Trainer([DeviceMemory()])
+    trainer.fit(Fit(), some(1))
+    before = trainer.history.rows[-1]["memory_bytes"]
+    held = jnp.zeros(1_000_000, jnp.float32)
+    trainer.fit(Fit(), some(1))
+    assert trainer.history.rows[-1]["memory_bytes"] >= before + held.nbytes - 100_000
+
+
+def test_a_user_measures_too_and_once_a_moment():
+    class Step(solstice.Callback):
+        every = None
+        asked = 0
+
+        def measure(self, record):
+            self.asked += 1
+            return {
+                "twice": 2 * record.step,
+                "loss": -1.0,
+                "norm": record.experiment.params["a"][0],
+            }
+
+    step, one, other = Step(), History(every=2), History(every=2)
+    trainer = solstice.Trainer([one, other, step])
+    trainer.fit(Fit(), some(1, 2, 3, 4), some(1))
+    assert [row["twice"] for row in one.rows if row["span"] == "steps"] == [4, 8]
+    assert step.asked == 3  # two steps, and the end of the epoch
+    assert all(row["loss"] != -12345 for row in one.rows)  # a metric of the step goes first
+    assert "twice" not in next(row for row in one.rows if row["mode"] == "val")
+    assert one.rows == other.rows
+
+
+def test_early_stopping_takes_what_is_measured():
+    class Rising(solstice.Callback):
+        every = None
+
+        def measure(self, record):
+            return {"height": record.step}
+
+    stopping = solstice.callbacks.EarlyStopping("train/height", patience=2)
+    trainer = solstice.Trainer([Rising(), stopping])
+    trainer.fit(Fit(), some(1), num_epochs=9)
+    assert len(trainer.history) == 3
+
+
+def test_the_ready_made_experiments_are_understood():
+    net = eqx.nn.MLP(4, 1, 8, 1, key=jax.random.key(0))
+    x = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+    exp = solstice.RegressionExperiment(net, solstice.compat.track_norms(Sgd(0.1)))
+    trainer = solstice.Trainer([NormMonitor(depth=0)])
+    exp = trainer.fit(exp, (x, x[:, 0]), batch_size=8)
+    flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(exp.learner.params)])
+    np.testing.assert_allclose(
+        trainer.history.rows[-1]["param_norm"], np.linalg.norm(flat), rtol=1e-6
+    )

@@ -1,0 +1,71 @@
+"""Profiler: a window of steps, that no call is cut for."""
+
+import gzip
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import solstice
+from solstice.callbacks import Profiler
+
+
+class Mean(solstice.Experiment):
+    def train_step(self, batch):
+        return self, {"loss": jnp.mean(batch @ batch)}
+
+    def eval_step(self, batch):
+        return self.train_step(batch)
+
+
+def some(count):
+    return [np.eye(8, dtype=np.float32)] * count
+
+
+def test_a_trace_of_the_window_is_written_and_told(tmp_path, capsys):
+    calls = []
+
+    class Calls(solstice.Callback):
+        every = None
+
+        def on_call_end(self, record):
+            calls.append(record.step)
+
+    trainer = solstice.Trainer([Profiler(tmp_path, start=5, steps=4), Calls()], steps_per_call=3)
+    trainer.fit(Mean(), some(10), some(2), num_epochs=2)
+    assert calls[:4] == [3, 6, 9, 10]
+    told = capsys.readouterr().err
+    assert "profiled steps 7 to 10." in told
+    (trace,) = tmp_path.glob("**/perfetto_trace.json.gz")
+    assert str(trace) in told
+    assert len(json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]) > 10
+
+
+def test_a_run_that_ends_before_or_within_the_window_is_told(tmp_path, capsys):
+    solstice.Trainer([Profiler(tmp_path / "a", start=50)]).fit(Mean(), some(3))
+    assert "nothing was profiled: the run had 3 steps, and start=50" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+    trainer = solstice.Trainer([Profiler(tmp_path / "b", start=1, steps=50)], steps_per_call=2)
+    trainer.fit(Mean(), some(6))
+    assert "profiled steps 3 to 6." in capsys.readouterr().err
+    trainer.test(Mean(), some(2))
+    assert capsys.readouterr().err == ""
+
+
+def test_an_exception_closes_the_window(tmp_path):
+    class Fails(solstice.Callback):
+        def on_epoch_end(self, record):
+            raise RuntimeError("as asked")
+
+    profiler = Profiler(tmp_path, start=1, steps=50)
+    trainer = solstice.Trainer([profiler, Fails()], steps_per_call=2)
+    for _ in range(2):  # a window left open would refuse a second one
+        with pytest.raises(RuntimeError, match="as asked"):
+            trainer.fit(Mean(), some(6))
+    assert list(tmp_path.glob("**/perfetto_trace.json.gz"))
+
+
+def test_bad_windows_are_refused():
+    with pytest.raises(ValueError, match="steps=0"):
+        Profiler("a", steps=0)
