@@ -109,7 +109,8 @@ def run_example(session: nox.Session, name: str) -> tuple[list[tuple[str, str]],
 def tests(session: nox.Session) -> None:
     """Run the whole test suite on this Python, with every adapter; `-- ARGS` go to pytest."""
     install_all(session, *TEST, "grain")
-    session.run("pytest", "-n", "2", *(session.posargs or ["tests"]), env=ENV)
+    rest = [*(session.posargs or ["tests"]), "--ignore=tests/loggers"]
+    session.run("pytest", "-n", "2", *rest, env=ENV)
 
 
 @nox.session(python=PYTHONS, reuse_venv=False)
@@ -233,9 +234,31 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Run every code block of the README files and of docs/."""
-    install_all(session, *TEST, *PLOT, "grain", "jmp", "sybil>=10")
+    install_all(session, *TEST, *PLOT, "grain", "jmp", "sybil>=10", "tensorboardX")
     pages = ["README.md", "docs", *map(str, ROOT.glob("packages/*/README.md"))]
-    session.run("pytest", "-p", "run_code_blocks", *pages, env={**ENV, "PYTHONPATH": "docs"})
+    split = ["-n", "2", "--dist", "loadfile"]  # the blocks of a page share their names
+    env = {**ENV, "PYTHONPATH": "docs"}
+    session.run("pytest", "-p", "run_code_blocks", *split, *(session.posargs or pages), env=env)
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """Build the site into site/, with its pictures; `-- serve` shows it meanwhile."""
+    look = ["tensorboard", "tensorboardX", "pyte", "rich", "setuptools<81"]
+    install_all(session, *PLOT, *look, "pytest", "hypothesis", "safetensors")
+    session.install("zensical==0.1.2", "mkdocstrings-python>=2")
+    session.run("pytest", "-q", "tests/core/test_documented.py", env=ENV)
+    session.run("python", "docs/pictures.py", env=ENV)
+    session.run("zensical", *(session.posargs or ["build", "--clean", "--strict"]))
+
+
+@nox.session
+def loggers(session: nox.Session) -> None:
+    """Kill runs that log, resume them, and read what is there by the readers of each tool."""
+    # The reader of W&B's own files is in none of its newer releases.
+    readers = ["tensorboardX", "tensorboard", "setuptools<81", "mlflow", "wandb<0.23", "pandas"]
+    install_all(session, *TEST, *readers)
+    session.run("pytest", "-n", "2", "tests/loggers", env=ENV)
 
 
 @nox.session

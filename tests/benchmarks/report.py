@@ -23,7 +23,7 @@ Of one run, whole, written by
 ```
 
 How it is measured, and what each contender is, stands in
-[tests/benchmarks](../tests/benchmarks/README.md).
+`tests/benchmarks/README.md`.
 
 {machine}
 

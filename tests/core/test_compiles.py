@@ -10,6 +10,7 @@ import pytest
 
 import solstice
 from solstice.callbacks import CompileMonitor
+from solstice.testing import Sgd
 
 
 class Scale(solstice.Experiment):
@@ -207,3 +208,22 @@ def test_nothing_large_is_kept_alive():
     assert kind == Kind(large)
     del large
     assert kind != Kind(Large())
+
+
+def test_a_new_optimiser_is_named_and_a_flood_is_cut_short():
+    x, y = np.zeros((8, 4), np.float32), np.zeros(8, np.int32)
+    net = eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
+
+    class Fresh(Sgd):
+        def __eq__(self, other):
+            return self is other
+
+        __hash__ = object.__hash__
+
+    monitor = CompileMonitor()
+    for _ in range(2):
+        exp = solstice.ClassificationExperiment(net, Fresh(0.1), num_classes=2)
+        solstice.Trainer([monitor]).fit(exp, (x, y), batch_size=8)
+    assert "`.learner.optimizer` is another object" in str(monitor.compilations[-1])
+    many = solstice._engine._compiles.Compilation("step", 0.0, tuple("abcdefgh"))
+    assert str(many).endswith("a; b; c; d; e; and 3 more")

@@ -33,7 +33,7 @@ from solstice.experiments import (
     VAEExperiment,
 )
 from solstice.history import History, compare, read_history
-from solstice.inspect import find_learning_rate, summary, watch_compiles
+from solstice.inspect import find_learning_rate, plan, summary, watch_compiles
 from solstice.metrics import ClassificationMetrics
 
 __version__ = _version("solstice-core")
@@ -71,6 +71,7 @@ __all__ = [
     "inspect",
     "loggers",
     "metrics",
+    "plan",
     "read_history",
     "replace",
     "replay",

@@ -15,6 +15,9 @@ import numpy as np
 from solstice import _tree
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+_TOLD = 5
+"""Reasons in a message."""
+
 _REMEMBERED = 16
 """Programs of one name to compare a new one with."""
 
@@ -35,7 +38,9 @@ class Compilation:
     reasons: tuple[str, ...]
 
     def __str__(self) -> str:
-        why = "; ".join(self.reasons) or "the first of its kind"
+        more = len(self.reasons) - _TOLD
+        shown = [*self.reasons[:_TOLD], *([f"and {more} more"] if more > 0 else [])]
+        why = "; ".join(shown) or "the first of its kind"
         return f"compiled {self.name} in {self.seconds:.2f} s: {why}"
 
 
@@ -130,6 +135,8 @@ def _statics(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(tree, tuple | list):
         for index, value in enumerate(tree):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
             yield from _statics(value, f"{path}[{index}]")
+    elif tree is not None and not _tree.leaves(tree):
+        yield path, tree  # a static node, such as an adapter of an optimiser
 
 
 def _differences(old: dict[str, Kind], new: dict[str, Kind]) -> list[str]:

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import math
 import numbers
+import os
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -13,6 +14,10 @@ from solstice._callback import Callback, Record
 
 _SHOWN = 2
 """Metrics in a line, where the user does not say which."""
+
+_BAR = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]"
+)
 
 _FIRST_LINE = 30.0
 """Seconds until an epoch whose output is no terminal tells how far it is."""
@@ -120,8 +125,9 @@ class ProgressBar(Callback):
                 desc=title,
                 unit=unit,
                 leave=False,
+                bar_format=_BAR if total else None,
                 file=self._out,
-                dynamic_ncols=True,
+                **_width(self._out),
             )
 
     def _how_far(self, record: Record, clock: "_Clock") -> list[str]:
@@ -154,7 +160,7 @@ class ProgressBar(Callback):
 
     def _write(self) -> None:
         if self._line:
-            self._print("  ".join(self._line))
+            self._print(_fitted(self._line, _columns(self._out)))
         self._line = []
 
     def _print(self, text: str) -> None:
@@ -226,6 +232,47 @@ def _tqdm(out: TextIO) -> Any:
         return importlib.import_module("tqdm.notebook" if rich else "tqdm").tqdm
     except ImportError:
         return None
+
+
+def _width(out: TextIO) -> dict[str, Any]:
+    """How wide tqdm is to draw: what it finds itself, but that it finds 0 where nothing is told."""
+    try:
+        is_told = os.get_terminal_size(out.fileno()).columns > 0
+    except (OSError, ValueError, AttributeError):
+        is_told = True
+    return {"dynamic_ncols": True} if is_told else {"ncols": 80}
+
+
+def _columns(out: TextIO) -> int | None:
+    """The width of a terminal; None of what is none."""
+    try:
+        return os.get_terminal_size(out.fileno()).columns or None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _fitted(parts: list[str], columns: int | None) -> str:
+    """One line of a terminal: in short if it is too long, and then cut off."""
+    text = "  ".join(parts)
+    if columns is None or len(text) <= columns:
+        return text
+    text = "  ".join(_in_short(parts))
+    return text if len(text) <= columns else f"{text[: columns - 1]}…"
+
+
+def _in_short(parts: list[str]) -> list[str]:
+    """`loss 0.4532 (val 0.5012)`, and no rate."""
+    found: dict[str, str] = {}
+    for part in parts:
+        mode, _, metric = part.partition("/")
+        name, _, value = metric.rpartition(" ")
+        if mode == "train":
+            found[name] = metric
+        elif mode == "val" and name in found:
+            found[name] += f" (val {value})"
+        elif not part.endswith("examples/s"):
+            found[part] = part
+    return list(found.values())
 
 
 def _in_notebook() -> bool:

@@ -38,7 +38,7 @@ class _File(Logger):
         """Opens the file; that of an earlier run is kept under another name, such as `a-1.csv`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if start.kind == "new" and self.path.exists():
-            self.path.rename(_free_name(self.path))
+            self.path.rename(free_name(self.path))
         lines = self._lines()
         if start.kind == "resumed" and start.about:
             lines = lines[: self._head + start.rows]
@@ -147,7 +147,8 @@ def _cell(value: Any) -> Any:
     return json.dumps(value.tolist()) if getattr(value, "ndim", 0) else value
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
+    """`a-1.csv` for `a.csv`, or the first such that there is not."""
     index = 1
     while (free := path.with_stem(f"{path.stem}-{index}")).exists():
         index += 1

@@ -6,11 +6,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from solstice import _tree
 from solstice._callback import Record
+from solstice._experiment import params_of
 from solstice.history._history import MOMENT
+from solstice.loggers._files import free_name
 from solstice.loggers._logger import Logger, Start, is_missing
 
 _CURVES = {"epoch": "", "steps": "_steps"}
@@ -25,11 +28,13 @@ class TensorBoard(Logger):
     no TensorFlow.
 
     Args:
-        directory: the folder of this run.
+        directory: the folder of this run. When one begins anew, the events of an earlier one are
+            kept in a folder of another name, such as `a-1`.
         every: log the training metrics of every so many steps too.
         only: names of the metrics to log, without the mode; all by default.
         hparams: hyper-parameters by name, for TensorBoard's table of runs: numbers, text, bools.
-        histograms: show the arrays of the Experiment too, after every so many epochs.
+        histograms: show the params too, after every so many epochs: `exp.params`, those of
+            `exp.learner`, or all arrays.
 
     Raises:
         ImportError: tensorboardX is not installed.
@@ -60,6 +65,8 @@ class TensorBoard(Logger):
     def open(self, start: Start) -> None:
         """Opens a file of events; TensorBoard drops what a resumed run will write again."""
         make = _writer_class()
+        if start.kind == "new":
+            _set_aside(self.directory)
         if start.kind != "resumed":
             self._board = make(str(self.directory))
             self._write_hparams()
@@ -85,14 +92,14 @@ class TensorBoard(Logger):
         return {"directory": str(self.directory)}
 
     def on_epoch_end(self, record: Record) -> None:
-        """Logs the epoch, and the arrays when it is time."""
+        """Logs the epoch, and the params when it is time."""
         super().on_epoch_end(record)
         often = self._histograms
         if often and record.mode == "train" and (record.epoch + 1) % often == 0:
             arrays = {
                 path: np.asarray(leaf, np.float32)
-                for path, leaf in _tree.leaves_by_slashes(record.experiment).items()
-                if hasattr(leaf, "dtype") and np.issubdtype(leaf.dtype, np.floating)
+                for path, leaf in _tree.leaves_by_slashes(params_of(record.experiment)).items()
+                if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
             }
             self._submit(self._write_arrays, arrays, record.step)
 
@@ -111,7 +118,7 @@ class TensorBoard(Logger):
         for path, array in arrays.items():
             finite = array[np.isfinite(array)]
             if finite.size:
-                self._board.add_histogram(f"arrays/{path}", finite, step)
+                self._board.add_histogram(f"params/{path}", finite, step)
         self._board.flush()
 
     def _write_hparams(self) -> None:
@@ -129,6 +136,16 @@ def _writer_class() -> Any:
     except ImportError as error:
         raise is_missing("tensorboardX", "TensorBoard") from error
     return SummaryWriter
+
+
+def _set_aside(directory: Path) -> None:
+    """Moves the events of an earlier run, so that it is one of its own."""
+    events = list(directory.glob("events.out.tfevents.*"))
+    if events:
+        aside = free_name(directory)
+        aside.mkdir()
+        for path in events:
+            path.rename(aside / path.name)
 
 
 def _as_image(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Log to Weights & Biases."""
 
 import json
+import uuid
 from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
@@ -14,7 +15,9 @@ class WandB(Logger):
     """`WandB("digits", mode="offline")`: a run of a project of Weights & Biases.
 
     Metrics are "train/loss" and "val/loss", over "step"; those of every so many steps
-    "train_steps/loss". Arrays are left out. Needs `wandb`.
+    "train_steps/loss". Arrays are left out. Needs `wandb`. What W&B has not written itself when the
+    process is killed outright (SIGKILL) is lost to it; after an exception, Ctrl-C or SIGTERM
+    nothing is.
 
     Args:
         project: the name of the project.
@@ -62,7 +65,7 @@ class WandB(Logger):
         """Begins a run, or goes on with one."""
         self.directory.mkdir(parents=True, exist_ok=True)
         wandb = _tools()
-        self._id = start.about.get("id") or wandb.util.generate_id()
+        self._id = start.about.get("id") or uuid.uuid4().hex[:8]
         self._ahead = []
         if start.kind == "resumed" and self._written.exists():
             self._ahead = self._written.read_text().splitlines()[start.rows :]
@@ -97,7 +100,7 @@ class WandB(Logger):
 
     def close(self, error: BaseException | None) -> None:
         """Tells W&B how the run ended."""
-        self.run.finish(exit_code=0 if error is None else 1, quiet=True)
+        self.run.finish(exit_code=0 if error is None else 1)
 
     def about(self) -> dict[str, Any]:
         """The run to go on with."""

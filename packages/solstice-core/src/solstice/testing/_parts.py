@@ -27,6 +27,7 @@ class Sgd:
     momentum: float = 0.9
 
     def init(self, params: Any, /) -> Any:
+        """`opt_state = optimizer.init(params)`: zeros, for momentum."""
         return jax.tree.map(jnp.zeros_like, params)
 
     def step(
@@ -40,11 +41,13 @@ class Sgd:
         value_fn: Any = None,
         **extra: Any,
     ) -> tuple[Any, Any]:
+        """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
         del value, value_fn, extra
         state = jax.tree.map(lambda v, g: self.momentum * v + g, state, grads)
         return jax.tree.map(lambda p, v: p - self.rate * v, params, state), state
 
     def eval_params(self, state: Any, params: Any, /) -> Any:
+        """`params = optimizer.eval_params(opt_state, params)`: the params as they are."""
         del state
         return params
 
@@ -57,12 +60,14 @@ class Linear:
     size: int = CLASSES
 
     def init(self, key: Any, x: Any, /) -> tuple[Any, Any]:
+        """`params, state = model.init(key, x)`: a kernel and a bias."""
         kernel = 0.1 * jax.random.normal(key, (x.shape[-1], self.size))
         return {"kernel": kernel, "bias": jnp.zeros(self.size)}, ()
 
     def forward(
         self, params: Any, state: Any, x: Any, /, *, train: bool, key: Any = None
     ) -> tuple[Any, Any]:
+        """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
         del train, key
         return x @ params["kernel"] + params["bias"], state
 

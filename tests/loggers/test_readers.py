@@ -1,0 +1,167 @@
+"""Each logger is read back by its own official reader, before and after a kill and a resume."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+LOGGERS = ["CSV", "JSONLines", "TensorBoard", "MLflow", "WandB"]
+RUN_ONE = Path(__file__).parent / "run_one.py"
+
+
+def run(name, folder, kill_at=0):
+    """What the run prints; None if it was killed."""
+    env = {**os.environ, "WANDB_SILENT": "true", "GIT_PYTHON_REFRESH": "quiet"}
+    done = subprocess.run(
+        [sys.executable, str(RUN_ONE), name, str(folder), str(kill_at)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
+    )
+    if done.returncode == -9 or (kill_at < 0 and "as asked" in done.stderr):
+        return None
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def expected():
+    """All that there is to log: (name, step) -> value, of the loop by hand."""
+    points, total, totals, window, epoch = {}, np.float32(0), [], [], []
+    for step in range(1, 17):
+        total = np.float32(total + (step - 1) % 4)
+        totals.append(total)
+        window.append(total)
+        epoch.append(total)
+        if step % 2 == 0:
+            points["train_steps/loss", step] = np.mean(window)
+            window = []
+        if step % 4 == 0:
+            points["train/loss", step] = np.mean(epoch)
+            points["val/loss", step] = total
+            epoch = []
+    sizes = {(n.replace("loss", "size"), s): 2.5 * v for (n, s), v in points.items() if n[0] == "t"}
+    return {**points, **sizes}
+
+
+def read_table(frame):
+    points = []
+    for row in frame.to_dict("records"):
+        split = row["mode"] + ("_steps" if row["span"] == "steps" else "")
+        points += [
+            ((f"{split}/{name}", row["step"]), row[name])
+            for name in ("loss", "size")
+            if not np.isnan(row[name])
+        ]
+    return points
+
+
+def read_csv(folder, about):
+    import pandas as pd
+
+    return read_table(pd.read_csv(folder / "a.csv"))
+
+
+def read_jsonlines(folder, about):
+    import pandas as pd
+
+    return read_table(pd.read_json(folder / "a.jsonl", lines=True))
+
+
+def read_tensorboard(folder, about):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "board"), size_guidance={"scalars": 0, "histograms": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert tags["histograms"] == ["params/total"]
+    assert [h.step for h in events.Histograms("params/total")] == [4, 8, 12, 16]
+    hparams = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"rate" in hparams
+    assert b"mlp" in hparams
+    return [((tag, e.step), e.value) for tag in tags["scalars"] for e in events.Scalars(tag)]
+
+
+def read_mlflow(folder, about):
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    runs = mlflow.search_runs(experiment_names=["digits"])
+    assert len(runs) == 1
+    assert runs["run_id"][0] == about["run_id"]
+    assert runs["params.rate"][0] == "0.5"
+    assert runs["status"][0] == "FINISHED"
+    client = mlflow.MlflowClient()
+    names = [column.removeprefix("metrics.") for column in runs if column.startswith("metrics.")]
+    return [
+        ((name, point.step), point.value)
+        for name in names
+        for point in client.get_metric_history(about["run_id"], name)
+    ]
+
+
+def read_wandb(folder, about):
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    points = []
+    files = sorted(folder.glob(f"wandb/offline-run-*/run-{about['id']}.wandb"))
+    assert files
+    for file in files:
+        store = DataStore()
+        store.open_for_scan(str(file))
+        while (data := store.scan_data()) is not None:
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") != "history":
+                continue
+            items = {
+                item.key or ".".join(item.nested_key): json.loads(item.value_json)
+                for item in record.history.item
+            }
+            points += [((n, items["step"]), v) for n, v in items.items() if "/" in n]
+    return points
+
+
+READERS = {
+    "CSV": read_csv,
+    "JSONLines": read_jsonlines,
+    "TensorBoard": read_tensorboard,
+    "MLflow": read_mlflow,
+    "WandB": read_wandb,
+}
+
+
+@pytest.mark.filterwarnings("default")  # of the readers, which are not ours
+@pytest.mark.parametrize("name", LOGGERS)
+@pytest.mark.parametrize("kills", [[7], [7, 9, 15]], ids=["killed", "thrice"])
+def test_its_own_reader_finds_every_row_once(name, kills, tmp_path):
+    """Checkpoints are at 5, 10 and 15; what was written after them is written again.
+
+    What W&B holds in memory dies with SIGKILL, which is documented, so it ends by an exception.
+    """
+    for kill_at in (-at if name == "WandB" else at for at in kills):
+        assert run(name, tmp_path, kill_at) is None
+    told = run(name, tmp_path)
+    points = READERS[name](tmp_path, told["about"])
+    found = dict(points)
+    wanted = expected()
+    assert {*found} == {*wanted}
+    assert len(points) == len(found), "a row is there twice"
+    for point, value in wanted.items():
+        np.testing.assert_allclose(found[point], value, rtol=1e-6, err_msg=str(point))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("name", "aside"), [("CSV", "a-1.csv"), ("TensorBoard", "board-1")])
+def test_a_run_that_begins_anew_keeps_what_an_earlier_one_wrote(name, aside, tmp_path):
+    assert run(name, tmp_path, 4) is None  # before the first checkpoint
+    told = run(name, tmp_path)
+    found = READERS[name](tmp_path, told["about"])
+    assert {*dict(found)} == {*expected()}
+    assert len(found) == len(expected())
+    assert (tmp_path / aside).exists()
