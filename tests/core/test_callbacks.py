@@ -642,3 +642,41 @@ def test_a_cadence_below_one_is_refused(every):
 def test_a_record_without_anything_says_so():
     with pytest.raises(AttributeError, match="this record has no 'metrics'"):
         Record(mode="train").metrics  # noqa: B018
+
+
+class Adds(solstice.Experiment):
+    total: object
+
+    def train_step(self, batch):
+        return solstice.replace(self, total=self.total + batch.sum()), {"mean": batch.mean()}
+
+    def eval_step(self, batch):
+        return self, {"mean": batch.mean()}
+
+
+@pytest.mark.parametrize("others", [[], [solstice.Callback()]])
+def test_a_stop_at_the_end_of_a_call_ends_the_run_there(others):
+    class StopAtOnce(solstice.Callback):
+        every = None
+
+        def on_call_end(self, record):
+            raise solstice.Stop("enough")
+
+    batches = [np.full(1, value, np.float32) for value in range(8)]
+    trainer = solstice.Trainer([StopAtOnce(), *others], steps_per_call=4)
+    exp = trainer.fit(Adds(np.zeros((), np.float32)), batches, num_epochs=3)
+    assert float(exp.total) == 0 + 1 + 2 + 3
+    assert trainer.history.rows[-1]["step"] == 4
+
+
+def test_there_is_no_snapshot_within_an_evaluation():
+    class Asks(solstice.Callback):
+        needs = ("snapshot",)
+
+        def on_step_end(self, record):
+            if record.mode == "val":
+                _ = record.snapshot
+
+    batches = [np.zeros(1, np.float32)]
+    with pytest.raises(AttributeError, match="no 'snapshot'"):
+        solstice.Trainer([Asks()]).fit(Adds(np.zeros((), np.float32)), batches, batches)

@@ -301,7 +301,11 @@ class CallbackList:
         for callback, every in self._at_end:
             if count % every == 0:
                 if callback.needs:
-                    asked = {name: given(name, callback) for name in callback.needs}
+                    asked = {
+                        name: given(name, callback)
+                        for name in callback.needs
+                        if name != "snapshot" or record.mode == "train"
+                    }
                     self._call(callback, "on_step_end", changed(record, given=asked))
                 else:
                     self._call(callback, "on_step_end", record)

@@ -207,6 +207,8 @@ class Trainer:
             )
 
         saved = find_saved(resume, callbacks)
+        if saved is not None:
+            self.history.rows = []  # those of the saved run come back
         start = Record(
             mode="train",
             num_epochs=num_epochs,

@@ -84,6 +84,8 @@ class Pass:
             if self._callbacks.stop is not None:
                 return
             self._end_call()
+            if self._callbacks.stop is not None:
+                return
             block = following
 
     def _run(self, block: Block) -> Kept | EagerKept:

@@ -218,8 +218,8 @@ class History(Callback):
             self._keep(record, "epoch")
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows, and so that they are kept with a run even if there are none yet."""
-        return {"rows": self.rows}
+        """The rows; nothing, if there are none yet."""
+        return {"rows": self.rows} if self.rows else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the rows of a run that is resumed."""
