@@ -226,7 +226,8 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types strictly, in the packages and as a user sees them."""
-    install_all(session, "pyright[nodejs]==1.1.414", "tqdm", "pytest", "hypothesis", "safetensors")
+    more = ["tqdm", "pytest", "hypothesis", "safetensors", "matplotlib", "tensorboardX"]
+    install_all(session, "pyright[nodejs]==1.1.414", *more)
     python = str(Path(session.bin) / "python")
     session.run("pyright", "--pythonpath", python)
 

@@ -1,6 +1,7 @@
 """Keep the metrics of a run."""
 
 import csv
+import importlib
 import itertools
 import json
 import numbers
@@ -148,14 +149,13 @@ class History(Callback):
             ImportError: pandas is not installed.
         """
         try:
-            import pandas as pd  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+            pandas: Any = importlib.import_module("pandas")
         except ImportError as error:
             raise ImportError(
                 "history.to_pandas() needs pandas: `pip install pandas`, or use `history.rows`, "
                 "`history.to_csv(path)`"
             ) from error
-        frame: Any = pd.DataFrame(self.rows)
-        return frame
+        return pandas.DataFrame(self.rows)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """`history.to_csv("metrics.csv")`: numbers alone, a column for each metric."""

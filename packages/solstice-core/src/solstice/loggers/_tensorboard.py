@@ -57,6 +57,8 @@ class TensorBoard(Logger):
         self._hparams = dict(hparams or {})
         self._histograms = histograms
         self._board: Any = None
+        self._shown_at: int | None = None
+        self._resumed_with: Any = None
         _writer_class()
 
     def __repr__(self) -> str:
@@ -71,9 +73,14 @@ class TensorBoard(Logger):
             self._board = make(str(self.directory))
             self._write_hparams()
             return
+        # All from this step on is dropped, and what counts of this step itself comes again.
         self._board = make(str(self.directory), purge_step=start.step)
         for row in start.newest:
-            self.write(row)
+            if row["step"] == start.step:
+                self.write(row)
+        if start.about.get("shown_at") == start.step and self._resumed_with is not None:
+            self._write_arrays(_params(self._resumed_with), start.step)
+        self._resumed_with = None
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes the metrics of a row, each as what it is."""
@@ -89,19 +96,21 @@ class TensorBoard(Logger):
 
     def about(self) -> dict[str, Any]:
         """Where the events are."""
-        return {"directory": str(self.directory)}
+        return {"directory": str(self.directory), "shown_at": self._shown_at}
+
+    def on_fit_start(self, record: Record) -> None:
+        """Takes down what a resumed run begins with."""
+        super().on_fit_start(record)
+        is_resumed = record.mode == "train" and record.step > 0
+        self._resumed_with = record.experiment if is_resumed and self._histograms else None
 
     def on_epoch_end(self, record: Record) -> None:
         """Logs the epoch, and the params when it is time."""
         super().on_epoch_end(record)
         often = self._histograms
         if often and record.mode == "train" and (record.epoch + 1) % often == 0:
-            arrays = {
-                path: np.asarray(leaf, np.float32)
-                for path, leaf in _tree.leaves_by_slashes(params_of(record.experiment)).items()
-                if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
-            }
-            self._submit(self._write_arrays, arrays, record.step)
+            self._submit(self._write_arrays, _params(record.experiment), record.step)
+            self._shown_at = record.step
 
     def _show(self, tag: str, value: Any, step: int) -> None:
         axes = np.ndim(value)
@@ -128,6 +137,15 @@ class TensorBoard(Logger):
         summary: Any = importlib.import_module("tensorboardX.summary")
         for part in summary.hparams(self._hparams, {}):
             self._board.file_writer.add_summary(part)
+
+
+def _params(experiment: Any) -> dict[str, Any]:
+    """The params by path, on the host."""
+    return {
+        path: np.asarray(leaf, np.float32)
+        for path, leaf in _tree.leaves_by_slashes(params_of(experiment)).items()
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
 
 
 def _writer_class() -> Any:
