@@ -247,7 +247,7 @@ def site(session: nox.Session) -> None:
     """Build the site into site/, with its pictures; `-- serve` shows it meanwhile."""
     look = ["tensorboard", "tensorboardX", "pyte", "rich", "setuptools<81"]
     install_all(session, *PLOT, *look, "pytest", "hypothesis", "safetensors")
-    session.install("zensical==0.1.2", "mkdocstrings-python>=2")
+    session.install("zensical==0.0.73", "mkdocstrings-python>=2")
     session.run("pytest", "-q", "tests/core/test_documented.py", env=ENV)
     session.run("python", "docs/pictures.py", env=ENV)
     session.run("zensical", *(session.posargs or ["build", "--clean", "--strict"]))
