@@ -57,6 +57,7 @@ class TensorBoard(Logger):
         self._hparams = dict(hparams or {})
         self._histograms = histograms
         self._board: Any = None
+        self._files = 0
         self._shown_at: int | None = None
         self._resumed_with: Any = None
         _writer_class()
@@ -66,15 +67,14 @@ class TensorBoard(Logger):
 
     def open(self, start: Start) -> None:
         """Opens a file of events; TensorBoard drops what a resumed run will write again."""
-        make = _writer_class()
         if start.kind == "new":
             _set_aside(self.directory)
         if start.kind != "resumed":
-            self._board = make(str(self.directory))
+            self._begin_file()
             self._write_hparams()
             return
         # All from this step on is dropped, and what counts of this step itself comes again.
-        self._board = make(str(self.directory), purge_step=start.step)
+        self._begin_file(purge_step=start.step)
         for row in start.newest:
             if row["step"] == start.step:
                 self.write(row)
@@ -94,6 +94,14 @@ class TensorBoard(Logger):
         """Closes the file."""
         self._board.close()
 
+    def state_dict(self) -> dict[str, Any]:
+        """How far it is. What counts must be on the disk, and only closing a file makes it so."""
+        state = super().state_dict()
+        if self._is_open:
+            self._board.close()
+            self._begin_file()
+        return state
+
     def about(self) -> dict[str, Any]:
         """Where the events are."""
         return {"directory": str(self.directory), "shown_at": self._shown_at}
@@ -111,6 +119,12 @@ class TensorBoard(Logger):
         if often and record.mode == "train" and (record.epoch + 1) % often == 0:
             self._submit(self._write_arrays, _params(record.experiment), record.step)
             self._shown_at = record.step
+
+    def _begin_file(self, **options: Any) -> None:
+        """Names tell seconds, in which there may be several."""
+        self._files += 1
+        suffix = f".{self._files:06}"
+        self._board = _writer_class()(str(self.directory), filename_suffix=suffix, **options)
 
     def _show(self, tag: str, value: Any, step: int) -> None:
         axes = np.ndim(value)
