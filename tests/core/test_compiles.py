@@ -214,6 +214,7 @@ def test_a_new_optimiser_is_named_and_a_flood_is_cut_short():
     x, y = np.zeros((8, 4), np.float32), np.zeros(8, np.int32)
     net = eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
 
+    @jax.tree_util.register_static
     class Fresh(Sgd):
         def __eq__(self, other):
             return self is other

@@ -163,7 +163,7 @@ def test_a_user_measures_too_and_once_a_moment():
             self.asked += 1
             return {
                 "twice": 2 * record.step,
-                "loss": -1.0,
+                "loss": -12345.0,
                 "norm": record.experiment.params["a"][0],
             }
 

@@ -133,7 +133,7 @@ class Pass:
         self._has_ended = True
 
         def now() -> Record:
-            told = {**metrics, **self._measure()}
+            told = {**metrics, **self._measure(), **metrics}
             return self._with_experiment({"metrics": told})
 
         self._callbacks.tell("on_epoch_end", now)
@@ -196,7 +196,7 @@ class Pass:
                 return Later(self.snapshot)
             if name == "metrics":
                 metrics = self._take_metrics(self._callbacks.reader(callback))
-                return {**metrics, **self._measure()}
+                return {**metrics, **self._measure(), **metrics}
             return block.batches[index] if name == "batch" else kept and kept[index]
 
         return give
