@@ -605,3 +605,54 @@ def test_arrays_go_through_json_and_back(dtype):
 def test_what_is_not_plain_is_told(value):
     with pytest.raises(TypeError, match="x holds"):
         to_plain(value, "x")
+
+
+@pytest.mark.parametrize("first", [1, 5, 9, 13])
+@pytest.mark.parametrize("source", sorted(SOURCES))
+def test_more_steps_go_on_from_fewer(whole, tmp_path, source, first):
+    """The epoch that `max_steps` ended goes on, though it was validated and saved as ended."""
+    run(tmp_path / "a", source=source, max_steps=first)
+    assert int(run(tmp_path / "a", source=source, resume="last", max_steps=first)[0].step) == first
+    run(tmp_path / "a", source=source, resume="last", max_steps=first + 1)
+    exp, rows, _ = run(tmp_path / "a", source=source, resume="last")
+    expected, expected_rows, _ = whole(source=source)
+    assert checkpoint.diff(exp, expected) == {}
+    asked = {first, first + 1}
+    assert [row for row in rows if row["step"] not in asked] == [
+        row for row in expected_rows if row["step"] not in asked
+    ]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_epoch_that_ended_with_the_steps_is_not_ended_twice(tmp_path, known):
+    ready = list(batches((X, Y), 5))
+    train_ds = ready if known else lambda: iter(ready)
+    told = []
+
+    class Tells(solstice.Callback):
+        def on_epoch_end(self, record):
+            told.append((record.epoch, record.step))
+
+    def go(**options):
+        trainer = solstice.Trainer([Tells(), Checkpoint(tmp_path / "a")])
+        return trainer.fit(experiment(), train_ds, strict_resume=True, **options)
+
+    go(max_steps=STEPS)
+    assert int(go(max_steps=STEPS + 2, resume="last").step) == STEPS + 2
+    assert int(go(max_steps=2 * STEPS, resume="last").step) == 2 * STEPS
+    assert told == [(0, STEPS), (1, STEPS + 2), (1, 2 * STEPS)]
+
+
+def test_other_data_after_an_epoch_are_told(tmp_path):
+    def go(data, **options):
+        trainer = solstice.Trainer([Checkpoint(tmp_path / "a")])
+        trainer.fit(experiment(), data, strict_resume=True, **options)
+
+    go(batches((X, Y), 5, shuffle=True))
+    for other in (batches((X + 1, Y), 5, shuffle=True), batches((X, Y), 5, shuffle=True, seed=1)):
+        with pytest.raises(CheckpointError, match="gives other batches"):
+            go(other, num_epochs=2, resume="last")
+    go(list(batches((X[:40], Y[:40]), 5)), num_epochs=1, resume="last")  # which has ended
+    longer = [*batches((X, Y), 5, shuffle=True), (X[:5], Y[:5])]
+    with pytest.raises(CheckpointError, match="an epoch had 9 batches, and has 10"):
+        go(longer, num_epochs=2, resume="last")

@@ -485,9 +485,8 @@ class _Run:
         if self._steps_per_call is None and size != stepper.steps_per_call:
             # Another program might round otherwise.
             stepper = self.stepper(stepper.experiment, "train_step", source.first(), size)
-        self._saved, self._start = saved, saved.moment(start)
-        ended = has_ended(self._start, saved.position.stop, max_steps)
-        inexact = saved.restore(stepper, source, self._callbacks, has_ended=ended)
+        self._saved = saved
+        self._start, inexact = saved.restore(stepper, source, self._callbacks, start, max_steps)
         saved.tell(inexact, strict)
         return stepper, self._start
 
@@ -495,7 +494,7 @@ class _Run:
         """The run in a pass of training."""
         stepper, source = cast("Stepper", self._stepper), cast("Source", self._source)
         record, last = training.record, training.last_batch
-        totals = zip(self._callbacks.reader_names, stepper.totals(), strict=True)
+        totals = zip(self._callbacks.reader_names, training.totals(), strict=True)
         stop = self._callbacks.stop
         position = Position(
             step=record.step,
@@ -507,9 +506,10 @@ class _Run:
             steps_per_call=stepper.steps_per_call,
             backend=jax.default_backend(),
             last_batch=None if last is None else fingerprint(last),
-            data=source.stand(record.epoch_step, is_closed=has_ended),
+            data=source.stand(record.epoch_step, is_closed=has_ended and not training.is_cut),
             metrics={name: by_path(total) for name, total in totals if total is not None},
             callbacks=states_of(self._callbacks.callbacks),
+            is_cut=has_ended and training.is_cut,
         )
         return Snapshot(stepper.experiment, position.note())
 

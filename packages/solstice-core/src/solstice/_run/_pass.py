@@ -15,7 +15,7 @@ from solstice._engine._interrupts import asked_to_end, end
 from solstice._engine._step import Kept, Stepper
 from solstice._engine._times import Times
 from solstice._experiment import overrides
-from solstice._metrics import num_examples, to_host
+from solstice._metrics import Metrics, num_examples, to_host
 from solstice._run._cadence import cadence_of
 from solstice._run._snapshot import Snapshot
 from solstice._types import Batch
@@ -50,6 +50,7 @@ class Pass:
         self._cadence = cadence_of(callbacks.callbacks, stepper.steps_per_call)
         self._snapshot = snapshot
         self._has_ended = False
+        self._cut: list[Metrics | None] | None = None
         self._last: tuple[Block, int] | None = None
         self._times = record.times if record.mode == "train" else Times()
         self._compilation: Compilation | None = None
@@ -69,6 +70,9 @@ class Pass:
             with closing(batches):  # a thread that reads ahead ends here, however the pass ends
                 feeder = Feeder(batches, self._slots, self._check(), self._times)
                 yield from self._blocks(feeder, max_count)
+        enough = max_count is not None and self._count >= max_count
+        if enough and self.record.epoch_step != self.record.steps_per_epoch:
+            self._cut = self._stepper.totals()
 
     def _blocks(self, feeder: Feeder, max_count: int | None) -> Iterator[Kept | EagerKept]:
         block = self._take(feeder, self._count, max_count)
@@ -118,6 +122,15 @@ class Pass:
         self._callbacks.tell("on_call_end", now)
         if signal is not None:
             end(signal)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it has ended by the count of steps, where there may be more batches."""
+        return self._cut is not None
+
+    def totals(self) -> list[Metrics | None]:
+        """The metrics of each reader to go on from; at the end there are some if it was cut."""
+        return self._stepper.totals() if self._cut is None else self._cut
 
     def _metrics_so_far(self) -> dict[str, Any]:
         return to_host(self._stepper.totals()[0])

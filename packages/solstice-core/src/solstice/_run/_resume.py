@@ -33,43 +33,51 @@ class SavedRun:
     position: Position
     versions: dict[str, str]
 
-    def moment(self, start: Record) -> Record:
-        """The moment at which the run goes on."""
+    def moment(self, start: Record, max_steps: int | None) -> Record:
+        """The moment at which the run goes on: within an epoch, or before one."""
         at = self.position
-        moment = replace(
+        within = replace(
             start,
             step=at.step,
             epoch=at.epoch,
             epoch_step=at.epoch_step,
             num_examples=at.num_examples,
         )
-        return next_epoch(moment) if at.is_closed else moment
+        if not at.is_closed:
+            return within
+        has_more = at.is_cut and not has_ended(replace(within, epoch_step=0), at.stop, max_steps)
+        return within if has_more else next_epoch(within)
 
     def restore(
         self,
         stepper: Stepper | EagerStepper,
         source: Source,
         callbacks: CallbackList,
-        *,
-        has_ended: bool,
-    ) -> list[str]:
-        """Puts the stepper and the data set where they were; returns what may be another now.
+        start: Record,
+        max_steps: int | None,
+    ) -> tuple[Record, list[str]]:
+        """Puts the stepper and the data set where they were; nothing is read if it has ended.
 
-        Nothing is read for a run that has ended.
+        Returns:
+            The moment at which the run goes on, and what may be another now.
         """
-        at = self.position
+        at, moment = self.position, self.moment(start, max_steps)
         experiment = checkpoint.load(self.path, like=stepper.experiment)
         inexact = self._other_programs(stepper)
+        if has_ended(moment, at.stop, max_steps):
+            self._say("it has ended", moment)
+        else:
+            inexact += self._go_on_in(source, moment)
+            if at.is_cut and source.is_at_end():
+                moment = next_epoch(moment)
         totals = [at.metrics.get(name) for name in callbacks.reader_names]
+        if moment.epoch != at.epoch:
+            totals[0] = None  # those of the epoch, which has ended
         try:
             stepper.restore(experiment, totals)
         except KeyError as error:
             stepper.restore(experiment, [None] * len(totals))
             inexact.append(f"the metrics of the epoch so far are lost ({error})")
-        if has_ended:
-            self._say("it has ended")
-        else:
-            inexact += self._go_on_in(source)
         now = named(callbacks.callbacks)
         inexact += [f"{name} is not among the callbacks now" for name in {*at.callbacks} - {*now}]
         inexact += [
@@ -77,19 +85,20 @@ class SavedRun:
             for name, callback in now.items()
             if name not in at.callbacks and callback.state_dict()
         ]
-        return inexact
+        return moment, inexact
 
-    def _go_on_in(self, source: Source) -> list[str]:
-        at = self.position
-        index = 0 if at.is_closed else at.epoch_step
-        back = source.go_to(at.epoch + at.is_closed, index, at.data, at.last_batch)
-        self._say(f"the data set goes on {back.how}")
-        if back.is_same:
-            return []
-        return [
-            f"{source.name} gives other batches than in the saved run, or in another order; where "
-            f"it shuffles, give it a seed"
-        ]
+    def _go_on_in(self, source: Source, moment: Record) -> list[str]:
+        at, is_over = self.position, moment.epoch != self.position.epoch
+        back = source.go_to(at.epoch, at.epoch_step, at.data, at.last_batch, is_closed=is_over)
+        self._say(f"the data set goes on {back.how}", moment)
+        if not back.is_same:
+            return [
+                f"{source.name} gives other batches than in the saved run, or in another order; "
+                f"where it shuffles, give it a seed"
+            ]
+        if is_over and source.length not in (None, at.epoch_step):
+            return [f"an epoch had {at.epoch_step:,} batches, and has {source.length:,}"]
+        return []
 
     def restore_callbacks(self, callbacks: CallbackList) -> None:
         """Gives each callback what it remembered, and asks to stop if one had."""
@@ -123,9 +132,9 @@ class SavedRun:
                 found.append(f"{name} was {was}, and is {now}")
         return found
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, moment: Record) -> None:
         at = self.position
-        where = "after" if at.is_closed else f"at batch {at.epoch_step:,} of"
+        where = "after" if moment.epoch != at.epoch else f"at batch {at.epoch_step:,} of"
         print(
             f"solstice: resuming {self.path}, step {at.step:,}, {where} epoch {at.epoch + 1}; "
             f"{text}",

@@ -46,6 +46,8 @@ class Position:
         data: where the data set stands; see `Source.stand`.
         metrics: the metrics so far of each reader, leaves by path.
         callbacks: what each callback remembers, by name.
+        is_cut: whether that epoch has ended by `max_steps` alone: a run with more steps goes on
+            within it, from these metrics.
     """
 
     step: int
@@ -60,6 +62,7 @@ class Position:
     data: dict[str, Any]
     metrics: dict[str, dict[str, Any]]
     callbacks: dict[str, Any]
+    is_cut: bool = False
 
     @staticmethod
     def of(note: Mapping[str, Any]) -> "Position | None":

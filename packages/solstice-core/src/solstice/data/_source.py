@@ -96,23 +96,35 @@ class Source:
         state = self._states.get(index)
         return {"state": None if state is None or (is_closed and not state[1]) else state[0]}
 
-    def go_to(self, epoch: int, index: int, stand: Mapping[str, Any], last: str | None) -> "Return":
-        """The next epoch read is this one, from batch `index` on.
+    def go_to(
+        self,
+        epoch: int,
+        index: int,
+        stand: Mapping[str, Any],
+        last: str | None,
+        *,
+        is_closed: bool = False,
+    ) -> "Return":
+        """The next epoch read is this one from batch `index` on, or if it is closed the next.
 
         Args:
             epoch: the epoch.
             index: batches of it that have been used.
             stand: what `stand` gave.
             last: the fingerprint of the batch before, or None if there was none.
+            is_closed: whether the epoch has ended.
         """
         state = stand.get("state")
         data = self._made(epoch) if self._by_epoch else self._data
         if state is not None or is_seekable(data):
             self._drop_peeked()
-            self._returned = self._open(epoch, index, state)
-            before = data[index - 1] if state is None and index else None
+            is_same = state is not None or not index or self._is_at(data, index - 1, last)
+            start = (epoch + 1, 0) if is_closed else (epoch, index)
+            self._returned = self._open(*start, state)
             how = "at once" if state is None else "by the state of its iterator"
-            return Return(f"exactly, {how}", before is None or self._is_same(before, last))
+            return Return(f"exactly, {how}", is_same)
+        if is_closed:
+            epoch, index = epoch + 1, 0
         count, batch = 0, None
         for earlier in range(0 if self._by_epoch else epoch):
             for read in self.epoch(earlier):
@@ -124,6 +136,18 @@ class Source:
             batch, count = read, count + 1
         told = f"exactly, by reading {count:,} batches again"
         return Return(told, batch is None or self._is_same(batch, last))
+
+    def is_at_end(self) -> bool:
+        """Whether the epoch that was taken up again has no batch left."""
+        first = next(self._returned, None) if self._returned is not None else None
+        if first is None or self._returned is None:
+            self._returned = None
+            return True
+        self._returned = _chain(first, self._returned)
+        return False
+
+    def _is_at(self, data: Any, index: int, last: str | None) -> bool:
+        return index < len(data) and self._is_same(data[index], last)
 
     def _is_same(self, batch: Batch, last: str | None) -> bool:
         return last is None or fingerprint(to_numpy(batch, self.name)) == last
