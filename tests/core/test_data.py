@@ -512,10 +512,21 @@ def test_shuffling_is_advised_for_training_alone():
     assert "shuffle" not in str(error.value)
 
 
-@pytest.mark.parametrize("data", [Again(), generator_function, [(np.zeros(2), "name")]])
+@pytest.mark.parametrize(
+    "data", [Again(), generator_function, [(np.zeros(2), "name")], [(np.zeros(8), np.zeros(8))]]
+)
 def test_a_batch_size_for_data_that_come_in_batches_is_refused(data):
     with pytest.raises(DataError, match=r"batch_size=2 was given, and train_ds .*leave batch_size"):
         batches_of(data, batch_size=2)
+
+
+def test_an_iterator_that_was_read_before_is_told():
+    read = iter([np.zeros(2)])
+    next(read)
+    with pytest.raises(
+        DataError, match=r"train_ds is empty: it gave no batch. It is an iterator.*read before"
+    ):
+        batches_of(read)
 
 
 def test_a_batch_size_is_refused_for_the_data_set_that_comes_in_batches():

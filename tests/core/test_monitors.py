@@ -177,6 +177,34 @@ def test_a_user_measures_too_and_once_a_moment():
     assert one.rows == other.rows
 
 
+@pytest.mark.parametrize("every", [None, 2])
+def test_who_measures_may_ask_to_stop(every):
+    class Hot(solstice.Callback):
+        every = None
+
+        def measure(self, record):
+            if record.step >= 4:
+                raise solstice.Stop("too hot")
+            return {"temperature": record.step}
+
+    history = History(every=every)
+    trainer = solstice.Trainer([history, Hot()])
+    trainer.fit(Fit(), some(1, 2, 3, 4), num_epochs=3)
+    assert [row["step"] for row in history.rows if row["span"] == "epoch"] == [4]
+    assert history.rows[-1]["loss"] > 0
+
+
+def test_what_is_measured_has_names():
+    class Bare(solstice.Callback):
+        every = None
+
+        def measure(self, record):
+            return 0.5
+
+    with pytest.raises(TypeError, match=r'Bare.measure must return .*"temperature": 0.7.* 0.5'):
+        solstice.Trainer([Bare()]).fit(Fit(), some(1))
+
+
 def test_early_stopping_takes_what_is_measured():
     class Rising(solstice.Callback):
         every = None

@@ -259,11 +259,16 @@ class CallbackList:
         """What all of them measure at a moment of training."""
         those = _those_with("measure", self.callbacks)
         record = make_record() if those else None
-        return {
-            name: value
-            for callback in those
-            for name, value in callback.measure(cast("Record", record)).items()
-        }
+        found: dict[str, Any] = {}
+        for callback in those:
+            values = self._call(callback, "measure", cast("Record", record))
+            if values is not None and not isinstance(values, Mapping):
+                raise TypeError(
+                    f"{type(callback).__name__}.measure must return what it measures by name, "
+                    f'such as {{"temperature": 0.7}}; it returned {values!r:.60}'
+                )
+            found |= values or {}
+        return found
 
     def reader(self, callback: Callback) -> int:
         """Which reader a callback is; 0 is the epoch's end."""
@@ -318,11 +323,12 @@ class CallbackList:
             except Exception as second:
                 error.add_note(f"{type(callback).__name__}.on_exception raised {second!r}")
 
-    def _call(self, callback: Callback, hook: str, record: Record) -> None:
+    def _call(self, callback: Callback, hook: str, record: Record) -> Any:
         try:
-            getattr(callback, hook)(record)
+            return getattr(callback, hook)(record)
         except Stop as stop:
             self.stop = self.stop or stop
+            return None
 
 
 def overrides_hook(callback: Callback, hook: str) -> bool:

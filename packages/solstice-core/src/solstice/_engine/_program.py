@@ -128,7 +128,7 @@ class Program:
                 raise ExperimentError(
                     f"{self.name} changed the type of `{path}`: it was {_short(before)} and came "
                     f"back as {_short(after)}. Steps follow one another, so each must give back "
-                    f"what it was given; write `.astype({before.dtype})` or mend the shape there"
+                    f"what it was given; {_mended(before, after)}"
                 )
 
     def leaf_path(self, index: int) -> str:
@@ -155,6 +155,12 @@ class Program:
             f"back the structure that it was given; create what depends on the data in "
             f"`setup(self, batch)`"
         )
+
+
+def _mended(before: Any, after: Any) -> str:
+    if before.shape == after.shape:
+        return f"write `.astype({before.dtype})` there"
+    return f"give an array of shape {before.shape} there"
 
 
 @dataclass(frozen=True)

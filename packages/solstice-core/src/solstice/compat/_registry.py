@@ -202,7 +202,10 @@ def _nothing_claims(kind: Kind, obj: Any, prefixes: list[str]) -> Exception:
         if any(claim.prefix == prefix and claim.kind == other for claim in all_claims()) or (
             prefix in KNOWN and KNOWN[prefix][0] == other
         ):
-            return TypeError(f"{function} was given {_article(other)}: {shown}. Use as_{other}")
+            return TypeError(
+                f"{function} was given {_article(other)}: {shown}. Use as_{other}; an Experiment "
+                f"takes the model first, and then the optimizer"
+            )
         if prefix in KNOWN:
             _, name, distribution = KNOWN[prefix]
             return AdapterError(

@@ -213,6 +213,12 @@ class Source:
                 f"`{self.name}=lambda: my_generator()`, a list, or a data set that can be iterated "
                 f"again"
             )
+        if made is self._data and isinstance(made, Iterator):
+            return (
+                f"{self.name} is empty: it gave no batch. It is an iterator, and may have been "
+                f"read before; give what makes a new one instead, such as the generator function "
+                f"without the call, or a list"
+            )
         return f"{self.name} is empty: it gave no batch ({_describe(self._data)})"
 
 
@@ -234,6 +240,12 @@ def open_source(
         batched = _libraries.in_batches(data, batch_size, shuffle=shuffle)
         if batched is not None:
             return Source(batched, name, limit)
+        if isinstance(data, list) and not all(_is_array(part) for part in cast("list[Any]", data)):
+            raise DataError(
+                f"batch_size={batch_size} was given, and {name} is a list of batches that "
+                f"are ready: leave batch_size out. Arrays to be cut into batches go "
+                f"into a tuple or a dict: `{name}=(x, y)`"
+            )
         if not _is_tree_of_arrays(data):
             raise DataError(
                 f"batch_size={batch_size} was given, and {name} is no tree of arrays but "

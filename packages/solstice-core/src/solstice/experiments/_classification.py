@@ -52,7 +52,8 @@ class ClassificationExperiment(OneModelExperiment):
         optimizer: a `solstice.compat.Optimizer`, or an optimiser that has an adapter.
         num_classes: number of classes, 2 or more.
         seed: an integer, or a PRNG key (typed or legacy), for the initial values and what is
-            random in training.
+            random in training. A model that has its values, as an Equinox module does, keeps them;
+            `EquinoxModel(lambda key: ...)` is made anew from the seed.
         sample_input: features of a batch of any size, for the model to be initialised with. Left
             out, the first batch is taken.
         label_smoothing: what is taken from the label and spread over all classes, in [0, 1).
