@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import solstice
+from solstice._engine._compiles import kinds_of
 from solstice.callbacks import CompileMonitor
 from solstice.testing import Sgd
 
@@ -228,3 +229,37 @@ def test_a_new_optimiser_is_named_and_a_flood_is_cut_short():
     assert "`.learner.optimizer` is another object" in str(monitor.compilations[-1])
     many = solstice._engine._compiles.Compilation("step", 0.0, tuple("abcdefgh"))
     assert str(many).endswith("a; b; c; d; e; and 3 more")
+
+
+class Slow:
+    """A static object whose repr takes long, as that of a large configuration may."""
+
+    asked = 0
+
+    def __repr__(self):
+        Slow.asked += 1
+        return "Slow()"
+
+
+def test_what_is_static_is_described_when_that_is_told_and_not_before():
+    class Held(Scale):
+        about: Any = eqx.field(static=True, default=None)
+
+    Slow.asked = 0
+    monitor = CompileMonitor()
+    trainer = solstice.Trainer([monitor])
+    one, other = (Held(jnp.ones(()), about=Slow()) for _ in range(2))
+    trainer.fit(one, some(4))
+    assert Slow.asked == 0
+    trainer.fit(other, some(4))
+    why = [str(c) for c in monitor.compilations]  # of the newest run
+    assert "`.about` is another object, though both are Slow()" in why[0], why
+
+
+def test_what_is_gone_is_told_by_its_type():
+    class Held(Scale):
+        about: Any = eqx.field(static=True, default=None)
+
+    kind = kinds_of(Held(jnp.ones(()), about=Slow()))[".about"]
+    assert kind.text == "a Slow"
+    assert kind != kinds_of(Held(jnp.ones(()), about=Slow()))[".about"]

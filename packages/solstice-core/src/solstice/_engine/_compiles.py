@@ -5,6 +5,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -20,6 +21,10 @@ _TOLD = 5
 
 _REMEMBERED = 16
 """Programs of one name to compare a new one with."""
+
+
+_GONE = object()
+"""Stands for what no longer exists."""
 
 
 @dataclass(frozen=True)
@@ -93,25 +98,34 @@ class Kind:
     def __init__(self, leaf: Any) -> None:
         self.is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
         self.is_number = isinstance(leaf, bool | int | float | complex)
-        self.text = _array_text(leaf) if self.is_array else _text(leaf)
-        self._value: Any = self.text if self.is_array else leaf
+        self._value: Any = _array_text(leaf) if self.is_array else leaf
         self._ref: Any = None
+        self._code, self._type = _code_of(leaf), type(leaf).__qualname__
         if not self.is_array and not isinstance(leaf, str | bytes | int | float | complex):
-            try:  # large things are not kept alive
+            with suppress(TypeError):  # large things are not kept alive
                 self._ref, self._value = weakref.ref(leaf), None
-            except TypeError:
-                self._value = self.text
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Kind) or self.is_array != other.is_array:
             return False
         one, two = self._get(), other._get()
-        return type(one) is type(two) and (one is two or _equal(one, two))
+        return type(one) is type(two) and one is not _GONE and (one is two or _equal(one, two))
+
+    @property
+    def text(self) -> str:
+        """What it is, in a few words; worked out when asked, as a `repr` may take long."""
+        if self.is_array:
+            return self._value
+        leaf = self._get()
+        return self._code or (f"a {self._type}" if leaf is _GONE else f"{leaf!r:.60}")
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def _get(self) -> Any:
-        return self._value if self._ref is None else (self._ref() or object())
+        if self._ref is None:
+            return self._value
+        leaf = self._ref()
+        return _GONE if leaf is None else leaf
 
 
 def kinds_of(tree: Any, name: str = "") -> dict[str, Kind]:
@@ -170,11 +184,12 @@ def _array_text(leaf: Any) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]{weak}"
 
 
-def _text(leaf: Any) -> str:
+def _code_of(leaf: Any) -> str | None:
+    """Where a function is written; None of what is none."""
     code = getattr(leaf, "__code__", None)
-    if code is not None:
-        return f"{leaf.__qualname__} of line {code.co_firstlineno} of {code.co_filename}"
-    return f"{leaf!r:.60}"
+    if code is None:
+        return None
+    return f"{leaf.__qualname__} of line {code.co_firstlineno} of {code.co_filename}"
 
 
 def _equal(one: Any, two: Any) -> bool:

@@ -27,7 +27,7 @@ def cost_of(jaxpr: Any) -> Cost:
     """The cost of a jaxpr, with all that it calls."""
     flops, has_convolution = 0, False
     for equation in jaxpr.eqns:
-        inner = [cost_of(part) for part in _inner_jaxprs(equation.params)]
+        inner = [cost_of(part) for part in inner_jaxprs(equation.params)]
         repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         flops += repeats * sum(cost.flops for cost in inner) if inner else _flops(equation)
         has_convolution |= equation.primitive.name == "conv_general_dilated"
@@ -36,22 +36,24 @@ def cost_of(jaxpr: Any) -> Cost:
 
 
 def _flops(equation: Any) -> int:
-    size = sum(_size(out.aval) for out in equation.outvars)
+    size = sum(size_of(out.aval) for out in equation.outvars)
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         return 2 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
     if equation.primitive.name == "conv_general_dilated":
         kernel = equation.invars[1].aval
         features = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
-        return 2 * size * _size(kernel) // max(features, 1)
+        return 2 * size * size_of(kernel) // max(features, 1)
     return size
 
 
-def _size(aval: Any) -> int:
+def size_of(aval: Any) -> int:
+    """Elements of an array."""
     return math.prod(getattr(aval, "shape", ()))
 
 
-def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+def inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs among the parameters of an operation: what it calls, or repeats."""
     for value in params.values():
         for part in cast("Any", value if isinstance(value, tuple | list) else (value,)):
             if isinstance(part, Jaxpr | ClosedJaxpr):
