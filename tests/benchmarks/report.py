@@ -58,6 +58,7 @@ def page(training: Any, leaves: Any, command: str, epochs: int) -> str:
         steps = len(workload.batches)
         parts.append(f"## {name}: {workload.title}\n\n{steps:,} steps an epoch.\n")
         parts.append(_table(COLUMNS, [_row(r, results, steps) for r in results.values()]))
+        parts.append(_cost_of_callbacks(results))
     if leaves:
         parts.append(
             "## Leaf scaling\n\nMicroseconds for a step that adds 1 to each of so many arrays of "
@@ -106,6 +107,18 @@ def _row(result: Any, results: Any, steps: int) -> list[str]:
         f"{result.first_step / hand_written.first_step:.2f}",
         *memory,
     ]
+
+
+def _cost_of_callbacks(results: Any) -> str:
+    """What Solstice with its default callbacks takes, over what it takes with none."""
+    both = [results.get(f"solstice_{kind}") for kind in ("default", "none")]
+    if any(result is None or result.why for result in both):
+        return ""
+    low, middle, high = ratios(*both)
+    return (
+        f"With its default callbacks, Solstice takes {middle:.2f} times ({low:.2f} to {high:.2f}) "
+        f"what it takes with none.\n"
+    )
 
 
 def _leaf_table(leaves: Any) -> str:

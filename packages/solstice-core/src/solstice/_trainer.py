@@ -3,14 +3,12 @@
 import copy
 import operator
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import Any, TypeVar, cast
 
-import jax
-
-from solstice._callback import Callback, CallbackList, Record, Stop, check_callbacks
+from solstice._callback import Callback, CallbackList, Record, check_callbacks
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import Rings, Slots
 from solstice._engine._interrupts import interrupts_guarded
@@ -18,22 +16,17 @@ from solstice._engine._prefetch import prefetched
 from solstice._engine._step import Stepper
 from solstice._errors import DataError
 from solstice._experiment import Experiment
-from solstice._run._cadence import watchers_within
-from solstice._run._explain import explanation
 from solstice._run._pass import Pass
-from solstice._run._resume import SavedRun, find_saved, has_ended, next_epoch
-from solstice._run._snapshot import Position, Snapshot, by_path, states_of
+from solstice._run._resume import find_saved, has_ended, next_epoch
+from solstice._run._run import Run
+from solstice._run._snapshot import Snapshot
 from solstice._run._validation import Validation
 from solstice._types import Batch, Mode, Outs
 from solstice.data._arrays import arrays_of
-from solstice.data._positions import fingerprint
 from solstice.data._source import Source, open_source
 from solstice.history import History
 
 _E = TypeVar("_E", bound=Experiment)
-
-_CALLS_AHEAD = 3
-"""Calls whose batches may have been read, and not trained yet: one that is filled, and room."""
 
 
 class Trainer:
@@ -105,8 +98,8 @@ class Trainer:
         if not any(isinstance(callback, History) for callback in self.callbacks):
             self._kept.append(History(scalars_only=True))
         self._memory: dict[str, Rings] = {}
-        self._newest: _Run | None = None
-        self._training: _Run | None = None
+        self._newest: Run | None = None
+        self._training: Run | None = None
 
     def __repr__(self) -> str:
         names = ", ".join(type(callback).__name__ for callback in self.callbacks)
@@ -325,14 +318,14 @@ class Trainer:
             run.begin(experiment, stepper, source)
             return self._evaluate(run, stepper, source, start)
 
-    def _validate(self, run: "_Run", source: Source, moment: Record) -> None:
+    def _validate(self, run: Run, source: Source, moment: Record) -> None:
         """Evaluates within a training run."""
         with run.interrupted():
             stepper = run.stepper(moment.experiment, "eval_step", source.first())
             self._evaluate(run, stepper, source, replace(moment, mode="val", given={}))
 
     def _evaluate(
-        self, run: "_Run", stepper: Stepper | EagerStepper, source: Source, at: Record
+        self, run: Run, stepper: Stepper | EagerStepper, source: Source, at: Record
     ) -> dict[str, Any]:
         """Evaluates; what becomes of the Experiment meanwhile is dropped with the stepper."""
         start = replace(at, epoch_step=0, num_examples=0, steps_per_epoch=source.length)
@@ -348,10 +341,10 @@ class Trainer:
     @contextmanager
     def _running(
         self, experiment: Experiment, start: Record, callbacks: list[Callback] | None = None
-    ) -> Generator["_Run", None, None]:
+    ) -> Generator[Run, None, None]:
         """A run, at whose end, however it ends, the callbacks hear of it and nothing is lost."""
         told = CallbackList(callbacks or check_callbacks([*self._kept, *self.callbacks]))
-        run = _Run(told, experiment, start, self.steps_per_call, self.prefetch, self._memory)
+        run = Run(told, experiment, start, self.steps_per_call, self.prefetch, self._memory)
         outer, trains = self._training, start.mode == "train"
         self._newest = run
         if trains:
@@ -372,177 +365,6 @@ class Trainer:
                 self._training = outer
             if outer is not None:  # a callback ran the Trainer, whose training goes on
                 self._newest = outer
-
-
-class _Run:
-    """One run: its callbacks, its newest Experiment, and the moment at which it is.
-
-    Args:
-        callbacks: whom to tell.
-        experiment: where it starts.
-        start: the moment at which it starts.
-        steps_per_call: what the user chose, or None.
-        prefetch: batches that are read ahead.
-        memory: for batches, of the runs before; it is taken, and given back by `release`.
-    """
-
-    def __init__(
-        self,
-        callbacks: CallbackList,
-        experiment: Experiment,
-        start: Record,
-        steps_per_call: int | None,
-        prefetch: int,
-        memory: dict[str, Rings],
-    ) -> None:
-        self._callbacks = callbacks
-        self._experiment = experiment
-        self._start = start
-        self._steps_per_call = steps_per_call
-        self._stepper: Stepper | EagerStepper | None = None
-        self._source: Source | None = None
-        self._memory = memory
-        self._slots: dict[str, Slots] = {}
-        self._pass: Pass | None = None
-        self._saved: SavedRun | None = None
-        self._prefetch = prefetch
-
-    @property
-    def experiment(self) -> Experiment:
-        """The newest Experiment; in a run that does not train, the one that it was given."""
-        trains = self._stepper is not None and self._start.mode == "train"
-        return self._stepper.experiment if trains and self._stepper else self._experiment
-
-    @property
-    def stopped(self) -> Stop | None:
-        """What a callback asked to stop by, or None."""
-        return self._callbacks.stop
-
-    def stepper(
-        self,
-        experiment: Experiment,
-        method: str,
-        batch: Batch,
-        steps_per_call: int | None = None,
-    ) -> Stepper | EagerStepper:
-        """What runs the steps of one kind, as these callbacks need it."""
-        callbacks = self._callbacks.callbacks
-        readers = self._callbacks.num_readers
-        try:
-            return Stepper(
-                experiment,
-                method,
-                batch,
-                steps_per_call=steps_per_call or self._steps_per_call,
-                keeps_outs=method == "predict_step" or any("outs" in c.needs for c in callbacks),
-                can_rewind=bool(watchers_within(callbacks)),
-                readers=readers,
-            )
-        except jax.errors.JAXTypeError as error:  # a value is needed where tracing has none
-            return EagerStepper(experiment, method, error, readers)
-
-    @contextmanager
-    def interrupted(self) -> Generator[None, None, None]:
-        """Another pass runs within; what was asked to stop stops after it."""
-        within, asked = self._pass, self._callbacks.stop
-        self._callbacks.stop = None
-        yield
-        self._pass, self._callbacks.stop = within, asked or self._callbacks.stop
-
-    def begin(
-        self, experiment: Experiment, stepper: Stepper | EagerStepper, source: Source
-    ) -> None:
-        """Tells the callbacks that the run begins, with an Experiment that is set up."""
-        self._experiment = experiment
-        self._source = source
-        self._stepper = stepper
-        if self._callbacks.can_save:
-            source.keep_states(_CALLS_AHEAD * stepper.steps_per_call + self._prefetch)
-        self._callbacks.tell("on_fit_start", self._now)
-        if self._saved is not None:
-            self._saved.restore_callbacks(self._callbacks)
-
-    def begin_pass(self, stepper: Stepper | EagerStepper, start: Record) -> Pass:
-        """A pass over a data set that begins at a moment of this run."""
-        slots = self._slots.get(start.mode)
-        if slots is None:
-            slots = Slots(stepper.steps_per_call, self._memory.pop(start.mode, None))
-            self._slots[start.mode] = slots
-        self._pass = Pass(self._callbacks, stepper, slots, start, self._snapshot)
-        return self._pass
-
-    def resume(
-        self,
-        saved: SavedRun,
-        stepper: Stepper | EagerStepper,
-        source: Source,
-        start: Record,
-        max_steps: int | None,
-        strict: bool,
-    ) -> tuple[Stepper | EagerStepper, Record]:
-        """The stepper and the moment of a saved run; the callbacks take up theirs at `begin`."""
-        size = saved.position.steps_per_call
-        if self._steps_per_call is None and size != stepper.steps_per_call:
-            # Another program might round otherwise.
-            stepper = self.stepper(stepper.experiment, "train_step", source.first(), size)
-        self._saved = saved
-        self._start, inexact = saved.restore(stepper, source, self._callbacks, start, max_steps)
-        saved.tell(inexact, strict)
-        return stepper, self._start
-
-    def _snapshot(self, training: Pass, has_ended: bool) -> Snapshot:
-        """The run in a pass of training."""
-        stepper, source = cast("Stepper", self._stepper), cast("Source", self._source)
-        record, last = training.record, training.last_batch
-        totals = zip(self._callbacks.reader_names, training.totals(), strict=True)
-        stop = self._callbacks.stop
-        position = Position(
-            step=record.step,
-            epoch=record.epoch,
-            epoch_step=record.epoch_step,
-            num_examples=record.num_examples,
-            is_closed=has_ended,
-            stop=None if stop is None else str(stop),
-            steps_per_call=stepper.steps_per_call,
-            backend=jax.default_backend(),
-            last_batch=None if last is None else fingerprint(last),
-            data=source.stand(record.epoch_step, is_closed=has_ended and not training.is_cut),
-            metrics={name: by_path(total) for name, total in totals if total is not None},
-            callbacks=states_of(self._callbacks.callbacks),
-            is_cut=has_ended and training.is_cut,
-        )
-        return Snapshot(stepper.experiment, position.note())
-
-    def release(self) -> None:
-        """Gives back the memory for batches, which the next run need not ask the system for."""
-        self._memory.update({mode: slots.rings for mode, slots in self._slots.items()})
-
-    def explain(self) -> str:
-        """How this run is cut into compiled calls, and why."""
-        mode = self._start.mode
-        if self._stepper is None or self._source is None or mode not in self._slots:
-            return "the run ended before its first step"
-        return explanation(mode, self._stepper, self._slots[mode], self._callbacks, self._source)
-
-    def end(self) -> None:
-        """Tells the callbacks that the run has ended."""
-        self._callbacks.tell("on_fit_end", self._now)
-
-    def fail(self, error: BaseException) -> None:
-        """Tells the callbacks that the run ends by an error, which takes the Experiment along."""
-        record = self._now()
-        self._callbacks.tell_exception(record, error)
-        if self._start.mode == "train" and record.step > 0:
-            with suppress(AttributeError):  # an exception may forbid attributes
-                error.experiment = record.experiment  # pyright: ignore[reportAttributeAccessIssue]
-            error.add_note(
-                f"The newest Experiment, after step {record.step:,}, is `trainer.experiment`, "
-                f"and `experiment` of this exception."
-            )
-
-    def _now(self) -> Record:
-        record = self._start if self._pass is None else self._pass.record
-        return replace(record, mode=self._start.mode, given={"experiment": self.experiment})
 
 
 def _no_snapshot(training: Pass, has_ended: bool) -> Snapshot:
