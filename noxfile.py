@@ -37,7 +37,7 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "tests", "docs"]
+nox.options.sessions = ["lint", "types", "tests", "docs(newest)"]
 
 # pyenv puts shims on the PATH that fail for every Python that is not the chosen one, so that a
 # Python which is installed looks missing. The real ones stand behind them.
@@ -109,7 +109,8 @@ def run_example(session: nox.Session, name: str) -> tuple[list[tuple[str, str]],
 def tests(session: nox.Session) -> None:
     """Run the whole test suite on this Python, with every adapter; `-- ARGS` go to pytest."""
     install_all(session, *TEST, "grain")
-    rest = [*(session.posargs or ["tests"]), "--ignore=tests/loggers"]
+    apart = ["--ignore=tests/loggers", "--ignore=tests/notebook"]  # which have sessions
+    rest = [*(session.posargs or ["tests"]), *apart]
     session.run("pytest", "-n", "2", *rest, env=ENV)
 
 
@@ -233,9 +234,11 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
-def docs(session: nox.Session) -> None:
+@nox.parametrize("versions", [nox.param(name, id=name) for name in VERSIONS])
+def docs(session: nox.Session, versions: str) -> None:
     """Run every code block of the README files and of docs/."""
-    install_all(session, *TEST, *PLOT, "grain", "jmp", "sybil>=10", "tensorboardX")
+    more = ["grain", "jmp", "sybil>=10", "tensorboardX"]
+    install_all(session, *TEST, *PLOT, *more, *VERSIONS[versions])
     pages = ["README.md", "docs", *map(str, ROOT.glob("packages/*/README.md"))]
     split = ["-n", "2", "--dist", "loadfile"]  # the blocks of a page share their names
     env = {**ENV, "PYTHONPATH": "docs"}
@@ -260,6 +263,13 @@ def loggers(session: nox.Session) -> None:
     readers = ["tensorboardX", "tensorboard", "setuptools<81", "mlflow", "wandb<0.23", "pandas"]
     install_all(session, *TEST, *readers)
     session.run("pytest", "-n", "2", "tests/loggers", env=ENV)
+
+
+@nox.session
+def notebook(session: nox.Session) -> None:
+    """Run the page on notebooks in a kernel, and press its stop button."""
+    install_all(session, *TEST, "nbclient", "ipykernel", "ipywidgets")
+    session.run("pytest", "tests/notebook", env=ENV)
 
 
 @nox.session

@@ -179,7 +179,7 @@ def _bars(axis: Any, title: str, results: Any) -> None:
         axis.annotate(f"{middle:.2f}", (high, at), (4, 0), textcoords="offset points", va="center")
     axis.set_yticks(range(len(shown)), list(shown))
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.15 * max(high for _, _, high in shown.values()))
+    axis.set_xlim(0, 1.25 * max(high for _, _, high in shown.values()))
     axis.axvline(1, color="grey", linewidth=0.8)
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("time of an epoch, x the limit (median, quartiles)")

@@ -110,15 +110,7 @@ class CSV(_File):
 
     _head = 1
 
-    def __init__(
-        self,
-        path: str | PathLike[str],
-        *,
-        every: int | None = None,
-        only: Collection[str] | None = None,
-    ) -> None:
-        super().__init__(path, every=every, only=only)
-        self._columns: list[str] = []
+    _columns: list[str]
 
     def open(self, start: Start) -> None:
         """Opens the file, and takes up its columns."""

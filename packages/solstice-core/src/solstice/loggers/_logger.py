@@ -162,6 +162,16 @@ class Logger(Callback):
             self.close(error)
 
 
+def numbers_of(row: dict[str, Any]) -> dict[str, Any]:
+    """`{"train/loss": 0.5}`: the numbers of a row; of every so many steps, "train_steps/loss"."""
+    split = row["mode"] + ("_steps" if row["span"] == "steps" else "")
+    return {
+        f"{split}/{name}": value
+        for name, value in row.items()
+        if name not in MOMENT and isinstance(value, bool | int | float)
+    }
+
+
 def is_missing(package: str, logger: str) -> ImportError:
     """What to raise where the package of a logger is not installed."""
     return ImportError(f"solstice.loggers.{logger} needs {package}: `pip install {package}`")

@@ -4,8 +4,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from solstice.history._history import MOMENT
-from solstice.loggers._logger import Logger, Start, is_missing
+from solstice.loggers._logger import Logger, Start, is_missing, numbers_of
 
 
 class MLflow(Logger):
@@ -72,11 +71,9 @@ class MLflow(Logger):
     def write(self, row: dict[str, Any]) -> None:
         """Writes the numbers of a row, but those that are there already."""
         now = int(time.time() * 1000)
-        split = row["mode"] + ("_steps" if row["span"] == "steps" else "")
         metrics = [
-            self._tools.entities.Metric(f"{split}/{name}", float(value), now, row["step"])
-            for name, value in row.items()
-            if name not in MOMENT and isinstance(value, bool | int | float)
+            self._tools.entities.Metric(name, float(value), now, row["step"])
+            for name, value in numbers_of(row).items()
         ]
         new = [metric for metric in metrics if not self._is_there(metric)]
         if new:

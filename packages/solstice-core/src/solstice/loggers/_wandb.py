@@ -7,8 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from solstice.history._history import MOMENT, as_json
-from solstice.loggers._logger import Logger, Start, is_missing
+from solstice.history._history import as_json
+from solstice.loggers._logger import Logger, Start, is_missing, numbers_of
 
 
 class WandB(Logger):
@@ -82,13 +82,7 @@ class WandB(Logger):
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes the numbers of a row, but if an earlier process has written just this row."""
-        split = row["mode"] + ("_steps" if row["span"] == "steps" else "")
-        numbers = {
-            f"{split}/{name}": value
-            for name, value in row.items()
-            if name not in MOMENT and isinstance(value, bool | int | float)
-        }
-        written = {"step": row["step"], "epoch": row["epoch"], **numbers}
+        written = {"step": row["step"], "epoch": row["epoch"], **numbers_of(row)}
         line = as_json(written)
         if self._ahead and _same(self._ahead[0], line):
             self._ahead.pop(0)
