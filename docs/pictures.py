@@ -76,6 +76,15 @@ solstice.compare(
 )
 """
 
+SUMMARY = """
+exp = make(solstice.compat.freeze(optax.adam(3e-3), "layers/0/*"))
+print(solstice.summary(exp, (images[:32], labels[:32])))
+"""
+
+PLAN = """
+print(solstice.plan(make(optax.adam(3e-3)), (images[:32], labels[:32])))
+"""
+
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
@@ -88,6 +97,8 @@ def main() -> None:
         tensorboard(Path(scratch) / "board", FOLDER / "tensorboard.png")
     for columns in (80, 140):
         terminal(RUN + BARS, columns, FOLDER / f"progress-{columns}.svg")
+    printed(RUN + SUMMARY, FOLDER / "summary.svg")
+    printed(RUN + PLAN, FOLDER / "plan.svg")
     print(*sorted(path.name for path in FOLDER.iterdir()))
 
 
@@ -113,10 +124,21 @@ def terminal(code: str, columns: int, path: Path) -> None:
             best = lines  # of the epoch in which it is slow
     if os.waitpid(child, 0)[1] != 0 or not best:
         raise RuntimeError("the bars were not seen: " + "\n".join(screen.display))
+    write_svg([line for line in best if line], columns, path)
+
+
+def printed(code: str, path: Path) -> None:
+    """What a program prints."""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    write_svg(lines, 92, path)
+
+
+def write_svg(lines: list[str], columns: int, path: Path) -> None:
     console = rich.console.Console(
         width=columns, record=True, file=io.StringIO(), force_terminal=True
     )
-    console.print(rich.text.Text("\n".join(line for line in best if line)))
+    console.print(rich.text.Text("\n".join(lines)))
     path.write_text(console.export_svg(title="python train.py"))
 
 

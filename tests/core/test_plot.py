@@ -54,6 +54,12 @@ def test_a_long_run_is_smoothed_over_what_it_was():
     np.testing.assert_array_equal(raw[0].get_ydata(), values)
 
 
+def test_a_short_run_is_drawn_as_it_was():
+    values = [float(i % 2) for i in range(29)]
+    line = lines_of(history_of(29, loss=values).plot().axes[0])["train"]
+    np.testing.assert_array_equal(line.get_ydata(), values)
+
+
 def test_only_what_is_asked_for_is_drawn_and_too_much_is_told():
     many = {f"m{i}": [1.0] * 4 for i in range(12)}
     history = history_of(**many)
@@ -90,3 +96,8 @@ def test_what_is_no_run_is_told():
 def test_nan_breaks_no_plot():
     figure = history_of(loss=[float("nan")] * 4).plot()
     assert not [line for line in figure.axes[0].lines if line.get_marker() == "*"]
+
+
+def test_a_notebook_shows_a_plot_without_pyplot():
+    history = history_of(loss=[1.0, 2.0, 3.0, 4.0])
+    assert history.plot()._repr_png_().startswith(b"\x89PNG")

@@ -10,7 +10,7 @@ nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 pytest.importorskip("ipywidgets")
 
-import jupyter_client.manager
+jupyter = pytest.importorskip("jupyter_client")
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "notebooks.md"
 SECONDS = 300
@@ -54,7 +54,7 @@ def test_the_history_is_a_table_and_its_plot_a_picture(notebook):
 
 @pytest.fixture
 def kernel(tmp_path):
-    manager, client = jupyter_client.manager.start_new_kernel(cwd=str(tmp_path))
+    manager, client = jupyter.manager.start_new_kernel(cwd=str(tmp_path))
     yield manager, client
     client.stop_channels()
     manager.shutdown_kernel(now=True)

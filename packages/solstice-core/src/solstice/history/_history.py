@@ -182,8 +182,8 @@ class History(Callback):
     ) -> "Figure":
         """`trainer.history.plot("curves.png")`: a panel for each metric.
 
-        Training is drawn as it is and smoothed, validation over it, and the best validation (or
-        the best epoch of training, where there is none) is marked.
+        Training is drawn as it is, from 30 points on smoothed too, validation over it, and the best
+        validation (or the best epoch of training, where there is none) is marked.
 
         Args:
             path: where to write the picture, a PNG for instance; None for nowhere.

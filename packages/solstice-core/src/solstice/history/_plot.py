@@ -1,5 +1,6 @@
 """Draw the metrics of runs; alone in importing matplotlib."""
 
+import io
 import math
 from collections.abc import Collection, Mapping
 from os import PathLike
@@ -22,6 +23,18 @@ _PANELS = 9
 _MANY = 8
 """Points up to which each is marked."""
 
+_NOISY = 30
+"""Points from which on training is smoothed; in fewer, what is seen is the trend itself."""
+
+
+class Picture(Figure):
+    """A figure that a notebook shows as the last thing in a cell, whether it uses pyplot or not."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
 
 def draw(runs: Mapping[str, History], *, only: Collection[str] | None, smooth: float) -> Figure:
     """A panel for each metric, a colour for each run."""
@@ -32,7 +45,7 @@ def draw(runs: Mapping[str, History], *, only: Collection[str] | None, smooth: f
     metrics = metrics[: len(metrics) - len(left_out)]
     columns = min(len(metrics), _COLUMNS)
     rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    figure = Picture(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
     for index, metric in enumerate(metrics):
         axes: Any = figure.add_subplot(rows, columns, index + 1)
         axes.set_title(metric)
@@ -80,12 +93,13 @@ def _draw_metric(
     colour, other = colours if alone else (colours[0], colours[0])
     steps, values = _points(history, f"train/{metric}")
     if steps:
-        is_long = len(steps) > _MANY
-        if is_long and smooth:
+        is_smoothed = len(steps) >= _NOISY and smooth > 0
+        if is_smoothed:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
             values = _smoothed(values, smooth)
-        label = f"{prefix}train" + (", smoothed" if is_long and smooth else "")
-        axes.plot(steps, values, color=colour, label=label, marker="" if is_long else ".")
+        label = f"{prefix}train" + (", smoothed" if is_smoothed else "")
+        mark = "." if len(steps) <= _MANY else ""
+        axes.plot(steps, values, color=colour, label=label, marker=mark)
     steps, values = _points(history, f"val/{metric}")
     if steps:
         mark = "o" if len(steps) <= _MANY else ""

@@ -54,9 +54,9 @@ class LearningRates:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        from solstice.history._plot import Figure, save
+        from solstice.history._plot import Picture, save
 
-        figure = Figure(figsize=(5, 3.4), layout="constrained")
+        figure = Picture(figsize=(5, 3.4), layout="constrained")
         axes: Any = figure.add_subplot()
         axes.plot(self.rates, self.losses, color="#0072B2")
         axes.axvline(
