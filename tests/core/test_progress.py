@@ -1,9 +1,14 @@
 """ProgressBar: lines in a file, a bar in a terminal, and nothing left open."""
 
+import contextlib
 import io
 import itertools
+import os
+import pty
 import re
 import sys
+import termios
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -270,3 +275,55 @@ def test_a_long_epoch_in_a_file_tells_more_and_more_rarely(monkeypatch):
         r"epoch 1/1  \d+/200 steps  0 examples/s  (\d+:)?\d+:\d\d left  loss \d+\.\d+", lines[0]
     )
     assert lines[-1].startswith("epoch 1/1  step 200  ")
+
+
+@pytest.fixture
+def wide():
+    """A function that gives a terminal of so many columns, which somebody reads."""
+    opened = []
+
+    def of(columns):
+        master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (24, columns))
+        reader = threading.Thread(target=drain, args=[master])
+        reader.start()
+        opened.append((os.fdopen(slave, "w"), master, reader))
+        return opened[-1][0]
+
+    yield of
+    for file, master, reader in opened:
+        file.close()
+        reader.join()
+        os.close(master)
+
+
+def drain(master):
+    with contextlib.suppress(OSError):  # the terminal is closed
+        while os.read(master, 4096):
+            pass
+
+
+@pytest.mark.parametrize(("columns", "counts"), [(40, {0}), (60, {0, 1}), (80, {2}), (140, {2})])
+def test_metrics_are_whole_or_left_out_in_a_narrow_terminal(
+    wide, monkeypatch, columns, num_metrics
+):
+    frames = []
+    update = tqdm.tqdm.update
+
+    def updates(bar, n):
+        update(bar, n)
+        frames.append(str(bar))
+
+    monkeypatch.setattr(tqdm.tqdm, "update", updates)
+    bar = ProgressBar(file=wide(columns), seconds=0)
+    solstice.Trainer([bar], steps_per_call=7).fit(
+        Mean(), some(*range(23)), some(*range(9)), num_epochs=2
+    )
+    numbers = r"(accuracy|f1) \d+\.\d{4}(?!\d)"
+    steps = [frame for frame in frames if "epochs:" not in frame]
+    assert steps
+    assert all(len(frame) <= columns for frame in frames)
+    for frame in steps:
+        whole = len(re.findall(numbers, frame))
+        assert whole in counts, frame
+        assert len(re.findall("acc|f1", frame)) == whole, frame

@@ -19,6 +19,12 @@ _BAR = (
     "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]"
 )
 
+_NO_BAR = "{desc}: {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]"
+"""Where the terminal is too narrow for a bar beside the metrics."""
+
+_SHORTEST, _DEFAULT = 4, 10
+"""Characters of a bar: at the least, and of tqdm's where no width is told."""
+
 _FIRST_LINE = 30.0
 """Seconds until an epoch whose output is no terminal tells how far it is."""
 
@@ -83,7 +89,7 @@ class ProgressBar(Callback):
             return
         if record.mode != "predict" and clock.wants_metrics(time.monotonic(), self._seconds):
             # Reading them waits for the device, so that the figures are of finished steps.
-            bar.set_postfix_str("  ".join(self._shown(record.metrics)), refresh=False)
+            self._show(bar, self._shown(record.metrics))
         bar.update(record.epoch_step - bar.n)
 
     def on_epoch_end(self, record: Record) -> None:
@@ -129,6 +135,16 @@ class ProgressBar(Callback):
                 file=self._out,
                 **_width(self._out),
             )
+
+    def _show(self, bar: Any, metrics: list[str]) -> None:
+        """Metrics beside a bar; where there is no room the bar goes, and then the last of them."""
+        columns, whole = _columns(self._out), _BAR if bar.total else None
+        shorter = [metrics[:count] for count in range(len(metrics), -1, -1)]
+        for form, shown in [(whole, metrics), *((_NO_BAR if whole else None, s) for s in shorter)]:
+            bar.bar_format = form
+            bar.set_postfix_str("  ".join(shown), refresh=False)
+            if columns is None or _length(bar) < columns:  # the last one stays free
+                return
 
     def _how_far(self, record: Record, clock: "_Clock") -> list[str]:
         """A line from within an epoch."""
@@ -243,8 +259,19 @@ def _width(out: TextIO) -> dict[str, Any]:
     return {"dynamic_ncols": True} if is_told else {"ncols": 80}
 
 
+def _length(bar: Any) -> int:
+    """Of the line of a bar at its end, in characters, with the shortest bar in it."""
+    now = bar.format_dict
+    rate = max(now["rate"] or 0.0, 100.0)  # before it is known, and below, it takes as much room
+    line = bar.format_meter(**{**now, "n": now["total"] or now["n"], "rate": rate, "ncols": None})
+    spare = _DEFAULT - _SHORTEST if bar.bar_format == _BAR else 0
+    return len(line) - spare
+
+
 def _columns(out: TextIO) -> int | None:
     """The width of a terminal; None of what is none."""
+    if out is sys.stderr and _in_notebook():
+        return None
     try:
         return os.get_terminal_size(out.fileno()).columns or None
     except (OSError, ValueError, AttributeError):
