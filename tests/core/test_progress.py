@@ -304,9 +304,7 @@ def drain(master):
 
 
 @pytest.mark.parametrize(("columns", "counts"), [(40, {0}), (60, {0, 1}), (80, {2}), (140, {2})])
-def test_metrics_are_whole_or_left_out_in_a_narrow_terminal(
-    wide, monkeypatch, columns, num_metrics
-):
+def test_metrics_are_whole_or_left_out_in_a_narrow_terminal(wide, monkeypatch, columns, counts):
     frames = []
     update = tqdm.tqdm.update
 
