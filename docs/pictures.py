@@ -1,5 +1,7 @@
 """Make the pictures of the site, of real runs: `python docs/pictures.py`, into docs/pictures/.
 
+The chart of the benchmarks is drawn from the tables of their page.
+
 The page of TensorBoard is taken by Chromium, if there is one: on Debian, `apt install chromium`.
 """
 
@@ -97,6 +99,9 @@ def main() -> None:
         tensorboard(Path(scratch) / "board", FOLDER / "tensorboard.png")
     for columns in (80, 140):
         terminal(RUN + BARS, columns, FOLDER / f"progress-{columns}.svg")
+    tables, chart = FOLDER.parent / "benchmarks.md", FOLDER.parent / "benchmarks.png"
+    draw = FOLDER.parents[1] / "tests" / "benchmarks" / "chart.py"
+    subprocess.run([sys.executable, str(draw), str(tables), str(chart)], check=True)
     printed(RUN + SUMMARY, FOLDER / "summary.svg")
     printed(RUN + PLAN, FOLDER / "plan.svg")
     print(*sorted(path.name for path in FOLDER.iterdir()))

@@ -1,11 +1,10 @@
-"""The page and the chart: `report.page(...)` is Markdown, `report.chart(...)` writes a PNG."""
+"""The page: `report.page(...)` is Markdown, of which `chart.py` makes a picture."""
 
 import contextlib
 import importlib.metadata
 import os
 import platform
 import statistics
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,53 +144,3 @@ def _table(columns: list[str], rows: list[list[str]]) -> str:
     rows = [row + [""] * (len(columns) - len(row)) for row in rows]
     rule = ["---", *["---:"] * (len(columns) - 1)]
     return "".join(f"| {' | '.join(row)} |\n" for row in [columns, rule, *rows])
-
-
-def chart(training: Any, leaves: Any, path: Path) -> None:
-    """`report.chart(training, leaves, Path("benchmarks.png"))`: a panel for each workload."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = len(training) + bool(leaves)
-    rows = (panels + 1) // 2
-    figure, axes = plt.subplots(rows, 2, figsize=(13, 4.2 * rows), squeeze=False)
-    for axis in axes.flat[panels:]:
-        axis.axis("off")
-    for axis, (name, results) in zip(axes.flat, training.items(), strict=False):
-        _bars(axis, f"{name}: {workloads.get(name, 1).title}", results)
-    if leaves:
-        _lines(axes.flat[panels - 1], leaves)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _bars(axis: Any, title: str, results: Any) -> None:
-    shown = {
-        r.title.replace("`", ""): ratios(r, results["limit"]) for r in results.values() if not r.why
-    }
-    for at, (name, (low, middle, high)) in enumerate(shown.items()):
-        ours = name.startswith("Solstice")
-        axis.barh(at, middle, color="tab:orange" if ours else "tab:blue")
-        axis.plot([low, high], [at, at], color="black")
-        axis.annotate(f"{middle:.2f}", (high, at), (4, 0), textcoords="offset points", va="center")
-    axis.set_yticks(range(len(shown)), list(shown))
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1.25 * max(high for _, _, high in shown.values()))
-    axis.axvline(1, color="grey", linewidth=0.8)
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel("time of an epoch, x the limit (median, quartiles)")
-
-
-def _lines(axis: Any, leaves: Any) -> None:
-    for key, title in _titles(leaves).items():
-        done = {n: results[key] for n, results in leaves.items() if not results[key].why}
-        counts = [int(name.removeprefix("leaves-")) for name in done]
-        times = [_step_time(name, result) for name, result in done.items()]
-        axis.plot(counts, times, marker="o", label=title.replace("`", ""))
-    axis.set(xscale="log", yscale="log", xlabel="leaves")
-    axis.set_title("Leaf scaling", fontsize=10)
-    axis.set_ylabel("microseconds a step")
-    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=7, frameon=False)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import chart
 import report
 import workloads
 
@@ -232,7 +233,7 @@ def main() -> int:
     command = " ".join(["nox -s bench", *(["--", *sys.argv[1:]] if sys.argv[1:] else [])])
     page = report.page(training, leaves, command, options.epochs * options.processes)
     (options.out / "benchmarks.md").write_text(page)
-    report.chart(training, leaves, options.out / "benchmarks.png")
+    chart.draw(options.out / "benchmarks.md", options.out / "benchmarks.png")
     tell(f"wrote benchmarks.md and benchmarks.png into {options.out}")
     everything = [*training.values(), *leaves.values()]
     return int(any(r.why == "failed" for results in everything for r in results.values()))
