@@ -194,6 +194,23 @@ def test_who_measures_may_ask_to_stop(every):
     assert history.rows[-1]["loss"] > 0
 
 
+def test_all_that_several_measure_is_told():
+    class One(solstice.Callback):
+        every = None
+
+        def measure(self, record):
+            return {"one": 1.0, "both": 1.0}
+
+    class Two(One):
+        def measure(self, record):
+            return {"two": 2.0, "both": 2.0}
+
+    trainer = solstice.Trainer([One(), Two()])
+    trainer.fit(Fit(), some(1))
+    row = trainer.history.rows[0]
+    assert (row["one"], row["two"], row["both"]) == (1.0, 2.0, 2.0)  # the later goes first
+
+
 def test_what_is_measured_has_names():
     class Bare(solstice.Callback):
         every = None
