@@ -1,10 +1,8 @@
-"""A run with one logger, which kills itself: `python run_one.py LOGGER FOLDER KILL_AT`.
+"""A run with one logger, which ends itself: `python run_one.py LOGGER FOLDER STEP HOW`.
 
-A negative KILL_AT ends it by an exception. At the end it prints what the logger says of itself, as
-JSON.
+HOW is SIGKILL, SIGTERM, or "error" for an exception; at step 0 it goes on to its end.
 """
 
-import json
 import os
 import signal
 import sys
@@ -36,21 +34,21 @@ class Mean(solstice.Experiment):
         return self, {"loss": self.total * jnp.mean(batch)}
 
 
-class Kill(solstice.Callback):
-    """After all others at a step, the checkpoint too; by an exception below 0."""
+class Ends(solstice.Callback):
+    """After all others at a step, the checkpoint too."""
 
     order = 9
 
-    def __init__(self, at, checkpoint):
-        self.at = at
+    def __init__(self, at, how, checkpoint):
+        self.at, self.how = at, how
         self.checkpoint = checkpoint
 
     def on_step_end(self, record):
-        if record.mode == "train" and record.step == -self.at:
-            raise RuntimeError("as asked")
         if record.mode == "train" and record.step == self.at:
+            if self.how == "error":
+                raise RuntimeError("as asked")
             _ = self.checkpoint.last  # when it is on the disk
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[self.how])
 
 
 def make(name, folder):
@@ -70,14 +68,13 @@ def make(name, folder):
     )
 
 
-def main(name, folder, kill_at):
+def main(name, folder, at, how):
     folder = Path(folder)
     logger = make(name, folder)
     checkpoint = Checkpoint(folder / "runs", every=5, every_epochs=None)
     data = [np.full(2, value, np.float32) for value in range(4)]
-    trainer = solstice.Trainer([logger, checkpoint, Kill(int(kill_at), checkpoint)])
+    trainer = solstice.Trainer([logger, checkpoint, Ends(int(at), how, checkpoint)])
     trainer.fit(Mean(), data, data[1:2], num_epochs=4, resume="last")
-    print(json.dumps({"about": logger.about(), "rows": trainer.history.rows}))
 
 
 if __name__ == "__main__":
