@@ -656,3 +656,19 @@ def test_other_data_after_an_epoch_are_told(tmp_path):
     longer = [*batches((X, Y), 5, shuffle=True), (X[:5], Y[:5])]
     with pytest.raises(CheckpointError, match="an epoch had 9 batches, and has 10"):
         go(longer, num_epochs=2, resume="last")
+
+
+def test_a_length_that_was_never_right_is_no_change(tmp_path):
+    class Stream:  # such as a DataLoader of an IterableDataset
+        def __iter__(self):
+            return iter(list(batches((X, Y), 5)))
+
+        def __len__(self):
+            return 100
+
+    for epochs in (1, 2):
+        trainer = solstice.Trainer([Checkpoint(tmp_path / "a")])
+        exp = trainer.fit(
+            experiment(), Stream(), num_epochs=epochs, resume="last", strict_resume=True
+        )
+    assert int(exp.step) == 2 * STEPS

@@ -147,16 +147,19 @@ READERS = {
     ids=["killed", "killed thrice", "terminated thrice", "failed twice"],
 )
 def test_its_own_reader_finds_every_row_once(name, how, steps, tmp_path):
-    """Checkpoints are at 5, 10 and 15, and where SIGTERM comes; what came later comes again."""
-    if (name, how) == ("WandB", "SIGKILL"):
-        pytest.skip("what W&B holds in memory dies with the process, which is documented")
+    """Checkpoints are at 5, 10 and 15, and where SIGTERM comes; what came later comes again.
+
+    What W&B has in memory dies with SIGKILL, which is documented: the rows after that are there.
+    """
+    loses = (name, how) == ("WandB", "SIGKILL")
     for step in steps:
         run(name, tmp_path, step, how)
-        saved = step // 5 * 5
-        wanted = {(n, at) for n, at in expected() if at <= saved}
-        assert {*check(READERS[name](tmp_path, ended=False))} >= wanted
+        if not loses:
+            saved = {(n, at) for n, at in expected() if at <= step // 5 * 5}
+            assert {*check(READERS[name](tmp_path, ended=False))} >= saved
     run(name, tmp_path)
-    assert {*check(READERS[name](tmp_path, ended=True))} == {*expected()}
+    found = {*check(READERS[name](tmp_path, ended=True))}
+    assert found >= {(n, at) for n, at in expected() if at > steps[-1] or not loses}
 
 
 def check(points):

@@ -96,8 +96,9 @@ class SavedRun:
                 f"{source.name} gives other batches than in the saved run, or in another order; "
                 f"where it shuffles, give it a seed"
             ]
-        if is_over and source.length not in (None, at.epoch_step):
-            return [f"an epoch had {at.epoch_step:,} batches, and has {source.length:,}"]
+        told = None not in (at.steps_per_epoch, source.length)
+        if is_over and told and at.steps_per_epoch != source.length:
+            return [f"an epoch had {at.steps_per_epoch:,} batches, and has {source.length:,}"]
         return []
 
     def restore_callbacks(self, callbacks: CallbackList) -> None:

@@ -161,6 +161,7 @@ class Run:
             metrics={name: by_path(total) for name, total in totals if total is not None},
             callbacks=states_of(self._callbacks.callbacks),
             is_cut=has_ended and training.is_cut,
+            steps_per_epoch=record.steps_per_epoch,
         )
         return Snapshot(stepper.experiment, position.note())
 

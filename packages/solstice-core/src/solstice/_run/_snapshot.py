@@ -48,6 +48,7 @@ class Position:
         callbacks: what each callback remembers, by name.
         is_cut: whether that epoch has ended by `max_steps` alone: a run with more steps goes on
             within it, from these metrics.
+        steps_per_epoch: the length that the data set told, or None.
     """
 
     step: int
@@ -63,6 +64,7 @@ class Position:
     metrics: dict[str, dict[str, Any]]
     callbacks: dict[str, Any]
     is_cut: bool = False
+    steps_per_epoch: int | None = None
 
     @staticmethod
     def of(note: Mapping[str, Any]) -> "Position | None":
