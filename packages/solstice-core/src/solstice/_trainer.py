@@ -360,7 +360,7 @@ class Trainer:
             run.fail(error)
             raise
         finally:
-            run.release()
+            run.close()
             if trains:
                 self._training = outer
             if outer is not None:  # a callback ran the Trainer, whose training goes on

@@ -34,7 +34,7 @@ class Run:
         start: the moment at which it starts.
         steps_per_call: what the user chose, or None.
         prefetch: batches that are read ahead.
-        memory: for batches, of the runs before; it is taken, and given back by `release`.
+        memory: for batches, of the runs before; it is taken, and given back by `close`.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Run:
         self._pass: Pass | None = None
         self._saved: SavedRun | None = None
         self._prefetch = prefetch
+        self._explanation = "the run ended before its first step"
 
     @property
     def experiment(self) -> Experiment:
@@ -165,16 +166,24 @@ class Run:
         )
         return Snapshot(stepper.experiment, position.note())
 
-    def release(self) -> None:
-        """Gives back the memory for batches, which the next run need not ask the system for."""
-        self._memory.update({mode: slots.rings for mode, slots in self._slots.items()})
-
     def explain(self) -> str:
         """How this run is cut into compiled calls, and why."""
         mode = self._start.mode
         if self._stepper is None or self._source is None or mode not in self._slots:
-            return "the run ended before its first step"
+            return self._explanation
         return explanation(mode, self._stepper, self._slots[mode], self._callbacks, self._source)
+
+    def close(self) -> None:
+        """Keeps the newest Experiment and what `explain` says, and lets go of the rest.
+
+        The memory for batches goes to the next run, which need not ask the system for it. What a
+        run holds holds the run, so that nothing of it would be freed before Python looks for
+        cycles, and on a device with little memory that is too late for the next run.
+        """
+        self._experiment, self._explanation = self.experiment, self.explain()
+        self._memory.update({mode: slots.rings for mode, slots in self._slots.items()})
+        self._callbacks, self._slots = CallbackList([]), {}
+        self._stepper = self._source = self._pass = self._saved = None
 
     def end(self) -> None:
         """Tells the callbacks that the run has ended."""
