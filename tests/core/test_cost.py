@@ -45,6 +45,24 @@ def test_operations_are_counted(function: Any, arguments: Any, expected: int, co
     assert cost.has_convolution == convolution
 
 
+@pytest.mark.parametrize(
+    ("function", "is_known"),
+    [
+        (gradient, True),
+        (repeat, True),
+        (lambda a, b: jax.random.permutation(jax.random.key(0), a), True),
+        (lambda a, b: jax.lax.fori_loop(0, a[0, 0].astype(int), lambda _, x: x + 1, a), False),
+        (lambda a, b: jax.jit(jnp.linalg.svd)(a), False),
+        (lambda a, b: jnp.linalg.solve(b.T @ b, b.T), False),
+        (lambda a, b: jax.pure_callback(lambda x: x, a, a), False),
+        (lambda a, b: jax.lax.cond(True, jnp.linalg.cholesky, jnp.tanh, b.T @ b), False),
+    ],
+    ids=["gradient", "scan", "permutation", "loop", "svd", "solve", "callback", "cond"],
+)
+def test_what_the_results_do_not_show_is_known_to_be_unknown(function: Any, is_known: bool):
+    assert cost_of(jax.make_jaxpr(function)(A, B).jaxpr).is_known == is_known
+
+
 @pytest.mark.parametrize("function", [lambda a, b: a @ b, gradient], ids=["product", "gradient"])
 def test_they_are_about_what_xla_counts(function: Any):
     lowered = jax.jit(function).lower(A, B)

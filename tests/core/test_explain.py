@@ -52,12 +52,19 @@ def explained(
     return capsys.readouterr().out
 
 
-def test_small_steps_run_thirty_two_a_call(capsys: Any):
+def test_small_steps_of_few_bytes_run_many_a_call(capsys: Any):
     text = explained(capsys)
-    assert "up to 32 steps a call" in text
+    assert "up to 128 steps a call" in text
     assert "donated: each call works in the memory of the one before" in text
     assert "compiled programs: 1" in text
-    assert f"memory for batches: {2 * 32 * 16:,} bytes" in text
+    assert f"memory for batches: {2 * 128 * 16:,} bytes" in text
+
+
+def test_small_steps_of_more_bytes_run_thirty_two_a_call(capsys: Any):
+    data = [np.ones(8192, np.float32)] * 3
+    text = explained(capsys, data=data)
+    assert "up to 32 steps a call" in text
+    assert f"memory for batches: {2 * 32 * 32768:,} bytes" in text
 
 
 def test_a_convolution_on_the_cpu_runs_one_a_call(capsys: Any):
@@ -69,7 +76,19 @@ def test_a_convolution_on_the_cpu_runs_one_a_call(capsys: Any):
 def test_large_batches_run_as_many_as_fit(capsys: Any):
     data = [np.ones(2**19, np.float32)] * 2  # 2 MiB each
     text = explained(capsys, data=data)
-    assert "up to 4 steps a call: a batch has 2,097,152 bytes" in text
+    assert "up to 3 steps a call: a batch and its outs have 2,097,156 bytes" in text
+
+
+def test_what_a_step_returns_counts_as_well(capsys: Any):
+    class Wide(Sum):
+        def predict_step(self, batch: Any) -> Any:
+            return jnp.ones((2**20,)) * batch.sum()
+
+    trainer = solstice.Trainer()
+    assert len(list(trainer.predict(Wide(jnp.zeros(())), SMALL))) == 3
+    trainer.explain()
+    expected = f"up to 1 steps a call: a batch and its outs have {4 * 2**20 + 16:,} bytes"
+    assert expected in capsys.readouterr().out
 
 
 def test_steps_of_many_operations_run_as_many_as_take_a_moment(capsys: Any):

@@ -17,22 +17,35 @@ class Cost:
             counted, and one for each element of every other result. What repeats an unknown
             number of times counts once.
         has_convolution: whether there is a convolution in it.
+        is_known: whether nothing in it takes longer than its results show: no loop of unknown
+            length, no call of the host, no decomposition of a matrix.
     """
 
     flops: int
     has_convolution: bool
+    is_known: bool = True
+
+
+_UNKNOWN = (
+    *("while", "callback", "ffi_call", "custom_call"),
+    *("eig", "svd", "lu", "qr", "schur", "cholesky", "householder", "triangular_solve"),
+)
+"""Beginnings and ends of the names of operations whose cost their results do not show."""
 
 
 def cost_of(jaxpr: Any) -> Cost:
     """The cost of a jaxpr, with all that it calls."""
-    flops, has_convolution = 0, False
+    flops, has_convolution, is_known = 0, False, True
     for equation in jaxpr.eqns:
         inner = [cost_of(part) for part in inner_jaxprs(equation.params)]
         repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         flops += repeats * sum(cost.flops for cost in inner) if inner else _flops(equation)
         has_convolution |= equation.primitive.name == "conv_general_dilated"
         has_convolution |= any(cost.has_convolution for cost in inner)
-    return Cost(flops, has_convolution)
+        is_known &= all(cost.is_known for cost in inner)
+        is_known &= not equation.primitive.name.startswith(_UNKNOWN)
+        is_known &= not equation.primitive.name.endswith(_UNKNOWN)
+    return Cost(flops, has_convolution, is_known)
 
 
 def _flops(equation: Any) -> int:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from solstice import _tree
+from solstice._engine._pace import Pace
 from solstice._engine._times import Times
 from solstice._errors import DataError
 from solstice._types import Batch
@@ -94,6 +95,7 @@ class Feeder:
         slot = self._slots.next(batch)
         self._times.device += time.perf_counter() - began
         latest = self._clock() + _PATIENCE
+        count = min(count, self._slots.room)
         taken: list[Batch] = []
         while batch is not None:
             began = time.perf_counter()
@@ -103,7 +105,7 @@ class Feeder:
                 self._held = batch
                 break
             taken.append(batch.tree)
-            more = len(taken) < min(count, slot.size) and self._clock() < latest
+            more = len(taken) < count and self._clock() < latest
             batch = self._next() if more else None
         return Block(taken, slot.stacked, slot)
 
@@ -143,13 +145,15 @@ class Slots:
     Args:
         size: K, the most batches in a block.
         rings: the `rings` of Slots that are no longer used, whose memory is used again.
+        pace: says how many batches the next block may have; K if there is none.
 
     Attributes:
         rings: the slots by kind of batch.
     """
 
-    def __init__(self, size: int, rings: "Rings | None" = None) -> None:
+    def __init__(self, size: int, rings: "Rings | None" = None, pace: Pace | None = None) -> None:
         self.size = size
+        self._pace = pace
         self.rings: Rings = {
             kind: ring for kind, ring in (rings or {}).items() if ring[0].size == size
         }
@@ -160,6 +164,11 @@ class Slots:
     def nbytes(self) -> int:
         """The size of this memory."""
         return sum(slot.nbytes for ring in self.rings.values() for slot in ring)
+
+    @property
+    def room(self) -> int:
+        """The most batches that the next block may have."""
+        return self._pace.room if self._pace else self.size
 
     @property
     def num_shapes(self) -> int:
@@ -180,7 +189,7 @@ class Slots:
         self.rings[kind] = ring
         slot = ring.pop(0)
         ring.append(slot)
-        slot.wait()
+        slot.wait(self._pace)
         return slot
 
     def _check_structure(self, batch: _Flat) -> None:
@@ -209,12 +218,13 @@ class _Slot:
     """Memory for K batches of one kind.
 
     Attributes:
-        reader: a result of the program that reads this memory, or None.
+        size: K.
+        stacked: this memory, as one batch with a leading axis of K.
     """
 
     def __init__(self, batch: _Flat, size: int) -> None:
         self.size = size
-        self.reader: Any = None
+        self._call: tuple[Any, int, float] | None = None
         self._treedef = batch.treedef
         self._columns: list[tuple[Any, Any, Any]] = [
             (_aligned(size, leaf), leaf.shape, leaf.dtype)
@@ -244,10 +254,19 @@ class _Slot:
         """The size of this memory."""
         return sum(memory.nbytes for memory, _, _ in self._columns if memory is not None)
 
-    def wait(self) -> None:
-        """Returns when nothing reads this memory any more."""
-        reader, self.reader = self.reader, None
-        jax.block_until_ready(reader)
+    def lend(self, done: Any, steps: int, began: float) -> None:
+        """A call of so many steps, which began then, reads this memory until `done` is there."""
+        self._call = done, steps, began
+
+    def wait(self, pace: Pace | None) -> None:
+        """Returns when nothing reads this memory any more; `pace` learns how long that took."""
+        call, self._call = self._call, None
+        if call is not None:
+            done, steps, began = call
+            was_awaited = not done.is_ready()
+            jax.block_until_ready(done)
+            if pace is not None:
+                pace.learn(steps, time.monotonic() - began, was_awaited=was_awaited)
 
 
 Rings: TypeAlias = dict[Hashable, list[_Slot]]

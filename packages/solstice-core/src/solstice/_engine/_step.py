@@ -4,6 +4,7 @@ The call has a dynamic trip count, so that a block of any length is the same pro
 trained state does not depend on how an epoch is cut into blocks. Nothing is read back.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
@@ -27,8 +28,14 @@ from solstice.data._arrays import arrays_of
 STEPS_PER_CALL = 32
 """Steps in a block: enough for the cost of a call not to matter, and few to wait for."""
 
+SMALL_STEPS_PER_CALL = 128
+"""Steps in a block that has few bytes: for an Experiment of many arrays a call costs more."""
+
+SMALL_BYTES_PER_CALL = 2**20
+"""Batches and outs of such a block, together."""
+
 BYTES_PER_CALL = 2**23
-"""Batches in a block, together: more than the caches hold is slower to fill and to read."""
+"""Batches and outs in a block, together: more than the caches hold is slower to fill and read."""
 
 FLOPS_PER_CALL = {"cpu": 2**33}
 """Operations in a block: a fraction of a second, which Ctrl-C and a callback wait for."""
@@ -51,6 +58,7 @@ class Stepper:
 
     Attributes:
         steps_per_call: the most steps in a call.
+        first_steps: the most in the first, which tells what a step takes where that is not known.
         reason: why so many.
         kind: the class of the Experiment.
         name: what is run, such as "Classifier.train_step".
@@ -74,6 +82,7 @@ class Stepper:
         batch = arrays_of(batch)
         self._plan, arrays = prepare(experiment, method, batch)
         self.steps_per_call, self.reason = _arrangement(self._plan, steps_per_call, batch)
+        self.first_steps = self.steps_per_call if self._plan.cost.is_known else 1
         self._batch = _tree.structure(batch), _shapes(batch)
         empty = _empty_total(self._plan, *self._batch)
         self._config = _Config(
@@ -161,15 +170,17 @@ class Stepper:
 
     def _run(self, block: Block, count: int) -> "Kept":
         if self._donates and self._shared:  # what others hold must never be donated
-            self._arrays, self._shared = _tree.copies(self._arrays), False
+            for index in range(len(self._arrays)):  # what nobody holds is freed meanwhile
+                self._arrays[index] = _tree.copies(self._arrays[index])
+            self._shared = False
         run = _run_in_place if self._donates else _run
         totals = None if self._config.grows else self._totals
-        trips = np.int32(count)
+        trips, began = np.int32(count), time.monotonic()
         with interrupts_held():
             done, self._arrays, totals, (outs, grown) = run(
                 self._config, self._arrays, totals, self._fresh, block.stacked, trips
             )
-            block.slot.reader = done
+            block.slot.lend(done, count, began)
             self._totals = self._merge_grown(grown, count) if self._config.grows else totals
             self._fresh = np.zeros_like(self._fresh)
         return Kept(outs, count)
@@ -266,13 +277,15 @@ def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[
     backend = jax.default_backend()
     if plan.cost.has_convolution and backend == "cpu":
         return 1, "the step has a convolution, whose backward pass is slow in a loop on the CPU"
-    size = sum(leaf.nbytes for leaf in _tree.leaves(batch))
+    size = max(_bytes_of(batch) + _bytes_of(plan.outs), 1)
+    few = min(SMALL_BYTES_PER_CALL // size, SMALL_STEPS_PER_CALL)
     flops, most = plan.cost.flops, FLOPS_PER_CALL.get(backend, _FLOPS_PER_CALL_ELSEWHERE)
     choices = [
-        (STEPS_PER_CALL, "small steps cost less when one call runs many"),
+        (max(few, STEPS_PER_CALL), "small steps cost less when one call runs many"),
         (
-            BYTES_PER_CALL // max(size, 1),
-            f"a batch has {size:,} bytes, and a call at most {BYTES_PER_CALL:,}",
+            BYTES_PER_CALL // size,
+            f"a batch and its outs have {size:,} bytes, and those of a call at most "
+            f"{BYTES_PER_CALL:,}",
         ),
         (
             most // max(flops, 1),
@@ -281,6 +294,10 @@ def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[
     ]
     count, reason = min(choices, key=lambda choice: choice[0])
     return max(count, 1), reason
+
+
+def _bytes_of(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in _tree.leaves(tree))
 
 
 def _packed_metrics(outs: Outs, batch: Batch) -> Any:

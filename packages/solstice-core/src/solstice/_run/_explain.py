@@ -3,6 +3,7 @@
 from solstice._callback import Callback, CallbackList
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import Slots
+from solstice._engine._pace import SECONDS_PER_CALL
 from solstice._engine._step import Stepper
 from solstice._run._cadence import cadence_of, watchers_between, watchers_within
 from solstice.data._source import Source
@@ -24,6 +25,11 @@ def explanation(
     ]
     longest = max(cadence.room(position) for position in range(min(cadence.period, 1000)))
     lines.append(f"  longest call: {longest} steps")
+    if slots.room < longest:
+        lines.append(
+            f"  calls have at most {slots.room} steps for now, so that none takes longer than "
+            f"{SECONDS_PER_CALL} s, for which Ctrl-C would wait"
+        )
     lines.append(f"  compiled programs: {slots.num_shapes}, one for each shape of batch")
     lines.append(f"  state: {stepper.state_bytes:,} bytes, {_reuse(stepper, callbacks)}")
     lines.append(f"  memory for batches: {slots.nbytes:,} bytes")

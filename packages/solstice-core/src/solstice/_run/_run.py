@@ -10,6 +10,7 @@ import jax
 from solstice._callback import CallbackList, Record, Stop
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import Rings, Slots
+from solstice._engine._pace import Pace
 from solstice._engine._step import Stepper
 from solstice._experiment import Experiment
 from solstice._run._cadence import watchers_within
@@ -118,7 +119,9 @@ class Run:
         """A pass over a data set that begins at a moment of this run."""
         slots = self._slots.get(start.mode)
         if slots is None:
-            slots = Slots(stepper.steps_per_call, self._memory.pop(start.mode, None))
+            most, first = stepper.steps_per_call, stepper.first_steps
+            pace = None if self._steps_per_call else Pace(most, first)
+            slots = Slots(most, self._memory.pop(start.mode, None), pace)
             self._slots[start.mode] = slots
         self._pass = Pass(self._callbacks, stepper, slots, start, self._snapshot)
         return self._pass

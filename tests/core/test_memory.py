@@ -1,0 +1,83 @@
+"""What a run holds, and lets go of."""
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import CLASSES, FEATURES, Sgd, blobs
+
+import solstice
+from solstice import _tree
+
+DATA = blobs(4)
+
+
+@pytest.fixture(autouse=True)
+def no_collection() -> Iterator[None]:
+    """What is freed only by the search for cycles is too late for a device with little memory."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Watches(solstice.Callback):
+    """May stop the run at any step, for which what was before a call is kept."""
+
+    def on_step_end(self, record: solstice.Record) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "callbacks", [[], [Watches()], [solstice.callbacks.EarlyStopping("val/loss")]]
+)
+def test_the_arrays_of_a_run_are_freed_when_it_ends(callbacks: list[solstice.Callback]):
+    model = eqx.nn.Linear(FEATURES, CLASSES, key=jax.random.key(0))
+    trained: Any = solstice.ClassificationExperiment(model, Sgd(0.1), num_classes=3)
+    trainer = solstice.Trainer(callbacks)
+    alive: list[int] = []
+    for _ in range(4):
+        trained = trainer.fit(trained, DATA, DATA, num_epochs=2)
+        trainer.test(trained, DATA)
+        list(trainer.predict(trained, DATA))
+        alive.append(len(jax.live_arrays()))
+    assert len({*alive[1:]}) == 1  # the first began from arrays that `model` has as well
+    assert trainer.experiment is not None
+
+
+class Doubling(solstice.Experiment):
+    parts: list[Any]
+
+    def train_step(self, batch: Any) -> Any:
+        return solstice.replace(self, parts=[part * batch for part in self.parts]), {}
+
+    def eval_step(self, batch: Any) -> Any:
+        return self, {"sum": sum(part.sum() for part in self.parts) * batch}
+
+
+@pytest.mark.parametrize("val", [None, [np.float32(1)]], ids=["alone", "with validation"])
+def test_there_are_never_three_states(monkeypatch: pytest.MonkeyPatch, val: Any):
+    """The one given, which stays valid, and the newest: a copy of it replaces it part by part."""
+    held: list[int] = []
+    copies = _tree.copies
+
+    def and_look(tree: Any) -> Any:
+        copied = copies(tree)
+        held.append(sum(x.nbytes for x in jax.live_arrays()))
+        return copied
+
+    part = jnp.ones(25_000)
+    before = sum(x.nbytes for x in jax.live_arrays()) - part.nbytes
+    start = Doubling([part + index for index in range(10)])
+    del part
+    monkeypatch.setattr(_tree, "copies", and_look)
+    trained = solstice.Trainer().fit(start, [np.float32(2)] * 3, val, num_epochs=3)
+    assert len(held) == 30
+    assert max(held) - before < 2.2 * 10 * 4 * 25_000
+    assert [float(part[0]) for part in start.parts] == [*range(1, 11)]
+    assert [float(part[0]) for part in trained.parts] == [512.0 * n for n in range(1, 11)]

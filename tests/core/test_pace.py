@@ -1,0 +1,95 @@
+"""No call takes long: Ctrl-C, a signal and callbacks wait for its end."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import solstice
+from solstice._engine._pace import SECONDS_PER_CALL, Pace
+
+
+@given(
+    step=st.floats(1e-6, 10),
+    most=st.integers(1, 500),
+    first=st.integers(1, 500),
+)
+def test_calls_become_as_long_as_they_may_be_and_no_longer(step: float, most: int, first: int):
+    pace = Pace(most, min(first, most))
+    rooms = [pace.room]
+    for _ in range(10):
+        pace.learn(pace.room, pace.room * step, was_awaited=True)
+        rooms.append(pace.room)
+    fits = max(int(SECONDS_PER_CALL / step), 1)
+    assert rooms[-1] == pytest.approx(min(fits, most), abs=1)
+    assert all(room <= most and room <= 8 * before for before, room in zip(rooms, rooms[1:]))  # noqa: B905, RUF007
+
+
+@given(steps=st.integers(1, 500), seconds=st.floats(0, 100))
+def test_a_call_that_nobody_waited_for_shortens_none(steps: int, seconds: float):
+    pace = Pace(500, steps)
+    pace.learn(steps, seconds, was_awaited=False)
+    assert pace.room >= steps
+
+
+QUICK, SLOW = np.int32(1), np.int32(2**25)  # SLOW takes more than SECONDS_PER_CALL
+
+
+class Loops(solstice.Experiment):
+    """Takes as long as the batch says, which is in no jaxpr."""
+
+    total: Any
+
+    def train_step(self, batch: Any) -> Any:
+        def turn(carry: Any) -> Any:
+            count, x = carry
+            return count + 1, jnp.sin(x) + 1
+
+        _, total = jax.lax.while_loop(lambda carry: carry[0] < batch, turn, (0, self.total))
+        return solstice.replace(self, total=total), {"total": total}
+
+    def eval_step(self, batch: Any) -> Any:
+        return self, {"total": self.total}
+
+
+class Calls(solstice.Callback):
+    """How many steps the calls had."""
+
+    every = None
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_call_end(self, record: solstice.Record) -> None:
+        self.steps.append(record.step - sum(self.steps))
+
+
+def test_a_step_of_unknown_length_runs_alone_at_first_and_gives_the_same_bits():
+    calls, epoch = Calls(), [np.int32(count % 7) for count in range(400)]
+    trained = solstice.Trainer([calls]).fit(Loops(jnp.zeros(())), epoch, num_epochs=2)
+    alike = solstice.Trainer(steps_per_call=9).fit(Loops(jnp.zeros(())), epoch, num_epochs=2)
+    assert calls.steps[0] == 1
+    assert max(calls.steps) > 1
+    assert sum(calls.steps) == 800
+    assert trained.total == alike.total
+
+
+def test_slow_steps_run_few_a_call(capsys: Any):
+    calls = Calls()
+    trainer = solstice.Trainer([calls])
+    trainer.fit(Loops(jnp.zeros(())), [SLOW] * 4)
+    assert calls.steps == [1, 1, 1, 1]
+    trainer.explain()
+    text = capsys.readouterr().out
+    assert "up to 128 steps a call" in text
+    assert "at most 1 steps for now, so that none takes longer than 0.25 s" in text
+
+
+def test_the_choice_of_the_user_is_kept():
+    calls = Calls()
+    solstice.Trainer([calls], steps_per_call=2).fit(Loops(jnp.zeros(())), [SLOW] * 6)
+    assert calls.steps == [2, 2, 2]
