@@ -18,9 +18,26 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
     return cast("Any", jax.tree.flatten(tree))
 
 
+_BYTES_AT_A_TIME = 2**22
+"""Of arrays that are copied together."""
+
+
 def copies(tree: Any) -> Any:
     """The same arrays in memory of their own, where they are; nothing is compiled for it."""
     return jax.device_put(tree, may_alias=False)
+
+
+def copy_in_place(arrays: list[Any]) -> None:
+    """Replaces arrays by `copies`, some MiB at a time: what nobody else holds is freed meanwhile.
+
+    Small arrays are copied together, which takes less than half as long as one by one.
+    """
+    start = size = 0
+    for stop in range(1, len(arrays) + 1):
+        size += arrays[stop - 1].nbytes
+        if size >= _BYTES_AT_A_TIME or stop == len(arrays):
+            arrays[start:stop] = copies(arrays[start:stop])
+            start, size = stop, 0
 
 
 def structure(tree: Any) -> Any:

@@ -170,8 +170,7 @@ class Stepper:
 
     def _run(self, block: Block, count: int) -> "Kept":
         if self._donates and self._shared:  # what others hold must never be donated
-            for index in range(len(self._arrays)):  # what nobody holds is freed meanwhile
-                self._arrays[index] = _tree.copies(self._arrays[index])
+            _tree.copy_in_place(self._arrays)
             self._shared = False
         run = _run_in_place if self._donates else _run
         totals = None if self._config.grows else self._totals
