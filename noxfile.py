@@ -113,7 +113,8 @@ def tests(session: nox.Session) -> None:
     install_all(session, *TEST, "grain")
     apart = ["--ignore=tests/loggers", "--ignore=tests/notebook"]  # which have sessions
     rest = [*(session.posargs or ["tests"]), *apart]
-    session.run("pytest", "-n", "2", *rest, env=ENV)
+    # Three, since some wait for processes of their own.
+    session.run("pytest", "-n", "3", "--dist", "worksteal", *rest, env=ENV)
 
 
 @nox.session(python=PYTHONS, reuse_venv=False)

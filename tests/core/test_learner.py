@@ -176,7 +176,7 @@ def test_the_history_is_the_same_however_a_batch_is_cut_padded_and_spread(num_de
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(size=st.integers(1, 13), parts=st.integers(1, 15))
 def test_a_batch_in_parts_is_the_whole_batch(size, parts):
     batch = examples(size)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.metrics as sk
+from hypothesis import Phase, settings
 
 import solstice
 from solstice import metrics
@@ -430,6 +431,16 @@ def failing(suite):
     return found
 
 
+@pytest.fixture
+def no_smaller_example():
+    """That a fault is found is enough, which is had in a fraction of the time."""
+    settings.register_profile("found", phases=[Phase.explicit, Phase.generate])
+    settings.load_profile("found")
+    yield
+    settings.load_profile("default")
+
+
+@pytest.mark.usefixtures("no_smaller_example")
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_wrong_metric_is_caught(fault: Any):
     class Suite(Planted):
