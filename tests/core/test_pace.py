@@ -1,5 +1,6 @@
 """No call takes long: Ctrl-C, a signal and callbacks wait for its end."""
 
+import time
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import solstice
+from solstice._engine._feed import Feeder, Slots
 from solstice._engine._pace import SECONDS_PER_CALL, Pace
 
 
@@ -34,6 +36,19 @@ def test_a_call_that_nobody_waited_for_shortens_none(steps: int, seconds: float)
     pace = Pace(500, steps)
     pace.learn(steps, seconds, was_awaited=False)
     assert pace.room >= steps
+
+
+@pytest.mark.parametrize(("compiles", "room"), [(False, 1), (True, 8)])
+def test_compilation_is_no_part_of_a_call(compiles: bool, room: int):
+    slots = Slots(8, pace=Pace(8, 1))
+    block = Feeder(iter([np.ones(1)]), slots, lambda batch: None).take(1)
+    assert block is not None
+    block.slot.lend(jnp.ones(()), 1, time.monotonic() - 100)
+    if compiles:
+        block.slot.begin()
+    for _ in range(2):  # as many as there are slots
+        Feeder(iter([np.ones(1)]), slots, lambda batch: None).take(1)
+    assert slots.room == room
 
 
 QUICK, SLOW = np.int32(1), np.int32(2**25)  # SLOW takes more than SECONDS_PER_CALL

@@ -258,6 +258,12 @@ class _Slot:
         """A call of so many steps, which began then, reads this memory until `done` is there."""
         self._call = done, steps, began
 
+    def begin(self) -> None:
+        """The call that reads this memory begins now; what came before was compilation."""
+        if self._call is not None:
+            done, steps, _ = self._call
+            self._call = done, steps, time.monotonic()
+
     def wait(self, pace: Pace | None) -> None:
         """Returns when nothing reads this memory any more; `pace` learns how long that took."""
         call, self._call = self._call, None

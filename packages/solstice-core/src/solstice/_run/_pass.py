@@ -99,6 +99,7 @@ class Pass:
         self._times.dispatch += time.perf_counter() - began
         now = compiled_so_far()
         if now[0] > compiled[0]:
+            block.slot.begin()
             why = reasons.of(*self._stepper.signature(block))
             self._compilation = Compilation(self._stepper.name, now[1] - compiled[1], why)
         return kept
