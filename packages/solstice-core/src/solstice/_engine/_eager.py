@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from solstice import _tree
 from solstice._engine._compiles import Kind, kinds_of
 from solstice._engine._feed import Block
@@ -47,7 +45,8 @@ class EagerStepper:
     @property
     def state_bytes(self) -> int:
         """The size of the Experiment's arrays."""
-        return sum(np.asarray(x).nbytes for x in _tree.leaves(arrays_of(self.experiment)))
+        leaves = _tree.leaves(arrays_of(self.experiment))
+        return sum(getattr(leaf, "nbytes", 0) for leaf in leaves)
 
     def signature(self, block: Block) -> tuple[str, dict[str, Kind]]:
         """What the parts of a step are compiled for, as far as that can be known."""
