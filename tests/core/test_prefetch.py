@@ -1,5 +1,6 @@
 """Reading ahead in a thread changes nothing, and leaves nothing behind."""
 
+import itertools
 import threading
 import traceback
 from collections.abc import Iterator
@@ -80,3 +81,19 @@ def test_a_run_that_is_stopped_leaves_no_thread():
 def test_a_negative_count_is_refused():
     with pytest.raises(ValueError, match="prefetch must be 0 or more"):
         solstice.Trainer(prefetch=-1)
+
+
+def test_ctrl_c_while_the_thread_starts_ends_it(monkeypatch: pytest.MonkeyPatch):
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(prefetched(itertools.count(), 2))
+    for thread in threading.enumerate():
+        if thread.name == "solstice-prefetch":
+            thread.join(timeout=20)
+    assert threads() == []
