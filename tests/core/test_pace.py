@@ -93,6 +93,19 @@ def test_a_step_of_unknown_length_runs_alone_at_first_and_gives_the_same_bits():
     assert trained.total == alike.total
 
 
+class Multiplies(Loops):
+    def train_step(self, batch: Any) -> Any:
+        product = self.total @ self.total
+        return solstice.replace(self, total=product / product.max()), {}
+
+
+def test_the_first_call_has_few_steps_where_they_may_be_slow():
+    calls, start = Calls(), Multiplies(jnp.ones((400, 400)) / 400)
+    solstice.Trainer([calls]).fit(start, [np.int32(0)] * 40)
+    assert calls.steps[0] == 2**33 // (16 * 2 * 400**3) == 4
+    assert sum(calls.steps) == 40
+
+
 def test_slow_steps_run_few_a_call(capsys: Any):
     calls = Calls()
     trainer = solstice.Trainer([calls])

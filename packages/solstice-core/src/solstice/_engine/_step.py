@@ -42,6 +42,9 @@ FLOPS_PER_CALL = {"cpu": 2**33}
 
 _FLOPS_PER_CALL_ELSEWHERE = 2**43
 
+_SLOWEST = 16
+"""How many times as long as usual an operation takes that waits for memory."""
+
 
 class Stepper:
     """Runs blocks of steps of one kind, from one Experiment on.
@@ -58,7 +61,8 @@ class Stepper:
 
     Attributes:
         steps_per_call: the most steps in a call.
-        first_steps: the most in the first, which tells what a step takes where that is not known.
+        first_steps: the most in the first, which tells what a step takes: few enough to be short
+            where all of it is slow, and 1 where what it costs is not known.
         reason: why so many.
         kind: the class of the Experiment.
         name: what is run, such as "Classifier.train_step".
@@ -82,7 +86,7 @@ class Stepper:
         batch = arrays_of(batch)
         self._plan, arrays = prepare(experiment, method, batch)
         self.steps_per_call, self.reason = _arrangement(self._plan, steps_per_call, batch)
-        self.first_steps = self.steps_per_call if self._plan.cost.is_known else 1
+        self.first_steps = _first_steps(self._plan, self.steps_per_call)
         self._batch = _tree.structure(batch), _shapes(batch)
         empty = _empty_total(self._plan, *self._batch)
         self._config = _Config(
@@ -278,7 +282,7 @@ def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[
         return 1, "the step has a convolution, whose backward pass is slow in a loop on the CPU"
     size = max(_bytes_of(batch) + _bytes_of(plan.outs), 1)
     few = min(SMALL_BYTES_PER_CALL // size, SMALL_STEPS_PER_CALL)
-    flops, most = plan.cost.flops, FLOPS_PER_CALL.get(backend, _FLOPS_PER_CALL_ELSEWHERE)
+    flops, most = plan.cost.flops, _flops_per_call()
     choices = [
         (max(few, STEPS_PER_CALL), "small steps cost less when one call runs many"),
         (
@@ -293,6 +297,17 @@ def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[
     ]
     count, reason = min(choices, key=lambda choice: choice[0])
     return max(count, 1), reason
+
+
+def _first_steps(plan: Plan, steps_per_call: int) -> int:
+    if not plan.cost.is_known:
+        return 1
+    few = _flops_per_call() // max(_SLOWEST * plan.cost.flops, 1)
+    return max(min(few, steps_per_call), 1)
+
+
+def _flops_per_call() -> int:
+    return FLOPS_PER_CALL.get(jax.default_backend(), _FLOPS_PER_CALL_ELSEWHERE)
 
 
 def _bytes_of(tree: Any) -> int:
