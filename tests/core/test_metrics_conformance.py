@@ -434,10 +434,11 @@ def failing(suite):
 @pytest.fixture
 def no_smaller_example():
     """That a fault is found is enough, which is had in a fraction of the time."""
-    settings.register_profile("found", phases=[Phase.explicit, Phase.generate])
+    settings.register_profile("before", settings())
+    settings.register_profile("found", settings(), phases=[Phase.explicit, Phase.generate])
     settings.load_profile("found")
     yield
-    settings.load_profile("default")
+    settings.load_profile("before")
 
 
 @pytest.mark.usefixtures("no_smaller_example")

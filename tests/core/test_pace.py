@@ -1,13 +1,14 @@
 """No call takes long: Ctrl-C, a signal and callbacks wait for its end."""
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
@@ -15,6 +16,7 @@ from solstice._engine._feed import Feeder, Slots
 from solstice._engine._pace import SECONDS_PER_CALL, Pace
 
 
+@settings(deadline=None)
 @given(
     step=st.floats(1e-6, 10),
     most=st.integers(1, 500),
@@ -28,9 +30,10 @@ def test_calls_become_as_long_as_they_may_be_and_no_longer(step: float, most: in
         rooms.append(pace.room)
     fits = max(int(SECONDS_PER_CALL / step), 1)
     assert rooms[-1] == pytest.approx(min(fits, most), abs=1)
-    assert all(room <= most and room <= 8 * before for before, room in zip(rooms, rooms[1:]))  # noqa: B905, RUF007
+    assert all(room <= min(most, 8 * before) for before, room in pairwise(rooms))
 
 
+@settings(deadline=None)
 @given(steps=st.integers(1, 500), seconds=st.floats(0, 100))
 def test_a_call_that_nobody_waited_for_shortens_none(steps: int, seconds: float):
     pace = Pace(500, steps)

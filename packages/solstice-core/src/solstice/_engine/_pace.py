@@ -8,9 +8,11 @@ _GROWTH = 8
 
 
 class Pace:
-    """Shortens the calls of slow steps, where their cost could not be read from the program.
+    """Begins with short calls, and makes them as long as the steps turn out to allow.
 
-    A shorter call is the same program with a smaller trip count, which changes no bit.
+    What a step costs cannot always be read from its program: what waits for memory or for the host,
+    or repeats an unknown number of times, takes longer than it seems. A shorter call is the same
+    program with a smaller trip count, which changes no bit.
 
     Args:
         most: the most steps in a call.

@@ -300,6 +300,7 @@ def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[
 
 
 def _first_steps(plan: Plan, steps_per_call: int) -> int:
+    """How many steps are short even where all that they do waits for memory."""
     if not plan.cost.is_known:
         return 1
     few = _flops_per_call() // max(_SLOWEST * plan.cost.flops, 1)
