@@ -30,7 +30,7 @@ def copies(tree: Any) -> Any:
 def copy_in_place(arrays: list[Any]) -> None:
     """Replaces arrays by `copies`, some MiB at a time: what nobody else holds is freed meanwhile.
 
-    Small arrays are copied together, which takes less than half as long as one by one.
+    Small arrays are copied together, since each copy alone costs more.
     """
     start = size = 0
     for stop in range(1, len(arrays) + 1):
