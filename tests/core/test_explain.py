@@ -70,7 +70,8 @@ def test_small_steps_of_more_bytes_run_thirty_two_a_call(capsys: Any):
 def test_a_convolution_on_the_cpu_runs_one_a_call(capsys: Any):
     data = [np.ones((2, 1, 4, 4), np.float32)] * 2
     text = explained(capsys, Convolution(jnp.zeros(())), data)
-    assert "up to 1 steps a call: the step has a convolution" in text
+    assert "1 step a call, up to 8 calls at once: the step has a convolution" in text
+    assert f"memory for batches: {2 * 8 * 128:,} bytes" in text
 
 
 def test_large_batches_run_as_many_as_fit(capsys: Any):

@@ -46,7 +46,7 @@ def test_compilation_is_no_part_of_a_call(compiles: bool, room: int):
     slots = Slots(8, pace=Pace(8, 1))
     block = Feeder(iter([np.ones(1)]), slots, lambda batch: None).take(1)
     assert block is not None
-    block.slot.lend(jnp.ones(()), 1, time.monotonic() - 100)
+    block.slot.lend([jnp.ones(())], 1, time.monotonic() - 100)
     if compiles:
         block.slot.begin()
     for _ in range(2):  # as many as there are slots

@@ -290,7 +290,7 @@ class Trainer:
         if self.sanity_val_batches is None or val.is_generator:
             return
         nobody = CallbackList([])
-        slots = Slots(stepper.steps_per_call)
+        slots = Slots(stepper.steps_per_block)
         trial = Pass(nobody, stepper, slots, Record(mode="val"), _no_snapshot)
         for _ in trial.blocks(self._read(val, 0), self.sanity_val_batches):
             pass

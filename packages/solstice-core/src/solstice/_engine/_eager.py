@@ -26,7 +26,7 @@ class EagerStepper:
         readers: how many read metrics.
     """
 
-    steps_per_call = first_steps = 1
+    steps_per_call = steps_per_block = first_steps = 1
     reason = "the step cannot be compiled, and runs as it is"
     works_in_place = False
 

@@ -224,7 +224,7 @@ class _Slot:
 
     def __init__(self, batch: _Flat, size: int) -> None:
         self.size = size
-        self._call: tuple[Any, int, float] | None = None
+        self._call: tuple[list[Any], int, float] | None = None
         self._treedef = batch.treedef
         self._columns: list[tuple[Any, Any, Any]] = [
             (_aligned(size, leaf), leaf.shape, leaf.dtype)
@@ -254,23 +254,23 @@ class _Slot:
         """The size of this memory."""
         return sum(memory.nbytes for memory, _, _ in self._columns if memory is not None)
 
-    def lend(self, done: Any, steps: int, began: float) -> None:
-        """A call of so many steps, which began then, reads this memory until `done` is there."""
-        self._call = done, steps, began
+    def lend(self, ends: list[Any], steps: int, began: float) -> None:
+        """Calls of so many steps, which began then, read this memory until all ends are there."""
+        self._call = ends, steps, began
 
     def begin(self) -> None:
         """The call that reads this memory begins now; what came before was compilation."""
         if self._call is not None:
-            done, steps, _ = self._call
-            self._call = done, steps, time.monotonic()
+            ends, steps, _ = self._call
+            self._call = ends, steps, time.monotonic()
 
     def wait(self, pace: Pace | None) -> None:
         """Returns when nothing reads this memory any more; `pace` learns how long that took."""
         call, self._call = self._call, None
         if call is not None:
-            done, steps, began = call
-            was_awaited = not done.is_ready()
-            jax.block_until_ready(done)
+            ends, steps, began = call
+            was_awaited = not all(end.is_ready() for end in ends)
+            jax.block_until_ready(ends)
             if pace is not None:
                 pace.learn(steps, time.monotonic() - began, was_awaited=was_awaited)
 

@@ -42,6 +42,10 @@ FLOPS_PER_CALL = {"cpu": 2**33}
 
 _FLOPS_PER_CALL_ELSEWHERE = 2**43
 
+CALLS_AT_ONCE = 8
+"""Calls of one step each that are made one after the other: what is done between calls costs more
+after a long step, which has taken the caches."""
+
 _SLOWEST = 16
 """How many times as long as usual an operation takes that waits for memory."""
 
@@ -61,8 +65,9 @@ class Stepper:
 
     Attributes:
         steps_per_call: the most steps in a call.
-        first_steps: the most in the first, which tells what a step takes: few enough to be short
-            where all of it is slow, and 1 where what it costs is not known.
+        steps_per_block: the most that are run at once, by one call or by some of one step each.
+        first_steps: the most in the first block, which tells what a step takes: few enough to be
+            short where all of it is slow, and 1 where what it costs is not known.
         reason: why so many.
         kind: the class of the Experiment.
         name: what is run, such as "Classifier.train_step".
@@ -85,8 +90,9 @@ class Stepper:
     ) -> None:
         batch = arrays_of(batch)
         self._plan, arrays = prepare(experiment, method, batch)
-        self.steps_per_call, self.reason = _arrangement(self._plan, steps_per_call, batch)
-        self.first_steps = _first_steps(self._plan, self.steps_per_call)
+        arranged = _arrangement(self._plan, steps_per_call, batch)
+        self.steps_per_call, self.steps_per_block, self.reason = arranged
+        self.first_steps = _first_steps(self._plan, self.steps_per_block)
         self._batch = _tree.structure(batch), _shapes(batch)
         empty = _empty_total(self._plan, *self._batch)
         self._config = _Config(
@@ -176,17 +182,33 @@ class Stepper:
         if self._donates and self._shared:  # what others hold must never be donated
             _tree.copy_in_place(self._arrays)
             self._shared = False
+        ends: list[Array] = []
+        kept: list[Any] = []
+        began = time.monotonic()
+        with interrupts_held():
+            for stacked, steps in self._calls(block.stacked, count):
+                done, outs = self._call(stacked, steps)
+                ends.append(done)
+                kept.append(outs)
+                block.slot.lend(ends, len(ends) * steps, began)
+        return Kept(kept, count)
+
+    def _calls(self, stacked: Batch, count: int) -> list[tuple[Batch, int]]:
+        """The batches of each call, and how many of them count."""
+        if self._config.loops:
+            return [(stacked, count)]
+        return [(_tree.map(partial(_one_row, index), stacked), 1) for index in range(count)]
+
+    def _call(self, stacked: Batch, count: int) -> tuple[Array, Any]:
+        """Calls the program once; returns what says that it has ended, and the outs."""
         run = _run_in_place if self._donates else _run
         totals = None if self._config.grows else self._totals
-        trips, began = np.int32(count), time.monotonic()
-        with interrupts_held():
-            done, self._arrays, totals, (outs, grown) = run(
-                self._config, self._arrays, totals, self._fresh, block.stacked, trips
-            )
-            block.slot.lend(done, count, began)
-            self._totals = self._merge_grown(grown, count) if self._config.grows else totals
-            self._fresh = np.zeros_like(self._fresh)
-        return Kept(outs, count)
+        done, self._arrays, totals, (outs, grown) = run(
+            self._config, self._arrays, totals, self._fresh, stacked, np.int32(count)
+        )
+        self._totals = self._merge_grown(grown, count) if self._config.grows else totals
+        self._fresh = np.zeros_like(self._fresh)
+        return done, outs
 
     def _merge_grown(self, grown: Any, count: int) -> list[Any]:
         """Metrics that grow cannot be carried by a compiled loop: they are merged after it."""
@@ -196,9 +218,14 @@ class Stepper:
 
 
 class Kept:
-    """The outs of the steps of one block, read back when the first is asked for."""
+    """The outs of the steps of one block, read back when the first is asked for.
 
-    def __init__(self, outs: Any, count: int) -> None:
+    Args:
+        outs: of each call, those of its steps.
+        count: how many steps count.
+    """
+
+    def __init__(self, outs: list[Any], count: int) -> None:
         self._outs = outs
         self._count = count
         self._host: Any = None
@@ -213,7 +240,8 @@ class Kept:
     def __getitem__(self, index: int) -> Outs:
         if self._host is None:
             self._host = jax.device_get(self._outs)
-        return unpack(_tree.row(self._host, index))
+        call, row = (0, index) if len(self._host) == 1 else (index, 0)
+        return unpack(_tree.row(self._host[call], row))
 
 
 @dataclass(frozen=True)
@@ -273,13 +301,21 @@ _run = cast("_Runs", jax.jit(_run_block, static_argnums=0))
 _run_in_place = cast("_Runs", jax.jit(_run_block, static_argnums=0, donate_argnums=1))
 
 
-def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[int, str]:
-    """How many steps a call runs: by rule and never by timing, which would change bits."""
+def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[int, int, str]:
+    """How many steps a call runs, and how many a block has, and why.
+
+    By rule and never by timing, which would change bits.
+    """
     if steps_per_call is not None:
-        return steps_per_call, "as steps_per_call says"
-    backend = jax.default_backend()
-    if plan.cost.has_convolution and backend == "cpu":
-        return 1, "the step has a convolution, whose backward pass is slow in a loop on the CPU"
+        return steps_per_call, steps_per_call, "as steps_per_call says"
+    most, reason = _steps_by_size(plan, batch)
+    if plan.cost.has_convolution and jax.default_backend() == "cpu":
+        reason = "the step has a convolution, whose backward pass is slow in a loop on the CPU"
+        return 1, min(most, CALLS_AT_ONCE), reason
+    return most, most, reason
+
+
+def _steps_by_size(plan: Plan, batch: Batch) -> tuple[int, str]:
     size = max(_bytes_of(batch) + _bytes_of(plan.outs), 1)
     few = min(SMALL_BYTES_PER_CALL // size, SMALL_STEPS_PER_CALL)
     flops, most = plan.cost.flops, _flops_per_call()
@@ -299,12 +335,12 @@ def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[
     return max(count, 1), reason
 
 
-def _first_steps(plan: Plan, steps_per_call: int) -> int:
+def _first_steps(plan: Plan, most: int) -> int:
     """How many steps are short even where all that they do waits for memory."""
     if not plan.cost.is_known:
         return 1
     few = _flops_per_call() // max(_SLOWEST * plan.cost.flops, 1)
-    return max(min(few, steps_per_call), 1)
+    return max(min(few, most), 1)
 
 
 def _flops_per_call() -> int:
@@ -332,6 +368,10 @@ def _packed_merge(total: Any, metrics: Any) -> Any:
 
 def _read_row(index: Array, buffer: Array) -> Array:
     return cast("Array", lax.dynamic_index_in_dim(buffer, index, keepdims=False))
+
+
+def _one_row(index: int, buffer: Any) -> Any:
+    return buffer[index : index + 1]
 
 
 def _write_row(index: Array, buffer: Array, value: Array) -> Array:

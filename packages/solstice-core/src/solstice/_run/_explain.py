@@ -17,24 +17,31 @@ def explanation(
     source: Source,
 ) -> str:
     """How a run is cut into compiled calls, and why."""
-    cadence = cadence_of(callbacks.callbacks, stepper.steps_per_call)
-    lines = [f"{mode}: up to {stepper.steps_per_call} steps a call: {stepper.reason}"]
+    cadence = cadence_of(callbacks.callbacks, stepper.steps_per_block)
+    lines = [f"{mode}: {_most(stepper)}: {stepper.reason}"]
     lines += [
         f"  a call ends {_when(callback)}: {type(callback).__name__} looks between steps"
         for callback in watchers_between(callbacks.callbacks)
     ]
     longest = max(cadence.room(position) for position in range(min(cadence.period, 1000)))
-    lines.append(f"  longest call: {longest} steps")
+    many = stepper.steps_per_block > stepper.steps_per_call
+    lines.append(f"  most calls at once: {longest}" if many else f"  longest call: {longest} steps")
     if slots.room < longest:
         lines.append(
-            f"  calls have at most {slots.room} steps for now, so that none takes longer than "
-            f"{SECONDS_PER_CALL} s, for which Ctrl-C would wait"
+            f"  {'calls at once' if many else 'calls'} have at most {slots.room} steps for now, "
+            f"so that none takes longer than {SECONDS_PER_CALL} s, for which Ctrl-C would wait"
         )
     lines.append(f"  compiled programs: {slots.num_shapes}, one for each shape of batch")
     lines.append(f"  state: {stepper.state_bytes:,} bytes, {_reuse(stepper, callbacks)}")
     lines.append(f"  memory for batches: {slots.nbytes:,} bytes")
     lines.append(f"  {source.name} can be continued within an epoch {source.continues}")
     return "\n".join(lines)
+
+
+def _most(stepper: Stepper | EagerStepper) -> str:
+    if stepper.steps_per_block > stepper.steps_per_call:
+        return f"1 step a call, up to {stepper.steps_per_block} calls at once"
+    return f"up to {stepper.steps_per_call} steps a call"
 
 
 def _when(callback: Callback) -> str:

@@ -47,7 +47,7 @@ class Pass:
         self._callbacks = callbacks
         self._stepper = stepper
         self._slots = slots
-        self._cadence = cadence_of(callbacks.callbacks, stepper.steps_per_call)
+        self._cadence = cadence_of(callbacks.callbacks, stepper.steps_per_block)
         self._snapshot = snapshot
         self._has_ended = False
         self._cut: list[Metrics | None] | None = None

@@ -22,8 +22,8 @@ from solstice._types import Batch
 from solstice.data._positions import fingerprint
 from solstice.data._source import Source
 
-_CALLS_AHEAD = 3
-"""Calls whose batches may have been read, and not trained yet: one that is filled, and room."""
+_BLOCKS_AHEAD = 3
+"""Blocks whose batches may have been read, and not trained yet: one that is filled, and room."""
 
 
 class Run:
@@ -110,7 +110,7 @@ class Run:
         self._source = source
         self._stepper = stepper
         if self._callbacks.can_save:
-            source.keep_states(_CALLS_AHEAD * stepper.steps_per_call + self._prefetch)
+            source.keep_states(_BLOCKS_AHEAD * stepper.steps_per_block + self._prefetch)
         self._callbacks.tell("on_fit_start", self._now)
         if self._saved is not None:
             self._saved.restore_callbacks(self._callbacks)
@@ -119,7 +119,7 @@ class Run:
         """A pass over a data set that begins at a moment of this run."""
         slots = self._slots.get(start.mode)
         if slots is None:
-            most, first = stepper.steps_per_call, stepper.first_steps
+            most, first = stepper.steps_per_block, stepper.first_steps
             pace = None if self._steps_per_call else Pace(most, first)
             slots = Slots(most, self._memory.pop(start.mode, None), pace)
             self._slots[start.mode] = slots
