@@ -11,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
+from solstice._engine._feed import Feeder, Slots
+from solstice._engine._pace import Pace
+from solstice._engine._step import Stepper
 
 
 class Means(solstice.Metrics):
@@ -141,6 +144,21 @@ def test_eight_calls_are_made_at_once_and_few_at_first():
     given = Calls()
     solstice.Trainer([given], steps_per_call=1).fit(start(), images([3] * 5))
     assert given.steps == [1] * 5
+
+
+def test_how_long_they_took_is_divided_by_all_of_them():
+    learned: list[int] = []
+
+    class Learns(Pace):
+        def learn(self, steps: int, seconds: float, *, was_awaited: bool) -> None:
+            learned.append(steps)
+
+    data = images([3] * 27)
+    stepper = Stepper(start(), "train_step", data[0])
+    feeder = Feeder(iter(data), Slots(8, pace=Learns(8, 8)), lambda batch: None)
+    while (block := feeder.take(8)) is not None:
+        stepper.run(block)
+    assert learned == [8, 8]  # of the calls that read the two slots before they were filled again
 
 
 def test_a_program_that_is_called_many_times_at_once_is_compiled_once():
