@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
-from solstice._engine._feed import Feeder, Slots
+from solstice._engine._feed import Feeder, Slots, _Slot
 from solstice._engine._pace import SECONDS_PER_CALL, Pace
 
 
@@ -124,3 +124,18 @@ def test_the_choice_of_the_user_is_kept():
     calls = Calls()
     solstice.Trainer([calls], steps_per_call=2).fit(Loops(jnp.zeros(())), [SLOW] * 6)
     assert calls.steps == [2, 2, 2]
+
+
+def test_a_trainer_leaves_out_what_a_call_compiles(monkeypatch: pytest.MonkeyPatch):
+    begun: list[_Slot] = []
+    begin = _Slot.begin
+
+    def told(slot: _Slot) -> None:
+        begun.append(slot)
+        begin(slot)
+
+    monkeypatch.setattr(_Slot, "begin", told)
+    for _ in range(2):  # the second compiles nothing
+        start = Multiplies(jnp.ones((3, 3)))  # a shape of this test alone
+        solstice.Trainer(steps_per_call=2).fit(start, [np.int32(0)] * 5)
+        assert len(begun) == 1
