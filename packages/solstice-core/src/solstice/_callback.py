@@ -172,7 +172,7 @@ class Callback:
         """After a run that ended by itself or by `Stop`. `record.experiment` is there."""
 
     def on_call_end(self, record: Record) -> None:
-        """After a compiled call, whose steps have all been told of.
+        """After a compiled call, or up to 8 of one step each, whose steps have all been told of.
 
         How many steps a call has is the Trainer's choice and the machine's, so what is to be alike
         in every run must not depend on this moment: it is for saving and for showing.

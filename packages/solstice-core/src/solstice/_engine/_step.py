@@ -316,6 +316,7 @@ def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[
 
 
 def _steps_by_size(plan: Plan, batch: Batch) -> tuple[int, str]:
+    """How many steps are short, and small enough for the caches, and why no more."""
     size = max(_bytes_of(batch) + _bytes_of(plan.outs), 1)
     few = min(SMALL_BYTES_PER_CALL // size, SMALL_STEPS_PER_CALL)
     flops, most = plan.cost.flops, _flops_per_call()

@@ -18,13 +18,18 @@ def explanation(
 ) -> str:
     """How a run is cut into compiled calls, and why."""
     cadence = cadence_of(callbacks.callbacks, stepper.steps_per_block)
-    lines = [f"{mode}: {_most(stepper)}: {stepper.reason}"]
+    many = stepper.steps_per_block > stepper.steps_per_call
+    most = (
+        f"1 step a call, up to {stepper.steps_per_block} calls at once"
+        if many
+        else f"up to {stepper.steps_per_call} steps a call"
+    )
+    lines = [f"{mode}: {most}: {stepper.reason}"]
     lines += [
         f"  a call ends {_when(callback)}: {type(callback).__name__} looks between steps"
         for callback in watchers_between(callbacks.callbacks)
     ]
     longest = max(cadence.room(position) for position in range(min(cadence.period, 1000)))
-    many = stepper.steps_per_block > stepper.steps_per_call
     lines.append(f"  most calls at once: {longest}" if many else f"  longest call: {longest} steps")
     if slots.room < longest:
         lines.append(
@@ -36,12 +41,6 @@ def explanation(
     lines.append(f"  memory for batches: {slots.nbytes:,} bytes")
     lines.append(f"  {source.name} can be continued within an epoch {source.continues}")
     return "\n".join(lines)
-
-
-def _most(stepper: Stepper | EagerStepper) -> str:
-    if stepper.steps_per_block > stepper.steps_per_call:
-        return f"1 step a call, up to {stepper.steps_per_block} calls at once"
-    return f"up to {stepper.steps_per_call} steps a call"
 
 
 def _when(callback: Callback) -> str:
