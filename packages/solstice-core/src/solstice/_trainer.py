@@ -112,6 +112,7 @@ class Trainer:
 
         Raises:
             AttributeError: there was no run yet.
+            RuntimeError: it is lost, since a compiled call failed.
         """
         if self._newest is None:
             raise AttributeError("this Trainer has no Experiment before its first run: call `fit`")

@@ -28,7 +28,7 @@ class EagerStepper:
 
     steps_per_call = steps_per_block = first_steps = 1
     reason = "the step cannot be compiled, and runs as it is"
-    works_in_place = False
+    works_in_place = is_lost = False
 
     def __init__(self, experiment: Experiment, method: str, error: Exception, readers: int) -> None:
         warnings.warn(

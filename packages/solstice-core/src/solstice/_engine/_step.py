@@ -123,6 +123,15 @@ class Stepper:
         self._shared = True
         return self._plan.program.merge(self._arrays)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the arrays cannot be read, since a call has failed."""
+        try:
+            jax.block_until_ready(self._arrays)
+        except Exception:  # of the device, whatever it raises
+            return True
+        return False
+
     def signature(self, block: Block) -> tuple[str, dict[str, Kind]]:
         """What the program of a block is compiled for: a name, and what there is by path."""
         experiment = self._plan.program.merge(self._plan.types)

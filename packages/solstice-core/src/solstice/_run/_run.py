@@ -7,7 +7,7 @@ from typing import cast
 
 import jax
 
-from solstice._callback import CallbackList, Record, Stop
+from solstice._callback import CallbackList, Later, Record, Stop
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import Rings, Slots
 from solstice._engine._pace import Pace
@@ -21,6 +21,12 @@ from solstice._run._snapshot import Position, Snapshot, by_path, states_of
 from solstice._types import Batch
 from solstice.data._positions import fingerprint
 from solstice.data._source import Source
+
+_LOST = """\
+The Experiment is lost: a compiled call failed, and what went into it was not kept, to save \
+memory. What `fit` was given is as it was. Go on from the newest checkpoint: write \
+`trainer.fit(..., resume="last")`, with `solstice.callbacks.Checkpoint("runs/a", every=1000)` \
+among the callbacks"""
 
 _BLOCKS_AHEAD = 3
 """Blocks whose batches may have been read, and not trained yet: one that is filled, and room."""
@@ -58,11 +64,18 @@ class Run:
         self._pass: Pass | None = None
         self._saved: SavedRun | None = None
         self._prefetch = prefetch
+        self._is_lost = False
         self._explanation = "the run ended before its first step"
 
     @property
     def experiment(self) -> Experiment:
-        """The newest Experiment; in a run that does not train, the one that it was given."""
+        """The newest Experiment; in a run that does not train, the one that it was given.
+
+        Raises:
+            RuntimeError: it is lost, since a compiled call failed.
+        """
+        if self._is_lost:
+            raise RuntimeError(_LOST)
         trains = self._stepper is not None and self._start.mode == "train"
         return self._stepper.experiment if trains and self._stepper else self._experiment
 
@@ -183,7 +196,9 @@ class Run:
         run holds holds the run, so that nothing of it would be freed before Python looks for
         cycles, and on a device with little memory that is too late for the next run.
         """
-        self._experiment, self._explanation = self.experiment, self.explain()
+        self._explanation = self.explain()
+        if not self._is_lost:
+            self._experiment = self.experiment
         self._memory.update({mode: slots.rings for mode, slots in self._slots.items()})
         self._callbacks, self._slots = CallbackList([]), {}
         self._stepper = self._source = self._pass = self._saved = None
@@ -194,9 +209,14 @@ class Run:
 
     def fail(self, error: BaseException) -> None:
         """Tells the callbacks that the run ends by an error, which takes the Experiment along."""
+        stepper = self._stepper if self._start.mode == "train" else None
+        if stepper is not None and isinstance(error, Exception):  # Ctrl-C waits for nothing
+            self._is_lost = stepper.is_lost
         record = self._now()
         self._callbacks.tell_exception(record, error)
-        if self._start.mode == "train" and record.step > 0:
+        if self._is_lost:
+            error.add_note(_LOST)
+        elif stepper is not None and record.step > 0:
             with suppress(AttributeError):  # an exception may forbid attributes
                 error.experiment = record.experiment  # pyright: ignore[reportAttributeAccessIssue]
             error.add_note(
@@ -206,4 +226,5 @@ class Run:
 
     def _now(self) -> Record:
         record = self._start if self._pass is None else self._pass.record
-        return replace(record, mode=self._start.mode, given={"experiment": self.experiment})
+        experiment = Later(lambda: self.experiment) if self._is_lost else self.experiment
+        return replace(record, mode=self._start.mode, given={"experiment": experiment})
