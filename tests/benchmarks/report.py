@@ -27,7 +27,9 @@ How it is measured, and what each contender is, stands in
 {machine}
 
 Every ratio is taken within one round, in which each contender trains one epoch, and is the median
-of {epochs} rounds; the quartiles stand beside it. "The limit" is one `lax.scan` over an epoch that
+of {rounds} rounds, or of {close} for those between which a few hundredths count: the limit, the
+hand-written loop, and Solstice with its default callbacks and with none, which had {more} further
+processes. The quartiles stand beside it. "The limit" is one `lax.scan` over an epoch that
 is already on the device. On the CPU it is no limit where the step has a convolution (C), which XLA
 runs slower in a loop: compare with the hand-written loop there. The first step is timed from
 nothing, after the imports, to the end of one trained step, compilation included. Peak memory is
@@ -49,9 +51,25 @@ COLUMNS = [
 ]
 
 
-def page(training: Any, leaves: Any, command: str, epochs: int) -> str:
-    """`report.page(training, leaves, "nox -s bench", 7)`: results by workload and contender."""
-    parts = [HEAD.format(command=command, machine=machine(), epochs=epochs)]
+def page(training: Any, leaves: Any, command: str, counts: tuple[int, int, int]) -> str:
+    """`report.page(training, leaves, "nox -s bench", (3, 3, 4))`: the results, as Markdown.
+
+    Args:
+        training: results by workload and contender.
+        leaves: the same, of leaf scaling.
+        command: what was typed.
+        counts: epochs of a process, processes of each contender, and more of some.
+    """
+    epochs, processes, more = counts
+    parts = [
+        HEAD.format(
+            command=command,
+            machine=machine(),
+            rounds=epochs * processes,
+            close=epochs * (processes + more),
+            more=more,
+        )
+    ]
     for name, results in training.items():
         workload = workloads.get(name)
         steps = len(workload.batches)
@@ -80,11 +98,10 @@ def machine() -> str:
 
 
 def ratios(result: Any, to: Any) -> list[float]:
-    """Quartiles, the median in the middle, of the ratios within each round."""
-    pairs = zip(result.seconds, to.seconds, strict=True)
-    return [
-        float(q) for q in np.percentile([mine / theirs for mine, theirs in pairs], [25, 50, 75])
-    ]
+    """Quartiles, the median in the middle, of the ratios within each round that both were in."""
+    rounds = result.seconds.keys() & to.seconds.keys()
+    within = [result.seconds[at] / to.seconds[at] for at in rounds]
+    return [float(q) for q in np.percentile(within, [25, 50, 75])]
 
 
 def _row(result: Any, results: Any, steps: int) -> list[str]:
@@ -92,7 +109,7 @@ def _row(result: Any, results: Any, steps: int) -> list[str]:
         return [result.title, result.why]
     low, middle, high = ratios(result, results["limit"])
     hand_written = results["hand_written"]
-    ms = 1000 * statistics.median(result.seconds) / steps
+    ms = 1000 * statistics.median(result.seconds.values()) / steps
     memory = ["", ""]
     if result.peak is not None and hand_written.peak:
         memory = [f"{result.peak / 1e6:.0f}", f"{result.peak / hand_written.peak:.2f}"]
@@ -133,7 +150,7 @@ def _microseconds(name: str, result: Any) -> str:
 
 
 def _step_time(name: str, result: Any) -> float:
-    return 1e6 * statistics.median(result.seconds) / len(workloads.get(name).batches)
+    return 1e6 * statistics.median(result.seconds.values()) / len(workloads.get(name).batches)
 
 
 def _titles(leaves: Any) -> dict[str, str]:

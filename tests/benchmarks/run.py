@@ -54,6 +54,8 @@ LEAF_CONTENDERS = {
     "solstice_ready": "Solstice's engine, blocks filled beforehand",
 }
 ALWAYS = ["limit", "hand_written"]
+CLOSE = [*ALWAYS, "solstice_default", "solstice_none", "solstice_ready"]
+"""Between which a few hundredths count: further processes make their medians more certain."""
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Result:
         why: why it did not run, or "".
         first_steps: seconds from nothing, after the imports, to the first trained step, of each
             process.
-        seconds: of each epoch.
+        seconds: of each epoch, by process and round.
         peaks: bytes of memory above those after the imports and the data, of each process that
             can tell.
         loss: of the last epoch.
@@ -74,7 +76,7 @@ class Result:
     title: str
     why: str = ""
     first_steps: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    seconds: dict[tuple[int, int], float] = field(default_factory=dict)
     peaks: list[int] = field(default_factory=list)
     loss: float = 0.0
 
@@ -123,26 +125,26 @@ class Worker:
 
 
 def measure(
-    workload: str, contenders: dict[str, str], epochs: int, processes: int
+    workload: str, contenders: dict[str, str], epochs: int, processes: int, more: int
 ) -> dict[str, Result]:
-    """`measure("A", {"limit": "the limit"}, 3, 3)["limit"].seconds`: run one workload."""
+    """`measure("A", {"limit": "the limit"}, 3, 3, 0)["limit"].seconds`: run one workload."""
     results = {name: Result(title) for name, title in contenders.items()}
-    for process in range(processes):
-        tell(f"{workload}: processes {process + 1} of {processes}")
-        measure_once(workload, results, epochs, random.Random(process))
+    for process in range(processes + more):
+        tell(f"{workload}: processes {process + 1} of {processes + more}")
+        all_run = process < processes
+        taking_part = {n: r for n, r in results.items() if not r.why and (all_run or n in CLOSE)}
+        measure_once(workload, taking_part, epochs, process)
     return results
 
 
-def measure_once(
-    workload: str, results: dict[str, Result], epochs: int, luck: random.Random
-) -> None:
-    """Adds the results of one process for each contender that has not failed.
+def measure_once(workload: str, results: dict[str, Result], epochs: int, process: int) -> None:
+    """Adds the results of one process for each contender.
 
     They start, and train in each round, in an order that is drawn: whoever comes after a contender
     that leaves the caches cold is another one each time.
     """
-    contenders = [name for name, result in results.items() if not result.why]
-    luck.shuffle(contenders)
+    luck = random.Random(process)
+    contenders = luck.sample(list(results), len(results))
     workers: dict[str, Worker] = {}
 
     def attempt(name: str, command: str | None) -> dict[str, Any] | None:
@@ -169,7 +171,7 @@ def measure_once(
             for name in luck.sample(list(workers), len(workers)):
                 answer = attempt(name, "epoch")
                 if answer is not None and epoch > 0:  # the first warms up
-                    results[name].seconds.append(answer["seconds"])
+                    results[name].seconds[process, epoch] = answer["seconds"]
                     results[name].loss = answer["loss"]
             tell(f"{workload}: epoch {epoch} of {epochs}" + (" (warm-up)" if epoch == 0 else ""))
         for name in list(workers):
@@ -208,30 +210,36 @@ def main() -> int:
         "--processes", type=int, default=3, help="processes of each contender; 3 by default"
     )
     parser.add_argument(
+        "--more", type=int, default=4, metavar="PROCESSES",
+        help="further processes of the limit, the hand-written loop and Solstice; 4 by default",
+    )  # fmt: skip
+    parser.add_argument(
         "--out", type=Path, default=HERE.parents[1] / "docs", metavar="FOLDER",
         help="where benchmarks.md and benchmarks.png go; docs/ by default",
     )  # fmt: skip
     options = parser.parse_args()
     if min(options.epochs, options.processes) < 1:
         parser.error("--epochs and --processes must be 1 or more")
+    if options.more < 0:
+        parser.error("--more must be 0 or more")
+    counts = options.epochs, options.processes, options.more
 
     def chosen(contenders: dict[str, str]) -> dict[str, str]:
         return {n: t for n, t in contenders.items() if n in ALWAYS or n in options.contenders}
 
     training = {
-        name: measure(name, chosen(CONTENDERS), options.epochs, options.processes)
+        name: measure(name, chosen(CONTENDERS), *counts)
         for name in options.workloads
         if name != "leaves"
     }
     leaves = {}
     if "leaves" in options.workloads:
         leaves = {
-            name: measure(name, chosen(LEAF_CONTENDERS), options.epochs, options.processes)
-            for name in workloads.LEAVES
+            name: measure(name, chosen(LEAF_CONTENDERS), *counts) for name in workloads.LEAVES
         }
     options.out.mkdir(parents=True, exist_ok=True)
     command = " ".join(["nox -s bench", *(["--", *sys.argv[1:]] if sys.argv[1:] else [])])
-    page = report.page(training, leaves, command, options.epochs * options.processes)
+    page = report.page(training, leaves, command, counts)
     (options.out / "benchmarks.md").write_text(page)
     chart.draw(options.out / "benchmarks.md", options.out / "benchmarks.png")
     tell(f"wrote benchmarks.md and benchmarks.png into {options.out}")
