@@ -211,7 +211,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--more", type=int, default=4, metavar="PROCESSES",
-        help="further processes of the limit, the hand-written loop and Solstice; 4 by default",
+        help=f"further processes of {', '.join(CLOSE)}; 4 by default",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=HERE.parents[1] / "docs", metavar="FOLDER",

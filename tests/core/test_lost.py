@@ -60,9 +60,9 @@ def begin(*, refuses: bool = True) -> Calls:
     return Calls(jnp.zeros((), jnp.int32), jnp.zeros(1000), jnp.asarray(refuses))
 
 
-def fails(trainer: solstice.Trainer, exp: Calls, **options: Any) -> Any:
+def fails(trainer: solstice.Trainer, exp: Calls) -> Any:
     with pytest.raises(Exception, match="host refuses") as caught:
-        trainer.fit(exp, BATCHES, num_epochs=2, **options)
+        trainer.fit(exp, BATCHES, num_epochs=2)
     return caught.value
 
 
@@ -121,6 +121,15 @@ def test_an_error_elsewhere_loses_nothing():
     trainer = solstice.Trainer([Raises()])
     error = fails(trainer, begin())
     assert int(error.experiment.count) == int(trainer.experiment.count) == 30  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("run", ["fit", "validate", "predict"])
+def test_an_experiment_that_was_donated_elsewhere_is_refused(run: str):
+    exp, trainer = begin(refuses=False), solstice.Trainer()
+    exp.total.delete()
+    with pytest.raises(ValueError, match=r"array `\.total` of the Calls .* donate") as caught:
+        getattr(trainer, run)(exp, BATCHES)
+    assert not getattr(caught.value, "__notes__", [])
 
 
 def test_an_evaluation_that_fails_loses_nothing():

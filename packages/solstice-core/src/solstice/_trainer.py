@@ -8,6 +8,9 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any, TypeVar, cast
 
+import jax
+
+from solstice import _tree
 from solstice._callback import Callback, CallbackList, Record, check_callbacks
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import Rings, Slots
@@ -172,7 +175,8 @@ class Trainer:
             The trained Experiment.
 
         Raises:
-            ValueError: `num_epochs` or `max_steps` is below 1, or there is nothing to resume.
+            ValueError: `num_epochs` or `max_steps` is below 1, there is nothing to resume, or the
+                Experiment has arrays that were deleted.
             CheckpointError: the checkpoint is damaged, or of another Experiment.
             DataError: a data set or a batch cannot be used, or a one-shot iterator is exhausted.
             ExperimentError: a step does not return what it must.
@@ -385,6 +389,17 @@ def _check_experiment(experiment: Any) -> None:
             f"`class {type(experiment).__name__}(solstice.Experiment)` with train_step and "
             f"eval_step"
         )
+    if any(_is_deleted(leaf) for leaf in _tree.leaves(experiment)):
+        paths = [path for path, leaf in _tree.leaves_by_path(experiment) if _is_deleted(leaf)]
+        raise ValueError(
+            f"the array `{paths[0]}` of the {type(experiment).__name__} has been deleted: it was "
+            f"donated to a compiled function, as by `jax.jit(..., donate_argnums=0)`. Give what "
+            f"that function returned"
+        )
+
+
+def _is_deleted(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and leaf.is_deleted()
 
 
 def _check_rereadable(source: Source, num_epochs: int | None) -> None:
