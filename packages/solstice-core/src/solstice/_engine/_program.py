@@ -6,7 +6,7 @@ call, is a `Program`, which `jax.jit` takes as a static argument.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import equinox as eqx
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.extend.core import jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]
 
 from solstice import _tree
 from solstice._engine._cost import Cost, cost_of
@@ -58,7 +57,6 @@ class Program:
             self._hash = hash(self._key)
         except TypeError:
             self._key, self._hash = None, id(self)
-        self._trace: _Trace | None = None
 
     def __hash__(self) -> int:
         return self._hash
@@ -102,23 +100,20 @@ class Program:
         return [_keep_type(o, n) for o, n in zip(arrays, self.split(new), strict=True)], outs
 
     def packed_call(self, arrays: list[Any], batch: Batch) -> tuple[list[Any], Outs]:
-        """The same with packed outs, and without Python where the plan's trace is still at hand.
-
-        A trace serves once: what is compiled later may be under other settings of JAX.
-        """
-        trace, self._trace = self._trace, None
-        if trace is not None and trace.fits(arrays, batch):
-            return trace.call(arrays, batch)
+        """The same with packed outs."""
         new, outs = self.call(arrays, batch)
         return new, pack(outs)
 
+    @cached_property
+    def traced_call(self) -> Callable[[list[Any], Batch], tuple[list[Any], Outs]]:
+        """`packed_call`, whose Python runs once for a kind of batch and settings of JAX."""
+        return cast("Any", jax.jit(self.packed_call))
+
     def trace(self, types: list[jax.ShapeDtypeStruct], batch: Batch) -> tuple[Any, Any]:
-        """The jaxpr of a step and the shapes of its packed outs; kept for the next call."""
-        self._trace = None
+        """The jaxpr of a step and the shapes of its packed outs."""
         jaxpr, shapes = cast(
-            "Any", jax.make_jaxpr(self.packed_call, return_shape=True)(types, batch)
+            "Any", jax.make_jaxpr(self.traced_call, return_shape=True)(types, batch)
         )
-        self._trace = _Trace(jaxpr, _tree.structure((types, batch)), _tree.structure(shapes))
         return jaxpr, shapes[1]
 
     def check_drift(self, old: Sequence[Any], new: Sequence[Any]) -> None:
@@ -161,24 +156,6 @@ def _mended(before: Any, after: Any) -> str:
     if before.shape == after.shape:
         return f"write `.astype({before.dtype})` there"
     return f"give an array of shape {before.shape} there"
-
-
-@dataclass(frozen=True)
-class _Trace:
-    """A step as it was traced."""
-
-    jaxpr: Any
-    inputs: Any
-    outputs: Any
-
-    def fits(self, arrays: list[Any], batch: Batch) -> bool:
-        """Whether it was traced with just such arrays."""
-        types = [jax.typeof(leaf) for leaf in _tree.leaves((arrays, batch))]
-        return _tree.structure((arrays, batch)) == self.inputs and types == self.jaxpr.in_avals
-
-    def call(self, arrays: list[Any], batch: Batch) -> tuple[list[Any], Outs]:
-        run = cast("Callable[..., list[Array]]", jaxpr_as_fun(self.jaxpr))
-        return jax.tree.unflatten(self.outputs, run(*_tree.leaves((arrays, batch))))
 
 
 def check_pair(result: Any, owner: str, method: str) -> tuple[Any, Outs]:

@@ -94,16 +94,16 @@ class Stepper:
         self.steps_per_call, self.steps_per_block, self.reason = arranged
         self.first_steps = _first_steps(self._plan, self.steps_per_block)
         self._batch = _tree.structure(batch), _shapes(batch)
-        empty = _empty_total(self._plan, *self._batch)
+        self._merging = _merging_of(self._plan, *self._batch)
         self._config = _Config(
-            self._plan.program, self.steps_per_call > 1, keeps_outs, empty is _GROWS
+            self._plan.program, self.steps_per_call > 1, keeps_outs, self._merging.sums
         )
         self.kind = type(experiment)
         self.name = f"{self.kind.__name__}.{method}"
         self._donates = method == "train_step" and not can_rewind
         self._arrays: list[Any] = arrays
         self._shared = True
-        self._totals: list[Any] = [None if empty is _GROWS else empty] * readers
+        self._totals: list[Any] = [self._merging.empty] * readers
         self._fresh = np.ones(readers, bool)
         self._before: Any = None
 
@@ -163,8 +163,11 @@ class Stepper:
         """The merged metrics of the steps since this reader last took them, or None."""
         if self._fresh[reader]:
             return None
-        self._fresh = np.where(np.arange(len(self._fresh)) == reader, True, self._fresh)
-        return unpack(self._totals[reader])
+        readers = range(len(self._totals))
+        total, empty = self._totals[reader], self._merging.empty
+        self._totals = [empty if r == reader else self._totals[r] for r in readers]
+        self._fresh = np.array([r == reader or self._fresh[r] for r in readers])
+        return unpack(total)
 
     def totals(self) -> list[Metrics | None]:
         """The merged metrics of each reader since it last took them; none are taken."""
@@ -213,7 +216,7 @@ class Stepper:
         run = _run_in_place if self._donates else _run
         totals = None if self._config.grows else self._totals
         done, self._arrays, totals, (outs, grown) = run(
-            self._config, self._arrays, totals, self._fresh, stacked, np.int32(count)
+            self._config, self._arrays, totals, self._fresh, stacked, np.uint32(count)
         )
         self._totals = self._merge_grown(grown, count) if self._config.grows else totals
         self._fresh = np.zeros_like(self._fresh)
@@ -255,12 +258,17 @@ class Kept:
 
 @dataclass(frozen=True)
 class _Config:
-    """What a compiled call depends on beside shapes."""
+    """What a compiled call depends on beside shapes; `sums` is as in `_Merging`."""
 
     program: Program
     loops: bool
     keeps_outs: bool
-    grows: bool
+    sums: tuple[bool, ...] | None
+
+    @property
+    def grows(self) -> bool:
+        """Whether metrics are merged after the call, since merging changes their shapes."""
+        return self.sums is None
 
 
 def _run_block(
@@ -278,31 +286,29 @@ def _run_block(
     """
 
     def take(arrays: list[Array], batch: Batch) -> Any:
-        new, outs = config.program.packed_call(arrays, batch)
+        new, outs = config.program.traced_call(arrays, batch)
         one = _packed_metrics(outs, batch)
         return new, one, (outs if config.keeps_outs else None, one if config.grows else None)
 
     def step(carry: Any) -> Any:
-        index, arrays, totals, kept, fresh = carry
+        index, arrays, totals, kept = carry
         batch = _tree.map(partial(_read_row, index), stacked)
         new, one, now = take(arrays, batch)
         config.program.check_drift(arrays, new)
-        if totals is not None:
-            totals = [_merged(total, one, fresh[r]) for r, total in enumerate(totals)]
+        if config.sums is not None:
+            begins = fresh & (index == 0)
+            totals = [_merged(config.sums, t, one, begins[r]) for r, t in enumerate(totals)]
         kept = _tree.map(partial(_write_row, index), kept, now)
-        return index + 1, new, totals, kept, jnp.zeros_like(fresh)
+        return index + 1, new, totals, kept
 
     kept: Any = (None, None)
     if config.keeps_outs or config.grows:
         shapes = _tree.eval_shape(take, arrays, _tree.row(stacked, 0))[-1]
         kept = _tree.map(partial(_rows, len(_tree.leaves(stacked)[0])), shapes)
-    start = (jnp.zeros((), jnp.int32), arrays, totals, kept, fresh)
+    start = (jnp.zeros((), jnp.uint32), arrays, totals, kept)
     if config.loops:
-        end = lax.while_loop(lambda carry: carry[0] < count, step, start)
-    else:
-        end = step(start)
-    index, arrays, totals, kept, _ = end
-    return index, arrays, totals, kept
+        return lax.while_loop(lambda carry: carry[0] < count, step, start)
+    return step(start)
 
 
 _Runs: TypeAlias = Callable[..., tuple[Any, list[Any], Any, tuple[Any, Any]]]
@@ -365,11 +371,18 @@ def _packed_metrics(outs: Outs, batch: Batch) -> Any:
     return pack(as_metrics(unpack(outs), batch))
 
 
-def _merged(total: Any, one: Any, fresh: Array) -> Any:
-    """The total after one more step; that step's own where the total is to begin."""
+def _merged(sums: tuple[bool, ...], total: Any, one: Any, begins: Array) -> Any:
+    """The total after one more step.
+
+    Where the total is to begin, it is that step's own. A sum begins at zero instead: XLA fuses what
+    computes it with the addition, but not with a choice.
+    """
     if total is None:
         return None
-    return _tree.map(partial(jnp.where, fresh), one, _packed_merge(total, one))
+    merged, structure = _tree.flatten(_packed_merge(total, one))
+    pairs = zip(sums, _tree.leaves(one), merged, strict=True)
+    leaves = [new if is_sum else jnp.where(begins, first, new) for is_sum, first, new in pairs]
+    return _tree.unflatten(structure, leaves)
 
 
 def _packed_merge(total: Any, metrics: Any) -> Any:
@@ -396,17 +409,42 @@ def _rows(count: int, like: Any) -> Array:
     return jnp.zeros((count, *like.shape), like.dtype)
 
 
-_GROWS = object()
-"""Stands for the empty total of metrics that grow."""
+@dataclass(frozen=True, eq=False)
+class _Merging:
+    """How the metrics of the steps become a total.
+
+    Attributes:
+        empty: the total of no step; None where there are no metrics, or metrics that grow.
+        sums: of each array, whether merging adds it up and nothing else; None where metrics grow.
+    """
+
+    empty: Any
+    sums: tuple[bool, ...] | None
 
 
 @lru_cache(maxsize=256)
-def _empty_total(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Any:
-    """The total of no step, None where there are no metrics, or `_GROWS`."""
+def _merging_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> _Merging:
+    """How metrics merge, which is read from the jaxpr of their `merge`."""
     metrics = _metrics_like(plan, batch_structure, batch_shapes)
-    if metrics is not None and not _keeps_shape(metrics):
-        return _GROWS
-    return jax.device_put(_tree.map(_zeros, metrics))
+    if metrics is None:
+        return _Merging(None, ())
+    try:
+        jaxpr, merged = cast(
+            "Any", jax.make_jaxpr(_packed_merge, return_shape=True)(metrics, metrics)
+        )
+    except Exception:  # a merge that needs the host runs there, and raises there
+        return _Merging(None, None)
+    if _types(merged) != _types(metrics):  # a collection of outputs grows
+        return _Merging(None, None)
+    return _Merging(jax.device_put(_tree.map(_zeros, metrics)), _sums(jaxpr.jaxpr))
+
+
+def _sums(merge: Any) -> tuple[bool, ...]:
+    """Of each result of a merge, whether it is the sum of just what stands in its place."""
+    half = len(merge.invars) // 2
+    places = zip(merge.outvars, merge.invars[:half], merge.invars[half:], strict=True)
+    added = {id(e.outvars[0]): e.invars for e in merge.eqns if e.primitive.name == "add"}
+    return tuple(added.get(id(out)) in ([one, other], [other, one]) for out, one, other in places)
 
 
 def _metrics_like(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Any:
@@ -422,15 +460,6 @@ def _filled(like: Any, numbers: Mapping[str, Any]) -> Any:
     if missing:
         raise KeyError(min(missing))
     return _tree.unflatten(_tree.structure(like), [jnp.asarray(numbers[path]) for path in paths])
-
-
-def _keeps_shape(metrics: Any) -> bool:
-    """Whether merging gives metrics of the same shapes; a collection of outputs grows instead."""
-    try:
-        merged = _tree.eval_shape(_packed_merge, metrics, metrics)
-    except Exception:  # a merge that needs the host runs there, and raises there
-        return False
-    return _types(merged) == _types(metrics)
 
 
 def _types(tree: Any) -> Any:
