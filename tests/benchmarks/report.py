@@ -29,9 +29,10 @@ How it is measured, and what each contender is, stands in
 Every ratio is taken within one round, in which each contender trains one epoch, and is the median
 of {rounds} rounds, or of {close} for those between which a few hundredths count: the limit, the
 hand-written loop, and Solstice with its default callbacks and with none, which had {more} further
-processes. The quartiles stand beside it. "The limit" is one `lax.scan` over an epoch that
-is already on the device. On the CPU it is no limit where the step has a convolution (C), which XLA
-runs slower in a loop: compare with the hand-written loop there. The first step is timed from
+processes of {more_epochs} epochs each. The quartiles stand beside it. "The limit" is one `lax.scan`
+over an epoch that is already on the device. On the CPU it is no limit where the step has a
+convolution (C), which XLA runs slower in a loop: compare with the hand-written loop there; the
+limit had no further processes in C. The first step is timed from
 nothing, after the imports, to the end of one trained step, compilation included. Peak memory is
 above that after the imports and the data. Both are the median of the processes.
 
@@ -51,23 +52,24 @@ COLUMNS = [
 ]
 
 
-def page(training: Any, leaves: Any, command: str, counts: tuple[int, int, int]) -> str:
-    """`report.page(training, leaves, "nox -s bench", (3, 3, 4))`: the results, as Markdown.
+def page(training: Any, leaves: Any, command: str, counts: Any) -> str:
+    """`report.page(training, leaves, "nox -s bench", counts)`: the results, as Markdown.
 
     Args:
         training: results by workload and contender.
         leaves: the same, of leaf scaling.
         command: what was typed.
-        counts: epochs of a process, processes of each contender, and more of some.
+        counts: how often it was measured.
     """
-    epochs, processes, more = counts
+    rounds = counts.epochs * counts.processes
     parts = [
         HEAD.format(
             command=command,
             machine=machine(),
-            rounds=epochs * processes,
-            close=epochs * (processes + more),
-            more=more,
+            rounds=rounds,
+            close=rounds + counts.more * counts.more_epochs,
+            more=counts.more,
+            more_epochs=counts.more_epochs,
         )
     ]
     for name, results in training.items():

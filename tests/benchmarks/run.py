@@ -54,8 +54,29 @@ LEAF_CONTENDERS = {
     "solstice_ready": "Solstice's engine, blocks filled beforehand",
 }
 ALWAYS = ["limit", "hand_written"]
-CLOSE = [*ALWAYS, "solstice_default", "solstice_none", "solstice_ready"]
+CLOSE = {
+    "train": [*ALWAYS, "solstice_default", "solstice_none"],
+    "cnn": ["hand_written", "solstice_default", "solstice_none"],  # its limit is none, and slow
+    "leaves": [*ALWAYS, "solstice_ready"],
+}
 """Between which a few hundredths count: further processes make their medians more certain."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often to measure.
+
+    Attributes:
+        epochs: measured epochs of each process.
+        processes: of each contender.
+        more: further processes of `CLOSE`.
+        more_epochs: measured epochs of each of those.
+    """
+
+    epochs: int
+    processes: int
+    more: int
+    more_epochs: int
 
 
 @dataclass
@@ -124,15 +145,16 @@ class Worker:
         self._errors.close()
 
 
-def measure(
-    workload: str, contenders: dict[str, str], epochs: int, processes: int, more: int
-) -> dict[str, Result]:
-    """`measure("A", {"limit": "the limit"}, 3, 3, 0)["limit"].seconds`: run one workload."""
+def measure(workload: str, contenders: dict[str, str], counts: Counts) -> dict[str, Result]:
+    """`measure("A", {"limit": "..."}, Counts(3, 3, 0, 0))["limit"].seconds`: run one workload."""
     results = {name: Result(title) for name, title in contenders.items()}
-    for process in range(processes + more):
-        tell(f"{workload}: processes {process + 1} of {processes + more}")
-        all_run = process < processes
-        taking_part = {n: r for n, r in results.items() if not r.why and (all_run or n in CLOSE)}
+    close = CLOSE.get(workloads.get(workload, 1).kind, CLOSE["train"])
+    total = counts.processes + counts.more
+    for process in range(total):
+        tell(f"{workload}: processes {process + 1} of {total}")
+        all_run = process < counts.processes
+        taking_part = {n: r for n, r in results.items() if not r.why and (all_run or n in close)}
+        epochs = counts.epochs if all_run else counts.more_epochs
         measure_once(workload, taking_part, epochs, process)
     return results
 
@@ -211,31 +233,35 @@ def main() -> int:
     )
     parser.add_argument(
         "--more", type=int, default=4, metavar="PROCESSES",
-        help=f"further processes of {', '.join(CLOSE)}; 4 by default",
+        help="further processes of those between which hundredths count; 4 by default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--more-epochs", type=int, default=12, metavar="EPOCHS",
+        help="measured epochs of each of those; 12 by default",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=HERE.parents[1] / "docs", metavar="FOLDER",
         help="where benchmarks.md and benchmarks.png go; docs/ by default",
     )  # fmt: skip
     options = parser.parse_args()
-    if min(options.epochs, options.processes) < 1:
-        parser.error("--epochs and --processes must be 1 or more")
+    if min(options.epochs, options.processes, options.more_epochs) < 1:
+        parser.error("--epochs, --processes and --more-epochs must be 1 or more")
     if options.more < 0:
         parser.error("--more must be 0 or more")
-    counts = options.epochs, options.processes, options.more
+    counts = Counts(options.epochs, options.processes, options.more, options.more_epochs)
 
     def chosen(contenders: dict[str, str]) -> dict[str, str]:
         return {n: t for n, t in contenders.items() if n in ALWAYS or n in options.contenders}
 
     training = {
-        name: measure(name, chosen(CONTENDERS), *counts)
+        name: measure(name, chosen(CONTENDERS), counts)
         for name in options.workloads
         if name != "leaves"
     }
     leaves = {}
     if "leaves" in options.workloads:
         leaves = {
-            name: measure(name, chosen(LEAF_CONTENDERS), *counts) for name in workloads.LEAVES
+            name: measure(name, chosen(LEAF_CONTENDERS), counts) for name in workloads.LEAVES
         }
     options.out.mkdir(parents=True, exist_ok=True)
     command = " ".join(["nox -s bench", *(["--", *sys.argv[1:]] if sys.argv[1:] else [])])

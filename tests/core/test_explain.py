@@ -54,10 +54,10 @@ def explained(
 
 def test_small_steps_of_few_bytes_run_many_a_call(capsys: Any):
     text = explained(capsys)
-    assert "up to 128 steps a call" in text
+    assert "up to 512 steps a call" in text
     assert "donated: each call works in the memory of the one before" in text
     assert "compiled programs: 1" in text
-    assert f"memory for batches: {2 * 128 * 16:,} bytes" in text
+    assert f"memory for batches: {2 * 512 * 16:,} bytes" in text
 
 
 def test_small_steps_of_more_bytes_run_thirty_two_a_call(capsys: Any):

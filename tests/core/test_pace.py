@@ -116,7 +116,7 @@ def test_slow_steps_run_few_a_call(capsys: Any):
     assert calls.steps == [1, 1, 1, 1]
     trainer.explain()
     text = capsys.readouterr().out
-    assert "up to 128 steps a call" in text
+    assert "up to 512 steps a call" in text
     assert "at most 1 steps for now, so that none takes longer than 0.25 s" in text
 
 

@@ -54,7 +54,7 @@ class Trainer:
             small steps, a thread costs more than it gains.
         steps_per_call: the most steps that one compiled call runs. Left out, it is chosen by
             rule: 1 where the step has a convolution and the device is the CPU, in which case up to
-            8 calls are made one after the other; else 32, or up to 128 where batches and outs are
+            8 calls are made one after the other; else 32, or up to 512 where batches and outs are
             small, and less where so many would take long. `explain` tells.
         fast_dev_run: try the whole of a run in a moment: True is one batch, a number so many, of
             training and of each evaluation, in one epoch. Callbacks that leave traces, such as

@@ -28,7 +28,7 @@ from solstice.data._arrays import arrays_of
 STEPS_PER_CALL = 32
 """Steps in a block: enough for the cost of a call not to matter, and few to wait for."""
 
-SMALL_STEPS_PER_CALL = 128
+SMALL_STEPS_PER_CALL = 512
 """Steps in a block that has few bytes: for an Experiment of many arrays a call costs more."""
 
 SMALL_BYTES_PER_CALL = 2**20
