@@ -260,9 +260,7 @@ def main() -> int:
     }
     leaves = {}
     if "leaves" in options.workloads:
-        leaves = {
-            name: measure(name, chosen(LEAF_CONTENDERS), counts) for name in workloads.LEAVES
-        }
+        leaves = {name: measure(name, chosen(LEAF_CONTENDERS), counts) for name in workloads.LEAVES}
     options.out.mkdir(parents=True, exist_ok=True)
     command = " ".join(["nox -s bench", *(["--", *sys.argv[1:]] if sys.argv[1:] else [])])
     page = report.page(training, leaves, command, counts)
