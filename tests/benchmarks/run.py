@@ -59,7 +59,8 @@ CLOSE = {
     "cnn": ["hand_written", "solstice_default", "solstice_none"],  # its limit is none, and slow
     "leaves": [*ALWAYS, "solstice_ready"],
 }
-"""Between which a few hundredths count: further processes make their medians more certain."""
+"""Those between which a few hundredths count, by kind of workload ("train" for all others): further
+processes make their medians more certain."""
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,10 @@ class Kept(Totals):
 
 
 class Crossed(Totals):
-    """Sums that stand in each other's place: zero would count, though all is added."""
+    """Nothing but additions, and one of them of what stands in another place."""
 
     def merge(self, other: "Crossed", /) -> "Crossed":
-        return Crossed(self.one + other.one, self.one * 0 + other.other + self.other)
+        return Crossed(self.one + other.one, self.other + other.one)
 
 
 class Shifted(Totals):
@@ -116,7 +116,13 @@ def test_a_total_is_the_merge_of_its_steps_wherever_it_is_taken(kind, numbers, e
 
 @pytest.mark.parametrize(
     ("kind", "sums"),
-    [(Sums, (True, True)), (Highest, (True, False)), (Kept, (False, False))],
+    [
+        (Sums, (True, True)),
+        (Highest, (True, False)),
+        (Kept, (False, False)),
+        (Crossed, (True, False)),
+        (Shifted, (False, False)),
+    ],
 )
 def test_what_is_a_sum_is_read_from_the_merge(kind, sums):
     experiment = Reports(kind, jnp.zeros(()))
