@@ -15,6 +15,7 @@ from solstice._callback import Callback, CallbackList, Record, check_callbacks
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import Rings, Slots
 from solstice._engine._interrupts import interrupts_guarded
+from solstice._engine._placement import check_processes, warn_of_spread_state
 from solstice._engine._prefetch import prefetched
 from solstice._engine._step import Stepper
 from solstice._errors import DataError
@@ -389,6 +390,8 @@ def _check_experiment(experiment: Any) -> None:
             f"`class {type(experiment).__name__}(solstice.Experiment)` with train_step and "
             f"eval_step"
         )
+    check_processes()
+    warn_of_spread_state(experiment)
     if any(_is_deleted(leaf) for leaf in _tree.leaves(experiment)):
         paths = [path for path, leaf in _tree.leaves_by_path(experiment) if _is_deleted(leaf)]
         raise ValueError(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -22,9 +23,29 @@ _BYTES_AT_A_TIME = 2**22
 """Of arrays that are copied together."""
 
 
-def copies(tree: Any) -> Any:
-    """The same arrays in memory of their own, where they are; nothing is compiled for it."""
-    return jax.device_put(tree, may_alias=False)
+def copies(arrays: list[Any]) -> list[Any]:
+    """The same arrays in memory of their own, on the same devices; nothing is compiled for it."""
+    plain = [jax.random.key_data(x) if is_key(x) else x for x in arrays]
+    here = [x for x in plain if x.is_fully_addressable]
+    copied = iter(cast("list[Any]", jax.device_put(here, may_alias=False)))
+    new = [next(copied) if x.is_fully_addressable else _copy_of_shards(x) for x in plain]
+    return [_as_key(x, like) if is_key(like) else x for x, like in zip(new, arrays, strict=True)]
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether an array holds typed PRNG keys, as `jax.random.key` makes them."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as_key(data: Any, like: Any) -> Any:
+    # `jax.device_put(key, may_alias=False)` shares the memory of a key on several devices.
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
+
+
+def _copy_of_shards(x: Any) -> Any:
+    """A copy of an array that lies on the devices of several processes."""
+    shards = [jax.device_put(shard.data, may_alias=False) for shard in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
 
 
 def copy_in_place(arrays: list[Any]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from solstice import _tree
 from solstice._engine._pace import Pace
+from solstice._engine._placement import warn_of_spread_batch
 from solstice._engine._times import Times
 from solstice._errors import DataError
 from solstice._types import Batch
@@ -159,6 +160,7 @@ class Slots:
         }
         self._first: _Flat | None = None
         self._seen: set[Hashable] = set()
+        self._has_warned = False
 
     @property
     def nbytes(self) -> int:
@@ -180,6 +182,7 @@ class Slots:
         kind = batch.kind
         if kind not in self._seen:
             self._check_structure(batch)
+            self._has_warned = self._has_warned or warn_of_spread_batch(batch.tree)
             self._seen.add(kind)
         ring = self.rings.pop(kind, None)
         if ring is None:

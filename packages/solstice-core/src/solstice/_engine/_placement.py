@@ -1,0 +1,75 @@
+"""Where the state and the batches of a run lie: on one device of one process."""
+
+import warnings
+from typing import Any
+
+import jax
+
+from solstice import _tree
+
+
+def check_processes() -> None:
+    """Raises a RuntimeError in one of several processes, each of which would train alone."""
+    count = jax.process_count()
+    if count > 1:
+        raise RuntimeError(
+            f"JAX runs in {count} processes, and a Trainer runs in one: each process would train "
+            f"or evaluate a separate model on its own data, and nothing would be averaged. Run one "
+            f"process without `jax.distributed.initialize()`"
+        )
+
+
+def warn_of_spread_state(experiment: Any) -> None:
+    """Warns of an Experiment on several devices, which makes no step faster."""
+    spread = _spread(experiment)
+    if not spread:
+        return
+    path, array = next(iter(spread.items()))
+    count = _num_devices(array)
+    loss = (
+        f"each of the {count} devices runs every step in full"
+        if all(x.is_fully_replicated for x in spread.values())
+        else f"all {count} devices compute each step on the whole batch, and exchange what they "
+        f"compute"
+    )
+    warnings.warn(
+        f"{_named(path, len(spread), type(experiment).__name__)} on {count} devices, and the "
+        f"Trainer does not split batches over devices: {loss}, which is slower than one device. "
+        f"Put the arrays on one: `jax.tree.map(lambda x: jax.device_put(x, jax.devices()[0]) if "
+        f"isinstance(x, jax.Array) else x, experiment)`",
+        stacklevel=4,
+    )
+
+
+def warn_of_spread_batch(batch: Any) -> bool:
+    """Whether a batch lies on several devices; a warning says that it is copied to the host."""
+    spread = _spread(batch)
+    if spread:
+        path, array = next(iter(spread.items()))
+        warnings.warn(
+            f"{_named(f'batch{path}', len(spread), 'batch')} on {_num_devices(array)} "
+            f"devices. The Trainer does not use that: it copies each batch to the host and runs "
+            f"the step on the devices of the Experiment, which is slower than a batch of NumPy "
+            f"arrays. Give NumPy arrays: `jax.device_get(batch)`",
+            stacklevel=2,
+        )
+    return bool(spread)
+
+
+def _named(path: str, count: int, owner: str) -> str:
+    if count == 1:
+        return f"the array `{path}` of the {owner} lies"
+    return f"`{path}` and {count - 1} more arrays of the {owner} lie"
+
+
+def _spread(tree: Any) -> dict[str, jax.Array]:
+    """The arrays on more than one device, by path."""
+    return {
+        path: leaf
+        for path, leaf in _tree.leaves_by_path(tree)
+        if isinstance(leaf, jax.Array) and _num_devices(leaf) > 1
+    }
+
+
+def _num_devices(array: Any) -> int:
+    return len(array.sharding.device_set)
