@@ -4,12 +4,17 @@ import linecache
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import equinox as eqx
+import jax
 
 from solstice import _tree
 from solstice._engine._compiles import Kind, kinds_of
+from solstice._engine._digest import StepDigest, digest_of_code
 from solstice._engine._feed import Block
-from solstice._engine._program import check_pair
+from solstice._engine._program import check_pair, undecorated
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics, as_metrics
 from solstice._types import Outs
@@ -54,6 +59,12 @@ class EagerStepper:
         name = f"{self.kind.__module__}.{self.kind.__qualname__}.{self.name} as it is"
         return name, {**kinds_of(self.experiment), **kinds_of(batch, "batch")}
 
+    @property
+    def traced(self) -> "Code":
+        """The code of the step, since it cannot be traced."""
+        constants = [x for x in _tree.leaves(self.experiment) if not eqx.is_array_like(x)]
+        return Code(digest_of_code(undecorated(getattr(self.kind, self._method)), constants))
+
     def run(self, block: Block) -> "EagerKept":
         """Runs the one step of a block."""
         batch = arrays_of(block.batches[0])
@@ -87,6 +98,23 @@ class EagerStepper:
         self.experiment = experiment
         if any(numbers is not None for numbers in totals):
             raise KeyError("metrics of steps that cannot be compiled")
+
+
+@dataclass(frozen=True)
+class Code:
+    """A step as its code: what is known of one that cannot be traced."""
+
+    computed: StepDigest
+    shapes: tuple[jax.ShapeDtypeStruct, ...] = ()
+
+    def digest(self) -> StepDigest:
+        """What the step computes, as far as its code and what that closes over show."""
+        return self.computed
+
+    def with_batches(self, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> "Code":
+        """The same."""
+        del shapes
+        return self
 
 
 class EagerKept(list[Outs]):

@@ -1,7 +1,8 @@
 """Where the state and the batches of a run lie: on one device of one process."""
 
+import hashlib
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -56,6 +57,20 @@ def warn_of_spread_batch(batch: Any) -> bool:
     return bool(spread)
 
 
+def topology(experiment: Any) -> dict[str, Any]:
+    """The devices of an Experiment, and a setting of JAX that decides on its numbers."""
+    arrays: list[Any] = [x for x in _tree.leaves(experiment) if isinstance(x, jax.Array)]
+    most: Any = max(arrays, key=_num_devices, default=None)
+    devices = cast("Any", jax.devices() if most is None else most.sharding.device_set)
+    split = [str(getattr(x.sharding, "spec", "")) for x in arrays if _num_devices(x) > 1]
+    return {
+        "devices": _num_devices(most),
+        "kind": next(iter(devices)).device_kind,
+        "layout": hashlib.sha256("\n".join(split).encode()).hexdigest() if split else "",
+        "jax_threefry_partitionable": bool(jax.config.jax_threefry_partitionable),
+    }
+
+
 def _named(path: str, count: int, owner: str) -> str:
     if count == 1:
         return f"the array `{path}` of the {owner} lies"
@@ -72,4 +87,5 @@ def _spread(tree: Any) -> dict[str, jax.Array]:
 
 
 def _num_devices(array: Any) -> int:
-    return len(array.sharding.device_set)
+    sharding: Any = getattr(array, "sharding", None)
+    return 1 if sharding is None else len(sharding.device_set)

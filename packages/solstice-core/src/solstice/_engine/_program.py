@@ -207,7 +207,7 @@ def prepare(experiment: Experiment, method: str, batch: Batch) -> tuple[Plan, li
     that cannot be, since one sets a shape or a branch, those that the step leaves alone stay
     constants. What has been traced once is not traced again.
     """
-    function = _undecorated(getattr(type(experiment), method))
+    function = undecorated(getattr(type(experiment), method))
     leaves = _tree.leaves(experiment)
     constants = [_ARRAY if _is_array(leaf) else leaf for leaf in leaves]
     whole = Program(function, method, _tree.structure(experiment), constants)
@@ -364,7 +364,7 @@ def unpack(tree: Any) -> Any:
 _JIT_WRAPPERS: tuple[Any, ...] = (type(jax.jit(lambda: None)), type(eqx.filter_jit(lambda: None)))
 
 
-def _undecorated(function: Any) -> Callable[..., Any]:
+def undecorated(function: Any) -> Callable[..., Any]:
     """The function under `jax.jit` or `filter_jit`, which a compiled call does not need."""
     while isinstance(function, _JIT_WRAPPERS):
         function = function.__wrapped__

@@ -6,7 +6,7 @@ trained state does not depend on how an epoch is cut into blocks. Nothing is rea
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial, reduce
 from typing import Any, TypeAlias, cast
 
@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from solstice import _tree
 from solstice._engine._compiles import Kind, kinds_of
+from solstice._engine._digest import StepDigest, digest_of_jaxpr
 from solstice._engine._feed import Block
 from solstice._engine._interrupts import interrupts_held
 from solstice._engine._program import Plan, Program, pack, prepare, type_of, unpack
@@ -111,6 +112,11 @@ class Stepper:
     def state_bytes(self) -> int:
         """The size of the arrays that go from step to step."""
         return sum(x.nbytes for x in self._arrays)
+
+    @property
+    def traced(self) -> "Traced":
+        """The step as it was traced, which holds no array of the Experiment."""
+        return Traced(self._plan, *self._batch)
 
     @property
     def works_in_place(self) -> bool:
@@ -227,6 +233,29 @@ class Stepper:
         steps = [unpack(_tree.row(grown, index)) for index in range(count)]
         starts = [[] if new else [t] for new, t in zip(self._fresh, self._totals, strict=True)]
         return [reduce(lambda total, one: total.merge(one), [*start, *steps]) for start in starts]
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A step as it was traced with batches of one kind.
+
+    Attributes:
+        plan: the step.
+        structure: of a batch.
+        shapes: shape and dtype of each array of a batch.
+    """
+
+    plan: Plan
+    structure: Any
+    shapes: tuple[jax.ShapeDtypeStruct, ...]
+
+    def digest(self) -> StepDigest:
+        """What the step computes, which can be compared with another process."""
+        return _digest_of(self.plan, self.structure, self.shapes)
+
+    def with_batches(self, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> "Traced":
+        """The same step for batches of other shapes; they must have as many arrays."""
+        return self if len(shapes) != len(self.shapes) else replace(self, shapes=shapes)
 
 
 class Kept:
@@ -437,6 +466,12 @@ def _merging_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> _Merging
     if _types(merged) != _types(metrics):  # a collection of outputs grows
         return _Merging(None, None)
     return _Merging(jax.device_put(_tree.map(_zeros, metrics)), _sums(jaxpr.jaxpr))
+
+
+@lru_cache(maxsize=256)
+def _digest_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> StepDigest:
+    batch = jax.tree.unflatten(batch_structure, batch_shapes)
+    return digest_of_jaxpr(plan.program.trace(list(plan.types), batch)[0])
 
 
 def _sums(merge: Any) -> tuple[bool, ...]:

@@ -14,6 +14,7 @@ from solstice import checkpoint
 from solstice._callback import Callback, CallbackList, Record, Stop
 from solstice._engine._eager import EagerStepper
 from solstice._engine._step import Stepper
+from solstice._run._computation import Computation
 from solstice._run._snapshot import Position, named
 from solstice.checkpoint import CheckpointError
 from solstice.data._source import Source
@@ -63,7 +64,7 @@ class SavedRun:
         """
         at, moment = self.position, self.moment(start, max_steps)
         experiment = checkpoint.load(self.path, like=stepper.experiment)
-        inexact = self._other_programs(stepper)
+        inexact: list[str] = []
         if has_ended(moment, at.stop, max_steps):
             self._say("it has ended", moment)
         else:
@@ -120,8 +121,10 @@ class SavedRun:
             raise CheckpointError(f"{message}. Without strict_resume it goes on all the same")
         warnings.warn(message, stacklevel=4)
 
-    def _other_programs(self, stepper: Stepper | EagerStepper) -> list[str]:
-        """Why the steps to come may round otherwise."""
+    def other_programs(
+        self, stepper: Stepper | EagerStepper, computation: Computation
+    ) -> list[str]:
+        """Why the steps to come may give other numbers than those of the saved run."""
         at, found = self.position, list[str]()
         if (at.steps_per_call == 1) != (stepper.steps_per_call == 1):
             found.append(f"steps_per_call was {at.steps_per_call}, and is {stepper.steps_per_call}")
@@ -131,7 +134,9 @@ class SavedRun:
             was, now = self.versions.get(name), checkpoint.versions().get(name)
             if was != now:
                 found.append(f"{name} was {was}, and is {now}")
-        return found
+        # Another JAX traces the same step to other operations.
+        same_jax = self.versions.get("jax") == checkpoint.versions().get("jax")
+        return found + computation.changes(at.computation, same_jax=same_jax)
 
     def _say(self, text: str, moment: Record) -> None:
         at = self.position

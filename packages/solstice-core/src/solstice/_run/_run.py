@@ -14,6 +14,7 @@ from solstice._engine._pace import Pace
 from solstice._engine._step import Stepper
 from solstice._experiment import Experiment
 from solstice._run._cadence import watchers_within
+from solstice._run._computation import Computation
 from solstice._run._explain import explanation
 from solstice._run._pass import Pass
 from solstice._run._resume import SavedRun
@@ -66,6 +67,7 @@ class Run:
         self._prefetch = prefetch
         self._is_lost = False
         self._explanation = "the run ended before its first step"
+        self._computation = Computation()
 
     @property
     def experiment(self) -> Experiment:
@@ -95,7 +97,7 @@ class Run:
         callbacks = self._callbacks.callbacks
         readers = self._callbacks.num_readers
         try:
-            return Stepper(
+            stepper = Stepper(
                 experiment,
                 method,
                 batch,
@@ -105,7 +107,9 @@ class Run:
                 readers=readers,
             )
         except jax.errors.JAXTypeError as error:  # a value is needed where tracing has none
-            return EagerStepper(experiment, method, error, readers)
+            stepper = EagerStepper(experiment, method, error, readers)
+        self._computation.add_step(method, stepper)
+        return stepper
 
     @contextmanager
     def interrupted(self) -> Generator[None, None, None]:
@@ -123,6 +127,8 @@ class Run:
         self._source = source
         self._stepper = stepper
         if self._callbacks.can_save:
+            if self._saved is None:
+                self._computation.begin_with(experiment)
             source.keep_states(_BLOCKS_AHEAD * stepper.steps_per_block + self._prefetch)
         self._callbacks.tell("on_fit_start", self._now)
         if self._saved is not None:
@@ -149,13 +155,18 @@ class Run:
         strict: bool,
     ) -> tuple[Stepper | EagerStepper, Record]:
         """The stepper and the moment of a saved run; the callbacks take up theirs at `begin`."""
-        size = saved.position.steps_per_call
+        at = saved.position
+        size = at.steps_per_call
         if self._steps_per_call is None and size != stepper.steps_per_call:
             # Another program might round otherwise.
             stepper = self.stepper(stepper.experiment, "train_step", source.first(), size)
         self._saved = saved
-        self._start, inexact = saved.restore(stepper, source, self._callbacks, start, max_steps)
-        saved.tell(inexact, strict)
+        self._computation.begin_with(stepper.experiment)
+        inexact = saved.other_programs(stepper, self._computation)
+        self._start, more = saved.restore(stepper, source, self._callbacks, start, max_steps)
+        saved.tell([*inexact, *more], strict)
+        # Those of the checkpoint are in force, so a later resume compares with these.
+        self._computation.scalars |= at.computation.get("scalars", {})
         return stepper, self._start
 
     def _snapshot(self, training: Pass, has_ended: bool) -> Snapshot:
@@ -179,6 +190,7 @@ class Run:
             callbacks=states_of(self._callbacks.callbacks),
             is_cut=has_ended and training.is_cut,
             steps_per_epoch=record.steps_per_epoch,
+            computation=self._computation.note(),
         )
         return Snapshot(stepper.experiment, position.note())
 

@@ -1,7 +1,7 @@
 """All that a run needs to go on from a step as though it had never ended."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class Position:
         is_cut: whether that epoch has ended by `max_steps` alone: a run with more steps goes on
             within it, from these metrics.
         steps_per_epoch: the length that the data set told, or None.
+        computation: what the run computed with; see `Computation.note`.
     """
 
     step: int
@@ -65,6 +66,7 @@ class Position:
     callbacks: dict[str, Any]
     is_cut: bool = False
     steps_per_epoch: int | None = None
+    computation: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @staticmethod
     def of(note: Mapping[str, Any]) -> "Position | None":

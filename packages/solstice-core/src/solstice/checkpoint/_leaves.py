@@ -79,7 +79,8 @@ def to_stored(path: str, leaf: Any) -> Stored:
 def from_stored(stored: Stored, like: Any) -> Any:
     """The leaf that was written, as `like` holds it: of its class, and where it is."""
     array = stored.array
-    sharding = getattr(like, "sharding", None)
+    # What is committed to no device goes to where a step has its other arrays, and so must stay.
+    sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
     if stored.kind == "key":
         key: Any = cast("Any", jax.random.wrap_key_data)(array, impl=stored.impl)
         return key if sharding is None else jax.device_put(key, sharding)

@@ -1,0 +1,131 @@
+"""What decides on the numbers of a run beside its state and its data: to be saved, and compared."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from solstice import _tree
+from solstice._engine._digest import StepDigest
+from solstice._engine._eager import Code, EagerStepper
+from solstice._engine._placement import topology
+from solstice._engine._step import Stepper, Traced
+from solstice._experiment import Experiment
+
+_Scalar: TypeAlias = bool | float
+_ARRAYS: Any = (jax.Array, np.ndarray, np.generic)
+
+
+@dataclass
+class Computation:
+    """What a run computes with: its steps, the scalars that it began with, its devices.
+
+    Attributes:
+        scalars: those of the Experiment that `fit` was given, by path, such as an injected learning
+            rate. A checkpoint that is loaded replaces them.
+        topology: the devices of that Experiment.
+    """
+
+    scalars: dict[str, _Scalar] = field(default_factory=dict[str, _Scalar])
+    topology: dict[str, Any] = field(default_factory=dict[str, Any])
+    _steps: dict[str, Traced | Code] = field(default_factory=dict[str, "Traced | Code"])
+
+    def begin_with(self, experiment: Experiment) -> None:
+        """Notes what there is of the Experiment before the first step."""
+        self.scalars = _scalars_of(experiment)
+        self.topology = topology(experiment)
+
+    def add_step(self, method: str, stepper: Stepper | EagerStepper) -> None:
+        """Adds the step that a stepper runs."""
+        self._steps[method] = stepper.traced
+
+    def note(self) -> dict[str, Any]:
+        """All of it, as JSON takes it."""
+        return {
+            "steps": {method: _noted(step) for method, step in self._steps.items()},
+            "scalars": self.scalars,
+            "topology": self.topology,
+        }
+
+    def changes(self, saved: Mapping[str, Any], *, same_jax: bool) -> list[str]:
+        """In words, what is another than in the `note` of a saved run."""
+        return [
+            *_changed_devices(saved.get("topology", {}), self.topology),
+            *(self._changed_steps(saved.get("steps", {})) if same_jax else []),
+            *self._changed_scalars(saved.get("scalars", {})),
+        ]
+
+    def _changed_steps(self, saved: Mapping[str, Any]) -> list[str]:
+        both = [method for method in saved if method in self._steps]
+        found: list[str] = []
+        for method in both:
+            was = _read(saved[method])
+            now = _digest(self._steps[method], saved[method]["shapes"])
+            if now.digest != was.digest:
+                found.append(f"{method} computes something else: {now.changes(was)}")
+        return found
+
+    def _changed_scalars(self, saved: Mapping[str, _Scalar]) -> list[str]:
+        return [
+            f"`{path}` was {saved[path]} when the run began and is {now} in the Experiment given "
+            f"now; the run goes on with the value in the checkpoint"
+            for path, now in self.scalars.items()
+            if path in saved and not _is_same(saved[path], now)
+        ]
+
+
+def _scalars_of(experiment: Experiment) -> dict[str, _Scalar]:
+    """The scalars of an Experiment that are not counts, by path."""
+    found = {
+        path: leaf
+        for path, leaf in _tree.leaves_by_path(experiment)
+        if isinstance(leaf, bool | float) or _is_scalar_array(leaf)
+    }
+    return {path: np.asarray(leaf).item() for path, leaf in jax.device_get(found).items()}
+
+
+def _is_scalar_array(leaf: Any) -> bool:
+    if not isinstance(leaf, _ARRAYS) or leaf.ndim > 0:
+        return False
+    # A number that other processes hold cannot be read here.
+    readable = getattr(leaf, "is_fully_addressable", True)
+    return readable and (leaf.dtype == bool or jax.numpy.issubdtype(leaf.dtype, np.floating))
+
+
+def _is_same(one: _Scalar, other: _Scalar) -> bool:
+    return one == other or (one != one and other != other)
+
+
+def _noted(step: Traced | Code) -> dict[str, Any]:
+    digest = step.digest()
+    shapes = [[str(x.dtype), list(x.shape)] for x in step.shapes]
+    return {**vars(digest), "shapes": shapes}
+
+
+def _read(noted: Mapping[str, Any]) -> StepDigest:
+    return StepDigest(noted["digest"], noted["operations"], noted["numbers"])
+
+
+def _digest(step: Traced | Code, shapes: Sequence[tuple[str, Sequence[int]]]) -> StepDigest:
+    """The digest for batches as the saved run had them first, where the step takes these."""
+    try:
+        saved = tuple(jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for dtype, shape in shapes)
+        return step.with_batches(saved).digest()
+    except Exception:  # whatever tracing raises: the step takes other batches now
+        return step.digest()
+
+
+def _changed_devices(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    if not was or was == now:
+        return []
+    if (was["devices"], was["kind"]) != (now["devices"], now["kind"]):
+        return [
+            f"it ran on {was['devices']} x {was['kind']}, and this is "
+            f"{now['devices']} x {now['kind']}"
+        ]
+    changed = next(name for name in now if was.get(name) != now[name])
+    if changed == "layout":
+        return ["its arrays were split over the devices in another way"]
+    return [f"{changed} was {was.get(changed)}, and is {now[changed]}"]
