@@ -331,6 +331,13 @@ def bench_adapters(session: nox.Session) -> None:
     session.run("python", "tests/benchmarks/installed_adapters.py", env=ENV)
 
 
+@nox.session
+def bench_digest(session: nox.Session) -> None:
+    """Measure the digest of a step, which a checkpoint has, against the first step."""
+    install_all(session)
+    session.run("python", "tests/benchmarks/digest.py", env=ENV)
+
+
 @nox.session(venv_backend="virtualenv")
 def bench_saving(session: nox.Session) -> None:
     """Measure what saving 500 MB costs a run, beside Orbax and Equinox."""
