@@ -415,7 +415,14 @@ def regression(preds: Any, targets: Any) -> dict[str, Any]:
     preds, targets = flushed(preds[kept]), flushed(targets[kept])
     if not len(preds):
         names = ["mse", "rmse", "mae", "r2", "explained_variance", "pearson"]
-        return {"num_nan": np.sum(~kept), **dict.fromkeys(names, 0)}
+        return {"num_nan": np.sum(~kept), "num_infinite": 0, **dict.fromkeys(names, 0)}
+    counts = {"num_nan": np.sum(~kept), "num_infinite": np.sum(np.isinf(preds) | np.isinf(targets))}
+    if counts["num_infinite"]:  # which scikit-learn refuses
+        gap, spread = preds - targets, np.mean((targets - targets.mean()) ** 2)
+        error = np.mean(gap**2)
+        means = {"mse": error, "rmse": np.sqrt(error), "mae": np.mean(np.abs(gap))}
+        r2 = 1 - error / spread if spread else 0
+        return {**means, "r2": r2, "explained_variance": NAN, "pearson": NAN, **counts}
     error, spread = np.mean((preds - targets) ** 2), np.mean((targets - targets.mean()) ** 2)
     varies = np.ptp(preds) > 0 and np.ptp(targets) > 0
     return {
@@ -426,7 +433,7 @@ def regression(preds: Any, targets: Any) -> dict[str, Any]:
         "r2": sk.r2_score(targets, preds) if spread else float(error == 0),
         "explained_variance": sk.explained_variance_score(targets, preds),
         "pearson": np.corrcoef(preds, targets)[0, 1] if varies else 0,
-        "num_nan": np.sum(~kept),
+        **counts,
     }
 
 
@@ -461,6 +468,18 @@ def regression_cases() -> Iterator[tuple[str, Case]]:
     yield "one NaN", Case((cast([NAN, 1, 2]), cast([0, 1, 3])))
     yield "a NaN target", Case((cast([0, 1, 2]), cast([0, NAN, 3])))
     yield "all NaN", Case((cast([NAN, 1, NAN]), cast([0, NAN, NAN])))
+    for name, (preds, targets) in {
+        "one prediction": ([INF, 1, 2, 3], [0, 1, 3, 5]),
+        "all predictions": ([-INF, -INF, INF], [0, 1, 3]),
+        "a prediction of constant targets": ([1, -INF, 2], [3, 3, 3]),
+        "a prediction of one": ([INF], [1]),
+        "a target": ([0, 1, 2, 3], [0, INF, 3, 5]),
+        "both": ([0, INF, 2, 3], [0, INF, 3, 5]),
+        "both, of two signs": ([0, INF, 2, 3], [0, -INF, 3, 5]),
+        "some, of two signs": ([0, INF, 2, -INF], [0, 1, 3, 5]),
+        "some beside NaN": ([INF, INF, 2, NAN], [NAN, 1, 3, INF]),
+    }.items():
+        yield f"infinite: {name}", Case((cast(preds), cast(targets)))
 
 
 # Next tokens

@@ -253,7 +253,8 @@ def test_bytes_are_tokens_and_classes():
     tokens = jnp.asarray([0, 255], jnp.uint8)
     found = metrics.LanguageModelMetrics(jnp.zeros((2, 256)), tokens).compute()
     assert (found["num_tokens"], found["bits_per_token"]) == (2, pytest.approx(8))
-    assert metrics.ConfusionMatrix(tokens, tokens, 300).matrix[255, 255] == 1
+    matrix = metrics.ConfusionMatrix(tokens, tokens, 300).compute()["confusion_matrix"]
+    assert matrix[255, 255] == 1
     assert metrics.CalibrationError(jnp.eye(2), jnp.asarray([0, 1], jnp.uint8)).compute()
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from solstice._sums import Counts, Totals, at_least_float32
 from solstice._types import Batch, Outs
 
 
@@ -55,16 +56,16 @@ class Metrics(eqx.Module):
 class Means(Metrics):
     """The mean of each named scalar over examples: what a mapping of scalars becomes."""
 
-    sums: dict[str, Array]
-    count: Array
+    sums: Totals
+    count: Counts
 
     def merge(self, other: Self, /) -> Self:
-        return jax.tree.map(jnp.add, self, other)
+        return type(self)(self.sums + other.sums, self.count + other.count)
 
     def compute(self) -> dict[str, Any]:
-        sums, count = jax.device_get((self.sums, self.count))  # nothing to compile for a division
+        count = self.count.floats(np)["count"]
         with np.errstate(invalid="ignore"):  # of no examples it is NaN
-            return {name: value / count.astype(value.dtype) for name, value in sums.items()}
+            return {name: total / count for name, total in self.sums.floats(np).items()}
 
 
 def as_metrics(outs: Outs, batch: Batch) -> Metrics | None:
@@ -74,8 +75,14 @@ def as_metrics(outs: Outs, batch: Batch) -> Metrics | None:
     if not _is_mapping_of_scalars(outs):
         return None
     count = num_examples(batch)
-    sums = {name: at_least_float32(value) * count for name, value in outs.items()}
-    return Means(sums, jnp.asarray(count, jnp.int32))
+    sums = {name: _times(value, count) for name, value in outs.items()}
+    return Means(Totals(sums), Counts({"count": count}))
+
+
+def _times(value: Any, count: int) -> Array:
+    """What so many examples add: nothing where there are none, whose mean is often NaN."""
+    value = at_least_float32(value)
+    return value * count if count else jnp.zeros_like(value)
 
 
 def num_examples(batch: Batch) -> int:
@@ -105,9 +112,3 @@ def _is_mapping_of_scalars(outs: Outs) -> TypeGuard[Mapping[str, Any]]:
         or (isinstance(value, Array | np.ndarray) and value.ndim == 0)
         for value in values
     )
-
-
-def at_least_float32(value: Any) -> Array:
-    """In float32, or float64 if it is: sums in half precision stop counting at 256."""
-    value = jnp.asarray(value)
-    return value if value.dtype == jnp.float64 else value.astype(jnp.float32)

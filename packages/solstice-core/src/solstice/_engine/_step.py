@@ -23,6 +23,7 @@ from solstice._engine._interrupts import interrupts_held
 from solstice._engine._program import Plan, Program, pack, prepare, type_of, unpack
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics, as_metrics
+from solstice._sums import ADDITIONS
 from solstice._types import Batch, Outs
 from solstice.data._arrays import arrays_of
 
@@ -475,11 +476,22 @@ def _digest_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> StepDiges
 
 
 def _sums(merge: Any) -> tuple[bool, ...]:
-    """Of each result of a merge, whether it is the sum of just what stands in its place."""
+    """Of each result of a merge, whether it is the sum of just what stands in its place.
+
+    Of `Counts` and `Totals` two words are added to two at once.
+    """
     half = len(merge.invars) // 2
     places = zip(merge.outvars, merge.invars[:half], merge.invars[half:], strict=True)
-    added = {id(e.outvars[0]): e.invars for e in merge.eqns if e.primitive.name == "add"}
+    added = {id(out): pair for e in merge.eqns for out, *pair in _additions(e)}
     return tuple(added.get(id(out)) in ([one, other], [other, one]) for out, one, other in places)
+
+
+def _additions(equation: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """What an equation adds up: a result, and the two that it is the sum of."""
+    if equation.primitive.name == "add" or equation.params.get("name") in ADDITIONS:
+        half = len(equation.invars) // 2
+        halves = equation.invars[:half], equation.invars[half:]
+        yield from zip(equation.outvars, *halves, strict=True)
 
 
 def _metrics_like(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Any:

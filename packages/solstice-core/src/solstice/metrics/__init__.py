@@ -1,5 +1,6 @@
 """Ready-made metrics, each of which merges over batches of any size."""
 
+from solstice._sums import Counts, Totals
 from solstice.metrics._bases import Additive, Growing
 from solstice.metrics._basic import Collect, Mean, MetricsCollection, Sum, WithLoss
 from solstice.metrics._binary import BinaryCurves, BinaryMetrics, MultilabelMetrics
@@ -16,6 +17,7 @@ __all__ = [
     "ClassificationMetrics",
     "Collect",
     "ConfusionMatrix",
+    "Counts",
     "Growing",
     "LanguageModelMetrics",
     "Mean",
@@ -23,5 +25,6 @@ __all__ = [
     "MultilabelMetrics",
     "RegressionMetrics",
     "Sum",
+    "Totals",
     "WithLoss",
 ]

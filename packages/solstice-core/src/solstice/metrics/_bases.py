@@ -1,6 +1,7 @@
-"""What most metrics share: arrays that add up or are kept, and the same configuration."""
+"""What most metrics share: numbers that add up or are kept, and the same configuration."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any, Self
 
 import jax
@@ -11,11 +12,15 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from solstice import _tree
-from solstice._metrics import Metrics, at_least_float32
+from solstice._metrics import Metrics
+from solstice._sums import Counts, Totals, at_least_float32
 
 
 class Additive(Metrics):
-    """Metrics whose arrays are sums and counts, so that they merge by adding up."""
+    """Metrics whose fields are sums and counts, so that they merge by adding up.
+
+    A field is `Counts`, `Totals`, or an array; sums in an array end at 2^31, or drift.
+    """
 
     def merge(self, other: Self, /) -> Self:
         """`total = total.merge(metrics)`: the metrics of both sets of examples.
@@ -24,7 +29,7 @@ class Additive(Metrics):
             ValueError: `other` is configured differently.
         """
         check_alike(self, other)
-        return _tree.map(jnp.add, self, other)
+        return jax.tree.map(_added, self, other, is_leaf=_is_sums)
 
     def empty(self) -> Self:
         """`metrics.empty()`: the metrics of no examples, of the same configuration."""
@@ -49,6 +54,14 @@ class Growing(Metrics):
     def empty(self) -> Self:
         """`metrics.empty()`: the same of no examples."""
         return _tree.map(_none_of, self)
+
+
+def _is_sums(node: Any) -> bool:
+    return isinstance(node, Counts | Totals)
+
+
+def _added(one: Any, other: Any) -> Any:
+    return one + other if _is_sums(one) else jnp.add(one, other)
 
 
 def zeros_like(array: Array) -> Array:
@@ -80,18 +93,23 @@ def check_alike(one: Metrics, other: Any) -> None:
 
 
 def for_compute(metrics: Any) -> tuple[Any, Any]:
-    """The metrics in floating point, and the namespace to compute with.
+    """The numbers of metrics in floating point, by name, and the namespace to compute with.
 
-    It is NumPy in double precision, so that nothing is compiled and a difference of large counts is
-    exact; or JAX, while it traces.
+    Those of `Counts` and `Totals` have the names that they have there. The namespace is NumPy in
+    double precision, so that nothing is compiled and a difference of large counts is exact; or JAX,
+    while it traces.
     """
-    if any(isinstance(leaf, Tracer) for leaf in _tree.leaves(metrics)):
-        return _tree.map(at_least_float32, metrics), jnp
-    return _tree.map(_double, jax.device_get(metrics)), np
-
-
-def _double(leaf: Any) -> Any:
-    return np.asarray(leaf).astype(np.float64)
+    traced = any(isinstance(leaf, Tracer) for leaf in _tree.leaves(metrics))
+    xp: Any = jnp if traced else np
+    numbers: dict[str, Any] = {}
+    read: Any = metrics if traced else jax.device_get(metrics)
+    for field in dataclasses.fields(read):
+        name, value = field.name, getattr(read, field.name)
+        if _is_sums(value):
+            numbers |= value.floats(xp)
+        elif hasattr(value, "dtype"):
+            numbers[name] = at_least_float32(value) if traced else value.astype(np.float64)
+    return SimpleNamespace(**numbers), xp
 
 
 def divide(xp: Any, numerator: Any, denominator: Any) -> Any:
@@ -118,8 +136,8 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
 
 
 def count(where: Array, axis: int | None = None) -> Array:
-    """How many are true, int32: exact up to 2^31."""
-    return jnp.sum(where, axis=axis, dtype=jnp.int32)
+    """How many are true, uint32: a batch may have up to 2^32."""
+    return jnp.sum(where, axis=axis, dtype=jnp.uint32)
 
 
 def has_nan(values: Array, axis: int | None = None) -> Array:
@@ -147,13 +165,13 @@ _FEW = 128
 
 
 def tally(bins: Array, length: int, weights: ArrayLike = True) -> Array:
-    """How much falls into each bin, shape [length]: int32, or float32 where the weights are.
+    """How much falls into each bin, shape [length]: uint32, or float32 where the weights are.
 
     What is outside [0, length) falls into none.
     """
     each = jnp.broadcast_to(jnp.asarray(weights), bins.shape)
     if not jnp.issubdtype(each.dtype, jnp.inexact):
-        each = each.astype(jnp.int32)
+        each = each.astype(jnp.uint32)
     if length <= _FEW or _is_explicit(bins):
         every = jnp.arange(length, dtype=bins.dtype)
         zero = jnp.zeros((), each.dtype)

@@ -9,8 +9,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from solstice._metrics import Metrics, at_least_float32
+from solstice._metrics import Metrics
 from solstice._replace import replace
+from solstice._sums import Counts, Totals, as_given, at_least_float32, exact_sum
 from solstice.metrics._bases import Additive, Growing, as_mask, check_alike, divide, for_compute
 
 
@@ -28,12 +29,12 @@ class Mean(Additive):
         ValueError: `weights` are of another shape.
     """
 
-    total: Array
-    weight: Array
+    sums: Totals
 
     def __init__(self, values: ArrayLike, weights: ArrayLike | None = None) -> None:
-        numbers, shares, self.weight = _weighted(values, weights)
-        self.total = jnp.sum(jnp.where(shares > 0, numbers * shares, 0))
+        numbers, shares = _weighted(values, weights)
+        total = jnp.sum(jnp.where(shares > 0, numbers * shares, 0))
+        self.sums = Totals({"total": total, "weight": jnp.sum(shares)})
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["mean"]`: a float."""
@@ -45,26 +46,28 @@ class Sum(Additive):
     """`Sum(values, mask)`: the sum of all values, as `compute()["sum"]`.
 
     Args:
-        values: numbers of any shape. Integers and booleans are summed as int32.
+        values: numbers of any shape. The sum of integers and booleans is exact up to 2^63.
         mask: which count, boolean of the same shape; all if left out.
 
     Raises:
-        ValueError: the mask is of another shape.
+        ValueError: the mask is of another shape; or a sum of integers is merged with one of floats.
     """
 
-    total: Array
+    total: Counts | Totals
+    is_whole: bool = eqx.field(static=True)
 
     def __init__(self, values: ArrayLike, mask: ArrayLike | None = None) -> None:
-        numbers = jnp.asarray(values)
-        if jnp.issubdtype(numbers.dtype, jnp.inexact):
-            numbers = at_least_float32(numbers)
+        numbers = as_given(values)
+        counts = as_mask(mask, numbers.shape)
+        self.is_whole = not jnp.issubdtype(numbers.dtype, jnp.inexact)
+        if self.is_whole:
+            self.total = Counts({"sum": exact_sum(numbers, counts)})
         else:
-            numbers = numbers.astype(jnp.int32)
-        self.total = jnp.sum(jnp.where(as_mask(mask, numbers.shape), numbers, 0))
+            self.total = Totals({"sum": jnp.sum(jnp.where(counts, at_least_float32(numbers), 0))})
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["sum"]`: a float or an integer."""
-        return {"sum": self.total}
+        return self.total.values()
 
 
 class Collect(Growing):
@@ -197,8 +200,8 @@ def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != name}
 
 
-def _weighted(values: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array, Array]:
-    """Values and their weights, flat, and the sum of the weights: int32 where they are whole."""
+def _weighted(values: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
+    """Values and their weights, flat."""
     numbers = at_least_float32(values).reshape(-1)
     given = jnp.asarray(True if weights is None else weights)
     shape = jnp.shape(values)
@@ -208,6 +211,4 @@ def _weighted(values: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Arra
             f"the shape {list(given.shape)}"
         )
     shares = jnp.broadcast_to(given, shape).reshape(-1)
-    whole = not jnp.issubdtype(given.dtype, jnp.inexact)
-    total = jnp.sum(shares.astype(jnp.int32 if whole else numbers.dtype))
-    return numbers, shares.astype(numbers.dtype), total
+    return numbers, shares.astype(numbers.dtype)

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from solstice._metrics import at_least_float32
+from solstice._sums import Counts, at_least_float32
 from solstice.metrics._bases import (
     Additive,
     Growing,
@@ -47,14 +47,8 @@ class BinaryMetrics(Additive):
             or `num_bins` are merged.
     """
 
-    positives: Array
-    """How many of each bin are positive, int32 of shape [num_bins]."""
-    negatives: Array
-    right_positives: Array
-    right_negatives: Array
-    num_positive: Array
-    num_negative: Array
-    num_nan: Array
+    counts: Counts
+    """"positives" and "negatives" are how many of each bin are so, of shape [num_bins]."""
     threshold: float = eqx.field(static=True)
     num_bins: int = eqx.field(static=True)
 
@@ -73,14 +67,19 @@ class BinaryMetrics(Additive):
             raise ValueError(f"num_bins must be 1 or more; it is {num_bins}")
         counts, nan = as_mask(mask, scores.shape), has_nan(scores)
         guessed, curves = scores >= threshold, counts & ~nan
-        self.num_positive, self.num_negative = count(counts & targets), count(counts & ~targets)
-        self.right_positives = count(curves & targets & guessed)
-        self.right_negatives = count(curves & ~targets & ~guessed)
-        self.num_nan = count(counts & nan)
         steps = jnp.floor(jnp.where(nan, 0, scores).astype(jnp.float32) * num_bins)
         bins = jnp.clip(steps, 0, num_bins - 1).astype(jnp.int32)
-        self.positives = tally(bins, num_bins, curves & targets)
-        self.negatives = tally(bins, num_bins, curves & ~targets)
+        self.counts = Counts(
+            {
+                "positives": tally(bins, num_bins, curves & targets),
+                "negatives": tally(bins, num_bins, curves & ~targets),
+                "right_positives": count(curves & targets & guessed),
+                "right_negatives": count(curves & ~targets & ~guessed),
+                "num_positive": count(counts & targets),
+                "num_negative": count(counts & ~targets),
+                "num_nan": count(counts & nan),
+            }
+        )
         self.threshold, self.num_bins = float(threshold), num_bins
 
     def compute(self) -> dict[str, Any]:
@@ -103,7 +102,7 @@ class BinaryMetrics(Additive):
                 xp, m.right_positives, guessed, m.num_positive, total
             ),
             **_areas(xp, m.positives[::-1], m.negatives[::-1]),
-            "num_nan": self.num_nan,
+            "num_nan": self.counts.values()["num_nan"],
         }
 
 
@@ -195,15 +194,8 @@ class MultilabelMetrics(Additive):
         ValueError: shapes do not match, or metrics of another `threshold` are merged.
     """
 
-    right: Array
-    """How many entries hold and were taken to, int32 of shape [num_labels]; so the next two."""
-    guessed: Array
-    holding: Array
-    right_entries: Array
-    num_entries: Array
-    right_examples: Array
-    num_examples: Array
-    num_nan: Array
+    counts: Counts
+    """"right", "guessed" and "holding" are of shape [num_labels]."""
     threshold: float = eqx.field(static=True)
 
     def __init__(
@@ -223,11 +215,18 @@ class MultilabelMetrics(Additive):
         guessed = jnp.where(nan, ~targets, scores >= threshold)
         entries = counts & (guessed == targets)
         examples = jnp.any(counts, axis=1)
-        self.right = count(entries & targets, 0)
-        self.guessed, self.holding = count(counts & guessed, 0), count(counts & targets, 0)
-        self.right_entries, self.num_entries = count(entries), count(counts)
-        self.right_examples = count(examples & jnp.all(entries | ~counts, axis=1))
-        self.num_examples, self.num_nan = count(examples), count(counts & nan)
+        self.counts = Counts(
+            {
+                "right": count(entries & targets, 0),
+                "guessed": count(counts & guessed, 0),
+                "holding": count(counts & targets, 0),
+                "right_entries": count(entries),
+                "num_entries": count(counts),
+                "right_examples": count(examples & jnp.all(entries | ~counts, axis=1)),
+                "num_examples": count(examples),
+                "num_nan": count(counts & nan),
+            }
+        )
         self.threshold = float(threshold)
 
     def compute(self) -> dict[str, Any]:
@@ -253,10 +252,10 @@ class MultilabelMetrics(Additive):
             **{f"{name}_weighted": (values * weights).sum() for name, values in each.items()},
             **{
                 f"{name}_label_{index}": values[index]
-                for index in range(len(m.right))
+                for index in range(m.right.shape[-1])
                 for name, values in each.items()
             },
-            "num_nan": self.num_nan,
+            "num_nan": self.counts.values()["num_nan"],
         }
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from solstice._metrics import at_least_float32
+from solstice._sums import Counts, Totals, at_least_float32
 from solstice.metrics._bases import (
     Additive,
     as_classes,
@@ -41,8 +41,8 @@ class ClassificationMetrics(Additive):
 
     A label or prediction out of range counts as an example that is wrong: it lowers the accuracy
     and, where its other half is in range, that class's precision or recall; to the two agreements,
-    what is out of range is one more class, in which nothing is right. Counts are exact up to 2^31
-    examples. Memory is three integers a class; `compute` makes three entries a class.
+    what is out of range is one more class, in which nothing is right. Counts are exact up to 2^63
+    examples. Memory is six integers a class; `compute` makes three entries a class.
 
     Args:
         preds: predicted classes, shape [n], of any real dtype; or a score for each class, shape
@@ -61,14 +61,8 @@ class ClassificationMetrics(Additive):
             in [1, num_classes]; or metrics of different `num_classes` or `top_k` are merged.
     """
 
-    correct: Array
-    predicted: Array
-    labelled: Array
-    count: Array
-    out_of_range: Array
-    num_nan: Array
-    in_top_k: Array
-    loss_sum: Array
+    counts: Counts
+    loss: Totals
     num_classes: int = eqx.field(static=True)
     top_k: int | None = eqx.field(static=True)
 
@@ -113,23 +107,26 @@ class ClassificationMetrics(Additive):
         preds, targets = as_classes(preds, num_classes), as_classes(targets, num_classes)
         preds = jnp.where(counts, jnp.where(nan, num_classes, preds), num_classes + 1)
         targets = jnp.where(counts, targets, num_classes + 1)
-        self.correct = tally(jnp.where(preds == targets, targets, num_classes), num_classes)
-        self.predicted = tally(preds, num_classes)
-        self.labelled = tally(targets, num_classes)
-        self.count = count(counts)
-        self.out_of_range = count(targets == num_classes)
-        self.num_nan = count(nan)
-        self.in_top_k = jnp.zeros((), jnp.int32)
+        numbers = {
+            "correct": tally(jnp.where(preds == targets, targets, num_classes), num_classes),
+            "predicted": tally(preds, num_classes),
+            "labelled": tally(targets, num_classes),
+            "count": count(counts),
+            "out_of_range": count(targets == num_classes),
+            "num_nan": count(nan),
+        }
         if top_k is not None:
             inside = counts & ~nan & (targets < num_classes)
-            self.in_top_k = count(inside & (_rank(scores, targets) < top_k))
-        self.loss_sum = _sum_of_losses(loss, counts)
+            numbers["in_top_k"] = count(inside & (_rank(scores, targets) < top_k))
+        self.counts = Counts(numbers)
+        self.loss = Totals({"loss_sum": _sum_of_losses(loss, counts)})
         self.num_classes = num_classes
         self.top_k = top_k
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["accuracy"]`: floats by name, and two integer counts."""
         m, xp = for_compute(self)
+        exact = self.counts.values()
         by_class = {
             "precision": divide(xp, m.correct, m.predicted),
             "recall": divide(xp, m.correct, m.labelled),
@@ -154,8 +151,8 @@ class ClassificationMetrics(Additive):
                 for index in range(self.num_classes)
                 for name, values in by_class.items()
             },
-            "num_out_of_range": self.out_of_range,
-            "num_nan": self.num_nan,
+            "num_out_of_range": exact["out_of_range"],
+            "num_nan": exact["num_nan"],
         }
 
 

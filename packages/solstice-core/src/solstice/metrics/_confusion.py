@@ -5,10 +5,9 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.typing import ArrayLike
 
-from solstice._metrics import at_least_float32
+from solstice._sums import Counts, Totals, at_least_float32
 from solstice.metrics._bases import (
     Additive,
     as_classes,
@@ -27,7 +26,7 @@ class ConfusionMatrix(Additive):
 
     `compute()["confusion_matrix"]` is an integer array of shape [num_classes, num_classes]: rows
     are labels, columns predictions, as in scikit-learn. Examples with a label or a prediction out
-    of range, or NaN, are left out, and counted as "num_out_of_range". Memory is `num_classes`^2
+    of range, or NaN, are left out, and counted as "num_out_of_range". Memory is 2 `num_classes`^2
     integers.
 
     Args:
@@ -41,8 +40,7 @@ class ConfusionMatrix(Additive):
         ValueError: shapes do not match, or metrics of different `num_classes` are merged.
     """
 
-    matrix: Array
-    out_of_range: Array
+    counts: Counts
     num_classes: int = eqx.field(static=True)
 
     def __init__(
@@ -67,13 +65,17 @@ class ConfusionMatrix(Additive):
         rows, columns = as_classes(targets, num_classes), as_classes(preds, num_classes)
         inside = (rows < num_classes) & (columns < num_classes) & ~nan
         pairs = tally(rows * num_classes + columns, num_classes**2, counts & inside)
-        self.matrix = pairs.reshape(num_classes, num_classes)
-        self.out_of_range = count(counts & ~inside)
+        self.counts = Counts(
+            {
+                "confusion_matrix": pairs.reshape(num_classes, num_classes),
+                "num_out_of_range": count(counts & ~inside),
+            }
+        )
         self.num_classes = num_classes
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["confusion_matrix"]`."""
-        return {"confusion_matrix": self.matrix, "num_out_of_range": self.out_of_range}
+        return self.counts.values()
 
 
 class CalibrationError(Additive):
@@ -95,10 +97,8 @@ class CalibrationError(Additive):
         ValueError: shapes do not match, or metrics of different `num_bins` are merged.
     """
 
-    confidence: Array
-    right: Array
-    count: Array
-    num_nan: Array
+    counts: Counts
+    sums: Totals
     num_bins: int = eqx.field(static=True)
 
     def __init__(
@@ -117,15 +117,15 @@ class CalibrationError(Additive):
                 f"{num_bins}"
             )
         counts, nan = as_mask(mask, labels.shape), has_nan(given, axis=1)
-        self.num_nan = count(counts & nan)
+        num_nan = count(counts & nan)
         counts &= ~nan
         confidence = jnp.where(counts, jnp.max(given, axis=1), 0).astype(jnp.float32)
         edges = np.arange(1, num_bins, dtype=np.float32) / np.float32(num_bins)
         bins = count(confidence[:, None] >= edges[None, :], axis=1)
         right = counts & (highest(given) == labels)
-        self.confidence = tally(bins, num_bins, confidence)
-        self.right = tally(bins, num_bins, right)
-        self.count = tally(bins, num_bins, counts)
+        self.sums = Totals({"confidence": tally(bins, num_bins, confidence)})
+        tallies = {"right": tally(bins, num_bins, right), "count": tally(bins, num_bins, counts)}
+        self.counts = Counts({**tallies, "num_nan": num_nan})
         self.num_bins = num_bins
 
     def compute(self) -> dict[str, Any]:
@@ -135,5 +135,5 @@ class CalibrationError(Additive):
         return {
             "expected_calibration_error": (apart * divide(xp, m.count, m.count.sum())).sum(),
             "maximum_calibration_error": apart.max(),
-            "num_nan": self.num_nan,
+            "num_nan": self.counts.values()["num_nan"],
         }

@@ -7,10 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.typing import ArrayLike
 
-from solstice._metrics import at_least_float32
+from solstice._sums import Counts, Totals, as_given, at_least_float32, exact_sum
 from solstice.metrics._bases import (
     Additive,
     as_classes,
@@ -45,11 +44,8 @@ class LanguageModelMetrics(Additive):
         ValueError: shapes do not match, or what has `num_bytes` is merged with what has not.
     """
 
-    loss_sum: Array
-    correct: Array
-    count: Array
-    out_of_range: Array
-    num_bytes: Array
+    counts: Counts
+    loss: Totals
     has_bytes: bool = eqx.field(static=True)
 
     def __init__(
@@ -69,22 +65,27 @@ class LanguageModelMetrics(Additive):
         counts = as_mask(mask, targets.shape)
         targets = as_classes(targets, logits.shape[-1])
         inside = targets < logits.shape[-1]
-        self.out_of_range = count(counts & ~inside)
+        out_of_range = count(counts & ~inside)
         counts &= inside
         tokens = jnp.where(counts, targets, 0)
         log_p = jax.nn.log_softmax(at_least_float32(logits), axis=-1)
         losses = -jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
-        self.loss_sum = jnp.sum(jnp.where(counts, losses, 0))
-        self.correct = count(counts & (highest(logits) == targets))
-        self.count = count(counts)
+        self.loss = Totals({"loss_sum": jnp.sum(jnp.where(counts, losses, 0))})
+        numbers: dict[str, Any] = {
+            "correct": count(counts & (highest(logits) == targets)),
+            "num_tokens": count(counts),
+            "num_out_of_range": out_of_range,
+        }
         self.has_bytes = num_bytes is not None
-        given = jnp.zeros((), jnp.int32) if num_bytes is None else jnp.asarray(num_bytes)
-        self.num_bytes = jnp.sum(given, dtype=jnp.int32)
+        if num_bytes is not None:
+            numbers["num_bytes"] = exact_sum(_whole(num_bytes))
+        self.counts = Counts(numbers)
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["perplexity"]`: floats by name, and two integer counts."""
         m, xp = for_compute(self)
-        loss = divide(xp, m.loss_sum, m.count)
+        exact = self.counts.values()
+        loss = divide(xp, m.loss_sum, m.num_tokens)
         by_bytes = {}
         if self.has_bytes:
             by_bytes["bits_per_byte"] = divide(xp, m.loss_sum / math.log(2), m.num_bytes)
@@ -92,11 +93,16 @@ class LanguageModelMetrics(Additive):
             "loss": loss,
             "bits_per_token": loss / math.log(2),
             "perplexity": _exp(xp, loss),
-            "accuracy": divide(xp, m.correct, m.count),
+            "accuracy": divide(xp, m.correct, m.num_tokens),
             **by_bytes,
-            "num_tokens": self.count,
-            "num_out_of_range": self.out_of_range,
+            "num_tokens": exact["num_tokens"],
+            "num_out_of_range": exact["num_out_of_range"],
         }
+
+
+def _whole(numbers: ArrayLike) -> Any:
+    given = as_given(numbers)
+    return given.astype(np.int32) if jnp.issubdtype(given.dtype, jnp.inexact) else given
 
 
 def _exp(xp: Any, loss: Any) -> Any:

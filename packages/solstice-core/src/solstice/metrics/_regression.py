@@ -8,8 +8,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from solstice import _tree
-from solstice._metrics import Metrics, at_least_float32
+from solstice._metrics import Metrics
 from solstice._replace import replace
+from solstice._sums import Counts, Totals, at_least_float32
 from solstice.metrics._bases import as_mask, check_alike, count, divide, for_compute, zeros_like
 
 
@@ -23,7 +24,9 @@ class RegressionMetrics(Metrics):
       `r2_score`; 1 if both are 0, and 0 if only the spread is;
     - "explained_variance": the same without what a constant offset adds to the error;
     - "pearson": the correlation, 0 where one side does not vary;
-    - "num_nan": how many pairs had a NaN. They are left out of all else.
+    - "num_nan": how many pairs had a NaN. They are left out of all else;
+    - "num_infinite": how many had an infinite value. They count as in NumPy: of an infinite
+      prediction "mse", "rmse" and "mae" are infinite, "r2" is -infinity, and the rest is NaN.
 
     Means and squared deviations are merged as Chan, Golub and LeVeque (1979) do, and kept above a
     value of the data, so that a large offset costs no digits. An array of several outputs counts
@@ -39,18 +42,14 @@ class RegressionMetrics(Metrics):
         ValueError: shapes do not match.
     """
 
-    count: Array
-    num_nan: Array
+    counts: Counts
     origin: Array
     """Some value of predictions, targets, and their differences; shape [3]."""
-    mean: Array
-    """Their means above the origin, so that an offset of all costs no digits; shape [3]."""
-    spread: Array
-    """Sums of squared deviations from those means; shape [3]."""
-    product: Array
-    """Sum of the products of the deviations of predictions and targets."""
-    absolute: Array
-    """Sum of absolute differences."""
+    means: Totals
+    """"mean": their means above the origin, so that an offset of all costs no digits; shape [3]."""
+    sums: Totals
+    """"spread" is of squared deviations from those means, shape [3]; "product" of the products of
+    those of predictions and targets; "absolute" of absolute differences."""
 
     def __init__(
         self, preds: ArrayLike, targets: ArrayLike, *, mask: ArrayLike | None = None
@@ -64,21 +63,32 @@ class RegressionMetrics(Metrics):
         counts = _mask(mask, one.shape)
         nan = counts & (jnp.isnan(one) | jnp.isnan(other))
         counts &= ~nan
-        self.count, self.num_nan = count(counts), count(nan)
+        infinite = counts & (jnp.isinf(one) | jnp.isinf(other))
+        number = count(counts)
+        self.counts = Counts(
+            {"count": number, "num_nan": count(nan), "num_infinite": count(infinite)}
+        )
         apart, rounding = _difference(one, other)
         values = jnp.stack([x.reshape(-1) for x in (one, other, apart)])
         zero = jnp.zeros_like(one)
         lost = jnp.stack([x.reshape(-1) for x in (zero, zero, rounding)])
         rows = counts.reshape(-1)
-        size = jnp.maximum(self.count, 1).astype(values.dtype)
-        highest = jnp.max(jnp.where(rows, values, -jnp.inf), axis=1, initial=-jnp.inf)
-        self.origin = jnp.where(self.count > 0, highest, 0)
-        values = jnp.where(rows, values - self.origin[:, None] + lost, 0)
-        self.mean = jnp.sum(values, axis=1) / size
-        deviations = jnp.where(rows, values - self.mean[:, None], 0)
-        self.spread = jnp.sum(jnp.square(deviations), axis=1)
-        self.product = jnp.sum(deviations[0] * deviations[1])
-        self.absolute = jnp.sum(jnp.where(rows, jnp.abs(apart).reshape(-1), 0))
+        finite = jnp.where(rows, jnp.isfinite(values), False)
+        size = jnp.maximum(number, 1).astype(values.dtype)
+        highest = jnp.max(jnp.where(finite, values, -jnp.inf), axis=1, initial=-jnp.inf)
+        self.origin = jnp.where(jnp.isfinite(highest), highest, 0)
+        above = jnp.where(finite, values - self.origin[:, None] + lost, 0)
+        mean = jnp.sum(above, axis=1) / size
+        # What is infinite has no deviation from a mean, nor has a sum of such.
+        deviations = jnp.where(finite, above - mean[:, None], jnp.where(rows, jnp.nan, 0))
+        self.means = Totals({"mean": mean})
+        self.sums = Totals(
+            {
+                "spread": jnp.sum(jnp.square(deviations), axis=1),
+                "product": jnp.sum(deviations[0] * deviations[1]),
+                "absolute": jnp.sum(jnp.where(rows, jnp.abs(apart).reshape(-1), 0)),
+            }
+        )
 
     def merge(self, other: Self, /) -> Self:
         """`total = total.merge(metrics)`: the metrics of both sets of pairs."""
@@ -90,13 +100,15 @@ class RegressionMetrics(Metrics):
         return _tree.map(zeros_like, self)
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["rmse"]`: floats by name, and one integer count."""
+        """`metrics.compute()["rmse"]`: floats by name, and two integer counts."""
         with np.errstate(over="ignore", invalid="ignore"):  # the values tell it
             return self._values()
 
     def _values(self) -> dict[str, Any]:
         m, xp = for_compute(self)
+        exact = self.counts.values()
         squared = m.spread[2] + m.count * (m.origin[2] + m.mean[2]) ** 2
+        squared = xp.where(xp.isfinite(m.absolute), squared, m.absolute)
         mse = divide(xp, squared, m.count)
         return {
             "mse": mse,
@@ -105,7 +117,8 @@ class RegressionMetrics(Metrics):
             "r2": _score(xp, squared, m.spread[1], m.count),
             "explained_variance": _score(xp, m.spread[2], m.spread[1], m.count),
             "pearson": divide(xp, m.product, xp.sqrt(m.spread[0]) * xp.sqrt(m.spread[1])),
-            "num_nan": self.num_nan,
+            "num_nan": exact["num_nan"],
+            "num_infinite": exact["num_infinite"],
         }
 
 
@@ -119,30 +132,32 @@ def _difference(one: Array, other: Array) -> tuple[Array, Array]:
     return apart, (one - (apart + share)) + (share - other)
 
 
-def _merged(a: Any, b: Any) -> Any:
-    total = a.count + b.count
-    size = jnp.maximum(total, 1).astype(a.mean.dtype)
-    share = b.count.astype(a.mean.dtype) / size
-    origin = jnp.where(a.count > 0, a.origin, b.origin)
-    apart = (b.origin - origin) + (b.mean - a.mean)
-    weight = a.count.astype(a.mean.dtype) * share
+def _merged(a: RegressionMetrics, b: RegressionMetrics) -> Any:
+    counts, dtype = a.counts + b.counts, a.origin.dtype
+    mine, theirs, both = (c.floats()["count"] for c in (a.counts, b.counts, counts))
+    share = (theirs / jnp.maximum(both, 1)).astype(dtype)
+    weight = mine.astype(dtype) * share
+    origin = jnp.where(mine > 0, a.origin, b.origin)
+    apart = (b.origin - origin) + (b.means.floats()["mean"] - a.means.floats()["mean"])
+    between = {
+        "spread": weight * jnp.square(apart),
+        "product": weight * apart[0] * apart[1],
+        "absolute": jnp.zeros_like(weight),
+    }
     return replace(
         a,
-        count=total,
-        num_nan=a.num_nan + b.num_nan,
+        counts=counts,
         origin=origin,
-        mean=a.mean + share * apart,
-        spread=a.spread + b.spread + weight * jnp.square(apart),
-        product=a.product + b.product + weight * apart[0] * apart[1],
-        absolute=a.absolute + b.absolute,
+        means=a.means + Totals({"mean": share * apart}),
+        sums=a.sums + b.sums + Totals(between),
     )
 
 
 def _score(xp: Any, error: Any, spread: Any, number: Any) -> Any:
     """1 - error / spread; where nothing spreads, 1 without an error and 0 with one."""
     of_none = xp.where((error == 0) & (number > 0), 1.0, 0.0)
-    finite = xp.isfinite(error) & xp.isfinite(spread)
-    return xp.where(finite, xp.where(spread > 0, 1 - divide(xp, error, spread), of_none), xp.nan)
+    there = ~xp.isnan(error) & xp.isfinite(spread)
+    return xp.where(there, xp.where(spread > 0, 1 - divide(xp, error, spread), of_none), xp.nan)
 
 
 def _mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:

@@ -1,0 +1,251 @@
+"""Numbers that add up over any number of batches: whole ones exactly, others without drift.
+
+JAX has 32 bits of each unless it is set to 64, so that a sum is kept in two words.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from solstice import _tree
+from solstice._replace import replace
+
+_Pair = tuple[Array, Array]
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class Words(NamedTuple):
+    """Whole numbers in two words: the lower 32 bits, and the upper with the sign."""
+
+    low: Array
+    high: Array
+
+
+class _Sums(eqx.Module):
+    """Named arrays, one after the other, in two words: a compiled step adds all of them at once.
+
+    The two words stand under a key that names what they hold, so that their paths in a checkpoint
+    say it too.
+    """
+
+    words: eqx.AbstractVar[dict[str, _Pair]]
+    shapes: eqx.AbstractVar[_Shapes]
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether JAX traces them, so that their values are not known."""
+        return any(isinstance(leaf, Tracer) for leaf in _tree.leaves(self.words))
+
+    def _pair(self) -> tuple[Any, Any]:
+        ((one, other),) = self.words.values()
+        return one, other
+
+    def _on_host(self) -> tuple[Any, Any]:
+        one, other = jax.device_get(self._pair())
+        return np.asarray(one), np.asarray(other)
+
+    def _added(self, other: Any, add: Any) -> Self:
+        (key, one), (other_key, two) = *self.words.items(), *other.words.items()
+        if key != other_key:
+            raise ValueError(f"cannot add up {key} and {other_key}: make both alike")
+        return replace(self, words={key: add(*one, *two)})
+
+    def _named(self, flat: Any) -> dict[str, Any]:
+        """The parts of an array that is as long as all of them, by name."""
+        ends = np.cumsum([int(np.prod(shape)) for _, shape in self.shapes])
+        parts = zip(self.shapes, ends, strict=True)
+        return {
+            name: flat[..., end - int(np.prod(shape)) : end].reshape(flat.shape[:-1] + shape)
+            for (name, shape), end in parts
+        }
+
+
+class Counts(_Sums):
+    """`Counts({"hits": jnp.sum(hits), "all": hits.size})`: counts, which `+` adds up exactly.
+
+    ```python
+    counts = Counts({"hits": jnp.sum(preds == labels), "all": labels.size})
+    (counts + counts).values()["hits"]
+    ```
+
+    They are exact up to 2^63, where a sum of int32 ends at 2^31; one batch may have 2^32.
+
+    Args:
+        counts: integers or arrays of integers or booleans by name.
+
+    Raises:
+        TypeError: something is not whole.
+        ValueError: there is nothing; or what is added has other names or shapes.
+    """
+
+    words: dict[str, _Pair]
+    """The lower 32 bits, uint32, and the upper with the sign, int32."""
+    shapes: _Shapes = eqx.field(static=True)
+
+    def __init__(self, counts: Mapping[str, ArrayLike | Words]) -> None:
+        words = {name: _words(count) for name, count in counts.items()}
+        self.shapes = _shapes({name: pair.low for name, pair in words.items()})
+        low, high = [pair.low for pair in words.values()], [pair.high for pair in words.values()]
+        self.words = {_key(self.shapes): (_flat(low), _flat(high))}
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return self._added(other, solstice_add_counts)
+
+    def values(self) -> dict[str, Any]:
+        """`counts.values()["hits"]`: Python integers, and arrays as NumPy's int64.
+
+        While JAX traces they are int32, and 2^31 - 1 where there are more; int64 if JAX is set to
+        64 bits.
+        """
+        if self.is_traced:
+            return self._named(_in_one_word(*self._pair()))
+        low, high = self._on_host()
+        return _plain(self._named((high.astype(np.int64) << 32) | low.astype(np.int64)))
+
+    def floats(self, xp: Any = jnp) -> dict[str, Any]:
+        """The same in JAX's widest float; with NumPy for `xp` in float64."""
+        if xp is np:
+            return {name: np.asarray(value, np.float64) for name, value in self.values().items()}
+        low, high = self._pair()
+        widest = jax.dtypes.canonicalize_dtype(np.float64)
+        return self._named(high.astype(widest) * 2.0**32 + low.astype(widest))
+
+
+class Totals(_Sums):
+    """`Totals({"loss": jnp.sum(losses)})`: sums, which `+` adds up in twice the digits of float32.
+
+    ```python
+    totals = Totals({"loss": jnp.sum(losses)})
+    (totals + totals).values()["loss"]
+    ```
+
+    A sum of float32 drifts by 1e-2 over a million equal batches, and stops growing in the end.
+
+    Args:
+        totals: numbers or arrays by name. Half precision becomes float32.
+
+    Raises:
+        ValueError: there is nothing; or what is added has other names or shapes.
+    """
+
+    words: dict[str, _Pair]
+    """The sums, and what they lost by rounding."""
+    shapes: _Shapes = eqx.field(static=True)
+
+    def __init__(self, totals: Mapping[str, ArrayLike]) -> None:
+        arrays = {name: at_least_float32(total) for name, total in totals.items()}
+        self.shapes = _shapes(arrays)
+        flat = _flat([*arrays.values()])
+        self.words = {_key(self.shapes): (flat, jnp.zeros_like(flat))}
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return self._added(other, solstice_add_totals)
+
+    def values(self) -> dict[str, Any]:
+        """`totals.values()["loss"]`: Python floats, and arrays as NumPy's float64.
+
+        While JAX traces they are of the dtype of the sums.
+        """
+        return self.floats() if self.is_traced else _plain(self.floats(np))
+
+    def floats(self, xp: Any = jnp) -> dict[str, Any]:
+        """The same in the dtype of the sums; with NumPy for `xp` in float64."""
+        if xp is np:
+            total, lost = self._on_host()
+            return self._named(total.astype(np.float64) + lost.astype(np.float64))
+        total, lost = self._pair()
+        return self._named(total + lost)
+
+
+@jax.jit
+def solstice_add_counts(low: Array, high: Array, more_low: Array, more_high: Array) -> _Pair:
+    """Adds with a carry. The engine knows this function and the next by name, in a jaxpr."""
+    total = low + more_low
+    return total, high + more_high + (total < low).astype(high.dtype)
+
+
+@jax.jit
+def solstice_add_totals(total: Array, lost: Array, more: Array, more_lost: Array) -> _Pair:
+    """Knuth's sum without error, then Dekker's, which leaves in `lost` less than half a digit."""
+    rough = total + more
+    share = rough - total
+    error = (total - (rough - share)) + (more - share) + (lost + more_lost)
+    new = jnp.where(jnp.isfinite(rough), rough + error, rough)
+    return new, jnp.where(jnp.isfinite(new), error - (new - rough), 0)
+
+
+ADDITIONS = {"solstice_add_counts", "solstice_add_totals"}
+"""Functions that add two words to two, and that zeros change nothing for."""
+
+
+def exact_sum(values: ArrayLike, mask: Array | None = None) -> Words:
+    """The sum of integers, of those where `mask` is true; it may be more than their dtype holds."""
+    low, high = _words(values)
+    if mask is not None:
+        low, high = jnp.where(mask, low, 0), jnp.where(mask, high, 0)
+    zero = jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.int32)
+    return Words(*_reduced((low, high), zero, tuple(range(low.ndim))))
+
+
+def _reduced(words: _Pair, zero: _Pair, axes: tuple[int, ...]) -> _Pair:
+    def add(one: _Pair, other: _Pair) -> _Pair:
+        return cast("_Pair", solstice_add_counts(*one, *other))
+
+    return cast("_Pair", jax.lax.reduce(words, zero, add, axes))
+
+
+def _words(count: ArrayLike | Words) -> Words:
+    if isinstance(count, Words):
+        return count
+    whole = as_given(count)
+    if not (whole.dtype == bool or jnp.issubdtype(whole.dtype, jnp.integer)):
+        raise TypeError(f"Counts are integers or booleans; these are {whole.dtype}")
+    if whole.dtype.itemsize == 8:
+        low, high = whole & 0xFFFFFFFF, whole >> 32
+    elif jnp.issubdtype(whole.dtype, jnp.signedinteger):
+        low, high = whole, whole.astype(np.int32) >> 31
+    else:
+        low, high = whole, 0 * whole.astype(np.int32)
+    return Words(jnp.asarray(low.astype(np.uint32)), jnp.asarray(high.astype(np.int32)))
+
+
+def as_given(values: ArrayLike) -> Any:
+    """An array of the dtype that was given: JAX would cut NumPy's int64 to 32 bits."""
+    return values if isinstance(values, Array) else np.asarray(values)
+
+
+def _in_one_word(low: Array, high: Array) -> Array:
+    if jax.config.read("jax_enable_x64"):
+        return (high.astype(jnp.int64) << 32) | low.astype(jnp.int64)
+    word, limits = low.astype(jnp.int32), jnp.iinfo(jnp.int32)
+    return jnp.where(high == word >> 31, word, jnp.where(high < 0, limits.min, limits.max))
+
+
+def _plain(named: dict[str, Any]) -> dict[str, Any]:
+    return {name: value if value.ndim else value.item() for name, value in named.items()}
+
+
+def _shapes(arrays: dict[str, Array]) -> _Shapes:
+    return tuple((name, array.shape) for name, array in arrays.items())
+
+
+def _key(shapes: _Shapes) -> str:
+    return ", ".join(f"{name}{list(shape)}" for name, shape in shapes)
+
+
+def _flat(arrays: list[Array]) -> Array:
+    widest = max((array.dtype for array in arrays), key=lambda dtype: dtype.itemsize)
+    return jnp.concatenate([array.reshape(-1).astype(widest) for array in arrays])
+
+
+def at_least_float32(value: Any) -> Array:
+    """In float32, or float64 if it is: sums in half precision stop counting at 256."""
+    value = jnp.asarray(value)
+    return value if value.dtype == jnp.float64 else value.astype(jnp.float32)
