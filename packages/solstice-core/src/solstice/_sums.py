@@ -114,8 +114,10 @@ class Counts(_Sums):
         if xp is np:
             return {name: np.asarray(value, np.float64) for name, value in self.values().items()}
         low, high = self._pair()
+        near = low.astype(jnp.int32)  # what is beyond the nearest multiple of 2^32, or short of it
+        multiple = high + (near < 0).astype(jnp.int32)
         widest = jax.dtypes.canonicalize_dtype(np.float64)
-        return self._named(high.astype(widest) * 2.0**32 + low.astype(widest))
+        return self._named(multiple.astype(widest) * 2.0**32 + near.astype(widest))
 
 
 class Totals(_Sums):

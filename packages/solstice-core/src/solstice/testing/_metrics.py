@@ -119,7 +119,7 @@ class MetricsConformance(Conformance):
             whole = np.all(values == np.floor(values)) and len(np.unique(values)) > 2
             assert not whole, (
                 f"exact counts: `{path}` counts in {leaf.dtype}, which stops at 2^24; "
-                f"write `jnp.sum(..., dtype=jnp.int32)`"
+                f"write `solstice.metrics.Counts({{name: jnp.sum(...)}})`"
             )
 
     def test_nothing_is_nan(self) -> None:
@@ -193,6 +193,27 @@ class MetricsConformance(Conformance):
         self._alike(self._computed(total), self._computed(self._built(examples)), "scan")
 
     # Optional: declared by name in `lacks`
+
+    @optional
+    def test_many_batches_do_not_overflow(self) -> None:
+        """Of 2^40 equal batches, each value is that of one, or 2^40 times as much."""
+        if "fixed_size" in self.lacks:
+            pytest.skip("it grows with its batches")
+        few = self._built(self._examples())
+        double = jax.jit(lambda total: total.merge(total))
+        many = few
+        for _ in range(40):
+            many = double(many)
+        alone = self._computed(few)
+        for name, value in self._computed(many).items():
+            close = [
+                np.allclose(value, alone[name] * scale, self.tolerance, self.tolerance)
+                for scale in (1.0, 2.0**40)
+            ]
+            assert any(close) or name in self.may_be_nan, (
+                f"many batches: {name!r} is {alone[name]} of one batch, and {value} of 2^40 equal "
+                f"ones; count in `solstice.metrics.Counts`, and add up in `Totals`"
+            )
 
     @optional
     def test_it_works_sharded(self) -> None:
