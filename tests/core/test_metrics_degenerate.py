@@ -223,6 +223,7 @@ def score_cases() -> Iterator[tuple[str, Case]]:
 
 def calibration(probabilities: Any, labels: Any, num_bins: int = 15) -> dict[str, Any]:
     kept = ~np.isnan(probabilities).any(1)
+    outside = np.sum((labels < 0) | (labels >= probabilities.shape[1]))
     probabilities, labels = flushed(probabilities[kept]), labels[kept]
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     edges = np.float32(np.arange(1, num_bins) / num_bins)
@@ -234,6 +235,7 @@ def calibration(probabilities: Any, labels: Any, num_bins: int = 15) -> dict[str
     return {
         "expected_calibration_error": sum(share * error for share, error in apart),
         "maximum_calibration_error": max((error for _, error in apart), default=0),
+        "num_out_of_range": outside,
         "num_nan": np.sum(~kept),
     }
 
@@ -289,13 +291,20 @@ def areas(scores: Any, labels: Any) -> dict[str, Any]:
 
 def curves(scores: Any, labels: Any) -> dict[str, Any]:
     kept = ~np.isnan(scores)
-    return {**areas(scores[kept], labels[kept] != 0), "num_nan": np.sum(~kept)}
+    known = {"num_out_of_range": 0, "num_nan": np.sum(~kept)}
+    return {**areas(scores[kept], labels[kept] != 0), **known}
+
+
+def place(scores: np.ndarray) -> np.ndarray:
+    """sigmoid(logit / 4) of probabilities, in float32: at a bin's edge the last digit decides."""
+    p = np.clip(scores, 0, 1).astype(np.float32) + np.float32(0)
+    return 1 / (1 + np.sqrt(np.sqrt((1 - p) / p)))
 
 
 def binary(scores: Any, labels: Any, threshold: float = 0.5, num_bins: int = 512) -> dict[str, Any]:
     nan, labels, scores = np.isnan(scores), labels != 0, flushed(scores)
     preds = np.where(nan, ~labels, scores >= threshold)
-    steps = np.clip(np.floor(np.clip(scores[~nan], 0, 1) * num_bins), 0, num_bins - 1)
+    steps = np.clip(np.floor(place(scores[~nan]) * num_bins), 0, num_bins - 1)
     precision, recall, f1, _ = sk.precision_recall_fscore_support(
         labels, preds, labels=[False, True], zero_division=0
     )
@@ -308,6 +317,7 @@ def binary(scores: Any, labels: Any, threshold: float = 0.5, num_bins: int = 512
         "balanced_accuracy": sk.balanced_accuracy_score(labels, preds),
         "matthews_corrcoef": sk.matthews_corrcoef(labels, preds),
         **areas(steps, labels[~nan]),
+        "num_out_of_range": 0,
         "num_nan": nan.sum(),
     }
 
@@ -365,6 +375,7 @@ def multilabel(scores: Any, labels: Any, threshold: float = 0.5) -> dict[str, An
     expected = {
         "accuracy": np.mean(labels == preds),
         "subset_accuracy": np.mean((labels == preds).all(1)),
+        "num_out_of_range": 0,
         "num_nan": nan.sum(),
     }
     averages = {

@@ -230,8 +230,7 @@ class BinaryClassificationExperiment(OneModelExperiment):
         return binary_cross_entropy(outputs, y, self.label_smoothing)
 
     def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> BinaryMetrics:
-        scores = jax.nn.sigmoid(outputs)
-        return BinaryMetrics(scores, y, mask=mask, threshold=self.threshold)
+        return BinaryMetrics(outputs, y, mask=mask, threshold=self.threshold, from_logits=True)
 
 
 class MultilabelClassificationExperiment(OneModelExperiment):

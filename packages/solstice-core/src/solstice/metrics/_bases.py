@@ -69,7 +69,19 @@ def zeros_like(array: Array) -> Array:
     return jnp.zeros(array.shape, array.dtype)
 
 
-def _joined(one: Array, other: Array) -> Array:
+def as_stored(values: ArrayLike) -> Any:
+    """A JAX array; or the NumPy one where JAX would change its dtype, and its numbers with it."""
+    if isinstance(values, Array) or any(isinstance(leaf, Array) for leaf in _tree.leaves(values)):
+        return jnp.asarray(values)
+    given = np.asarray(values)
+    array = jnp.asarray(given)
+    return array if array.dtype == given.dtype else given
+
+
+def _joined(one: Any, other: Any) -> Any:
+    on_host = any(isinstance(x, np.ndarray) for x in (one, other))
+    if on_host and not any(isinstance(x, Tracer) for x in (one, other)):
+        return np.concatenate([one, other])
     return jnp.concatenate([one, other])
 
 

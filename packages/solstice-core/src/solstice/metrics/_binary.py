@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -13,6 +14,7 @@ from solstice.metrics._bases import (
     Additive,
     Growing,
     as_mask,
+    as_stored,
     count,
     divide,
     for_compute,
@@ -28,19 +30,26 @@ class BinaryMetrics(Additive):
 
     - "accuracy", "precision", "recall", "specificity", "f1", "balanced_accuracy" (of the classes
       that there are), "matthews_corrcoef": as scikit-learn does with `zero_division=0`;
-    - "roc_auc", "average_precision": as scikit-learn's of the scores rounded down to
-      `num_bins` steps. `BinaryCurves` gives them exactly;
+    - "roc_auc", "average_precision": as scikit-learn's of the scores in `num_bins` bins, of equal
+      width in sigmoid(logit / 4), so that rare and saturated classes keep their order.
+      `BinaryCurves` gives them exactly;
+    - "num_out_of_range": how many labels are neither 0 nor 1, such as -1, 0.9 or NaN. Their
+      examples are left out of all else but "num_nan";
     - "num_nan": how many scores are NaN. They count as wrong, and for no curve.
 
     What is not defined, such as the ROC-AUC of one class, is 0.
 
+    Where there are logits, give them: in float32 the probabilities of all logits above 18 are 1,
+    and the curves do not see their order. Logits above 25 share a bin, as do those below -25.
+
     Args:
-        scores: probabilities of the positive class, in [0, 1], shape [n]. Those beyond count for
-            the curves as 0 or 1. Of logits, give `jax.nn.sigmoid(logits)`.
-        targets: labels, 0 or 1 or booleans, shape [n].
+        scores: probabilities of the positive class, in [0, 1], shape [n]; those beyond count for
+            the curves as 0 or 1. With `from_logits=True`, logits.
+        targets: labels, each 0 or 1, of any real dtype or boolean, shape [n].
         mask: which examples count, boolean of shape [n]; all if left out.
-        threshold: what is taken for positive.
-        num_bins: how finely scores are told apart for the curves.
+        threshold: the probability from which on an example is taken for positive.
+        num_bins: how many bins there are for the curves.
+        from_logits: whether `scores` are logits, as a model gives them.
 
     Raises:
         ValueError: shapes do not match, `num_bins` is below 1, or metrics of another `threshold`
@@ -60,30 +69,35 @@ class BinaryMetrics(Additive):
         mask: ArrayLike | None = None,
         threshold: float = 0.5,
         num_bins: int = 512,
+        from_logits: bool = False,
     ) -> None:
-        scores, targets = _pair(scores, targets, 1)
-        scores = at_least_float32(scores)
+        _check_pair(scores, targets, 1)
+        scores, (positive, negative) = at_least_float32(scores), _classes(targets)
         if num_bins < 1:
             raise ValueError(f"num_bins must be 1 or more; it is {num_bins}")
-        counts, nan = as_mask(mask, scores.shape), has_nan(scores)
-        guessed, curves = scores >= threshold, counts & ~nan
-        steps = jnp.floor(jnp.where(nan, 0, scores).astype(jnp.float32) * num_bins)
-        bins = jnp.clip(steps, 0, num_bins - 1).astype(jnp.int32)
+        given, nan = as_mask(mask, scores.shape), has_nan(scores)
+        counts = given & (positive | negative)
+        guessed = (jax.nn.sigmoid(scores) if from_logits else scores) >= threshold
+        curves = counts & ~nan
+        place = jnp.where(nan, 0, _place(scores, from_logits)).astype(jnp.float32)
+        bins = jnp.clip(jnp.floor(place * num_bins), 0, num_bins - 1).astype(jnp.int32)
+        both = tally(jnp.where(positive, bins, bins + num_bins), 2 * num_bins, curves)
         self.counts = Counts(
             {
-                "positives": tally(bins, num_bins, curves & targets),
-                "negatives": tally(bins, num_bins, curves & ~targets),
-                "right_positives": count(curves & targets & guessed),
-                "right_negatives": count(curves & ~targets & ~guessed),
-                "num_positive": count(counts & targets),
-                "num_negative": count(counts & ~targets),
-                "num_nan": count(counts & nan),
+                "positives": both[:num_bins],
+                "negatives": both[num_bins:],
+                "right_positives": count(curves & positive & guessed),
+                "right_negatives": count(curves & negative & ~guessed),
+                "num_positive": count(counts & positive),
+                "num_negative": count(counts & negative),
+                "out_of_range": count(given & ~counts),
+                "num_nan": count(given & nan),
             }
         )
         self.threshold, self.num_bins = float(threshold), num_bins
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["roc_auc"]`: floats by name, and one integer count."""
+        """`metrics.compute()["roc_auc"]`: floats by name, and two integer counts."""
         m, xp = for_compute(self)
         wrong_positives = m.num_negative - m.right_negatives
         guessed = m.right_positives + wrong_positives
@@ -102,6 +116,7 @@ class BinaryMetrics(Additive):
                 xp, m.right_positives, guessed, m.num_positive, total
             ),
             **_areas(xp, m.positives[::-1], m.negatives[::-1]),
+            "num_out_of_range": self.counts.values()["out_of_range"],
             "num_nan": self.counts.values()["num_nan"],
         }
 
@@ -110,33 +125,44 @@ class BinaryCurves(Growing):
     """`BinaryCurves(scores, labels)`: ROC-AUC and average precision exactly, and the curves.
 
     `compute()` gives "roc_auc" and "average_precision" as scikit-learn does, 0 where they are not
-    defined, and "num_nan", how many scores are NaN; they are left out. It keeps all scores, and is
-    merged outside of the compiled step: `BinaryMetrics` is the one of fixed memory.
+    defined; "num_out_of_range", how many labels are neither 0 nor 1; and "num_nan", how many scores
+    are NaN. Both are left out. It keeps all scores, and is merged outside of the compiled step:
+    `BinaryMetrics` is the one of fixed memory.
+
+    Outside of `jax.jit`, NumPy's float64 scores stay float64. JAX's are float32 without x64, in
+    which the probabilities of all logits above 18 are 1: give logits.
 
     Args:
         scores: the higher, the more likely positive; shape [n], of any range.
-        targets: labels, 0 or 1 or booleans, shape [n].
+        targets: labels, each 0 or 1, of any real dtype or boolean, shape [n].
         mask: which examples count, boolean of shape [n]; all if left out.
 
     Raises:
         ValueError: shapes do not match.
     """
 
-    scores: Array
+    scores: Array | np.ndarray[Any, Any]
     targets: Array
+    """1 where positive, 0 where negative, and 2 of what is neither; int8."""
     mask: Array
 
     def __init__(
         self, scores: ArrayLike, targets: ArrayLike, *, mask: ArrayLike | None = None
     ) -> None:
-        self.scores, self.targets = _pair(scores, targets, 1)
+        _check_pair(scores, targets, 1)
+        self.scores, (positive, negative) = as_stored(scores), _classes(targets)
+        self.targets = jnp.where(positive, 1, jnp.where(negative, 0, 2)).astype(jnp.int8)
         self.mask = as_mask(mask, self.scores.shape)
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["roc_auc"]`: floats, and one integer count. Not under `jax.jit`."""
-        nan = np.asarray(has_nan(self.scores)) & np.asarray(self.mask)
+        """`metrics.compute()["roc_auc"]`: floats, and two integer counts. Not under `jax.jit`."""
+        mask, neither = np.asarray(self.mask), np.asarray(self.targets) == 2
         _, positives, negatives = self._steps()
-        return {**_areas(np, positives, negatives), "num_nan": nan.sum()}
+        return {
+            **_areas(np, positives, negatives),
+            "num_out_of_range": (mask & neither).sum(),
+            "num_nan": (mask & _nan(self.scores)).sum(),
+        }
 
     def roc_curve(self) -> tuple[Any, Any, Any]:
         """`fpr, tpr, thresholds = curves.roc_curve()`: float64 arrays, from (0, 0) to (1, 1).
@@ -161,9 +187,9 @@ class BinaryCurves(Growing):
 
     def _steps(self) -> tuple[Any, Any, Any]:
         """The scores that there are, from the highest, and how many of each class have them."""
-        scores = np.asarray(self.scores)
-        kept = np.asarray(self.mask) & ~np.asarray(has_nan(self.scores))
-        targets = np.asarray(self.targets)[kept]
+        scores, targets = np.asarray(self.scores), np.asarray(self.targets)
+        kept = np.asarray(self.mask) & (targets < 2) & ~_nan(self.scores)
+        targets = targets[kept]
         values, at = np.unique(scores[kept].astype(np.float64), return_inverse=True)
         counts = [
             np.bincount(at[targets == label], minlength=len(values))[::-1] for label in (1, 0)
@@ -182,11 +208,13 @@ class MultilabelMetrics(Additive):
     - "precision_micro", ...: over all entries; "precision_macro", ...: the mean over labels;
       "precision_weighted", ...: weighted by how often each label holds;
     - "precision_label_0", "recall_label_0", "f1_label_0", ...: each label;
+    - "num_out_of_range": how many entries of the labels are neither 0 nor 1, such as -1, 0.9 or
+      NaN. They are left out of all else but "num_nan";
     - "num_nan": how many scores are NaN. They count as wrong.
 
     Args:
         scores: probabilities, in [0, 1], shape [n, num_labels].
-        targets: 0 or 1 or booleans, shape [n, num_labels].
+        targets: labels, each 0 or 1, of any real dtype or boolean, shape [n, num_labels].
         mask: which count: boolean of shape [n, num_labels], or of shape [n]; all if left out.
         threshold: what is taken to hold.
 
@@ -206,31 +234,33 @@ class MultilabelMetrics(Additive):
         mask: ArrayLike | None = None,
         threshold: float = 0.5,
     ) -> None:
-        scores, targets = _pair(scores, targets, 2)
-        scores = at_least_float32(scores)
-        given = None if mask is None else jnp.asarray(mask)
-        if given is not None and given.shape == scores.shape[:1]:
-            given = jnp.broadcast_to(given[:, None], scores.shape)
-        counts, nan = as_mask(given, scores.shape), has_nan(scores)
-        guessed = jnp.where(nan, ~targets, scores >= threshold)
-        entries = counts & (guessed == targets)
+        _check_pair(scores, targets, 2)
+        scores, (positive, negative) = at_least_float32(scores), _classes(targets)
+        rows = None if mask is None else jnp.asarray(mask)
+        if rows is not None and rows.shape == scores.shape[:1]:
+            rows = jnp.broadcast_to(rows[:, None], scores.shape)
+        given, nan = as_mask(rows, scores.shape), has_nan(scores)
+        counts = given & (positive | negative)
+        guessed = jnp.where(nan, negative, scores >= threshold)
+        entries = counts & (guessed == positive)
         examples = jnp.any(counts, axis=1)
         self.counts = Counts(
             {
-                "right": count(entries & targets, 0),
+                "right": count(entries & positive, 0),
                 "guessed": count(counts & guessed, 0),
-                "holding": count(counts & targets, 0),
+                "holding": count(counts & positive, 0),
                 "right_entries": count(entries),
                 "num_entries": count(counts),
                 "right_examples": count(examples & jnp.all(entries | ~counts, axis=1)),
                 "num_examples": count(examples),
-                "num_nan": count(counts & nan),
+                "out_of_range": count(given & ~counts),
+                "num_nan": count(given & nan),
             }
         )
         self.threshold = float(threshold)
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["f1_macro"]`: floats by name, and one integer count."""
+        """`metrics.compute()["f1_macro"]`: floats by name, and two integer counts."""
         m, xp = for_compute(self)
 
         def scores(right: Any, guessed: Any, holding: Any) -> dict[str, Any]:
@@ -255,19 +285,40 @@ class MultilabelMetrics(Additive):
                 for index in range(m.right.shape[-1])
                 for name, values in each.items()
             },
+            "num_out_of_range": self.counts.values()["out_of_range"],
             "num_nan": self.counts.values()["num_nan"],
         }
 
 
-def _pair(scores: ArrayLike, targets: ArrayLike, ndim: int) -> tuple[Array, Array]:
-    given, labels = jnp.asarray(scores), jnp.asarray(targets)
-    shape = "[n]" if ndim == 1 else "[n, num_labels]"
-    if given.ndim != ndim or given.shape != labels.shape or 0 in given.shape[1:]:
+def _check_pair(scores: ArrayLike, targets: ArrayLike, ndim: int) -> None:
+    shapes = np.shape(scores), np.shape(targets)
+    expected = "[n]" if ndim == 1 else "[n, num_labels]"
+    if len(shapes[0]) != ndim or shapes[0] != shapes[1] or 0 in shapes[0][1:]:
         raise ValueError(
-            f"expected scores and targets of shape {shape}; they are of shape {list(given.shape)} "
-            f"and {list(labels.shape)}"
+            f"expected scores and targets of shape {expected}; they are of shape "
+            f"{list(shapes[0])} and {list(shapes[1])}"
         )
-    return given, labels.astype(bool)
+
+
+def _classes(targets: ArrayLike) -> tuple[Any, Any]:
+    """Where labels are 1, and where 0. What is neither belongs to no class."""
+    labels = as_stored(targets)
+    return (labels, ~labels) if labels.dtype == bool else (labels == 1, labels == 0)
+
+
+def _place(scores: Array, from_logits: bool) -> Array:
+    """sigmoid(logit / 4), by which scores are binned: in [0, 1], and rising with the score.
+
+    Of equal bins of the probability itself, one holds nearly all examples of a rare class.
+    """
+    if from_logits:
+        return jax.nn.sigmoid(scores / 4)
+    p = jnp.where(scores > 0, jnp.minimum(scores, 1), 0)  # a division by -0.0 would be -inf
+    return 1 / (1 + jnp.sqrt(jnp.sqrt((1 - p) / p)))
+
+
+def _nan(scores: Any) -> Any:
+    return np.asarray(has_nan(scores))
 
 
 def _correlation(xp: Any, right: Any, guessed: Any, positive: Any, total: Any) -> Any:

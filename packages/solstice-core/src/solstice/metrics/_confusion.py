@@ -84,7 +84,8 @@ class CalibrationError(Additive):
     The probability of the predicted class is its confidence. Examples are put into `num_bins` bins
     of equal width by it, and in each the mean confidence is compared with the accuracy (Guo et al.
     2017). `compute()` gives "expected_calibration_error", the mean of the differences weighted by
-    examples, "maximum_calibration_error", the largest, and "num_nan", how many examples have a NaN;
+    examples, "maximum_calibration_error", the largest, "num_out_of_range", how many labels are
+    outside [0, num_classes), which count as wrong, and "num_nan", how many examples have a NaN;
     they are left out.
 
     Args:
@@ -109,7 +110,7 @@ class CalibrationError(Additive):
         mask: ArrayLike | None = None,
         num_bins: int = 15,
     ) -> None:
-        given, labels = at_least_float32(probabilities), jnp.asarray(targets).astype(jnp.int32)
+        given, labels = at_least_float32(probabilities), jnp.asarray(targets)
         if num_bins < 1 or given.ndim != 2 or labels.shape != given.shape[:1]:
             raise ValueError(
                 f"expected probabilities of shape [n, num_classes], targets of shape [n] and a "
@@ -117,6 +118,8 @@ class CalibrationError(Additive):
                 f"{num_bins}"
             )
         counts, nan = as_mask(mask, labels.shape), has_nan(given, axis=1)
+        labels = as_classes(labels, given.shape[1])
+        out_of_range = count(counts & (labels == given.shape[1]))
         num_nan = count(counts & nan)
         counts &= ~nan
         confidence = jnp.where(counts, jnp.max(given, axis=1), 0).astype(jnp.float32)
@@ -125,15 +128,16 @@ class CalibrationError(Additive):
         right = counts & (highest(given) == labels)
         self.sums = Totals({"confidence": tally(bins, num_bins, confidence)})
         tallies = {"right": tally(bins, num_bins, right), "count": tally(bins, num_bins, counts)}
-        self.counts = Counts({**tallies, "num_nan": num_nan})
+        self.counts = Counts({**tallies, "out_of_range": out_of_range, "num_nan": num_nan})
         self.num_bins = num_bins
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["expected_calibration_error"]`: floats, and one integer count."""
+        """`metrics.compute()["expected_calibration_error"]`: floats, and two integer counts."""
         m, xp = for_compute(self)
         apart = xp.abs(divide(xp, m.confidence - m.right, m.count))
         return {
             "expected_calibration_error": (apart * divide(xp, m.count, m.count.sum())).sum(),
             "maximum_calibration_error": apart.max(),
+            "num_out_of_range": self.counts.values()["out_of_range"],
             "num_nan": self.counts.values()["num_nan"],
         }
