@@ -470,7 +470,7 @@ def test_metrics_may_be_given():
     y = Y == 1
     found = exp.test((X, y), batch_size=7, callbacks=[])
     assert found["roc_auc"] == pytest.approx(sk.roc_auc_score(y, np.asarray(exp(X))))
-    assert set(found) == {"loss", "roc_auc", "average_precision", "num_nan"}
+    assert set(found) == {"loss", "roc_auc", "average_precision", "num_out_of_range", "num_nan"}
     exp.train((X, y), batch_size=7, callbacks=[])  # which grow, and are merged in training too
 
 

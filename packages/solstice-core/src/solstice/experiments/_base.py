@@ -16,6 +16,7 @@ from solstice import _tree
 from solstice._callback import Callback
 from solstice._errors import DataError
 from solstice._experiment import Experiment
+from solstice._hints import mask_hint, third_part_hint
 from solstice._metrics import Metrics
 from solstice._replace import replace
 from solstice._train import test, train
@@ -171,13 +172,14 @@ class OneModelExperiment(ReadyMade):
         if self.learner.inputs is not None:
             return self
         x, y, _ = self._parts(batch)
-        self._check_targets(y)
+        self._check_pair(x, y)
         return replace(self, learner=self.learner.setup(x))
 
     def check_batch(self, batch: Batch) -> None:
         """Refuses targets with values that cannot be, before they train anything."""
-        _, y, mask = self._parts(batch)
-        self._check_targets(y)
+        x, y, mask = self._parts(batch)
+        self._check_pair(x, y)
+        _check_mask(mask, y)
         targets = np.asarray(y)
         self._check_values(targets if mask is None else targets[_as_rows(mask, targets)])
 
@@ -200,15 +202,22 @@ class OneModelExperiment(ReadyMade):
         x, y, mask = self._parts(batch)
         num_rows(x)
         self.learner.check_inputs(x)
-        self._check_targets(y)
-        if mask is not None and mask.shape != y.shape[: mask.ndim]:
-            raise DataError(
-                f"the mask of targets of shape {list(y.shape)} must be of that shape, or "
-                f"[{y.shape[0]}]; it is {describe_batch(mask)}"
-            )
+        self._check_pair(x, y)
+        _check_mask(mask, y)
         if not is_traced(batch):
             self.check_batch(batch)
         return self
+
+    def _check_pair(self, x: Any, y: Any) -> None:
+        """Raises a DataError on targets that do not fit, in length or by themselves."""
+        length, size = shape_of(y)[:1], num_rows(x)
+        if length and length[0] != size:
+            raise DataError(
+                f"features and targets must have the same number of examples on axis 0; there are "
+                f"{size} in the features, {describe_batch(x)}, and {length[0]} in the targets, "
+                f"{describe_batch(y)}"
+            )
+        self._check_targets(y)
 
     def _objective(self, model: Forward, batch: Batch) -> tuple[Array, Array | None, Metrics]:
         x, y, mask = self._parts(batch)
@@ -285,7 +294,7 @@ def unmasked(batch: Batch) -> tuple[Batch, Any]:
     if not jnp.issubdtype(getattr(mask, "dtype", object), jnp.bool_) or mask.ndim < 1:
         raise DataError(
             f"the mask of a batch must be an array of booleans, one for each of its {size} "
-            f"examples; it is {describe_batch(mask)}. Write `np.asarray(mask, bool)`"
+            f"examples; it is {describe_batch(mask)}{mask_hint(mask)}"
         )
     if mask.shape[0] != size:
         raise DataError(
@@ -293,6 +302,14 @@ def unmasked(batch: Batch) -> tuple[Batch, Any]:
             f"{describe_batch(mask)}"
         )
     return batch.batch, mask
+
+
+def _check_mask(mask: Any, y: Any) -> None:
+    if mask is not None and mask.shape != y.shape[: mask.ndim]:
+        raise DataError(
+            f"the mask of targets of shape {list(y.shape)} must be of that shape, or "
+            f"[{y.shape[0]}]; it is {describe_batch(mask)}{mask_hint(mask)}"
+        )
 
 
 def num_rows(x: Any) -> int:
@@ -313,9 +330,12 @@ def num_rows(x: Any) -> int:
 def check_floating(x: Any) -> None:
     """Raises a DataError on features that are no array of floating point."""
     if getattr(x, "ndim", 0) < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        hint = ". Pixels become such by `(x / 255).astype('float32')`"
+        if getattr(x, "ndim", 0) == 1:
+            hint = ". Write `x[:, None]` for one number an example"
         raise DataError(
             f"expected features of floating point, of shape [n, ...]; they are "
-            f"{describe_batch(x)}. Pixels become such by `(x / 255).astype('float32')`"
+            f"{describe_batch(x)}{hint}"
         )
 
 
@@ -368,7 +388,7 @@ def _pair(batch: Batch) -> tuple[Any, Any]:
     elif isinstance(batch, Masked) or _holds_masked(batch):
         hint = ". A mask goes around all of it, once: `Masked((features, labels), mask)`"
     elif isinstance(batch, tuple | list) and len(cast("tuple[Any, ...]", batch)) == 3:
-        hint = ". A mask goes around it: `solstice.data.Masked((features, labels), mask)`"
+        hint = third_part_hint(cast("tuple[Any, ...]", batch)[2])
     raise DataError(
         f"a batch must be a pair (features, labels); it is {describe_batch(batch)}{hint}"
     )

@@ -5,11 +5,17 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from solstice._errors import DataError
+from solstice._hints import (
+    binary_hint,
+    binary_rows_hint,
+    binary_values_hint,
+    class_hint,
+    class_range_hint,
+)
 from solstice._types import Batch
 from solstice.data._source import describe_batch
 from solstice.experiments._base import (
@@ -113,25 +119,17 @@ class ClassificationExperiment(OneModelExperiment):
         return jax.nn.softmax(self(features_of(batch)))
 
     def _check_targets(self, y: Any) -> None:
-        hint = ""
-        if getattr(y, "ndim", 0) == 2:
-            hint = ". One-hot labels become classes by `labels.argmax(axis=-1)`"
-        elif getattr(y, "dtype", np.dtype(object)).kind in "OSUT":
-            hint = ". Text becomes classes by `np.unique(labels, return_inverse=True)[1]`"
-        elif not jnp.issubdtype(y.dtype, jnp.integer):
-            hint = ". Make them integers by `labels.astype(int)`"
         if getattr(y, "ndim", 0) != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
             raise DataError(
-                f"labels must be integers of shape [n]; they are {describe_batch(y)}{hint}"
+                f"labels must be integers of shape [n]; they are {describe_batch(y)}{class_hint(y)}"
             )
 
     def _check_values(self, y: Any) -> None:
         if y.size and (y.min() < 0 or y.max() >= self.num_classes):
             bad = y[(y < 0) | (y >= self.num_classes)]
-            more = f"Give num_classes={int(y.max()) + 1}, or mend" if bad.min() >= 0 else "Mend"
             raise DataError(
                 f"{bad.size} of {y.size} labels are outside [0, {self.num_classes}), such as "
-                f"{bad[0]}. {more} the labels"
+                f"{bad[0]}{class_range_hint(y, self.num_classes)}"
             )
 
     def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
@@ -206,7 +204,11 @@ class BinaryClassificationExperiment(OneModelExperiment):
         return jax.nn.sigmoid(self(features_of(batch)))
 
     def _check_targets(self, y: Any) -> None:
-        _check_binary(y, ndim=1, shape="[n]")
+        if getattr(y, "ndim", 0) != 1 or not _is_binary(y):
+            raise DataError(
+                f"labels must be integers or booleans of shape [n], each 0 or 1; they are "
+                f"{describe_batch(y)}{binary_hint(y)}"
+            )
 
     def _check_values(self, y: Any) -> None:
         _check_zeros_and_ones(y)
@@ -287,7 +289,11 @@ class MultilabelClassificationExperiment(OneModelExperiment):
         return jax.nn.sigmoid(self(features_of(batch)))
 
     def _check_targets(self, y: Any) -> None:
-        _check_binary(y, ndim=2, shape=f"[n, {self.num_labels}]")
+        if getattr(y, "ndim", 0) != 2 or not _is_binary(y):
+            raise DataError(
+                f"labels must be integers or booleans of shape [n, {self.num_labels}], each 0 or "
+                f"1; they are {describe_batch(y)}{binary_rows_hint(y, self.num_labels)}"
+            )
         if y.shape[1] != self.num_labels:
             raise DataError(
                 f"labels must be of shape [n, {self.num_labels}]; they are {describe_batch(y)}"
@@ -331,18 +337,14 @@ def _of_classes(class_weights: Array, labels: Any, mask: Any, losses: Array) -> 
     return spread(weights if mask is None else jnp.where(mask, weights, 0), losses)
 
 
-def _check_binary(y: Any, ndim: int, shape: str) -> None:
-    kinds = (jnp.integer, jnp.bool_)
-    fits = getattr(y, "ndim", 0) == ndim and any(jnp.issubdtype(y.dtype, kind) for kind in kinds)
-    if not fits:
-        raise DataError(
-            f"labels must be integers or booleans of shape {shape}, each 0 or 1; they are "
-            f"{describe_batch(y)}. Others become such by `(labels == 'yes')` or "
-            f"`labels.astype(bool)`"
-        )
+def _is_binary(y: Any) -> bool:
+    return any(jnp.issubdtype(y.dtype, kind) for kind in (jnp.integer, jnp.bool_))
 
 
 def _check_zeros_and_ones(y: Any) -> None:
     bad = y[(y != 0) & (y != 1)]
     if bad.size:
-        raise DataError(f"{bad.size} of {y.size} labels are neither 0 nor 1, such as {bad[0]}")
+        raise DataError(
+            f"{bad.size} of {y.size} labels are neither 0 nor 1, such as {bad[0]}"
+            f"{binary_values_hint(y)}"
+        )

@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from solstice._errors import DataError
+from solstice._hints import mask_hint
 from solstice._metrics import at_least_float32
 from solstice._types import Batch
 from solstice.data._source import describe_batch
@@ -153,7 +154,7 @@ class LanguageModelExperiment(OneModelExperiment):
             if mask.ndim not in (1, 2) or mask.shape != tokens.shape[: mask.ndim]:
                 raise DataError(
                     f"the mask of tokens of shape {list(tokens.shape)} must be of that shape, or "
-                    f"[{tokens.shape[0]}]; it is {describe_batch(mask)}"
+                    f"[{tokens.shape[0]}]; it is {describe_batch(mask)}{mask_hint(mask)}"
                 )
             counts &= mask[:, 1:] if mask.ndim == 2 else mask[:, None]
         return tokens[:, :-1], targets, counts

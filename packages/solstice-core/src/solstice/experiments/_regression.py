@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from solstice._errors import DataError
+from solstice._hints import number_hint
 from solstice._types import Batch
 from solstice.data._source import describe_batch
 from solstice.experiments._base import (
@@ -72,7 +73,7 @@ class RegressionExperiment(OneModelExperiment):
         if not real or y.ndim < 1:
             raise DataError(
                 f"targets must be real numbers of shape [n] or [n, ...]; they are "
-                f"{describe_batch(y)}. For yes and no there is BinaryClassificationExperiment"
+                f"{describe_batch(y)}{number_hint(y)}"
             )
         if y.shape[1:] == (1,):  # predictions are [n], and [n] - [n, 1] would be [n, n]
             raise DataError(

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from solstice import _tree
+from solstice._hints import mask_hint
 from solstice._metrics import Metrics
 from solstice._sums import Counts, Totals, at_least_float32
 
@@ -134,17 +135,24 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
     """A boolean mask of this shape; all true if there is none.
 
     Raises:
-        ValueError: it has another shape.
+        ValueError: it has another shape; or it has numbers that are not 0 or 1, such as weights, or
+            that JAX traces, so that they may be.
     """
     if mask is None:
         return jnp.ones(shape, bool)
     given = jnp.asarray(mask)
-    if given.shape != shape:
+    if given.shape != shape or not _is_mask(given):
         raise ValueError(
-            f"the mask must have the shape {list(shape)}, true where an entry counts; it has "
-            f"{list(given.shape)}"
+            f"the mask must have the shape {list(shape)}, booleans that are true where an entry "
+            f"counts; it has {list(given.shape)} of {given.dtype}{mask_hint(mask)}"
         )
     return given.astype(bool)
+
+
+def _is_mask(given: Array) -> bool:
+    if given.dtype == bool or isinstance(given, Tracer):
+        return given.dtype == bool
+    return bool(np.isin(np.asarray(given), [0, 1]).all())
 
 
 def count(where: Array, axis: int | None = None) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from solstice._hints import pair_hint
 from solstice._sums import Counts, at_least_float32
 from solstice.metrics._bases import (
     Additive,
@@ -71,7 +72,7 @@ class BinaryMetrics(Additive):
         num_bins: int = 512,
         from_logits: bool = False,
     ) -> None:
-        _check_pair(scores, targets, 1)
+        _check_pair(scores, targets, 1, from_logits)
         scores, (positive, negative) = at_least_float32(scores), _classes(targets)
         if num_bins < 1:
             raise ValueError(f"num_bins must be 1 or more; it is {num_bins}")
@@ -290,13 +291,16 @@ class MultilabelMetrics(Additive):
         }
 
 
-def _check_pair(scores: ArrayLike, targets: ArrayLike, ndim: int) -> None:
+def _check_pair(
+    scores: ArrayLike, targets: ArrayLike, ndim: int, from_logits: bool = False
+) -> None:
     shapes = np.shape(scores), np.shape(targets)
     expected = "[n]" if ndim == 1 else "[n, num_labels]"
     if len(shapes[0]) != ndim or shapes[0] != shapes[1] or 0 in shapes[0][1:]:
         raise ValueError(
             f"expected scores and targets of shape {expected}; they are of shape "
             f"{list(shapes[0])} and {list(shapes[1])}"
+            f"{pair_hint(scores, targets, from_logits) if ndim == 1 else ''}"
         )
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from solstice._hints import predictions_hint
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice.metrics._bases import (
     Additive,
@@ -76,6 +77,7 @@ class ClassificationMetrics(Additive):
         mask: ArrayLike | None = None,
         top_k: int | None = None,
     ) -> None:
+        given, labels = preds, targets
         preds, targets, loss = jnp.asarray(preds), jnp.asarray(targets), jnp.asarray(loss)
         if num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more; it is {num_classes}")
@@ -86,7 +88,7 @@ class ClassificationMetrics(Additive):
         nan = has_nan(preds)
         if are_scores:
             preds, nan = highest(preds), jnp.any(nan, axis=-1)
-        elif top_k is not None:
+        elif top_k is not None and targets.ndim == 1:
             raise ValueError(
                 f"top_k needs a score for each class, of shape [n, {num_classes}]; preds are of "
                 f"shape {list(preds.shape)}"
@@ -94,8 +96,8 @@ class ClassificationMetrics(Additive):
         if targets.ndim != 1 or preds.shape != targets.shape:
             raise ValueError(
                 f"expected preds of shape [n] or [n, {num_classes}] and targets of shape [n]; "
-                f"they are {list(preds.shape)} and {list(targets.shape)}. One-hot labels become "
-                f"classes by `jnp.argmax(labels, axis=-1)`"
+                f"they are {list(preds.shape)} and {list(targets.shape)}"
+                f"{predictions_hint(given, labels)}"
             )
         if loss.shape not in ((), targets.shape):
             raise ValueError(

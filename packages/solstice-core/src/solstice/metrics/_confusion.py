@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from solstice._hints import class_hint, predictions_hint
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice.metrics._bases import (
     Additive,
@@ -51,6 +52,7 @@ class ConfusionMatrix(Additive):
         *,
         mask: ArrayLike | None = None,
     ) -> None:
+        given, labels = preds, targets
         preds, targets = jnp.asarray(preds), jnp.asarray(targets)
         nan = has_nan(preds)
         if preds.ndim == 2 and preds.shape[1] == num_classes:
@@ -59,7 +61,7 @@ class ConfusionMatrix(Additive):
             raise ValueError(
                 f"expected preds of shape [n] or [n, {num_classes}], targets of shape [n] and a "
                 f"num_classes of 1 or more; they are {list(preds.shape)}, {list(targets.shape)} "
-                f"and {num_classes}"
+                f"and {num_classes}{predictions_hint(given, labels)}"
             )
         counts = as_mask(mask, targets.shape)
         rows, columns = as_classes(targets, num_classes), as_classes(preds, num_classes)
@@ -115,7 +117,7 @@ class CalibrationError(Additive):
             raise ValueError(
                 f"expected probabilities of shape [n, num_classes], targets of shape [n] and a "
                 f"num_bins of 1 or more; they are {list(given.shape)}, {list(labels.shape)} and "
-                f"{num_bins}"
+                f"{num_bins}{class_hint(targets) if labels.ndim > 1 else ''}"
             )
         counts, nan = as_mask(mask, labels.shape), has_nan(given, axis=1)
         labels = as_classes(labels, given.shape[1])

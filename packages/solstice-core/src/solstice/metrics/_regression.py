@@ -58,7 +58,7 @@ class RegressionMetrics(Metrics):
         if one.shape != other.shape:
             raise ValueError(
                 f"preds and targets must be of one shape; they are {list(one.shape)} and "
-                f"{list(other.shape)}. Write `preds.squeeze(-1)` where a last axis is 1"
+                f"{list(other.shape)}{_squeezed(one, other)}"
             )
         counts = _mask(mask, one.shape)
         nan = counts & (jnp.isnan(one) | jnp.isnan(other))
@@ -160,10 +160,17 @@ def _score(xp: Any, error: Any, spread: Any, number: Any) -> Any:
     return xp.where(there, xp.where(spread > 0, 1 - divide(xp, error, spread), of_none), xp.nan)
 
 
+def _squeezed(preds: Array, targets: Array) -> str:
+    """Which of the two has a last axis of 1 that the other has not, for a message."""
+    for name, one, other in (("preds", preds, targets), ("targets", targets, preds)):
+        if one.shape == (*other.shape, 1):
+            return f". Write `{name}.squeeze(-1)`"
+    return ""
+
+
 def _mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
     """Of the shape of the predictions; a mask of rows serves all of a row."""
     given = None if mask is None else jnp.asarray(mask)
     if given is not None and len(shape) > 1 and given.shape == shape[:1]:
-        rows = given.reshape(-1, *[1] * (len(shape) - 1))
-        return jnp.broadcast_to(rows, shape).astype(bool)
+        given = jnp.broadcast_to(given.reshape(-1, *[1] * (len(shape) - 1)), shape)
     return as_mask(given, shape)

@@ -1,0 +1,286 @@
+"""Hints in errors about labels and masks: code that makes the ones at hand what they must be.
+
+Each function gives a sentence to put behind that of an error, or "" where none is known to be
+right. The code uses the names `x`, `labels`, `targets`, `mask`, `preds` and `scores`. Values are
+looked at, since it depends on them what a dtype or a shape means. While JAX traces there are none,
+and the sentence says for which values its code is right. In a step text is None, as JAX has none.
+"""
+
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+_SEVERAL_CLASSES = ". Labels of several classes are for ClassificationExperiment"
+_SEVERAL_LABELS = ". Several labels an example are for MultilabelClassificationExperiment"
+_WEIGHTS = (
+    ". A mask says which examples count, and not how much: weights go beside the losses, as an "
+    "objective of a Learner returns them"
+)
+
+
+def class_hint(labels: Any) -> str:
+    """How labels become classes, integers of shape [n]."""
+    code, array = _flat(*_form("labels", labels))
+    if labels is None:
+        return _names_hint(code)
+    if array is None or array.ndim not in (1, 2):
+        return ""
+    return _rows_hint(code, array) if array.ndim == 2 else _integers_hint(code, array)
+
+
+def class_range_hint(labels: Any, num_classes: int) -> str:
+    """How integers, some of them outside [0, num_classes), come to be inside."""
+    values = np.unique(labels)
+    bad = values[(values < 0) | (values >= num_classes)]
+    if num_classes == 2 and values.tolist() == [-1, 1]:
+        return ". Where 1 is the second class, write `(labels > 0).astype(int)`"
+    if len(bad) == 1 and (bad[0] < 0 or bad[0] == 255):
+        return _ignored_hint("labels", "labels", bad[0])
+    if bad[0] < 0:
+        return ". Mend the labels"
+    begins_with_1 = values[0] >= 1 and values[-1] == num_classes
+    less = ". Where they begin with 1, write `labels - 1`" if begins_with_1 else ""
+    return f". Give num_classes={values[-1] + 1}, or mend the labels{less}"
+
+
+def binary_hint(labels: Any) -> str:
+    """How labels become 0 or 1, of shape [n]."""
+    code, array = _flat(*_form("labels", labels))
+    if labels is None:
+        return ". Text becomes labels by `labels == np.unique(labels)[-1]`, of the whole data set"
+    if array is None or array.ndim not in (1, 2):
+        return ""
+    if array.ndim == 1:
+        return binary_values_hint(array, code)
+    hint = _rows_hint(code, array)
+    return hint if array.shape[1] == 2 or hint in ("", _SEVERAL_LABELS) else _SEVERAL_CLASSES
+
+
+def binary_rows_hint(labels: Any, num_labels: int) -> str:
+    """How labels become 0 or 1, of shape [n, num_labels]."""
+    code, array = _form("labels", labels)
+    if array is None:
+        return ""
+    if array.ndim == 3 and array.shape[2] == 1:
+        code, array = f"{code}[..., 0]", array[..., 0]
+    elif array.ndim == 1 and num_labels == 1:
+        code, array = f"{code}[:, None]", array[:, None]
+    if array.ndim == 1 and _is_whole(array) and _is_within(array, num_labels):
+        return f". Classes become rows of labels by `np.eye({num_labels}, dtype=bool)[{code}]`"
+    fits = array.ndim == 2 and array.shape[1] == num_labels
+    return binary_values_hint(array, code) if fits else ""
+
+
+def binary_values_hint(array: Any, code: str = "labels") -> str:
+    """How the values of labels become 0 or 1; `code` gives them in the shape they must have."""
+    if _is_whole(array) and _is_within(array, 2):
+        return f". Write `{code}`"
+    if isinstance(array, Tracer):
+        return f". Zeros and ones become booleans by `{code}.astype(bool)`"
+    if _is_text(array):
+        names = np.unique(array)
+        return _positive_hint(code, names[-1]) if 1 <= len(names) <= 2 else _SEVERAL_CLASSES
+    if not _is_real(array):
+        return ""
+    values = np.unique(array.astype(float))
+    known = values[~np.isnan(values)]
+    odd = known[(known != 0) & (known != 1)]
+    if len(known) < len(values):
+        return "" if len(odd) else _ignored_hint(code, f"{code} == 1", np.nan)
+    if not len(odd):
+        return f". Write `{code}.astype(bool)`"
+    if values[0] >= 0 and values[-1] <= 1:
+        return f". Probabilities become labels by `{code} >= 0.5`"
+    if len(odd) == 1 and _is_no_label(odd[0], known):
+        return _ignored_hint(code, f"{code} == 1", odd[0])
+    if len(values) == 2 and np.isfinite(values).all():
+        return _positive_hint(code, values[1])
+    return _SEVERAL_CLASSES if values[0] >= 0 and _are_whole(values) else ""
+
+
+def number_hint(targets: Any) -> str:
+    """How targets become real numbers."""
+    code, array = _flat(*_form("targets", targets))
+    if array is None or array.ndim == 0 or np.issubdtype(array.dtype, np.complexfloating):
+        return ""
+    if array.dtype == bool:
+        return ". For yes and no there is BinaryClassificationExperiment"
+    try:
+        array.astype(float)
+    except ValueError:  # text that is not a number
+        return ""
+    return f". Write `{code}.astype('float32')`"
+
+
+def mask_hint(mask: Any) -> str:
+    """How a mask becomes booleans, one for each example."""
+    is_list = isinstance(mask, list | tuple)
+    code, array = _flat(*_form("mask", mask))
+    if array is None or array.ndim == 0:
+        return ""
+    if is_list:
+        code = code.replace("(mask)", "(mask, bool)")
+    elif array.dtype != bool:
+        code = f"{code}.astype(bool)"
+    if code == "mask":
+        return ""
+    if isinstance(array, Tracer) and array.dtype != bool:
+        return f". Zeros and ones become booleans by `{code}`"
+    return f". Write `{code}`" if array.dtype == bool or _is_within(array, 2) else _WEIGHTS
+
+
+def third_part_hint(part: Any) -> str:
+    """What becomes of the third part of a batch that should be a pair."""
+    hint = mask_hint(part)
+    around = ". A mask goes around it: `solstice.data.Masked((features, labels), mask)`"
+    return _WEIGHTS if hint == _WEIGHTS else around
+
+
+def pair_hint(scores: Any, labels: Any, from_logits: bool = False) -> str:
+    """How scores and labels come to be both of shape [n]."""
+    code, one = _flat("scores", scores)
+    if np.ndim(one) == 2 and np.shape(one)[1] == 2:
+        code, one = "scores[:, 1] - scores[:, 0]" if from_logits else "scores[:, 1]", one[:, 1]
+    hint = binary_hint(labels) if np.ndim(labels) > 1 else ""
+    if np.ndim(one) != 1 or np.shape(one) != np.shape(labels)[:1]:
+        return ""
+    if np.ndim(labels) > 1 and "`" not in hint:
+        return hint
+    return f". Write `{code}` for the scores{hint}" if code != "scores" else hint
+
+
+def predictions_hint(preds: Any, labels: Any) -> str:
+    """How predictions, and labels, come to be both of shape [n]."""
+    code, one = _flat("preds", preds)
+    if np.ndim(one) not in (1, 2) or np.shape(one)[:1] != np.shape(labels)[:1]:
+        return ""
+    hint = class_hint(labels) if np.ndim(labels) != 1 else ""
+    return f". Write `{code}` for the predictions{hint}" if code != "preds" else hint
+
+
+def _form(name: str, given: Any) -> tuple[str, Any]:
+    """What gives an array, and the array; or None of what is none."""
+    if isinstance(given, list | tuple):
+        name, given = f"np.asarray({name})", _stacked(given)
+    if isinstance(given, Tracer):
+        return name, cast("Any", given)
+    array: Any = np.asarray(given) if hasattr(given, "dtype") else None
+    if array is None or array.dtype != object or _is_text(array):
+        return name, array
+    try:
+        return f"{name}.astype(float)", array.astype(float)
+    except (TypeError, ValueError):
+        return name, None
+
+
+def _stacked(rows: Any) -> Any:
+    try:
+        return np.asarray(rows)
+    except jax.errors.TracerArrayConversionError:
+        return jnp.asarray(rows)
+    except ValueError:  # of unequal lengths
+        return None
+
+
+def _flat(code: str, array: Any) -> tuple[str, Any]:
+    """Of shape [n], where all axes but the first are of length 1."""
+    shape = np.shape(array)
+    if len(shape) == 2 and shape[1] == 1:
+        return f"{code}[:, 0]", array[:, 0]
+    if len(shape) > 2 and set(shape[1:]) == {1}:
+        return f"{code}.reshape(-1)", array.reshape(-1)
+    return code, array
+
+
+def _rows_hint(code: str, rows: Any) -> str:
+    """How a row for each example becomes a class."""
+    hint = f" become classes by `{code}.argmax(axis=-1)`"
+    if isinstance(rows, Tracer):
+        return f". One-hot labels{hint}"
+    if not _is_real(rows):
+        return ""
+    rows = rows.astype(float)
+    are_hot = bool(np.isin(rows, [0, 1]).all())
+    if np.all(rows >= 0) and np.allclose(rows.sum(axis=1), 1, atol=0.01):
+        return f". One-hot labels{hint}" if are_hot else f". Probabilities{hint}"
+    return _SEVERAL_LABELS if are_hot else ""
+
+
+def _integers_hint(code: str, array: Any) -> str:
+    """How values, one for each example, become integers."""
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        return f". Write `{code}`"
+    if array.dtype == bool:
+        return f". Make them integers by `{code}.astype(int)`"
+    if isinstance(array, Tracer):
+        return f". Whole numbers become integers by `{code}.astype(int)`"
+    if _is_text(array):
+        return _names_hint(code)
+    if not _is_real(array):
+        return ""
+    known = array[~np.isnan(array)].astype(float)
+    if _are_whole(known) and len(known) < len(array):
+        return _ignored_hint(code, f"np.nan_to_num({code}).astype(int)", np.nan)
+    if _are_whole(known):
+        return f". Make them integers by `{code}.astype(int)`"
+    if len(known) == len(array) and known.min() >= 0 and known.max() <= 1:
+        return (
+            f". Probabilities of the second class become classes by `({code} >= 0.5).astype(int)`"
+        )
+    return ". Numbers are for RegressionExperiment"
+
+
+def _names_hint(code: str) -> str:
+    classes = f"np.unique({code}, return_inverse=True)[1]"
+    return f". Text becomes classes by `{classes}`, of the whole data set at once"
+
+
+def _positive_hint(code: str, value: Any) -> str:
+    """Of two values the greater is likely the positive one, as 'yes', 'true', 1 and 2 are."""
+    plain: Any = np.asarray(value, getattr(value, "dtype", object)).item()
+    if isinstance(plain, float) and plain.is_integer():
+        plain = int(plain)
+    return f". Where {plain!r} is the positive class, write `{code} == {plain!r}`"
+
+
+def _ignored_hint(code: str, labels: str, value: Any) -> str:
+    """How a value that stands for no label is masked; `labels` are the others as they must be."""
+    if np.isnan(value):
+        return f". Mask what is NaN: `solstice.data.Masked((x, {labels}), ~np.isnan({code}))`"
+    kept = f"{code} != {int(value) if float(value).is_integer() else float(value)}"
+    return f". If {value:g} is no label, mask it: `solstice.data.Masked((x, {labels}), {kept})`"
+
+
+def _is_no_label(value: float, values: Any) -> bool:
+    """Whether this value beside 0 and 1 likely stands for no label, as -100 and 255 do."""
+    return value < -1 or (value < 0 and 0 in values) or (value == 255 and 1 in values)
+
+
+def _is_text(array: Any) -> bool:
+    if array.dtype == object:
+        return array.size > 0 and all(isinstance(value, str | bytes) for value in array.ravel())
+    return array.dtype.kind in "SUT"
+
+
+def _is_real(array: Any) -> bool:
+    return array.dtype == bool or any(
+        jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.floating)
+    )
+
+
+def _is_whole(array: Any) -> bool:
+    return array.dtype == bool or jnp.issubdtype(array.dtype, jnp.integer)
+
+
+def _is_within(array: Any, limit: int) -> bool:
+    """Whether all values are in [0, limit) and whole, as far as can be known."""
+    if isinstance(array, Tracer):
+        return True
+    return bool(_is_real(array) and np.isin(array.astype(float), np.arange(limit)).all())
+
+
+def _are_whole(values: Any) -> bool:
+    return bool(np.all(values == np.floor(values)))
