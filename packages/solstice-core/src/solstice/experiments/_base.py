@@ -210,12 +210,12 @@ class OneModelExperiment(ReadyMade):
 
     def _check_pair(self, x: Any, y: Any) -> None:
         """Raises a DataError on targets that do not fit, in length or by themselves."""
-        length, size = shape_of(y)[:1], num_rows(x)
-        if length and length[0] != size:
+        length = shape_of(y)[:1]
+        if length and shape_of(x)[:1] != length and num_rows(x) != length[0]:
             raise DataError(
                 f"features and targets must have the same number of examples on axis 0; there are "
-                f"{size} in the features, {describe_batch(x)}, and {length[0]} in the targets, "
-                f"{describe_batch(y)}"
+                f"{num_rows(x)} in the features, {describe_batch(x)}, and {length[0]} in the "
+                f"targets, {describe_batch(y)}"
             )
         self._check_targets(y)
 
