@@ -1,5 +1,6 @@
 """Checkpoints: the same bits, or an error with a name; never half a one, never wrong data."""
 
+import collections
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import solstice
-from solstice import checkpoint
+from solstice import _tree, checkpoint
 from solstice.checkpoint import CheckpointError
 from solstice.testing import Sgd
 
@@ -426,3 +427,107 @@ def test_a_class_of_a_script_is_the_one_that_is_imported_from_it(tmp_path, modul
     other = type("Other", (Weights,), {"__module__": modules[1], "__qualname__": "Other"})
     with pytest.raises(CheckpointError, match="is of another tree"):
         checkpoint.load(tmp_path / "a", like=other(jnp.zeros(2)))
+
+
+# Leaves with one path
+
+
+class Same:
+    """A node that names all its children alike."""
+
+    def __init__(self, *children):
+        self.children = children
+
+
+jax.tree_util.register_pytree_with_keys(
+    Same,
+    lambda node: ([(jax.tree_util.GetAttrKey("part"), c) for c in node.children], None),
+    lambda _, children: Same(*children),
+)
+
+
+class Word:
+    """A key of a dict whose `repr` is that of all others."""
+
+    def __init__(self, order):
+        self.order = order
+
+    def __lt__(self, other):
+        return self.order < other.order
+
+    def __eq__(self, other):
+        return self.order == other.order
+
+    def __hash__(self):
+        return hash(self.order)
+
+    def __repr__(self):
+        return "Word()"
+
+
+ALIKE = {
+    "leaves": lambda a, b, c: Same(a, b, c),
+    "containers": lambda a, b, c: Same({"w": a}, {"w": b, "v": c}),
+    "a leaf and a function": lambda a, b, c: Same(a, jnp.tanh, {"w": b}, {"w": c}),
+    "keys of a dict": lambda a, b, c: {Word(1): a, Word(2): b, Word(3): [c]},
+    "a number and its text": lambda a, b, c: collections.OrderedDict({1: a, "1": b, "1#2": c}),
+    "a slash": lambda a, b, c: {"a/b": a, "a": {"b": b}, "['a/b']": c},
+}
+
+
+@pytest.mark.parametrize("make", ALIKE.values(), ids=ALIKE)
+def test_no_leaf_stands_in_for_another(tmp_path, make):
+    tree = make(*(np.full(2, value) for value in (1.0, 7.0, 9.0)))
+    like = make(*(np.zeros(2) for _ in range(3)))
+    checkpoint.save(tmp_path / "a", tree)
+    for loaded in (
+        checkpoint.load(tmp_path / "a", like=like),
+        checkpoint.load(tmp_path / "a", like=like, only="*"),
+    ):
+        assert checkpoint.diff(loaded, tree) == {}
+        found = [leaf[0] for leaf in jax.tree.leaves(loaded) if isinstance(leaf, np.ndarray)]
+        assert sorted(found) == [1.0, 7.0, 9.0]
+    for index in range(3):
+        changed = make(*(np.full(2, v + (i == index)) for i, v in enumerate((1.0, 7.0, 9.0))))
+        assert len(checkpoint.diff(tmp_path / "a", changed)) == 1
+
+
+@pytest.mark.parametrize("make", ALIKE.values(), ids=ALIKE)
+def test_paths_with_slashes_are_as_many_as_leaves_in_their_order(make):
+    tree = make(1.0, 7.0, 9.0)
+    assert [*_tree.leaves_by_slashes(tree).values()] == jax.tree.leaves(tree)
+    assert [leaf for _, leaf in _tree.leaves_by_path(tree)] == jax.tree.leaves(tree)
+    assert len(dict(_tree.leaves_by_path(tree))) == len(jax.tree.leaves(tree))
+
+
+def test_leaves_with_one_path_in_one_tree_alone_are_told(tmp_path):
+    checkpoint.save(tmp_path / "a", Same(np.ones(2), np.ones(2)))
+    for only in (None, "*"):
+        with pytest.raises(CheckpointError, match=r"\.part"):
+            checkpoint.load(tmp_path / "a", like=Same(np.ones(2)), only=only)
+
+
+def test_static_children_with_one_path_are_compared_too(tmp_path):
+    checkpoint.save(tmp_path / "a", Same(jnp.tanh, jnp.sin))
+    with pytest.raises(CheckpointError, match=r"`\.part` was .*tanh .* and is .*sin"):
+        checkpoint.load(tmp_path / "a", like=Same(jnp.sin, jnp.sin))
+
+
+def test_renaming_two_leaves_to_one_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "a", {"a": np.zeros(2), "b": np.ones(2)})
+    with pytest.raises(CheckpointError, match=r"gives two saved paths the name `\['b'\]`"):
+        checkpoint.load(tmp_path / "a", like={"b": np.ones(2)}, rename={"['a']": "['b']"}, only="*")
+    swapped = checkpoint.load(
+        tmp_path / "a",
+        like={"a": np.ones(2), "b": np.ones(2)},
+        rename={"['a']": "['b']", "['b']": "['a']"},
+    )
+    np.testing.assert_array_equal(swapped["a"], np.ones(2))
+
+
+def test_a_frozen_part_is_the_one_that_was_named():
+    params = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}, "c": jnp.ones(2)}
+    optimizer = solstice.compat.freeze(Sgd(1.0), ["c"])
+    state = optimizer.init(params)
+    new, _ = optimizer.step(jax.tree.map(jnp.ones_like, params), state, params)
+    assert [float(leaf[0]) for leaf in jax.tree.leaves(new)] == [0.0, 0.0, 1.0]

@@ -1,7 +1,8 @@
 """JAX's tree functions, typed: what JAX itself leaves unknown to a strict checker."""
 
 import operator
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import jax
@@ -67,15 +68,38 @@ def structure(tree: Any) -> Any:
 
 
 def leaves_by_path(tree: Any) -> list[tuple[str, Any]]:
-    """Each leaf with its path, as in `.params['w']`."""
+    """Each leaf with its path, as in `.params['w']`. No two paths are equal."""
     found = cast("Any", jax.tree_util.tree_leaves_with_path(tree))
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in found]
+    paths = distinct(jax.tree_util.keystr(path) for path, _ in found)
+    return [(path, leaf) for path, (_, leaf) in zip(paths, found, strict=True)]
 
 
 def leaves_by_slashes(tree: Any) -> dict[str, Any]:
-    """Each leaf by its path, as in `params/layers/0/w`."""
+    """Each leaf by its path, as in `params/layers/0/w`.
+
+    Leaves that would have one path, as of `{"a/b": 1, "a": {"b": 2}}`, have the longer ones of
+    `leaves_by_path`.
+    """
     found = cast("Any", jax.tree_util.tree_leaves_with_path(tree))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+    short = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
+    count = Counter(short)
+    pairs = zip(short, leaves_by_path(tree), strict=True)
+    names = distinct(name if count[name] == 1 else path for name, (path, _) in pairs)
+    return dict(zip(names, leaves(tree), strict=True))
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The names, of which those that are there already are numbered: `.w`, `.w#2`.
+
+    The author of a pytree node chooses the keys of its children, and may give two the same.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        new, index = name, 2
+        while new in found:
+            new, index = f"{name}#{index}", index + 1
+        found[new] = None
+    return list(found)
 
 
 def unflatten(structure: Any, leaves: Any) -> Any:

@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
+
+from solstice._numbers import dtype_of, name_of, to_little_endian, why_not_plain
 
 
 def to_plain(value: Any, where: str) -> Any:
@@ -60,8 +61,9 @@ def from_plain(plain: Any) -> Any:
 
 
 def _array_from_plain(name: str, shape: list[int], data: str) -> Any:
-    dtype = np.dtype(getattr(ml_dtypes, name, name))
-    return np.frombuffer(base64.b64decode(data), dtype).reshape(shape).copy()
+    dtype = dtype_of(name)
+    stored = np.frombuffer(base64.b64decode(data), dtype.newbyteorder("<"))
+    return stored.reshape(shape).astype(dtype)
 
 
 def _array_to_plain(value: Any, where: str) -> Any:
@@ -70,9 +72,11 @@ def _array_to_plain(value: Any, where: str) -> Any:
             f"{where} holds a typed PRNG key: keep `jax.random.key_data(key)`, and wrap it again "
             f"with `jax.random.wrap_key_data`"
         )
+    is_numpy = isinstance(value, np.ndarray | np.generic)
+    why = why_not_plain(value) if is_numpy else None
+    if why:
+        raise TypeError(f"{where} holds {why}")
     array = np.asarray(value)
-    if array.dtype.kind in "OUSmM":
-        raise TypeError(f"{where} holds an array of {array.dtype}: make it a list, `x.tolist()`")
     kind = "scalar" if isinstance(value, np.generic) else "array"
-    data = base64.b64encode(array.tobytes()).decode()
-    return {kind: [array.dtype.name, list(array.shape), data]}
+    data = base64.b64encode(to_little_endian(array).tobytes()).decode()
+    return {kind: [name_of(array.dtype), list(array.shape), data]}

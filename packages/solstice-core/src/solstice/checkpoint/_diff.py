@@ -1,7 +1,7 @@
 """What differs between two trees or checkpoints."""
 
-from pathlib import Path
-from typing import Any
+from os import PathLike
+from typing import Any, cast
 
 import numpy as np
 
@@ -35,8 +35,8 @@ def diff(one: Any, other: Any) -> dict[str, str]:
 
 
 def _stored(given: Any) -> dict[str, Stored]:
-    if isinstance(given, str | Path):
-        return read(given)
+    if isinstance(given, str | PathLike):
+        return read(cast("str | PathLike[str]", given))
     return {path: to_stored(path, leaf) for path, leaf in stored_leaves(given).items()}
 
 

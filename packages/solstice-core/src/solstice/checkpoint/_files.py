@@ -46,7 +46,7 @@ def from_bytes(array: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
     """The array of `as_bytes`."""
     if array.dtype == dtype:
         return array
-    return np.frombuffer(array.tobytes(), dtype).reshape(shape)
+    return np.frombuffer(array.tobytes(), dtype).reshape(shape).copy()  # which may be written to
 
 
 def checksum(array: Any) -> str:

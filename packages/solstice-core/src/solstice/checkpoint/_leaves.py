@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from solstice import _tree
+from solstice._numbers import to_little_endian, why_not_plain
 from solstice.checkpoint._errors import CheckpointError
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -67,13 +68,13 @@ def to_stored(path: str, leaf: Any) -> Stored:
         return Stored(kind, np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf)))
     if kind == "int":
         return Stored(kind, np.frombuffer(str(leaf).encode(), np.uint8))  # of any size
-    array = np.asarray(leaf)
-    if array.dtype.kind in "OSUmM":
+    why = why_not_plain(leaf) if kind in ("numpy", "scalar") else None
+    if why:
         raise CheckpointError(
-            f"`{path}` is an array of {array.dtype}, and a checkpoint keeps numbers: make it a "
-            f"static field, or keep it elsewhere"
+            f"`{path}` is {why}. A checkpoint keeps numbers: what is not is a static field, or "
+            f"kept elsewhere"
         )
-    return Stored(kind, array)
+    return Stored(kind, to_little_endian(np.asarray(leaf)))
 
 
 def from_stored(stored: Stored, like: Any) -> Any:
@@ -89,8 +90,8 @@ def from_stored(stored: Stored, like: Any) -> Any:
             return jax.device_put(jnp.asarray(array.item()), sharding)
         # A copy of its own, which may be donated: JAX reads aligned NumPy memory in place.
         return jax.device_put(array, sharding, may_alias=False)
-    if stored.kind == "numpy":
-        return array
+    if stored.kind == "numpy":  # in the byte order of `like`
+        return array.astype(np.dtype(like.dtype), copy=False)
     if stored.kind == "scalar":
         return array[()]
     if stored.kind == "int":
@@ -103,7 +104,9 @@ def described(tree: Any) -> dict[str, str]:
 
     It is what must agree between a checkpoint and the tree that it is loaded into.
     """
-    return dict(_describe(tree, ""))
+    found = list(_describe(tree, ""))
+    paths = _tree.distinct(path for path, _ in found)
+    return dict(zip(paths, [words for _, words in found], strict=True))
 
 
 def _describe(node: Any, path: str) -> Iterator[tuple[str, str]]:

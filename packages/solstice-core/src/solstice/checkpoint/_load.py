@@ -2,13 +2,15 @@
 
 import fnmatch
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from solstice import _tree
+from solstice._numbers import dtype_of
+from solstice._paths import local_path
 from solstice.checkpoint._errors import CheckpointError
 from solstice.checkpoint._files import ARRAYS, MANIFEST, checksum, from_bytes, safetensors, unseal
 from solstice.checkpoint._leaves import (
@@ -23,7 +25,7 @@ from solstice.checkpoint._save import newest
 
 
 def load(
-    path: str | Path,
+    path: str | PathLike[str],
     *,
     like: Any,
     only: str | None = None,
@@ -46,8 +48,9 @@ def load(
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, it is of a newer version, or of
             another tree; the message names the first path that differs.
+        ValueError: `path` is a URL.
     """
-    folder = newest(Path(path))
+    folder = newest(local_path(path, "path"))
     about = unseal(folder / MANIFEST)
     stored = _renamed(_read(folder, about), rename or {})
     leaves, structure = _tree.flatten(like)
@@ -63,6 +66,7 @@ def load(
     elif not chosen:
         raise CheckpointError(f"only={only!r} matches no path; there are {_some(paths)}")
     wanted = set(chosen)
+    _check_twins(folder, wanted, set(stored), set(stored_leaves(like)))
     loaded = [
         _leaf(folder, name, stored, leaf) if name in wanted else leaf
         for name, leaf in zip(paths, leaves, strict=True)
@@ -70,7 +74,7 @@ def load(
     return _tree.unflatten(structure, loaded)
 
 
-def manifest(path: str | Path) -> dict[str, Any]:
+def manifest(path: str | PathLike[str]) -> dict[str, Any]:
     """`solstice.checkpoint.manifest("runs/best")["note"]`: what a checkpoint says of itself.
 
     Returns:
@@ -80,12 +84,12 @@ def manifest(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no checkpoint, or the manifest is damaged.
     """
-    return unseal(newest(Path(path)) / MANIFEST)
+    return unseal(newest(local_path(path, "path")) / MANIFEST)
 
 
-def read(path: str | Path) -> dict[str, Stored]:
+def read(path: str | PathLike[str]) -> dict[str, Stored]:
     """All that a checkpoint holds, by path, checked."""
-    folder = newest(Path(path))
+    folder = newest(local_path(path, "path"))
     return _read(folder, unseal(folder / MANIFEST))
 
 
@@ -104,7 +108,7 @@ def _read(folder: Path, manifest: dict[str, Any]) -> dict[str, Stored]:
 
 def _checked(folder: Path, name: str, array: Any, about: dict[str, Any]) -> Stored:
     try:
-        dtype = np.dtype(getattr(ml_dtypes, about["dtype"], about["dtype"]))
+        dtype = dtype_of(about["dtype"])
         whole = from_bytes(array, dtype, tuple(about["shape"]))
         fits = list(whole.shape) == about["shape"] and checksum(whole) == about["sha256"]
     except (TypeError, ValueError) as error:
@@ -124,7 +128,15 @@ def _renamed(saved: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, A
                 return new + name[len(old) :]
         return name
 
-    return {new_name(name): value for name, value in saved.items()}
+    found: dict[str, Any] = {}
+    for name, value in saved.items():
+        if new_name(name) in found:
+            raise CheckpointError(
+                f"rename={dict(rename)} gives two saved paths the name `{new_name(name)}`, one of "
+                f"which is `{name}`"
+            )
+        found[new_name(name)] = value
+    return found
 
 
 def _check_words(folder: Path, saved: dict[str, str], mine: dict[str, str]) -> None:
@@ -152,6 +164,17 @@ def _check_paths(folder: Path, saved: set[str], mine: set[str]) -> None:
             raise CheckpointError(
                 f"{folder} is of another tree: {where} has nothing at {_some(sorted(missing))}. "
                 f"Paths that have changed are told by `rename`"
+            )
+
+
+def _check_twins(folder: Path, wanted: set[str], saved: set[str], mine: set[str]) -> None:
+    """Where leaves have one path but for a number, it must count as many here as there."""
+    for name in sorted(wanted):
+        twin = f"{name}#2"
+        if (twin in saved) != (twin in mine):
+            raise CheckpointError(
+                f"{folder} is of another tree: several leaves have the path `{name}` in "
+                f"{'the checkpoint' if twin in saved else 'the tree `like`'} alone"
             )
 
 

@@ -5,9 +5,11 @@ import platform
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from solstice._paths import local_path
 from solstice.checkpoint._errors import CheckpointError
 from solstice.checkpoint._files import (
     ARRAYS,
@@ -24,7 +26,7 @@ from solstice.checkpoint._leaves import Stored, described, stored_leaves, to_sto
 _TOLD = ["jax", "jaxlib", "numpy", "equinox", "flax", "dm-haiku", "optax", "solstice-core"]
 
 
-def save(path: str | Path, tree: Any, *, note: Mapping[str, Any] | None = None) -> Path:
+def save(path: str | PathLike[str], tree: Any, *, note: Mapping[str, Any] | None = None) -> Path:
     """`solstice.checkpoint.save("runs/best", exp)`: write a tree, an Experiment for instance.
 
     The folder `path` then has the arrays in `arrays.safetensors`, by their paths in the tree, and a
@@ -41,11 +43,14 @@ def save(path: str | Path, tree: Any, *, note: Mapping[str, Any] | None = None) 
         The folder.
 
     Raises:
-        CheckpointError: `path` is there and is no checkpoint, or the disk refuses.
+        CheckpointError: `path` is there and is no checkpoint, a leaf is not of numbers, or the disk
+            refuses.
+        ValueError: `path` is a URL.
         ImportError: safetensors is not installed.
     """
+    folder = local_path(path, "path")
     stored = {name: to_stored(name, leaf) for name, leaf in stored_leaves(tree).items()}
-    return write(Path(path), stored, described(tree), dict(note or {}))
+    return write(folder, stored, described(tree), dict(note or {}))
 
 
 def write(
@@ -83,7 +88,7 @@ def write(
     return path
 
 
-def sweep(folder: str | Path) -> list[Path]:
+def sweep(folder: str | PathLike[str]) -> list[Path]:
     """`solstice.checkpoint.sweep("runs")`: remove what processes that died left half-written.
 
     Not while another process writes there.
@@ -91,8 +96,8 @@ def sweep(folder: str | Path) -> list[Path]:
     Returns:
         What was removed.
     """
-    removed: list[Path] = []
-    for left in sorted(Path(folder).glob(".*.new")) + sorted(Path(folder).glob(".*.old")):
+    folder, removed = local_path(folder, "folder"), list[Path]()
+    for left in sorted(folder.glob(".*.new")) + sorted(folder.glob(".*.old")):
         path = left.parent / left.name[1:-4]
         _finish_renaming(path)
         if left.exists():
