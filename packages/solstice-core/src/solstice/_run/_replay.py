@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from solstice import checkpoint
 from solstice._callback import Callback, Record, Stop
 from solstice._experiment import Experiment
 from solstice._finite import nonfinite
+from solstice._paths import local_path
 from solstice._trainer import Trainer
 from solstice._types import Batch, Outs
 
@@ -64,7 +64,7 @@ def replay(
         CheckpointError: there is nothing recorded in the folder, or of another Experiment.
         Exception: whatever the step raises, where the run ended by that.
     """
-    note = checkpoint.manifest(Path(directory))["note"]
+    note = checkpoint.manifest(local_path(directory, "directory"))["note"]
     if "flight" not in note:
         raise checkpoint.CheckpointError(
             f"{directory} was not written by a FlightRecorder, which writes when a run fails"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from solstice import checkpoint
 from solstice._callback import Callback, Record
+from solstice._paths import local_path
 from solstice._run._snapshot import Snapshot
 from solstice.checkpoint import CheckpointError
 
@@ -35,7 +36,8 @@ class Checkpoint(Callback):
     SIGTERM), or a KeyboardInterrupt is raised. A second signal ends the run at once.
 
     Args:
-        directory: a folder for the checkpoints of this run alone.
+        directory: a folder for the checkpoints of this run alone. A relative one is in the working
+            directory in which a run begins, wherever the run goes from there.
         every: save after every so many training steps.
         minutes: save after so many minutes, at the end of the steps under way.
         every_epochs: save after every so many epochs; None for not.
@@ -48,7 +50,7 @@ class Checkpoint(Callback):
             begins anew.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or `directory` is a URL.
         CheckpointError: at the start of a run that is not resumed, there are checkpoints in the
             folder; or one could not be written, which is raised at the next or at the end.
         KeyError: there is no such metric; the message lists those there are.
@@ -88,7 +90,9 @@ class Checkpoint(Callback):
             raise ValueError(
                 f'monitor must be named as in "train/loss" or "val/loss"; it is {monitor!r}'
             )
-        self.directory = Path(directory)
+        self.directory = local_path(directory, "directory")
+        self._folder = self.directory
+        self._is_running = False
         self.every = every
         self.monitor = monitor
         self.mode = mode
@@ -110,28 +114,34 @@ class Checkpoint(Callback):
     @property
     def last(self) -> Path | None:
         """The newest checkpoint, or None."""
-        return self.find("last")
+        return self._find("last", self._folder)
 
     @property
     def best(self) -> Path | None:
         """The best checkpoint by `monitor`, or None."""
-        return self.find("best")
+        return self._find("best", self._folder)
 
     def find(self, which: Literal["last", "best"]) -> Path | None:
         """`checkpoint.find("best")`: the folder of a checkpoint, or None if there is none.
 
+        A run that begins now would resume from it: a relative `directory` is looked for in the
+        working directory of now, and `last` and `best` in that of the newest run.
+
         Raises:
             ValueError: the best is asked for, and there is no `monitor`.
         """
+        return self._find(which, self._folder if self._is_running else self.directory)
+
+    def _find(self, which: Literal["last", "best"], folder: Path) -> Path | None:
         if which == "best" and self.monitor is None:
             raise ValueError(
                 f"{self!r} does not know which checkpoint is best: write "
                 f'`Checkpoint({str(self.directory)!r}, monitor="val/loss")`'
             )
         self._wait()
-        for path in self.directory.glob(f"{_NAME}*"):
+        for path in folder.glob(f"{_NAME}*"):
             _Saved.at(path)  # one that is damaged is told, and not passed over
-        saved = self._all()
+        saved = _all(folder)
         ranked = saved if which == "last" else self._ranked(saved)[::-1]
         return ranked[-1].path if ranked else None
 
@@ -139,9 +149,10 @@ class Checkpoint(Callback):
         """Sweeps away what an earlier process left half-written."""
         if record.mode != "train":
             return
-        checkpoint.sweep(self.directory)
+        self._folder, self._is_running = self.directory.absolute(), True
+        checkpoint.sweep(self._folder)
         self._measured, self._saved_at, self._latest = None, None, time.monotonic()
-        there = self._all()
+        there = _all(self._folder)
         if record.step == 0 and there:
             if not self._overwrite:
                 raise CheckpointError(
@@ -208,15 +219,15 @@ class Checkpoint(Callback):
 
     def _write(self, snapshot: Snapshot, step: int, value: float | None) -> None:
         """In the thread: writes, and then removes what need not stay."""
-        there = self._all()
+        there = _all(self._folder)
         about = {
             "serial": there[-1].serial + 1 if there else 0,
             "value": None if value is None or math.isnan(value) else value.hex(),
             "monitor": self.monitor,
         }
         note = {**snapshot.note, "checkpoint": about}
-        checkpoint.save(self.directory / f"{_NAME}{step}", snapshot.experiment, note=note)
-        there = self._all()
+        checkpoint.save(self._folder / f"{_NAME}{step}", snapshot.experiment, note=note)
+        there = _all(self._folder)
         stay = there[-self._keep :] + self._ranked(there)[: self._keep_best]
         for saved in there:
             if saved not in stay:
@@ -229,21 +240,13 @@ class Checkpoint(Callback):
             writing.result()
 
     def _close(self) -> None:
+        self._is_running = False
         try:
             self._wait()
         finally:
             if self._writer is not None:
                 self._writer.shutdown()
                 self._writer = None
-
-    def _all(self) -> list["_Saved"]:
-        """The checkpoints that there are and are not damaged, oldest first."""
-        found: list[_Saved] = []
-        for path in self.directory.glob(f"{_NAME}*"):
-            with suppress(CheckpointError):
-                saved = _Saved.at(path)
-                found += [] if saved is None else [saved]
-        return sorted(found, key=lambda saved: saved.serial)
 
     def _ranked(self, saved: list["_Saved"]) -> list["_Saved"]:
         """Those with a value of this monitor, best first; of equals, the earlier."""
@@ -274,6 +277,16 @@ class _Saved:
             return None
         about = checkpoint.manifest(path)["note"].get("checkpoint")
         return None if about is None else _Saved(path, about)
+
+
+def _all(folder: Path) -> list[_Saved]:
+    """The checkpoints that there are and are not damaged, oldest first."""
+    found: list[_Saved] = []
+    for path in folder.glob(f"{_NAME}*"):
+        with suppress(CheckpointError):
+            saved = _Saved.at(path)
+            found += [] if saved is None else [saved]
+    return sorted(found, key=lambda saved: saved.serial)
 
 
 def _remove(path: Path) -> None:

@@ -1,10 +1,10 @@
 """Keep what is needed to run a fatal step again."""
 
 from os import PathLike
-from pathlib import Path
 
 from solstice import checkpoint
 from solstice._callback import Callback, Record
+from solstice._paths import local_path
 from solstice._run._snapshot import Snapshot, without_callbacks
 
 
@@ -22,7 +22,7 @@ class FlightRecorder(Callback):
             a `NaNGuard`. Each costs a copy of the Experiment's arrays.
 
     Raises:
-        ValueError: `every` is below 1.
+        ValueError: `every` is below 1, or `directory` is a URL.
     """
 
     order = 2
@@ -30,14 +30,15 @@ class FlightRecorder(Callback):
     def __init__(self, directory: str | PathLike[str], *, every: int = 200) -> None:
         if every < 1:
             raise ValueError(f"every must be 1 or more steps; it is {every}")
-        self.directory = Path(directory)
+        self.directory = local_path(directory, "directory")
+        self._folder = self.directory
         self.every = None
         self._apart = every
         self._held: list[tuple[int, Snapshot]] = []
 
     def on_fit_start(self, record: Record) -> None:
         """Forgets the run before."""
-        self._held = []
+        self._held, self._folder = [], self.directory.absolute()
 
     def on_epoch_start(self, record: Record) -> None:
         """Takes the first snapshot."""
@@ -56,10 +57,10 @@ class FlightRecorder(Callback):
         step, snapshot = self._held[0]
         about = {"failed_at": record.step, "error": f"{type(error).__name__}: {error}"}
         note = {**without_callbacks(snapshot.note), "flight": about}
-        checkpoint.save(self.directory, snapshot.experiment, note=note)
+        checkpoint.save(self._folder, snapshot.experiment, note=note)
         error.add_note(
-            f"The run at step {step:,} is in {self.directory}. See the step that failed by "
-            f"`solstice.replay({str(self.directory)!r}, exp, train_ds)`"
+            f"The run at step {step:,} is in {self._folder}. See the step that failed by "
+            f"`solstice.replay({str(self._folder)!r}, exp, train_ds)`"
         )
         self._held = []
 

@@ -2,11 +2,11 @@
 
 import sys
 from os import PathLike
-from pathlib import Path
 
 import jax
 
 from solstice._callback import Callback, Record
+from solstice._paths import local_path
 
 
 class Profiler(Callback):
@@ -22,7 +22,7 @@ class Profiler(Callback):
         steps: how long it is at least, 1 or more.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or `directory` is a URL.
     """
 
     every = None
@@ -33,7 +33,8 @@ class Profiler(Callback):
     ) -> None:
         if start < 0 or steps < 1:
             raise ValueError(f"start must be 0 or more and steps 1 or more; {start=}, {steps=}")
-        self.directory = Path(directory)
+        self.directory = local_path(directory, "directory")
+        self._folder = self.directory
         self._after = start
         self._steps = steps
         self._run_began = 0
@@ -42,6 +43,7 @@ class Profiler(Callback):
 
     def on_fit_start(self, record: Record) -> None:
         """Takes down where the run begins."""
+        self._folder = self.directory.absolute()
         self._run_began, self._began, self._is_done = record.step, None, record.mode != "train"
 
     def on_call_end(self, record: Record) -> None:
@@ -51,7 +53,7 @@ class Profiler(Callback):
         if self._began is None:
             if record.step - self._run_began >= self._after:
                 _wait(record)
-                jax.profiler.start_trace(str(self.directory), create_perfetto_trace=True)
+                jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
                 self._began = record.step
         elif record.step - self._began >= self._steps:
             _wait(record)
@@ -76,10 +78,10 @@ class Profiler(Callback):
             return
         jax.profiler.stop_trace()
         self._is_done = True
-        traces = sorted(self.directory.glob("**/perfetto_trace.json.gz"))
+        traces = sorted(self._folder.glob("**/perfetto_trace.json.gz"))
         print(
             f"solstice: profiled steps {self._began + 1:,} to {record.step:,}. Open {traces[-1]} "
-            f"at https://ui.perfetto.dev, or `pip install xprof` and `xprof {self.directory}`",
+            f"at https://ui.perfetto.dev, or `pip install xprof` and `xprof {self._folder}`",
             file=sys.stderr,
         )
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from solstice._paths import local_path
 from solstice.history._history import History
 from solstice.history._read import read_history
 
@@ -38,7 +38,7 @@ def compare(
     """
     from solstice.history._plot import draw, save
 
-    if isinstance(runs, str | Path) or hasattr(runs, "history"):
+    if isinstance(runs, str | PathLike) or hasattr(runs, "history"):
         raise TypeError(f"compare takes several runs: write `solstice.compare([{runs!r}, ...])`")
     several: Any = runs
     if isinstance(runs, Mapping):
@@ -50,12 +50,13 @@ def compare(
 
 
 def _name(run: Any, index: int) -> str:
-    return Path(run).stem if isinstance(run, str | Path) else f"run {index}"
+    is_path = isinstance(run, str | PathLike)
+    return local_path(cast("str", run), "a run").stem if is_path else f"run {index}"
 
 
 def _history(run: Any) -> History:
-    if isinstance(run, str | Path):
-        return read_history(run)
+    if isinstance(run, str | PathLike):
+        return read_history(cast("str", run))
     history = getattr(run, "history", run)
     if not isinstance(history, History):
         raise TypeError(

@@ -8,12 +8,12 @@ import numbers
 import shutil
 from collections.abc import Collection, Mapping
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from solstice._callback import Callback, Record
+from solstice._paths import local_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,14 +163,14 @@ class History(Callback):
             name for row in self.rows for name, value in row.items() if _is_scalar(value)
         )
         columns = dict.fromkeys([*MOMENT, *names])
-        with Path(path).open("w", newline="") as file:
+        with local_path(path, "path").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(columns), extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows)
 
     def to_jsonl(self, path: str | PathLike[str]) -> None:
         """`history.to_jsonl("metrics.jsonl")`: a line of JSON for each row; arrays become lists."""
-        with Path(path).open("w") as file:
+        with local_path(path, "path").open("w") as file:
             file.writelines(f"{as_json(row)}\n" for row in self.rows)
 
     def plot(

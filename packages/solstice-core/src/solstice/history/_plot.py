@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from os import PathLike
 from typing import Any, Literal
 
+from solstice._paths import local_path
 from solstice.history._history import History, better
 
 try:
@@ -62,7 +63,7 @@ def draw(runs: Mapping[str, History], *, only: Collection[str] | None, smooth: f
 def save(figure: Figure, path: str | PathLike[str] | None) -> Figure:
     """Writes the picture, if there is a path."""
     if path is not None:
-        figure.savefig(path, dpi=150)
+        figure.savefig(local_path(path, "path"), dpi=150)
     return figure
 
 

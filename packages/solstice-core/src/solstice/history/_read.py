@@ -3,9 +3,9 @@
 import csv
 import json
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
+from solstice._paths import local_path
 from solstice.history._history import MOMENT, History
 
 
@@ -19,7 +19,7 @@ def read_history(path: str | PathLike[str]) -> History:
     Raises:
         ValueError: the file is no such table.
     """
-    path = Path(path)
+    path = local_path(path, "path")
     text = path.read_text()
     try:
         rows = _from_json(text) if text.startswith("{") else _from_csv(text)

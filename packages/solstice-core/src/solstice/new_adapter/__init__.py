@@ -7,6 +7,8 @@ replace the net, keep the tests green.
 import re
 from pathlib import Path
 
+from solstice._paths import local_path
+
 _TEMPLATE = Path(__file__).parent / "template"
 
 
@@ -18,7 +20,7 @@ def write_package(name: str, folder: Path) -> Path:
         folder: where the package goes.
 
     Raises:
-        ValueError: `name` is no such name.
+        ValueError: `name` is no such name, or `folder` is a URL.
         FileExistsError: the package is there already; nothing is written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -26,7 +28,7 @@ def write_package(name: str, folder: Path) -> Path:
             f"the name must be of lower-case letters, digits and underscores, as in `toynet`; "
             f"it is {name!r}"
         )
-    package = folder / f"solstice-{name.replace('_', '-')}"
+    package = local_path(folder, "folder") / f"solstice-{name.replace('_', '-')}"
     package.mkdir(parents=True)
     for source in sorted(path for path in _TEMPLATE.rglob("*") if path.is_file()):
         if "__pycache__" in source.parts:
