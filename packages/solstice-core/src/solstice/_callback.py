@@ -7,6 +7,7 @@ from typing import Any, cast
 from solstice._engine._compiles import Compilation
 from solstice._engine._times import Times
 from solstice._experiment import Experiment
+from solstice._run._owners import is_setting, kept_arguments
 from solstice._run._snapshot import Snapshot, named
 from solstice._types import Batch, Mode, Outs
 
@@ -201,6 +202,24 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what `state_dict` gave, after `on_fit_start`, when a run is resumed."""
+
+    def state_key(self) -> dict[str, Any]:
+        """`return {"monitor": self.monitor}`: what `state_dict` is about, as in `state_dict`.
+
+        A resumed run gives it to a callback of the same class and key alone. By default they are
+        `monitor` and `mode`, where the callback has such attributes.
+        """
+        found = {name: getattr(self, name, None) for name in ("monitor", "mode")}
+        return {name: v for name, v in found.items() if v is not None and is_setting(v)}
+
+    def state_hint(self) -> dict[str, Any]:
+        """`return {"path": self.path}`: which this is, of several of one class and `state_key`.
+
+        Each takes up the state of the one that was most alike, so what is in the hint may change
+        from run to run; paths may be `pathlib.Path`. By default they are the arguments of the
+        constructor that are kept in attributes of their names: numbers, text and paths.
+        """
+        return kept_arguments(self)
 
     def on_exception(self, record: Record, error: BaseException) -> None:
         """After a run that ended by an exception or by Ctrl-C: close what is open."""

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -14,8 +14,10 @@ from solstice import checkpoint
 from solstice._callback import Callback, CallbackList, Record, Stop
 from solstice._engine._eager import EagerStepper
 from solstice._engine._step import Stepper
+from solstice._paths import local_path
 from solstice._run._computation import Computation
-from solstice._run._snapshot import Position, named
+from solstice._run._owners import matched, uncounted
+from solstice._run._snapshot import Position, named, owners_of
 from solstice.checkpoint import CheckpointError
 from solstice.data._source import Source
 
@@ -71,7 +73,9 @@ class SavedRun:
             inexact += self._go_on_in(source, moment)
             if at.is_cut and source.is_at_end():
                 moment = next_epoch(moment)
-        totals = [at.metrics.get(name) for name in callbacks.reader_names]
+        taken = self._taken(callbacks)
+        readers = {"epoch": "epoch", **taken}
+        totals = [at.metrics.get(readers.get(name, "")) for name in callbacks.reader_names]
         if moment.epoch != at.epoch:
             totals[0] = None  # those of the epoch, which has ended
         try:
@@ -79,13 +83,7 @@ class SavedRun:
         except KeyError as error:
             stepper.restore(experiment, [None] * len(totals))
             inexact.append(f"the metrics of the epoch so far are lost ({error})")
-        now = named(callbacks.callbacks)
-        inexact += [f"{name} is not among the callbacks now" for name in {*at.callbacks} - {*now}]
-        inexact += [
-            f"{name} is new, so what it remembers is not of that run"
-            for name, callback in now.items()
-            if name not in at.callbacks and callback.state_dict()
-        ]
+        inexact += self._other_callbacks(callbacks, taken)
         return moment, inexact
 
     def _go_on_in(self, source: Source, moment: Record) -> list[str]:
@@ -105,11 +103,33 @@ class SavedRun:
     def restore_callbacks(self, callbacks: CallbackList) -> None:
         """Gives each callback what it remembered, and asks to stop if one had."""
         there = named(callbacks.callbacks)
-        for name, state in self.position.callbacks.items():
-            if name in there:
-                there[name].load_state_dict(state)
+        for name, saved in self._taken(callbacks).items():
+            if saved in self.position.callbacks:
+                there[name].load_state_dict(self.position.callbacks[saved])
         if self.position.stop is not None:
             callbacks.stop = Stop(self.position.stop)
+
+    def _taken(self, callbacks: CallbackList) -> dict[str, str]:
+        """By the name of each callback, that of the saved one whose memory it takes up."""
+        return matched(self.position.owners, owners_of(callbacks.callbacks))
+
+    def _other_callbacks(self, callbacks: CallbackList, taken: Mapping[str, str]) -> list[str]:
+        """Whose memory nobody takes up, who has none, and who cannot be told apart."""
+        at, there = self.position, named(callbacks.callbacks)
+        saved = {name: owner for name, owner in at.owners.items() if name in at.callbacks}
+        owners = owners_of(callbacks.callbacks)
+        now = {name: owners[name] for name, callback in there.items() if callback.state_dict()}
+        gone = [
+            f"{name} is not among the callbacks now: {saved[name]}"
+            for name in saved
+            if name not in taken.values()
+        ]
+        new = [
+            f"{name} is new, so what it remembers is not of that run: {now[name]}"
+            for name in now
+            if taken.get(name) not in saved
+        ]
+        return [*gone, *new, *uncounted(saved, now)]
 
     def tell(self, inexact: list[str], strict: bool) -> None:
         """Warns of what may be another than without a break, or refuses it."""
@@ -154,7 +174,7 @@ def find_saved(
     """The run to go on with; None to begin anew."""
     if resume is None:
         return None
-    path: Path | None = Path(resume)
+    path: Path | None = local_path(resume, "resume")
     if resume in ("last", "best"):
         savers: list[Any] = [c for c in callbacks if hasattr(c, "find")]
         if not savers:

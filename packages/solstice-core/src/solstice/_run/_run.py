@@ -18,7 +18,7 @@ from solstice._run._computation import Computation
 from solstice._run._explain import explanation
 from solstice._run._pass import Pass
 from solstice._run._resume import SavedRun
-from solstice._run._snapshot import Position, Snapshot, by_path, states_of
+from solstice._run._snapshot import Position, Snapshot, by_path, owners_of, states_of
 from solstice._types import Batch
 from solstice.data._positions import fingerprint
 from solstice.data._source import Source
@@ -188,6 +188,7 @@ class Run:
             data=source.stand(record.epoch_step, is_closed=has_ended and not training.is_cut),
             metrics={name: by_path(total) for name, total in totals if total is not None},
             callbacks=states_of(self._callbacks.callbacks),
+            owners=owners_of(self._callbacks.callbacks),
             is_cut=has_ended and training.is_cut,
             steps_per_epoch=record.steps_per_epoch,
             computation=self._computation.note(),

@@ -8,6 +8,7 @@ import numpy as np
 
 from solstice import _tree
 from solstice._experiment import Experiment
+from solstice._run._owners import Owner
 from solstice._run._plain import from_plain, to_plain
 
 VERSION = 1
@@ -46,6 +47,7 @@ class Position:
         data: where the data set stands; see `Source.stand`.
         metrics: the metrics so far of each reader, leaves by path.
         callbacks: what each callback remembers, by name.
+        owners: who each callback is, by name; see `Owner`.
         is_cut: whether that epoch has ended by `max_steps` alone: a run with more steps goes on
             within it, from these metrics.
         steps_per_epoch: the length that the data set told, or None.
@@ -67,6 +69,7 @@ class Position:
     is_cut: bool = False
     steps_per_epoch: int | None = None
     computation: dict[str, Any] = field(default_factory=dict[str, Any])
+    owners: dict[str, Owner] = field(default_factory=dict[str, Owner])
 
     @staticmethod
     def of(note: Mapping[str, Any]) -> "Position | None":
@@ -74,12 +77,15 @@ class Position:
         if not isinstance(note.get("run"), Mapping) or note["run"].get("version") != VERSION:
             return None
         fields = {name: value for name, value in note["run"].items() if name != "version"}
-        return Position(**{name: from_plain(value) for name, value in fields.items()})
+        values = {name: from_plain(value) for name, value in fields.items()}
+        owners = {name: Owner(**about) for name, about in values.pop("owners", {}).items()}
+        return Position(**values, owners=owners)
 
     def note(self) -> dict[str, Any]:
         """The note of a checkpoint."""
         states = [[n, to_plain(s, f"{n}.state_dict()")] for n, s in self.callbacks.items()]
-        fields: dict[str, Any] = {**vars(self), "callbacks": {}}
+        owners = {name: vars(owner) for name, owner in self.owners.items()}
+        fields: dict[str, Any] = {**vars(self), "callbacks": {}, "owners": owners}
         plain = {name: to_plain(value, name) for name, value in fields.items()}
         return {"run": {**plain, "version": VERSION, "callbacks": {"dict": states}}}
 
@@ -87,13 +93,18 @@ class Position:
 def without_callbacks(note: Mapping[str, Any]) -> dict[str, Any]:
     """The note of a run to be looked at, without the callbacks that it had."""
     position = Position.of(note)
-    return {} if position is None else replace(position, callbacks={}).note()
+    return {} if position is None else replace(position, callbacks={}, owners={}).note()
 
 
 def states_of(callbacks: list[Any]) -> dict[str, Any]:
     """What each callback remembers, by name, of those that remember something."""
     states = {name: callback.state_dict() for name, callback in named(callbacks).items()}
     return {name: state for name, state in states.items() if state}
+
+
+def owners_of(callbacks: list[Any]) -> dict[str, Owner]:
+    """Who each callback is, by name."""
+    return {name: Owner.of(callback) for name, callback in named(callbacks).items()}
 
 
 def named(callbacks: list[Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ class Start:
     """How a logger begins.
 
     Attributes:
-        kind: "new" for a run that begins; "resumed" for one that goes on; "more" for an
-            evaluation, whose rows join those that are there.
+        kind: "new" for a run of which nothing was logged yet; "resumed" for one that goes on;
+            "more" for an evaluation, whose rows join those that are there.
         step: the training steps at which it begins.
         rows: how many rows of a resumed run count; those that were written later come again.
         newest: those of them that are of the newest step.
@@ -65,6 +65,7 @@ class Logger(Callback):
         self._only = (only,) if isinstance(only, str) else only
         self._start = Start("more")
         self._is_open = False
+        self._has_begun = False
         self._rows = 0
         self._newest: list[dict[str, Any]] = []
         self._writer: ThreadPoolExecutor | None = None
@@ -88,8 +89,8 @@ class Logger(Callback):
     def on_fit_start(self, record: Record) -> None:
         """Takes down what kind of run begins."""
         if record.mode == "train":
-            self._start = Start("resumed" if record.step else "new", step=record.step)
-            self._rows, self._newest = 0, []
+            self._start = Start("new", step=record.step)
+            self._rows, self._newest, self._has_begun = 0, [], False
         else:
             self._start = Start("more", step=record.step, about=self.about())
 
@@ -114,14 +115,16 @@ class Logger(Callback):
     def state_dict(self) -> dict[str, Any]:
         """How far it is; what counts has been written by then."""
         self._wait()
-        return {"rows": self._rows, "newest": self._newest, "about": self.about()}
+        about = self.about() if self._has_begun else self._start.about
+        return {"rows": self._rows, "newest": self._newest, "about": about}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Goes on from there, if anything was logged."""
         self._rows, self._newest = state["rows"], list(state["newest"])
-        self._start = Start(
-            "resumed", self._start.step, self._rows, self._newest, dict(state["about"])
-        )
+        if self._rows or state["about"]:
+            self._start = Start(
+                "resumed", self._start.step, self._rows, self._newest, dict(state["about"])
+            )
 
     def log(self, row: dict[str, Any]) -> None:
         """`logger.log({**moment, "loss": 0.5})`: hands a row to the thread."""
@@ -137,7 +140,7 @@ class Logger(Callback):
     def _submit(self, task: Callable[..., None], *arguments: Any) -> None:
         if not self._is_open:
             self.open(self._start)
-            self._is_open = True
+            self._is_open = self._has_begun = True
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="solstice-logger")
         while self._writing and self._writing[0].done():
             self._writing.popleft().result()

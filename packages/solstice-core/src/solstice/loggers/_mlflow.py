@@ -90,6 +90,10 @@ class MLflow(Logger):
         """The run to go on with."""
         return {} if self.run_id is None else {"run_id": self.run_id}
 
+    def state_key(self) -> dict[str, Any]:
+        """The experiment of MLflow."""
+        return {"experiment": self.experiment}
+
     def _is_there(self, metric: Any) -> bool:
         """Whether an earlier process has written it: MLflow cannot take back what it was given."""
         if self._start.kind != "resumed":

@@ -1,6 +1,8 @@
 """Log to TensorBoard, without TensorFlow."""
 
 import importlib
+import uuid
+import warnings
 from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 from solstice import _tree
 from solstice._callback import Record
 from solstice._experiment import params_of
+from solstice._paths import local_path
 from solstice.history._history import MOMENT
 from solstice.loggers._files import free_name
 from solstice.loggers._logger import Logger, Start, is_missing
@@ -38,7 +41,8 @@ class TensorBoard(Logger):
 
     Raises:
         ImportError: tensorboardX is not installed.
-        ValueError: `every` or `histograms` is below 1.
+        ValueError: `every` or `histograms` is below 1, or `directory` is a URL; or, when a run is
+            resumed, the folder has the events of another one.
     """
 
     def __init__(
@@ -53,7 +57,8 @@ class TensorBoard(Logger):
         super().__init__(every=every, only=only)
         if histograms is not None and histograms < 1:
             raise ValueError(f"histograms must be 1 or more epochs; it is {histograms}")
-        self.directory = Path(directory)
+        self.directory = local_path(directory, "directory")
+        self._folder = self.directory
         self._hparams = dict(hparams or {})
         self._histograms = histograms
         self._board: Any = None
@@ -68,7 +73,7 @@ class TensorBoard(Logger):
     def open(self, start: Start) -> None:
         """Opens a file of events; TensorBoard drops what a resumed run will write again."""
         if start.kind == "new":
-            _set_aside(self.directory)
+            _set_aside(self._folder)
         if start.kind != "resumed":
             self._begin_file()
             self._write_hparams()
@@ -104,13 +109,40 @@ class TensorBoard(Logger):
 
     def about(self) -> dict[str, Any]:
         """Where the events are."""
-        return {"directory": str(self.directory), "shown_at": self._shown_at}
+        first = next(iter(_events(self._folder)), None)
+        return {"directory": str(self.directory), "shown_at": self._shown_at, "first": first}
 
     def on_fit_start(self, record: Record) -> None:
         """Takes down what a resumed run begins with."""
         super().on_fit_start(record)
+        if record.mode == "train":
+            self._shown_at = None
+        if record.mode == "train" or not self._folder.is_absolute():
+            self._folder = self.directory.absolute()
         is_resumed = record.mode == "train" and record.step > 0
         self._resumed_with = record.experiment if is_resumed and self._histograms else None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on in the folder of the saved run.
+
+        Raises:
+            ValueError: it has the events of something else.
+        """
+        super().load_state_dict(state)
+        first, there = state["about"].get("first"), _events(self._folder)
+        if first in (None, *there):
+            return
+        was = state["about"]["directory"]
+        if there:
+            raise ValueError(
+                f"{self!r} has the events of another run than the resumed one, which had written "
+                f"{first} to {was!r}. Give TensorBoard that folder, or one without events"
+            )
+        warnings.warn(
+            f"{self!r} has no events of the resumed run: those up to step {self._start.step:,} "
+            f"will be missing, unless you begin once more with those of {was!r} in {self._folder}",
+            stacklevel=2,
+        )
 
     def on_epoch_end(self, record: Record) -> None:
         """Logs the epoch, and the params when it is time."""
@@ -121,10 +153,10 @@ class TensorBoard(Logger):
             self._shown_at = record.step
 
     def _begin_file(self, **options: Any) -> None:
-        """Names tell seconds, in which there may be several."""
+        """A name tells seconds, in which there may be several files, and several runs."""
         self._files += 1
-        suffix = f".{self._files:06}"
-        self._board = _writer_class()(str(self.directory), filename_suffix=suffix, **options)
+        suffix = f".{self._files:06}.{uuid.uuid4().hex[:8]}"
+        self._board = _writer_class()(str(self._folder), filename_suffix=suffix, **options)
 
     def _show(self, tag: str, value: Any, step: int) -> None:
         axes = np.ndim(value)
@@ -172,12 +204,17 @@ def _writer_class() -> Any:
 
 def _set_aside(directory: Path) -> None:
     """Moves the events of an earlier run, so that it is one of its own."""
-    events = list(directory.glob("events.out.tfevents.*"))
+    events = _events(directory)
     if events:
         aside = free_name(directory)
         aside.mkdir()
-        for path in events:
-            path.rename(aside / path.name)
+        for name in events:
+            (directory / name).rename(aside / name)
+
+
+def _events(directory: Path) -> list[str]:
+    """The names of the files of events, oldest first: a name begins with the time."""
+    return sorted(path.name for path in directory.glob("events.out.tfevents.*"))
 
 
 def _as_image(value: Any) -> Any:

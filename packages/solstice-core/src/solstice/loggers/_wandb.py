@@ -7,6 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from solstice._callback import Record
+from solstice._paths import local_path
 from solstice.history._history import as_json
 from solstice.loggers._logger import Logger, Start, is_missing, numbers_of
 
@@ -34,6 +36,7 @@ class WandB(Logger):
 
     Raises:
         ImportError: wandb is not installed.
+        ValueError: `every` is below 1, or `directory` is a URL.
     """
 
     def __init__(
@@ -50,7 +53,8 @@ class WandB(Logger):
     ) -> None:
         super().__init__(every=every, only=only)
         self.project = project
-        self.directory = Path(directory)
+        self.directory = local_path(directory, "directory")
+        self._folder = self.directory
         self.run: Any = None
         self._options: dict[str, Any] = {"name": name, "mode": mode, **options}
         self._config = dict(config or {})
@@ -61,9 +65,15 @@ class WandB(Logger):
     def __repr__(self) -> str:
         return f"WandB({self.project!r}, id={self._id!r})"
 
+    def on_fit_start(self, record: Record) -> None:
+        """Takes down where the files are; they stay there if the working directory changes."""
+        super().on_fit_start(record)
+        if record.mode == "train" or not self._folder.is_absolute():
+            self._folder = self.directory.absolute()
+
     def open(self, start: Start) -> None:
         """Begins a run, or goes on with one."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         wandb = _tools()
         self._id = start.about.get("id") or uuid.uuid4().hex[:8]
         self._ahead = []
@@ -71,7 +81,7 @@ class WandB(Logger):
             self._ahead = self._written.read_text().splitlines()[start.rows :]
         self.run = wandb.init(
             project=self.project,
-            dir=str(self.directory),
+            dir=str(self._folder),
             id=self._id,
             resume="allow",
             config=self._config,
@@ -100,10 +110,18 @@ class WandB(Logger):
         """The run to go on with."""
         return {} if self._id is None else {"id": self._id}
 
+    def state_key(self) -> dict[str, Any]:
+        """The project."""
+        return {"project": self.project}
+
+    def state_hint(self) -> dict[str, Any]:
+        """Which of several runs of one project."""
+        return {**super().state_hint(), "name": self._options["name"]}
+
     @property
     def _written(self) -> Path:
         """What W&B has been told, since it cannot be asked while it is offline."""
-        return self.directory / f"solstice-{self._id}.jsonl"
+        return self._folder / f"solstice-{self._id}.jsonl"
 
 
 def _same(one: str, other: str) -> bool:
