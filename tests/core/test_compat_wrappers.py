@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
-from solstice.compat import EquinoxModel, as_model, as_optimizer, ema, freeze, mixed_precision
+from solstice.compat import (
+    EquinoxModel,
+    as_model,
+    as_optimizer,
+    ema,
+    freeze,
+    mixed_precision,
+    skip_nonfinite,
+    track_norms,
+)
 from solstice.testing import ModelConformance, OptimizerConformance, Sgd
 
 
@@ -91,6 +100,41 @@ def test_small_changes_of_weights_in_half_precision_are_not_lost():
     average = optimizer.eval_params(state, params)
     assert average.dtype == jnp.bfloat16
     np.testing.assert_allclose(average.astype(np.float32), np.full(3, 1.48), rtol=0.01)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([0.0, 0.5, 0.999]), st.lists(st.floats(-9, 9), min_size=1, max_size=8))
+def test_without_its_correction_the_average_starts_at_the_initial_weights(decay, gradients):
+    optimizer = ema(Sgd(0.5), decay, debias=False)
+    params = {"w": jnp.float32(1)}
+    state, average = optimizer.init(params), 1.0
+    for gradient in gradients:
+        params, state = optimizer.step({"w": jnp.float32(gradient)}, state, params)
+        average = decay * average + (1 - decay) * float(params["w"])
+        found = optimizer.eval_params(state, params)["w"]
+        np.testing.assert_allclose(found, average, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("debias", [True, False])
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda o: o, track_norms, lambda o: freeze(o, "frozen"), lambda o: skip_nonfinite(ema(o))],
+    ids=["alone", "norms", "freeze", "skip"],
+)
+def test_a_step_that_is_left_out_does_not_move_the_average(wrap, debias):
+    """As if the steps with a NaN had never been."""
+    params = {"w": jnp.float32(1), "frozen": jnp.float32(5)}
+    optimizer = ema(wrap(skip_nonfinite(Sgd(0.5))), 0.9, debias=debias)
+    averages = []
+    for gradients in [[np.nan, 1, np.nan, np.nan, -3, np.nan], [1, -3]]:
+        state, now = optimizer.init(params), params
+        for gradient in gradients:
+            grads = {"w": jnp.float32(gradient), "frozen": jnp.float32(0)}
+            now, state = jax.jit(optimizer.step)(grads, state, now)
+        averages.append(optimizer.eval_params(state, now))
+        assert state[2] == 2
+    assert averages[0] == averages[1]
+    assert averages[0]["w"] != now["w"]
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, float("nan"), 2])
@@ -211,6 +255,7 @@ def test_wrapped_alike_is_alike_so_that_nothing_is_compiled_twice():
     optimizer, model, policy = Sgd(0.1), Recording(), Bfloat16()
     assert ema(optimizer, 0.9) == ema(optimizer, 0.9)
     assert ema(optimizer, 0.9) != ema(optimizer, 0.8)
+    assert ema(optimizer, 0.9) != ema(optimizer, 0.9, debias=False)
     assert freeze(optimizer, ["a"]) == freeze(optimizer, "a")
     assert mixed_precision(model, policy) == mixed_precision(model, policy)
     assert as_optimizer(ema(optimizer)) is not None

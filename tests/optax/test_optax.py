@@ -1,5 +1,7 @@
 """OptaxOptimizer does what Optax does, and fits the Optimizer protocol."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from optax import contrib
 
 import solstice
+from solstice import compat
 from solstice.compat import AdapterError, Optimizer, as_model, as_optimizer
 from solstice_optax import OptaxOptimizer
 
@@ -201,6 +204,77 @@ def test_multi_steps_updates_every_third_time_by_the_mean():
         params, state = optimizer.step({"w": jnp.full(2, value)}, state, params)
         seen.append(float(params["w"][0]))
     np.testing.assert_allclose(seen, [0, 0, -3, -3, -3, -4], atol=1e-5)
+
+
+def averaged(tx, decay, gradients, **options):
+    """The averages of `compat.ema` after each step, and the params."""
+    optimizer = compat.ema(tx, decay, **options)
+    params = {"w": jnp.arange(3.0), "b": jnp.zeros(())}
+    state, found = optimizer.init(params), []
+    step = jax.jit(optimizer.step)
+    for gradient in gradients:
+        grads = jax.tree.map(lambda p, g=gradient: jnp.full_like(p, g), params)
+        params, state = step(grads, state, params)
+        found.append((optimizer.eval_params(state, params), params))
+    return found
+
+
+def test_an_average_without_its_correction_is_incremental_update():
+    average = {"w": jnp.arange(3.0), "b": jnp.zeros(())}
+    update = jax.jit(lambda new, old: optax.incremental_update(new, old, 1 - 0.99))
+    for found, params in averaged(optax.adam(0.1), 0.99, np.arange(1, 30), debias=False):
+        average = update(params, average)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-7), found, average)
+
+
+def inner_of_a_chain(tx):
+    return optax.chain(optax.clip(1.0), optax.MultiSteps(tx, 2).gradient_transformation())
+
+
+ONCE_IN_TWO = {
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2),
+    "in a chain": inner_of_a_chain,
+    "around apply_if_finite": lambda tx: optax.MultiSteps(optax.apply_if_finite(tx, 9), 2),
+    "in apply_if_finite": lambda tx: optax.apply_if_finite(inner_of_a_chain(tx), 9),
+    "conditionally_mask": lambda tx: optax.conditionally_mask(tx, lambda step: step % 2 == 1),
+}
+
+
+@pytest.mark.parametrize("wrap", ONCE_IN_TWO.values(), ids=ONCE_IN_TWO)
+@pytest.mark.parametrize("debias", [True, False])
+def test_an_average_is_over_updates_and_not_over_micro_steps(wrap, debias):
+    gradients = [1.0, 0.5, -0.25]
+    expected = averaged(optax.sgd(1.0), 0.9, gradients, debias=debias)
+    found = averaged(wrap(optax.sgd(1.0)), 0.9, np.repeat(gradients, 2), debias=debias)
+    same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-6))
+    same(found[1::2], expected)
+    same(found[2::2], expected[:-1])  # the first of two moves nothing
+    np.testing.assert_array_equal(found[0][0]["w"], np.arange(3.0))
+
+
+def test_an_update_that_moves_no_weight_is_in_the_average():
+    """A rate that warms up begins at 0."""
+    schedule = optax.linear_schedule(0.0, 1.0, 2)
+    expected = averaged(optax.sgd(schedule), 0.9, [1.0] * 4)
+    found = averaged(optax.MultiSteps(optax.sgd(schedule), 2), 0.9, [1.0] * 8)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found[1::2], expected)
+
+
+def test_steps_that_are_not_finite_are_not_in_the_average():
+    gradients = [1.0, np.nan, -0.25, np.inf]
+    found = averaged(optax.apply_if_finite(optax.sgd(1.0), 9), 0.9, gradients)
+    expected = averaged(optax.sgd(1.0), 0.9, [1.0, -0.25])
+    jax.tree.map(np.testing.assert_array_equal, found[-1], expected[-1])
+
+
+def test_a_part_that_moves_in_every_step_is_averaged_in_every_step():
+    both = {"often": optax.sgd(1.0), "seldom": optax.MultiSteps(optax.sgd(1.0), 2)}
+    both["seldom"] = both["seldom"].gradient_transformation()
+    tx = optax.multi_transform(both, {"w": "often", "b": "seldom"})
+    gradients = [1.0, 0.5, -0.25]
+    expected = averaged(optax.sgd(1.0), 0.9, gradients)
+    for (average, _), (wanted, _) in zip(averaged(tx, 0.9, gradients), expected, strict=True):
+        np.testing.assert_array_equal(average["w"], wanted["w"])
 
 
 def test_injected_hyperparameters_may_be_changed_in_the_state():

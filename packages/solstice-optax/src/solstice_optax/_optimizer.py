@@ -4,9 +4,10 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 from optax import contrib
@@ -94,6 +95,48 @@ class OptaxOptimizer:
             if is_schedule_free(node):
                 params = _averaged_point(node, params)
         return params
+
+    def has_updated(self, before: OptState, after: OptState, /) -> Any:
+        """`optimizer.has_updated(before, after)`: False in a step that only gathers gradients.
+
+        So it is between the updates of `optax.MultiSteps`, and where `optax.apply_if_finite` or
+        `optax.conditionally_mask` leaves one out.
+
+        Returns:
+            True where every step is an update, else a boolean scalar.
+        """
+        within = _conditional(before), _conditional(after)
+        moved = [_has_moved(*pair) for pair in zip(*within, strict=True)]
+        return jnp.stack(moved).any() if moved else True
+
+
+_Conditional: TypeAlias = (
+    optax.MultiStepsState | optax.ApplyIfFiniteState | optax.ConditionallyMaskState
+)
+"""The states of what does not update in every step."""
+
+
+def _conditional(state: OptState) -> list[Any]:
+    """Those in a state, the outermost alone."""
+
+    def is_one(node: Any) -> bool:
+        return isinstance(node, _Conditional)
+
+    return [node for node in jax.tree.leaves(state, is_leaf=is_one) if is_one(node)]
+
+
+def _has_moved(before: Any, after: Any) -> Any:
+    """Whether it has updated, and what it wraps too."""
+    if isinstance(after, optax.ConditionallyMaskState):
+        return jnp.asarray(False)  # its state does not say
+    if isinstance(after, optax.ApplyIfFiniteState):
+        moved, within = after.last_finite, (before.inner_state, after.inner_state)
+    else:
+        moved = before.gradient_step != after.gradient_step
+        within = before.inner_opt_state, after.inner_opt_state
+    for pair in zip(*map(_conditional, within), strict=True):
+        moved &= _has_moved(*pair)
+    return moved
 
 
 def _averaged_point(node: contrib.ScheduleFreeState, params: Params) -> Params:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from solstice import _tree
-from solstice.compat._protocols import Optimizer, OptState, Params
+from solstice.compat._protocols import Optimizer, OptState, Params, has_updated
 from solstice.compat._registry import adapt
 
 
@@ -93,6 +93,10 @@ class _Tracking:
     def eval_params(self, state: OptState, params: Params, /) -> Params:
         """`params = optimizer.eval_params(opt_state, params)`."""
         return self.optimizer.eval_params(state[0], params)
+
+    def has_updated(self, before: OptState, after: OptState, /) -> Any:
+        """`optimizer.has_updated(before, after)`: see `Optimizer`."""
+        return has_updated(self.optimizer, before[0], after[0])
 
 
 def _is_floating(leaf: Any) -> bool:

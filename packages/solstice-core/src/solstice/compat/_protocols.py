@@ -70,6 +70,17 @@ class Optimizer(Protocol):
     ```
 
     Static like a `Model` adapter.
+
+    One that does not update the params in every `step`, since it gathers gradients or leaves out
+    what is not finite, says so by one more method, which is optional:
+
+    ```python
+    def has_updated(self, before, after, /):  # two states, around one `step`
+        return after.num_updates != before.num_updates  # a boolean scalar
+    ```
+
+    `solstice.compat.ema` averages updates, and asks it; a step in which the params change is one in
+    any case. Without the method, every step is an update.
     """
 
     def init(self, params: Params, /) -> OptState:
@@ -110,6 +121,12 @@ class Optimizer(Protocol):
         The Params themselves, unless the optimiser keeps an average or another point for it.
         """
         ...
+
+
+def has_updated(optimizer: Optimizer, before: OptState, after: OptState) -> Any:
+    """Whether the step between two states has updated the params: True, or a boolean array."""
+    ask = getattr(optimizer, "has_updated", None)
+    return True if ask is None else ask(before, after)
 
 
 def call_arguments(x: Any, *, unpack: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -4,6 +4,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any, Protocol, cast, runtime_checkable
 
 import equinox as eqx
@@ -13,6 +14,7 @@ from jax import Array
 
 from solstice import _tree
 from solstice.compat._protocols import Model, Optimizer, OptState, Params, State
+from solstice.compat._protocols import has_updated as _has_updated
 from solstice.compat._registry import adapt
 
 
@@ -33,18 +35,25 @@ class Policy(Protocol):
         ...
 
 
-def ema(optimizer: Any, decay: float = 0.999) -> Optimizer:
+def ema(optimizer: Any, decay: float = 0.999, *, debias: bool = True) -> Optimizer:
     """`optimizer = solstice.compat.ema(optax.adam(3e-4), 0.999)`: evaluate averaged weights.
 
     Beside the params, an exponential moving average of them is kept, with which an Experiment
-    evaluates (`eval_params`). It is corrected for its start, as in Adam: after the first step it is
-    the params themselves, and after many the mean of about `1 / (1 - decay)` steps. It is kept in
-    float32 at least, so that a small change of a bfloat16 weight is not lost.
+    evaluates (`eval_params`). It is corrected for its start, as in Adam: after the first update it
+    is the params themselves, and after many the mean of about `1 / (1 - decay)` updates. With
+    `debias=False` it starts at the initial params instead, and is the average of
+    `optax.incremental_update(new, average, 1 - decay)`. It is kept in float32 at least, so that a
+    small change of a bfloat16 weight is not lost.
+
+    A step that only gathers gradients (`optax.MultiSteps`), or that is left out because it is not
+    finite (`skip_nonfinite`, `optax.apply_if_finite`), does not move the average. An optimiser says
+    so by a method `has_updated`: see `Optimizer`.
 
     Args:
         optimizer: an `Optimizer`, or an optimiser that has an adapter. The average is of what it
             evaluates with itself.
-        decay: what remains of the average in a step, in [0, 1).
+        decay: what remains of the average in an update, in [0, 1).
+        debias: whether the average is corrected for its start.
 
     Raises:
         ValueError: `decay` is out of its range.
@@ -52,7 +61,7 @@ def ema(optimizer: Any, decay: float = 0.999) -> Optimizer:
     """
     if not 0 <= decay < 1:
         raise ValueError(f"decay must be in [0, 1), such as 0.999; it is {decay}")
-    return _Averaging(adapt("optimizer", optimizer, {}), float(decay))
+    return _Averaging(adapt("optimizer", optimizer, {}), float(decay), bool(debias))
 
 
 def freeze(optimizer: Any, frozen: str | Iterable[str] | Callable[[str], bool]) -> Optimizer:
@@ -133,10 +142,11 @@ def _policy(text: str) -> Any:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Averaging:
-    """An optimiser and an average of its params. Its state is (inner state, average, steps)."""
+    """An optimiser and an average of its params. Its state is (inner state, average, updates)."""
 
     optimizer: Optimizer
     decay: float
+    debias: bool
 
     def init(self, params: Params, /) -> OptState:
         """`opt_state = optimizer.init(params)`."""
@@ -147,22 +157,40 @@ class _Averaging:
         self, grads: Params, state: OptState, params: Params, /, **extra: Any
     ) -> tuple[Params, OptState]:
         """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
-        inner, average, steps = state
-        params, inner = self.optimizer.step(grads, inner, params, **extra)
-        steps = steps + 1
+        before, average, updates = state
+        new, inner = self.optimizer.step(grads, before, params, **extra)
+        moved = self._moved(average, self.optimizer.eval_params(inner, new), updates + 1)
+        has_updated = _has_updated(self.optimizer, before, inner)
+        if has_updated is True:
+            return new, (inner, moved, updates + 1)
+        has_updated |= _differ(new, params)  # a part of them may have an optimiser of its own
+
+        def chosen(after: Array, kept: Array) -> Array:
+            return jnp.where(has_updated, after, kept)
+
+        average = _tree.map(chosen, moved, average)
+        return new, (inner, average, jnp.where(has_updated, updates + 1, updates))
+
+    def _moved(self, average: Params, point: Params, updates: Array) -> Params:
+        """The average after one more update, the `updates`-th."""
+        if not self.debias:
+            return _tree.map(partial(_incremental, 1 - self.decay), point, average)
         # 1 at the first step, and 1 - decay in the end: the average of Adam, already divided.
         log_decay = math.log(self.decay) if self.decay else -math.inf
-        share = (1 - self.decay) / -jnp.expm1(steps.astype(jnp.float32) * log_decay)
+        share = (1 - self.decay) / -jnp.expm1(updates.astype(jnp.float32) * log_decay)
 
-        def moved(mean: Array, new: Array) -> Array:
-            return mean + share.astype(mean.dtype) * (_tree.wide(new) - mean)
+        def moved(mean: Array, to: Array) -> Array:
+            return mean + share.astype(mean.dtype) * (_tree.wide(to) - mean)
 
-        point = self.optimizer.eval_params(inner, params)
-        return params, (inner, _tree.map(moved, average, point), steps)
+        return _tree.map(moved, average, point)
 
     def eval_params(self, state: OptState, params: Params, /) -> Params:
         """`params = optimizer.eval_params(opt_state, params)`: the average."""
         return _tree.map(_in_dtype_of, state[1], params)
+
+    def has_updated(self, before: OptState, after: OptState, /) -> Any:
+        """`optimizer.has_updated(before, after)`: see `Optimizer`."""
+        return _has_updated(self.optimizer, before[0], after[0])
 
 
 @jax.tree_util.register_static
@@ -222,6 +250,10 @@ class _Freezing:
         trained, kept = self._split(params)
         return _joined(self.optimizer.eval_params(state, trained), kept)
 
+    def has_updated(self, before: OptState, after: OptState, /) -> Any:
+        """`optimizer.has_updated(before, after)`: see `Optimizer`."""
+        return _has_updated(self.optimizer, before, after)
+
     def _split(self, tree: Any) -> tuple[Any, Any]:
         """The tree that is trained, and the one that is not."""
         chosen = [not self._is_frozen(path) for path in _tree.leaves_by_slashes(tree)]
@@ -273,6 +305,10 @@ class _Skipping:
         """`params = optimizer.eval_params(opt_state, params)`."""
         return self.optimizer.eval_params(state[0], params)
 
+    def has_updated(self, before: OptState, after: OptState, /) -> Any:
+        """`optimizer.has_updated(before, after)`: see `Optimizer`."""
+        return _has_updated(self.optimizer, before[0], after[0]) & (before[1] == after[1])
+
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
@@ -294,6 +330,17 @@ class _Casting:
         params, x = self.policy.cast_to_compute((params, x))
         outputs, new_state = self.model.forward(params, state, x, train=train, key=key)
         return self.policy.cast_to_output(outputs), _tree.map(_in_dtype_of, new_state, state)
+
+
+def _incremental(step: float, new: Array, mean: Array) -> Array:
+    """The formula of `optax.incremental_update`, for the same bits."""
+    return step * _tree.wide(new) + (1.0 - step) * mean
+
+
+def _differ(one: Params, other: Params) -> Array:
+    """Whether any number of two trees is another; NaN always is."""
+    pairs = zip(_tree.leaves(one), _tree.leaves(other), strict=True)
+    return reduce(jnp.logical_or, [jnp.any(a != b) for a, b in pairs])
 
 
 def _joined(one: Any, other: Any) -> Any:

@@ -59,7 +59,7 @@ class Learner(eqx.Module):
     Attributes:
         params, state, opt_state: what the model and the optimiser hold; None before `setup`.
         key: what the keys of all steps derive from, with the step.
-        step: updates done, an int32 scalar.
+        step: training steps done, an int32 scalar: with `optax.MultiSteps`, micro-steps.
 
     A batch of which nothing counts has a gradient of 0, and the optimiser still makes its step:
     momentum and weight decay move the weights, and one that divides by the gradient's norm, such as
