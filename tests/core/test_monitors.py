@@ -1,6 +1,6 @@
 """Monitors: what they measure is what a loop by hand finds, and all others are told of it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -108,6 +108,59 @@ def test_the_rate_is_read_from_the_optimiser_or_from_the_schedule():
     assert rates(Counted(), lambda count: 10.0 * count) == [0.0, 10.0, 20.0]
     assert rates(Fit(), lambda count: 10.0 * count) == [0.0, 10.0, 20.0]  # counts nothing itself
     assert rates(Fit(), 0.5) == [0.5] * 3
+
+
+class ScaleByScheduleState(NamedTuple):
+    """As Optax has it."""
+
+    count: jax.Array
+
+
+class Several(Fit):
+    """With other counts than that of an optimiser."""
+
+    count: jax.Array
+    states: dict
+
+    def __init__(self, **states):
+        super().__init__(Sgd(0.1))
+        self.count = jnp.asarray(700, jnp.int32)
+        self.states = states
+
+    def train_step(self, batch):
+        states = jax.tree.map(lambda count: count + 1, self.states)
+        return solstice.replace(self, states=states, count=self.count + 64), {}
+
+
+def at(count):
+    return jnp.asarray(count, jnp.int32)
+
+
+def lrs_of(exp):
+    trainer = solstice.Trainer([LearningRate(lambda count: 10.0 * count)])
+    trainer.fit(exp, some(1))
+    return {name: v for name, v in trainer.history.rows[0].items() if name.startswith("lr")}
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ({}, {"lr": 0.0}),  # nothing but the examples seen is counted: training steps
+        ({"count": at(5)}, {"lr": 0.0}),  # of what, is not known
+        ({"opt_state": {"count": at(5), "z": {"count": at(2)}}}, {"lr": 50.0}),
+        ({"opt_state": (ScaleByScheduleState(at(5)), {"count": at(9)})}, {"lr": 50.0}),
+        ({"mine": [ScaleByScheduleState(at(5))], "opt_state": {"count": at(9)}}, {"lr": 50.0}),
+        (
+            {
+                "one": {"opt_state": [ScaleByScheduleState(at(5))]},
+                "two": {"opt_state": [ScaleByScheduleState(at(2)), ScaleByScheduleState(at(3))]},
+            },
+            {"lr/states/one": 50.0, "lr/states/two": 30.0},
+        ),
+    ],
+)
+def test_a_schedule_is_read_at_the_count_of_its_optimiser(states, expected):
+    assert lrs_of(Several(**states)) == expected
 
 
 def test_a_rate_that_is_not_to_be_found_is_told_at_once():

@@ -152,6 +152,77 @@ def test_the_rate_found_is_one_at_which_it_learns(tmp_path):
     assert "suggestion=" in repr(found)
 
 
+class Curve(Quadratic):
+    """Its loss is a function of the rate, with the noise of its batches."""
+
+    index: jax.Array
+    curve: object
+
+    def __init__(self, curve):
+        super().__init__()
+        self.index = jnp.zeros((), jnp.int32)
+        self.curve = curve
+
+    def train_step(self, batch):
+        rate = self.opt_state["hyperparams"]["learning_rate"]
+        loss = self.curve(jnp.log10(rate), self.index) + batch.mean()
+        return solstice.replace(self, index=self.index + 1), {"loss": loss}
+
+
+def rates_of(curve, noise=0.0, seed=0, **options):
+    batches = [
+        np.full(1, x, np.float32) for x in noise * np.random.default_rng(seed).normal(size=100)
+    ]
+    return solstice.find_learning_rate(Curve(curve), batches, **options)
+
+
+def falls_at(rate, over=0.3):
+    """From 3 to 1 around a rate."""
+    return lambda log, index: 1 + 2 * jax.nn.sigmoid((np.log10(rate) - log) / over)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rate", [1e-4, 1e-3, 1e-2])
+def test_the_noise_of_a_flat_start_is_not_suggested(rate, seed):
+    suggestion = rates_of(falls_at(rate), 0.3, seed).suggestion
+    assert rate / 10 < suggestion < rate * 30
+
+
+def test_the_last_rate_is_not_suggested():
+    assert rates_of(lambda log, index: 10.0 - 10.0**log).suggestion < 1.0
+
+
+@pytest.mark.parametrize(
+    ("curve", "message"),
+    [
+        (lambda log, index: 0.7 + 0 * log, "does not fall by more than its noise"),
+        (lambda log, index: 8.0 + log, "does not fall by more than its noise"),
+        (lambda log, index: jnp.nan * log, "the loss is nan before the first update"),
+        (
+            lambda log, index: jnp.where(index < 4, 1.0, jnp.inf) + 0 * log,
+            r"the loss is inf after 4 steps, at the rate 1.5e-06, and was 1.* lower `lowest`",
+        ),
+        (
+            lambda log, index: jnp.where(index < 1, 1.0, 10.0) + 0 * log,
+            r"the loss is 10 after 1 steps, .* lower `lowest`",
+        ),
+    ],
+)
+def test_a_loss_that_suggests_nothing_is_an_error_that_says_why(curve, message):
+    with pytest.raises(ValueError, match=message):
+        rates_of(curve)
+
+
+def test_noise_alone_suggests_nothing():
+    with pytest.raises(ValueError, match="does not fall by more than its noise"):
+        rates_of(lambda log, index: 9.0 + 0 * log, 0.3)
+
+
+def test_few_rates_do():
+    found = rates_of(falls_at(1e-3), steps=10, smooth=0.0)
+    assert 1e-4 < found.suggestion < 1e-1
+
+
 def test_what_is_missing_for_it_is_told():
     with pytest.raises(ValueError, match="inject_hyperparams"):
         solstice.find_learning_rate(Net(), [BATCH])

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,6 +205,54 @@ def test_multi_steps_updates_every_third_time_by_the_mean():
         params, state = optimizer.step({"w": jnp.full(2, value)}, state, params)
         seen.append(float(params["w"][0]))
     np.testing.assert_allclose(seen, [0, 0, -3, -3, -3, -4], atol=1e-5)
+
+
+SCHEDULE = optax.linear_schedule(0.0, 1.0, 100)
+
+
+@pytest.mark.parametrize(
+    ("tx", "steps"),
+    [
+        (optax.adam(SCHEDULE), 4),
+        (optax.chain(optax.adam(SCHEDULE), contrib.reduce_on_plateau(patience=1)), 4),
+        (optax.chain(contrib.reduce_on_plateau(accumulation_size=9), optax.sgd(SCHEDULE)), 4),
+        (optax.MultiSteps(optax.adamw(SCHEDULE), 2), 8),
+        (optax.apply_if_finite(optax.sgd(SCHEDULE), 3), 4),
+        (optax.chain(optax.sgd(SCHEDULE), optax.ema(0.9)), 4),
+    ],
+)
+def test_the_learning_rate_of_a_schedule_is_that_of_the_newest_update(tx, steps):
+    exp = solstice.RegressionExperiment(eqx.nn.Linear(3, 1, key=jax.random.key(0)), tx)
+    trainer = solstice.Trainer([solstice.callbacks.LearningRate(SCHEDULE)])
+    trainer.fit(exp, (X, Y), batch_size=64 // steps)
+    assert trainer.history.rows[0]["lr"] == pytest.approx(0.03)
+
+
+def test_a_rate_that_something_overrules_is_not_to_be_found():
+    def found(tx):
+        net = eqx.nn.Linear(3, 1, key=jax.random.key(0))
+        exp = solstice.RegressionExperiment(net, tx)
+        return solstice.find_learning_rate(exp, (X, Y), batch_size=16)
+
+    def both(learning_rate):
+        return optax.chain(optax.scale_by_schedule(SCHEDULE), optax.sgd(learning_rate))
+
+    injected = optax.inject_hyperparams(optax.sgd)
+    assert 1e-2 < found(injected(learning_rate=1e-3)).suggestion < 1
+    with pytest.raises(ValueError, match=r"there is no learning rate in the state.*inject_hyper"):
+        found(optax.adam(SCHEDULE))
+    for schedule in [SCHEDULE, optax.constant_schedule(1e-6)]:
+        with pytest.raises(ValueError, match=r"overrules the learning rate: `.*hyperparams/learn"):
+            found(injected(learning_rate=schedule))
+    for tx in [
+        optax.chain(injected(learning_rate=1e-3), optax.scale_by_schedule(SCHEDULE)),
+        optax.chain(injected(learning_rate=1e-3), contrib.reduce_on_plateau()),
+        optax.inject_hyperparams(both)(learning_rate=1e-3),
+    ]:
+        with pytest.raises(
+            ValueError, match=r"a schedule beside .* `.inner.learner/opt_state|`lear"
+        ):
+            found(tx)
 
 
 def averaged(tx, decay, gradients, **options):

@@ -81,7 +81,7 @@ def leaves_by_slashes(tree: Any) -> dict[str, Any]:
     `leaves_by_path`.
     """
     found = cast("Any", jax.tree_util.tree_leaves_with_path(tree))
-    short = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
+    short = [_by_slashes(path) for path, _ in found]
     count = Counter(short)
     pairs = zip(short, leaves_by_path(tree), strict=True)
     names = distinct(name if count[name] == 1 else path for name, (path, _) in pairs)
@@ -100,6 +100,16 @@ def distinct(names: Iterable[str]) -> list[str]:
             new, index = f"{name}#{index}", index + 1
         found[new] = None
     return list(found)
+
+
+def nodes_by_slashes(tree: Any, is_one: Callable[[Any], bool]) -> dict[str, Any]:
+    """Each node of a kind by its path, the outermost alone."""
+    found = cast("Any", jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_one))
+    return {_by_slashes(path): node for path, node in found if is_one(node)}
+
+
+def _by_slashes(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def unflatten(structure: Any, leaves: Any) -> Any:

@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
-import numpy as np
 
-from solstice import _tree
 from solstice._callback import Callback, Record
 from solstice._engine._times import Times
 from solstice._experiment import params_of
+from solstice._rates import injected_rates, rates_by_name, updates_by_name
 from solstice.compat import Norms, norms_of
 
 
@@ -19,7 +18,9 @@ class LearningRate(Callback):
 
     Without arguments it is read from the state of `optax.inject_hyperparams`. With several such
     states there is one metric for each, named by its path. A schedule is called with the number of
-    updates that the optimiser has counted, or the training steps where it does not count.
+    updates that the optimiser has counted: that of its schedule in Optax, else the largest `count`
+    in a field named `opt_state`; or the training steps where nothing counts. Where several
+    optimisers count, as those of a GAN, there is one metric for each, named by its path.
 
     Args:
         schedule: what the optimiser was made with: a function from the update to the rate, such as
@@ -36,7 +37,11 @@ class LearningRate(Callback):
 
     def on_fit_start(self, record: Record) -> None:
         """Looks whether there is a rate."""
-        if record.mode == "train" and self._schedule is None and not _rates(record.experiment):
+        if (
+            record.mode == "train"
+            and self._schedule is None
+            and not injected_rates(record.experiment)
+        ):
             raise ValueError(
                 "LearningRate() finds no learning rate in the Experiment: give it the schedule, "
                 "`LearningRate(schedule)`, or make the optimiser with "
@@ -46,10 +51,11 @@ class LearningRate(Callback):
     def measure(self, record: Record) -> Mapping[str, Any]:
         """Reads the rate."""
         if self._schedule is None:
-            return {name: float(rate) for name, rate in _rates(record.experiment).items()}
+            return {name: float(rate) for name, rate in rates_by_name(record.experiment).items()}
         if not callable(self._schedule):
             return {"lr": float(self._schedule)}
-        return {"lr": float(self._schedule(max(_updates(record) - 1, 0)))}
+        updates = updates_by_name(record.experiment, record.step)
+        return {name: float(self._schedule(max(n - 1, 0))) for name, n in updates.items()}
 
 
 class NormMonitor(Callback):
@@ -148,27 +154,6 @@ class DeviceMemory(Callback):
             return {"memory_bytes": max(s["peak_bytes_in_use"] for s in stats)}
         arrays = cast("list[Any]", jax.live_arrays())
         return {"memory_bytes": sum(array.nbytes for array in arrays)}
-
-
-def _rates(experiment: Any) -> dict[str, Any]:
-    """The injected learning rates."""
-    end = "hyperparams/learning_rate"
-    leaves = _tree.leaves_by_slashes(experiment)
-    found = {path: leaf for path, leaf in leaves.items() if path.endswith(end)}
-    if len(found) == 1:
-        return {"lr": next(iter(found.values()))}
-    return {f"lr/{path.removesuffix(end).strip('/')}": leaf for path, leaf in found.items()}
-
-
-def _updates(record: Record) -> int:
-    """How many updates the optimiser has counted; in a chain, the schedule stands last."""
-    leaves = _tree.leaves_by_slashes(record.experiment)
-    counts = [
-        leaf
-        for path, leaf in leaves.items()
-        if path.split("/")[-1] == "count" and np.ndim(leaf) == 0
-    ]
-    return int(counts[-1]) if counts else record.step
 
 
 def _find(tree: Any, kind: type) -> list[Any]:

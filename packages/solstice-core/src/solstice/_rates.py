@@ -1,0 +1,70 @@
+"""Learning rates and counts of updates in the states of an Experiment's optimisers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from solstice import _tree
+
+_INJECTED = "hyperparams/learning_rate"
+_SCHEDULE = "ScaleByScheduleState"
+_SCALING = (_SCHEDULE, "ReduceLROnPlateauState")
+"""Classes of Optax, which is not imported for them."""
+
+
+def injected_rates(experiment: Any) -> dict[str, Any]:
+    """The learning rates of `optax.inject_hyperparams`, by their paths."""
+    leaves = _tree.leaves_by_slashes(experiment)
+    return {p: x for p, x in leaves.items() if p.endswith(_INJECTED) and eqx.is_array(x)}
+
+
+def rates_by_name(experiment: Any) -> dict[str, Any]:
+    """The same as metrics: "lr", or one for each by its path."""
+    return _named({p.removesuffix(_INJECTED): x for p, x in injected_rates(experiment).items()})
+
+
+def scaled_beside(experiment: Any) -> str | None:
+    """The path of a schedule that changes the updates of an optimiser with an injected rate."""
+    owners = {_optimizer_of(path) for path in injected_rates(experiment)}
+    scaling = _tree.nodes_by_slashes(experiment, lambda node: type(node).__name__ in _SCALING)
+    return next((path for path in scaling if _optimizer_of(path) in owners), None)
+
+
+def updates_by_name(experiment: Any, otherwise: int) -> dict[str, int]:
+    """How many updates the optimiser has counted: as metrics, one for each optimiser of several.
+
+    The count of a schedule goes first. Where Optax has none, it is the largest `count` in what is
+    called `opt_state`, since others count what they leave out; where nothing counts, `otherwise`.
+    """
+    schedules = _tree.nodes_by_slashes(experiment, lambda node: type(node).__name__ == _SCHEDULE)
+    counts = {path: node.count for path, node in schedules.items()} or _counts(experiment)
+    most: dict[str, int] = {}
+    for path, count in jax.device_get(counts).items():
+        if np.ndim(count) == 0:
+            owner = _optimizer_of(path)
+            most[owner] = max(int(count), most.get(owner, 0))
+    return _named({owner.removesuffix("opt_state"): n for owner, n in most.items()}) or {
+        "lr": otherwise
+    }
+
+
+def _counts(experiment: Any) -> dict[str, Any]:
+    leaves = _tree.leaves_by_slashes(experiment)
+    parts = {path: path.split("/") for path in leaves}
+    return {p: x for p, x in leaves.items() if "opt_state" in parts[p] and parts[p][-1] == "count"}
+
+
+def _optimizer_of(path: str) -> str:
+    """The part of a path that names the state of one optimiser: a field, if not `opt_state`."""
+    parts = path.split("/")
+    end = parts.index("opt_state") if "opt_state" in parts else 0
+    return "/".join(parts[: end + 1])
+
+
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    if len(values) == 1:
+        return {"lr": next(iter(values.values()))}
+    return {f"lr/{path.strip('/')}": value for path, value in values.items()}
