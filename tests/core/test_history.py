@@ -79,7 +79,7 @@ def test_every_trainer_keeps_one():
     assert "<td>-5</td>" in trainer.history._repr_html_()
 
 
-def test_the_one_of_its_own_keeps_numbers_alone():
+def test_the_one_of_its_own_keeps_no_large_arrays_and_names_them():
     class Kept(solstice.Metrics):
         total: object
 
@@ -87,17 +87,70 @@ def test_the_one_of_its_own_keeps_numbers_alone():
             return Kept(self.total + other.total)
 
         def compute(self):
-            return {"total": self.total, "first": self.total[0]}
+            return {"total": self.total, "first": self.total[0], "few": self.total[:256]}
 
     class Vectors(Mean):
         def train_step(self, batch):
             return self, Kept(batch)
 
-    asked = History()
-    for trainer in (solstice.Trainer(), solstice.Trainer([asked])):
-        trainer.fit(Vectors(), some([1, 2]))
-        names = {*trainer.history.rows[0]} - {"step", "epoch", "mode", "span"}
-        assert names == ({"first", "total"} if trainer.history is asked else {"first"})
+    data = [np.ones(257, np.float32)] * 2
+    own, asked, alone = solstice.Trainer(), History(), History(scalars_only=True)
+    for _ in range(2):
+        with pytest.warns(
+            UserWarning, match="leaves out|gives no metrics|cannot be compiled"
+        ) as said:
+            own.fit(Vectors(), data, num_epochs=3)
+        assert [str(warning.message) for warning in said] == [
+            "trainer.history leaves out arrays of more than 256 numbers: `total`, float32[257]. To "
+            "keep them, write `solstice.History()` among the callbacks of the Trainer"
+        ]
+    solstice.Trainer([asked, alone]).fit(Vectors(), data)
+    moment = {"step", "epoch", "mode", "span"}
+    assert {*own.history.rows[0]} - moment == {"first", "few"}
+    assert {*asked.rows[0]} - moment == {"first", "few", "total"}
+    assert {*alone.rows[0]} - moment == {"first"}
+
+
+class Clashing(Mean):
+    def train_step(self, batch):
+        names = ["step", "epoch", "mode", "span", "metric/step"]
+        return self, {name: jnp.mean(batch) + i for i, name in enumerate(names)}
+
+    def eval_step(self, batch):
+        return self, {"epoch": 7.0}
+
+
+def test_metrics_with_the_names_of_the_moment_are_kept(tmp_path):
+    logger = solstice.loggers.CSV(tmp_path / "log.csv", only=["step", "epoch", "metric/step"])
+    lines = solstice.loggers.JSONLines(tmp_path / "log.jsonl")
+    trainer = solstice.Trainer([logger, lines])
+    trainer.fit(Clashing(), some([1, 3]), some([5]))
+    history = trainer.history
+    history.to_csv(tmp_path / "to.csv")
+    history.to_jsonl(tmp_path / "to.jsonl")
+    expected = {"step": 2.0, "epoch": 3.0, "mode": 4.0, "span": 5.0, "metric/step": 6.0}
+    for name in ("to.csv", "to.jsonl", "log.csv", "log.jsonl", None):
+        found = solstice.read_history(tmp_path / name) if name else history
+        logged = {"mode", "span"} if name == "log.csv" else set()
+        values = {n: v for n, v in expected.items() if n not in logged}
+        assert {n: found.series(f"train/{n}")[1] for n in values} == {
+            n: [v] for n, v in values.items()
+        }
+        assert {*found.names()} == {*(f"train/{n}" for n in values), "val/epoch"}
+        assert found.best("val/epoch")["metric/epoch"] == 7.0
+        assert [(row["step"], row["epoch"], row["mode"]) for row in found.rows] == [
+            (2, 0, "train"),
+            (2, 0, "val"),
+        ]
+    assert "train/step" in repr(history)
+    assert history.plot(only=["step"]).axes[0].get_title() == "step"
+
+
+def test_arrays_and_truths_come_back_from_files(tmp_path):
+    history = history_of(loss=[1.0], matrix=[np.eye(2, dtype=np.int32)], good=[True])
+    history.to_csv(tmp_path / "a.csv")
+    (row,) = solstice.read_history(tmp_path / "a.csv").rows
+    assert (row["matrix"], row["good"]) == ([[1, 0], [0, 1]], True)
 
 
 def test_a_long_table_is_shown_in_part(monkeypatch):

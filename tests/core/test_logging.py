@@ -108,9 +108,36 @@ def test_where_nothing_is_to_be_logged_nothing_is_called():
     assert logged(lambda t: t.fit(Mean(), some(1)), only=("absent",)) == []
 
 
-def test_arrays_are_left_out():
-    lines = logged(lambda t: t.test(Arrays(), some(1, 2)))
-    assert lines == [({"test/first": 3.0}, 0)]
+def test_arrays_are_left_out_and_named_once():
+    with pytest.warns(UserWarning, match="leaves out|gives no metrics|cannot be compiled") as said:
+        lines = logged(lambda t: t.fit(Arrays(), some(1, 2), some(1, 2), num_epochs=2))
+    assert [metrics for metrics, _ in lines[1::2]] == [{"val/first": 3.0}] * 2
+    assert [str(warning.message) for warning in said] == [
+        "Logging leaves out what is not a number: `values`, float32[2]. Choose by `only=`"
+    ]
+    chosen = logged(lambda t: t.test(Arrays(), some(1, 2)), only=["first"])
+    assert chosen == [({"test/first": 3.0}, 0)]
+
+
+def test_a_logger_names_what_its_tool_cannot_show():
+    class Numbers(solstice.loggers.Logger):
+        def open(self, start):
+            self.rows = []
+
+        def write(self, row):
+            self.rows.append(row)
+
+        def takes(self, value):
+            return np.ndim(value) == 0
+
+    logger = Numbers()
+    with pytest.warns(UserWarning, match="leaves out|gives no metrics|cannot be compiled") as said:
+        solstice.Trainer([logger]).test(Arrays(), some(1, 2))
+    assert [str(warning.message) for warning in said] == [
+        "Numbers leaves out what it cannot show: `values`, float32[2]. Choose by `only=`; "
+        "solstice.loggers.JSONLines takes all"
+    ]
+    assert logger.rows == [{"step": 0, "epoch": 0, "mode": "test", "span": "epoch", "first": 3.0}]
 
 
 def test_the_standard_logger_gets_a_line_for_each(caplog):

@@ -1,5 +1,7 @@
 """The Metrics base class, and mappings of scalars averaged over examples."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
-from solstice._metrics import Means, as_metrics, num_examples
+from solstice._metrics import Means, as_metrics, num_examples, without_metrics
 
 to_means = jax.jit(as_metrics)
 
@@ -193,23 +195,163 @@ def test_one_bad_value_spoils_its_own_key_alone(bad):
     assert computed["good"] == pytest.approx(3)
 
 
+ONE = jnp.ones(())
+
+
+class Pair(NamedTuple):
+    loss: object
+    extra: object
+
+
+@pytest.mark.parametrize(
+    ("outs", "averaged", "lost"),
+    [
+        (None, {}, []),
+        ({}, {}, []),
+        (ONE, {"loss": 1.0}, []),
+        (2.0, {"loss": 2.0}, []),
+        (jnp.ones(3), {}, ["outs"]),
+        ({"loss": ONE, "logits": jnp.ones(3)}, {"loss": 1.0}, ["logits"]),
+        ({"loss": ONE, "one": jnp.ones(1)}, {"loss": 1.0}, ["one"]),
+        ({"loss": ONE, "none": None}, {"loss": 1.0}, ["none"]),
+        ({"loss": ONE, "text": "no number"}, {"loss": 1.0}, ["text"]),
+        ({"loss": ONE, "wave": jnp.ones((), complex)}, {"loss": 1.0}, ["wave"]),
+        ({"loss": ONE, "key": jax.random.key(0)}, {"loss": 1.0}, ["key"]),
+        (
+            {"loss": ONE, "aux": {"l2": 3, "v": jnp.ones(2)}},
+            {"loss": 1.0, "aux/l2": 3.0},
+            ["aux/v"],
+        ),
+        ({"parts": [ONE, 2 * ONE]}, {"parts/0": 1.0, "parts/1": 2.0}, []),
+        ((ONE, jnp.ones(2)), {"0": 1.0}, ["1"]),
+        (Pair(ONE, jnp.ones(2)), {"loss": 1.0}, ["extra"]),
+        ({"loss": ONE, "hit": True}, {"loss": 1.0, "hit": 1.0}, []),
+    ],
+)
+def test_scalars_are_averaged_by_their_paths_and_the_rest_is_known(outs, averaged, lost):
+    metrics = as_metrics(outs, np.zeros(3, np.float32))
+    assert (metrics.compute() if metrics else {}) == averaged
+    assert list(without_metrics(outs)) == lost
+
+
+class Extra(solstice.Metrics):
+    """Metrics of another kind, for beside."""
+
+    value: jax.Array
+
+    def merge(self, other):
+        return Extra(self.value + other.value)
+
+    def compute(self):
+        return {"sum": self.value}
+
+
+def test_metrics_beside_other_outs_are_merged_too():
+    batches = [np.arange(n, dtype=np.float32) for n in (3, 1, 2)]
+
+    def outs(batch):
+        return {
+            "mean": batch.mean(),
+            "high": Largest(batch.max()),
+            "all": {"of": Collected(batch)},
+            "sum": Extra(batch.sum()),
+        }
+
+    computed = metrics_over(batches, outs)
+    np.testing.assert_array_equal(computed.pop("all/of/values"), np.concatenate(batches))
+    expected = {"mean": 4 / 6, "high/largest": 2.0, "all/of/median": 0.5, "sum/sum": 4.0}
+    assert computed == pytest.approx(expected)
+
+
+def test_metrics_in_a_pair_keep_their_names():
+    def outs(batch):
+        return Extra(batch.sum()), batch
+
+    with pytest.warns(UserWarning, match=r"Measure.eval_step returns .*: `1`, float32\[2\]"):
+        assert metrics_over([np.ones(2, np.float32)] * 2, outs) == {"sum": 4.0}
+
+
 @pytest.mark.parametrize(
     "outs",
     [
-        {"loss": jnp.ones(()), "logits": jnp.ones(3)},
-        {"text": "no number"},
-        {},
-        jnp.ones(()),
-        (jnp.ones(()),),
-        None,
+        lambda batch: {"a/b": batch.mean(), "a": {"b": batch.mean()}},
+        lambda batch: {"a": Extra(batch.sum()), "a/sum": batch.mean()},
     ],
 )
-def test_what_is_no_mapping_of_scalars_is_not_averaged(outs):
-    assert as_metrics(outs, np.zeros(3, np.float32)) is None
+def test_two_of_one_name_are_refused(outs):
+    with pytest.raises((solstice.ExperimentError, ValueError), match=r"'a/(b|sum)'.*: rename one"):
+        metrics_over([np.ones(2, np.float32)], outs)
 
 
-def test_outs_that_are_not_averaged_give_no_metrics():
-    assert metrics_over([np.ones(2, np.float32)], lambda batch: {"x": batch}) == {}
+def test_what_gives_no_metrics_is_named_once_in_a_run():
+    def outs(batch):
+        return {"x": {"loss": batch.mean(), "each": batch}}
+
+    with pytest.warns(UserWarning, match="leaves out|gives no metrics|cannot be compiled") as said:
+        solstice.Trainer(sanity_val_batches=1, val_every_n_steps=1).fit(
+            Measure(outs), [np.ones(2, np.float32)] * 3, [np.ones(2, np.float32)], num_epochs=2
+        )
+    (message,) = [str(warning.message) for warning in said]
+    assert message.startswith(
+        "Measure.train_step returns what gives no metrics: `x/each`, float32[2]. Return a scalar, "
+        "such as `each.mean()`, or a solstice.Metrics, such as "
+        "`solstice.metrics.Collect(each=each)`"
+    )
+    with pytest.warns(UserWarning, match="Measure.eval_step returns"):  # another run
+        assert metrics_over([np.ones(2, np.float32)], outs) == {"x/loss": 1.0}
+
+
+def test_each_other_thing_is_named():
+    class Two(Measure):
+        def eval_step(self, batch):
+            return self, {"loss": batch.mean(), "a": batch, "b": None}
+
+    data = [np.ones(2, np.float32)]
+    with pytest.warns(UserWarning, match="leaves out|gives no metrics|cannot be compiled") as said:
+        solstice.Trainer().fit(Two(lambda batch: {"a": batch}), data, data)
+    first, second = (str(warning.message) for warning in said)
+    assert "Two.train_step" in first
+    assert "`a`" in first
+    assert second == (
+        "Two.eval_step returns what gives no metrics: `b`, None. Leave it out, or return a number"
+    )
+
+
+def test_steps_that_are_not_compiled_name_it_too():
+    def outs(batch):
+        return {"loss": float(np.asarray(batch).mean()), "each": batch}
+
+    with pytest.warns(UserWarning, match="leaves out|gives no metrics|cannot be compiled") as said:
+        assert metrics_over([np.ones(2, np.float32)] * 2, outs) == {"loss": 1.0}
+    assert ["cannot be compiled" in str(w.message) for w in said] == [True, False]
+    assert "`each`, float32[2]" in str(said[1].message)
+
+
+def test_what_is_predicted_is_not_for_metrics():
+    class Predict(Measure):
+        def predict_step(self, batch):
+            return {"a/b": batch, "a": {"b": batch}, "none": None}
+
+    (found,) = solstice.Trainer().predict(Predict(None), [np.ones(2, np.float32)])
+    np.testing.assert_array_equal(found["a/b"], found["a"]["b"])
+
+
+def test_values_within_values_have_both_names():
+    class Nested(Extra):
+        def compute(self):
+            return {"a": {"b": self.value, "c": {"d": 1}}, "e": 2}
+
+    computed = metrics_over([np.ones(2, np.float32)], lambda batch: Nested(batch.sum()))
+    assert computed == {"a/b": 2.0, "a/c/d": 1, "e": 2}
+
+
+def test_computed_values_have_names():
+    class Bare(Extra):
+        def compute(self):
+            return self.value
+
+    with pytest.raises(TypeError, match=r"Bare.compute must return values by name"):
+        metrics_over([np.ones(2, np.float32)], lambda batch: Bare(batch.sum()))
 
 
 def test_metrics_are_taken_as_they_are():

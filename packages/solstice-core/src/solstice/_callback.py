@@ -7,6 +7,7 @@ from typing import Any, cast
 from solstice._engine._compiles import Compilation
 from solstice._engine._times import Times
 from solstice._experiment import Experiment
+from solstice._metrics import on_host
 from solstice._run._owners import is_setting, kept_arguments
 from solstice._run._snapshot import Snapshot, named
 from solstice._types import Batch, Mode, Outs
@@ -286,7 +287,7 @@ class CallbackList:
                     f"{type(callback).__name__}.measure must return what it measures by name, "
                     f'such as {{"temperature": 0.7}}; it returned {values!r:.60}'
                 )
-            found |= values or {}
+            found |= on_host(cast("Mapping[str, Any]", values or {}))
         return found
 
     def reader(self, callback: Callback) -> int:

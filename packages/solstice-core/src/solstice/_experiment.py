@@ -29,8 +29,10 @@ class Experiment(eqx.Module):
     It is an `equinox.Module`: annotate fields as in a dataclass, or write an `__init__`. A step
     may be decorated with `jax.jit` or `equinox.filter_jit`, or not at all; the Trainer compiles
     it in any case. `outs`, the second thing a step returns, is a `Metrics`, which is merged over
-    the epoch; or a mapping of scalars, which is averaged over examples (the weight of a batch is
-    the length of axis 0 of its first array); or any other pytree, which callbacks receive.
+    the epoch; or a pytree such as a mapping, whose scalars are averaged over examples (the weight
+    of a batch is the length of axis 0 of its first array) and named by their paths, as in
+    "aux/l2". A scalar alone is "loss". `Metrics` in it are merged too. What gives no metrics is
+    named by a warning, once in a run; callbacks receive it.
     """
 
     @abstractmethod

@@ -1,8 +1,8 @@
 """The Metrics base class, and how a step's outs become one."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, Self, TypeGuard
+from collections.abc import Iterator, Mapping
+from typing import Any, Self, cast
 
 import equinox as eqx
 import jax
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from solstice import _tree
+from solstice._errors import ExperimentError
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice._types import Batch, Outs
 
@@ -54,7 +56,7 @@ class Metrics(eqx.Module):
 
 
 class Means(Metrics):
-    """The mean of each named scalar over examples: what a mapping of scalars becomes."""
+    """The mean of each named scalar over examples: what scalars among outs become."""
 
     sums: Totals
     count: Counts
@@ -68,14 +70,76 @@ class Means(Metrics):
             return {name: total / count for name, total in self.sums.floats(np).items()}
 
 
+class Beside(Metrics):
+    """Metrics that a step returns beside other outs, with the means of the scalars there."""
+
+    parts: tuple[Metrics, ...]
+    names: tuple[str, ...] = eqx.field(static=True)
+    """What stands before the names of each; nothing, if empty."""
+
+    def merge(self, other: Self, /) -> Self:
+        pairs = zip(self.parts, other.parts, strict=True)
+        return type(self)(tuple(mine.merge(theirs) for mine, theirs in pairs), self.names)
+
+    def compute(self) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, part in zip(self.names, self.parts, strict=True):
+            found = {f"{name}/{n}" if name else n: v for n, v in part.compute().items()}
+            twice = {*found} & {*values}
+            if twice:
+                raise ValueError(f"two metrics of a step are named {min(twice)!r}: rename one")
+            values |= found
+        return values
+
+
 def as_metrics(outs: Outs, batch: Batch) -> Metrics | None:
-    """Metrics as they are, a mapping of scalars as `Means` weighted by examples, else None."""
+    """Metrics as they are; else the scalars by their paths, as `Means` weighted by examples.
+
+    A scalar alone is "loss". Metrics beside other outs have their path before their names, unless
+    there is one and its place has no name, as in `(metrics, outputs)`. None if there is nothing.
+    """
     if isinstance(outs, Metrics):
         return outs
-    if not _is_mapping_of_scalars(outs):
-        return None
+    leaves = _by_path(outs)
+    parts = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Metrics)}
+    scalars = {path or "loss": leaf for path, leaf in leaves.items() if _is_scalar(leaf)}
+    means = {"": _means(scalars, batch)} if scalars else {}
+    if not parts:
+        return means.get("")
+    if len(parts) == 1 and all(part.isdigit() for part in next(iter(parts)).split("/")):
+        return Beside((*means.values(), *parts.values()), ("",) * (len(means) + 1))
+    return Beside((*means.values(), *parts.values()), (*means, *parts))
+
+
+def without_metrics(outs: Outs) -> dict[str, Any]:
+    """What gives no metrics in the outs of a step, by its path."""
+    if outs is None or isinstance(outs, Metrics):
+        return {}
+    return {
+        path or "outs": leaf
+        for path, leaf in _by_path(outs).items()
+        if not isinstance(leaf, Metrics) and not _is_scalar(leaf)
+    }
+
+
+def _by_path(outs: Outs) -> dict[str, Any]:
+    """Leaves by path, Metrics and None among them."""
+
+    def is_leaf(node: Any) -> bool:
+        return node is None or isinstance(node, Metrics)
+
+    leaves = _tree.leaves_with_slashes(outs, is_leaf)
+    found = dict(leaves)
+    if len(found) < len(leaves):
+        paths = [path for path, _ in leaves]
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ExperimentError(f"two outs of a step have the path {twice!r}: rename one")
+    return found
+
+
+def _means(scalars: Mapping[str, Any], batch: Batch) -> Means:
     count = num_examples(batch)
-    sums = {name: _times(value, count) for name, value in outs.items()}
+    sums = {name: _times(value, count) for name, value in scalars.items()}
     return Means(Totals(sums), Counts({"count": count}))
 
 
@@ -94,21 +158,39 @@ def to_host(metrics: Metrics | None) -> dict[str, Any]:
     """The computed values read back: scalars as Python numbers, the rest as NumPy arrays."""
     if metrics is None:
         return {}
-    computed = dict(metrics.compute())
-    values = jax.device_get(list(computed.values()))  # one transfer, and the order is kept
-    return {name: _plain(value) for name, value in zip(computed, values, strict=True)}
+    computed: Any = metrics.compute()
+    if not isinstance(computed, Mapping):
+        raise TypeError(
+            f"{type(metrics).__name__}.compute must return values by name, such as "
+            f'{{"accuracy": 0.9}}; it returned {computed!r:.60}'
+        )
+    return on_host(cast("Mapping[str, Any]", computed))
+
+
+def on_host(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values read back; those of a mapping within have its name before theirs: "val/a"."""
+    flat = dict(_flat(values))
+    read = jax.device_get(list(flat.values()))  # one transfer, and the order is kept
+    return {name: _plain(value) for name, value in zip(flat, read, strict=True)}
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            within = cast("Mapping[str, Any]", value)
+            yield from ((f"{name}/{part}", leaf) for part, leaf in _flat(within))
+        else:
+            yield name, value
 
 
 def _plain(value: Any) -> Any:
     return np.asarray(value).item() if np.ndim(value) == 0 else np.asarray(value)
 
 
-def _is_mapping_of_scalars(outs: Outs) -> TypeGuard[Mapping[str, Any]]:
-    if not isinstance(outs, Mapping) or not outs:
-        return False
-    values: list[Any] = list(outs.values())  # pyright: ignore[reportUnknownArgumentType]
-    return all(
-        isinstance(value, bool | int | float | np.generic)
-        or (isinstance(value, Array | np.ndarray) and value.ndim == 0)
-        for value in values
-    )
+def _is_scalar(value: Any) -> bool:
+    """A number, or an array of one number that has no axis; or the shape of such."""
+    if isinstance(value, bool | int | float):
+        return True
+    dtype: Any = getattr(value, "dtype", None)
+    real = (jnp.bool_, jnp.integer, jnp.floating)
+    return getattr(value, "shape", None) == () and any(jnp.issubdtype(dtype, r) for r in real)

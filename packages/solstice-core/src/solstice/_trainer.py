@@ -32,6 +32,9 @@ from solstice.history import History
 
 _E = TypeVar("_E", bound=Experiment)
 
+_MAX_SIZE = 256
+"""Numbers of an array that the Trainer's own History keeps: every checkpoint holds all of them."""
+
 
 class Trainer:
     """`solstice.Trainer(callbacks=[...]).fit(exp, train_ds, val_ds, num_epochs=10)`.
@@ -101,7 +104,7 @@ class Trainer:
         self.prefetch = prefetch
         self._kept: list[Callback] = []
         if not any(isinstance(callback, History) for callback in self.callbacks):
-            self._kept.append(History(scalars_only=True))
+            self._kept.append(History(max_size=_MAX_SIZE))
         self._memory: dict[str, Rings] = {}
         self._newest: Run | None = None
         self._training: Run | None = None
@@ -127,7 +130,7 @@ class Trainer:
         """`trainer.history`: the metrics of the newest run of training, and of evaluations since.
 
         It is the `solstice.History` among the callbacks, or one of the Trainer's own, which keeps
-        the numbers of each epoch.
+        the metrics of each epoch, of arrays those of up to 256 numbers.
         """
         there = [c for c in [*self.callbacks, *self._kept] if isinstance(c, History)]
         return there[0]

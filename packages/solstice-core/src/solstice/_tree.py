@@ -80,8 +80,7 @@ def leaves_by_slashes(tree: Any) -> dict[str, Any]:
     Leaves that would have one path, as of `{"a/b": 1, "a": {"b": 2}}`, have the longer ones of
     `leaves_by_path`.
     """
-    found = cast("Any", jax.tree_util.tree_leaves_with_path(tree))
-    short = [_by_slashes(path) for path, _ in found]
+    short = [path for path, _ in leaves_with_slashes(tree)]
     count = Counter(short)
     pairs = zip(short, leaves_by_path(tree), strict=True)
     names = distinct(name if count[name] == 1 else path for name, (path, _) in pairs)
@@ -102,14 +101,17 @@ def distinct(names: Iterable[str]) -> list[str]:
     return list(found)
 
 
+def leaves_with_slashes(
+    tree: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[str, Any]]:
+    """Each leaf with its path, as in `params/layers/0/w`; equal paths too."""
+    found = cast("Any", jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf))
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
+
+
 def nodes_by_slashes(tree: Any, is_one: Callable[[Any], bool]) -> dict[str, Any]:
     """Each node of a kind by its path, the outermost alone."""
-    found = cast("Any", jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_one))
-    return {_by_slashes(path): node for path, node in found if is_one(node)}
-
-
-def _by_slashes(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return {path: node for path, node in leaves_with_slashes(tree, is_one) if is_one(node)}
 
 
 def unflatten(structure: Any, leaves: Any) -> Any:

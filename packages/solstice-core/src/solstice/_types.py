@@ -6,6 +6,6 @@ Batch: TypeAlias = Any
 """A pytree of arrays; axis 0 of every array is the example."""
 
 Outs: TypeAlias = Any
-"""What a step returns beside the Experiment: Metrics, a mapping of scalars, or any pytree."""
+"""What a step returns beside the Experiment: Metrics, scalars by name, or any pytree."""
 
 Mode: TypeAlias = Literal["train", "val", "test", "predict"]

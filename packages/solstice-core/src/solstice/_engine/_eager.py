@@ -3,7 +3,7 @@
 import linecache
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +29,21 @@ class EagerStepper:
         method: "train_step", "eval_step" or "predict_step".
         error: why it cannot be compiled; a warning names the line.
         readers: how many read metrics.
+        look: called with the name of a step and its outs.
     """
 
     steps_per_call = steps_per_block = first_steps = 1
     reason = "the step cannot be compiled, and runs as it is"
     works_in_place = is_lost = False
 
-    def __init__(self, experiment: Experiment, method: str, error: Exception, readers: int) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        method: str,
+        error: Exception,
+        readers: int,
+        look: Callable[[str, Outs], None],
+    ) -> None:
         warnings.warn(
             f"{type(experiment).__name__}.{method} cannot be compiled, and runs as it is, which is "
             f"slow: {_line(error)}. Write it with jax.numpy, jnp.where and jax.lax.cond",
@@ -45,6 +53,7 @@ class EagerStepper:
         self.kind = type(experiment)
         self.name = f"{self.kind.__name__}.{method}"
         self._method = method
+        self._look = look
         self._totals: list[Metrics | None] = [None] * readers
 
     @property
@@ -72,6 +81,7 @@ class EagerStepper:
         if self._method == "predict_step":
             return EagerKept(result)
         self.experiment, outs = check_pair(result, type(self.experiment).__name__, self._method)
+        self._look(self.name, outs)
         metrics = as_metrics(outs, batch)
         if metrics is not None:
             self._totals = [metrics if t is None else t.merge(metrics) for t in self._totals]

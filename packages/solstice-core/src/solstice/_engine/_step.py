@@ -110,6 +110,11 @@ class Stepper:
         self._before: Any = None
 
     @property
+    def outs(self) -> Outs:
+        """The shapes of what a step returns beside the Experiment."""
+        return unpack(self._plan.outs)
+
+    @property
     def state_bytes(self) -> int:
         """The size of the arrays that go from step to step."""
         return sum(x.nbytes for x in self._arrays)
@@ -317,7 +322,7 @@ def _run_block(
 
     def take(arrays: list[Array], batch: Batch) -> Any:
         new, outs = config.program.traced_call(arrays, batch)
-        one = _packed_metrics(outs, batch)
+        one = _packed_metrics(config.program, outs, batch)
         return new, one, (outs if config.keeps_outs else None, one if config.grows else None)
 
     def step(carry: Any) -> Any:
@@ -397,7 +402,9 @@ def _bytes_of(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in _tree.leaves(tree))
 
 
-def _packed_metrics(outs: Outs, batch: Batch) -> Any:
+def _packed_metrics(program: Program, outs: Outs, batch: Batch) -> Any:
+    if program.name == "predict_step":  # its outputs are not metrics, whatever they are
+        return None
     return pack(as_metrics(unpack(outs), batch))
 
 
@@ -497,7 +504,7 @@ def _additions(equation: Any) -> Iterator[tuple[Any, Any, Any]]:
 def _metrics_like(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Any:
     """The shapes of the metrics of one step, packed; None if there are none."""
     batch = jax.tree.unflatten(batch_structure, batch_shapes)
-    return _tree.eval_shape(_packed_metrics, plan.outs, batch)
+    return _tree.eval_shape(partial(_packed_metrics, plan.program), plan.outs, batch)
 
 
 def _filled(like: Any, numbers: Mapping[str, Any]) -> Any:

@@ -1,11 +1,12 @@
 """One run: what it holds between its passes, and the checkpoints that are made of it."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import jax
+import numpy as np
 
 from solstice._callback import CallbackList, Later, Record, Stop
 from solstice._engine._eager import EagerStepper
@@ -13,13 +14,15 @@ from solstice._engine._feed import Rings, Slots
 from solstice._engine._pace import Pace
 from solstice._engine._step import Stepper
 from solstice._experiment import Experiment
+from solstice._left_out import LeftOut
+from solstice._metrics import without_metrics
 from solstice._run._cadence import watchers_within
 from solstice._run._computation import Computation
 from solstice._run._explain import explanation
 from solstice._run._pass import Pass
 from solstice._run._resume import SavedRun
 from solstice._run._snapshot import Position, Snapshot, by_path, owners_of, states_of
-from solstice._types import Batch
+from solstice._types import Batch, Outs
 from solstice.data._positions import fingerprint
 from solstice.data._source import Source
 
@@ -31,6 +34,18 @@ among the callbacks"""
 
 _BLOCKS_AHEAD = 3
 """Blocks whose batches may have been read, and not trained yet: one that is filled, and room."""
+
+
+def _advice(lost: Mapping[str, Any]) -> str:
+    """What to write in place of outs that give no metrics."""
+    arrays = [path.split("/")[-1] for path, leaf in lost.items() if np.ndim(leaf)]
+    if not arrays:
+        return "Leave it out, or return a number"
+    return (
+        f"Return a scalar, such as `{arrays[0]}.mean()`, or a solstice.Metrics, such as "
+        f"`solstice.metrics.Collect({arrays[0]}={arrays[0]})`; or leave it to callbacks with "
+        f'`needs = ("outs",)`, and filter this warning'
+    )
 
 
 class Run:
@@ -65,6 +80,7 @@ class Run:
         self._pass: Pass | None = None
         self._saved: SavedRun | None = None
         self._prefetch = prefetch
+        self._left_out = LeftOut()
         self._is_lost = False
         self._explanation = "the run ended before its first step"
         self._computation = Computation()
@@ -107,9 +123,18 @@ class Run:
                 readers=readers,
             )
         except jax.errors.JAXTypeError as error:  # a value is needed where tracing has none
-            stepper = EagerStepper(experiment, method, error, readers)
+            stepper = EagerStepper(experiment, method, error, readers, self._look)
+        else:
+            if method != "predict_step":
+                self._look(stepper.name, stepper.outs)
         self._computation.add_step(method, stepper)
         return stepper
+
+    def _look(self, name: str, outs: Outs) -> None:
+        """Names what gives no metrics in the outs of a step."""
+        self._left_out.name(
+            without_metrics(outs), f"{name} returns what gives no metrics:", _advice
+        )
 
     @contextmanager
     def interrupted(self) -> Generator[None, None, None]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 from solstice._callback import Callback, Record
+from solstice._left_out import LeftOut
 
 logger = logging.getLogger("solstice")
 
@@ -16,7 +17,7 @@ class Logging(Callback):
     Metrics are named by mode, as in "train/loss" and "val/accuracy". At the end of an epoch
     they cover the epoch. With `every=n` the training metrics are also logged at each n-th
     training step, covering the n steps since the last time; steps left over at the end of the
-    run are part of the epoch's own line.
+    run are part of the epoch's own line. Arrays are left out, and named once.
 
     Args:
         log: called as `log(metrics, step)` with a dict from name to float and the number of
@@ -42,6 +43,12 @@ class Logging(Callback):
         self._only = (only,) if isinstance(only, str) else only
         self.every = every
         self.needs = ("metrics",)
+        self._left_out = LeftOut()
+
+    def on_fit_start(self, record: Record) -> None:
+        """Begins to name what is left out."""
+        del record
+        self._left_out = LeftOut()
 
     def on_step_end(self, record: Record) -> None:
         """Logs the window that ends with this step."""
@@ -53,13 +60,17 @@ class Logging(Callback):
         self._send(record)
 
     def _send(self, record: Record) -> None:
-        metrics = {
-            f"{record.mode}/{name}": cast("float", value)
-            for name, value in record.metrics.items()
-            if isinstance(value, numbers.Real) and (self._only is None or name in self._only)
-        }
+        only = self._only
+        chosen = {n: v for n, v in record.metrics.items() if only is None or n in only}
+        metrics = {n: v for n, v in chosen.items() if isinstance(v, numbers.Real)}
+        self._left_out.name(
+            {n: v for n, v in chosen.items() if n not in metrics},
+            "Logging leaves out what is not a number:",
+            "Choose by `only=`",
+        )
         if metrics:
-            self._log(metrics, record.step)
+            named = {f"{record.mode}/{name}": value for name, value in metrics.items()}
+            self._log(cast("dict[str, float]", named), record.step)
 
 
 def _to_logger(metrics: Mapping[str, float], step: int) -> None:

@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import numbers
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from os import PathLike
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from solstice._callback import Callback, Record
+from solstice._left_out import LeftOut
 from solstice._paths import local_path
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 MOMENT = ("step", "epoch", "mode", "span")
 """The columns that every row has, before its metrics."""
+
+_TAKEN = re.compile(rf"(metric/)*({'|'.join(MOMENT)})")
+"""Names of metrics whose column has another name, so that none is lost."""
 
 _SHOWN = 10
 """Epochs in a `repr`."""
@@ -41,11 +46,14 @@ class History(Callback):
 
     A row is a dict: "step" and "epoch", the moment; "mode", of "train", "val" and "test"; "span",
     which is "epoch" where the metrics cover an epoch or an evaluation, and "steps" where they cover
-    the training steps since the row before of that span; and the metrics by their names.
+    the training steps since the row before of that span; and the metrics by their names. A metric
+    with the name of one of those four is "metric/step" in a row and in files.
 
     Args:
         every: keep the training metrics of every so many steps too.
         scalars_only: leave out what is no number, such as a confusion matrix.
+        max_size: leave out arrays of more numbers, with a warning that names them. That of a
+            Trainer itself keeps up to 256; left out, all are kept.
 
     Attributes:
         rows: the rows, oldest first. A new run of training begins anew; one that is resumed has
@@ -54,9 +62,13 @@ class History(Callback):
 
     needs = ("metrics",)
 
-    def __init__(self, *, every: int | None = None, scalars_only: bool = False) -> None:
+    def __init__(
+        self, *, every: int | None = None, scalars_only: bool = False, max_size: int | None = None
+    ) -> None:
         self.every = every
         self.scalars_only = scalars_only
+        self.max_size = max_size
+        self._left_out = LeftOut()
         self.rows: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
@@ -100,7 +112,8 @@ class History(Callback):
         """
         mode, _, metric = name.partition("/")
         there = [row for row in self.rows if (row["mode"], row["span"]) == (mode, span)]
-        found = [(row["step"], float(row[metric])) for row in there if _is_number(row.get(metric))]
+        column = column_of(metric)
+        found = [(row["step"], float(row[column])) for row in there if _is_number(row.get(column))]
         if not found:
             names = ", ".join(self.names(span)) or "none"
             raise KeyError(f"there is no metric {name!r} by {span}; there are: {names}")
@@ -112,8 +125,8 @@ class History(Callback):
             f"{row['mode']}/{name}": None
             for row in self.rows
             if row["span"] == span
-            for name, value in row.items()
-            if name not in MOMENT and _is_number(value)
+            for name, value in metrics_in(row).items()
+            if _is_number(value)
         }
         return list(found)
 
@@ -130,17 +143,18 @@ class History(Callback):
         """
         self.series(name)  # raises what is to be raised
         split, _, metric = name.partition("/")
+        column = column_of(metric)
         rows = [
             row
             for row in self.rows
             if (row["mode"], row["span"]) == (split, "epoch")
-            and _is_number(row.get(metric))
-            and not np.isnan(row[metric])
+            and _is_number(row.get(column))
+            and not np.isnan(row[column])
         ]
         if not rows:
             raise KeyError(f"{name!r} is NaN in all {len(self.rows)} rows")
         sign = 1 if (mode or better(name)) == "min" else -1
-        return min(rows, key=lambda row: sign * row[metric])
+        return min(rows, key=lambda row: sign * row[column])
 
     def to_pandas(self) -> Any:
         """`history.to_pandas()`: a `pandas.DataFrame`, a line for each row.
@@ -158,15 +172,12 @@ class History(Callback):
         return pandas.DataFrame(self.rows)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """`history.to_csv("metrics.csv")`: numbers alone, a column for each metric."""
-        names = dict.fromkeys(
-            name for row in self.rows for name, value in row.items() if _is_scalar(value)
-        )
-        columns = dict.fromkeys([*MOMENT, *names])
+        """`history.to_csv("metrics.csv")`: a column for each metric; arrays are written as JSON."""
+        columns = dict.fromkeys([*MOMENT, *(name for row in self.rows for name in row)])
         with local_path(path, "path").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(columns), extrasaction="ignore")
+            writer = csv.DictWriter(file, list(columns))
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(map(as_cells, self.rows))
 
     def to_jsonl(self, path: str | PathLike[str]) -> None:
         """`history.to_jsonl("metrics.jsonl")`: a line of JSON for each row; arrays become lists."""
@@ -204,6 +215,7 @@ class History(Callback):
 
     def on_fit_start(self, record: Record) -> None:
         """Begins anew."""
+        self._left_out = LeftOut()
         if record.mode == "train":
             self.rows = []
 
@@ -226,7 +238,21 @@ class History(Callback):
         self.rows = list(state["rows"])
 
     def _keep(self, record: Record, span: str) -> None:
-        self.rows.append(row_of(record, span, scalars_only=self.scalars_only))
+        metrics = record.metrics
+        if self.scalars_only:
+            metrics = {name: value for name, value in metrics.items() if _is_number(value)}
+        self.rows.append(row_of(record, span, self._small(metrics)))
+
+    def _small(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Those that are not too large; the others are named, once in a run."""
+        most = self.max_size
+        large = {n: v for n, v in metrics.items() if most is not None and np.size(v) > most}
+        self._left_out.name(
+            large,
+            f"trainer.history leaves out arrays of more than {most} numbers:",
+            "To keep them, write `solstice.History()` among the callbacks of the Trainer",
+        )
+        return {name: value for name, value in metrics.items() if name not in large}
 
     def _cells(self) -> list[list[str]]:
         """A line for each epoch or evaluation step, with the metrics of all modes."""
@@ -236,7 +262,11 @@ class History(Callback):
             if row["span"] == "epoch":
                 line = lines.setdefault((row["epoch"], row["step"]), {})
                 line.update(
-                    {f"{row['mode']}/{n}": f"{v:.4g}" for n, v in row.items() if _is_number(v)}
+                    {
+                        f"{row['mode']}/{name}": f"{value:.4g}"
+                        for name, value in metrics_in(row).items()
+                        if _is_number(value)
+                    }
                 )
         table = [
             [*_moment(epoch, step), *(line.get(name, "") for name in names)]
@@ -259,13 +289,24 @@ class History(Callback):
         return table
 
 
-def row_of(record: Record, span: str, *, scalars_only: bool = False) -> dict[str, Any]:
+def row_of(record: Record, span: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The row of a moment."""
     moment = {"step": record.step, "epoch": record.epoch, "mode": record.mode, "span": span}
-    metrics = record.metrics
-    if scalars_only:
-        metrics = {name: value for name, value in metrics.items() if _is_number(value)}
-    return {**moment, **metrics, **moment}
+    return {**moment, **{column_of(name): value for name, value in metrics.items()}}
+
+
+def column_of(name: str) -> str:
+    """Where a row has a metric: under its name, or under "metric/step" for "step"."""
+    return f"metric/{name}" if _TAKEN.fullmatch(name) else name
+
+
+def metrics_in(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of a row by their own names."""
+    return {
+        name.removeprefix("metric/") if _TAKEN.fullmatch(name) else name: value
+        for name, value in row.items()
+        if name not in MOMENT
+    }
 
 
 def _by_metric(names: list[str]) -> list[str]:
@@ -293,9 +334,12 @@ def _plain(value: Any) -> Any:
     return np.asarray(value).tolist() if hasattr(value, "dtype") else value
 
 
+def as_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for a CSV: numbers so that they are read back the same, and arrays as JSON."""
+    return {
+        name: json.dumps(_plain(value)) if np.ndim(value) else value for name, value in row.items()
+    }
+
+
 def _is_number(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, numbers.Real)
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, numbers.Real | str)

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any, Literal
 
 from solstice._paths import local_path
-from solstice.history._history import History, better
+from solstice.history._history import History, better, column_of
 
 try:
     from matplotlib.figure import Figure
@@ -129,9 +129,10 @@ def _mark_best(axes: Any, history: History, metric: str, colour: str) -> None:
         row = history.best(names[0])
     except KeyError:  # all of it NaN
         return
-    point = row["step"], row[metric]
+    value = row[column_of(metric)]
+    point = row["step"], value
     axes.plot(*point, marker="*", markersize=13, color=colour, markeredgecolor="black", zorder=5)
-    text, below = f"{row[metric]:.4g}", better(metric) == "min"
+    text, below = f"{value:.4g}", better(metric) == "min"
     axes.annotate(
         text, point, xytext=(0, 9 if below else -16), textcoords="offset points", ha="center"
     )

@@ -47,4 +47,8 @@ def _from_csv(text: str) -> list[dict[str, Any]]:
 def _value(name: str, cell: str) -> Any:
     if name in ("step", "epoch"):
         return int(cell)
-    return cell if name in MOMENT else float(cell)
+    if name in MOMENT:
+        return cell
+    if cell in ("True", "False"):
+        return cell == "True"
+    return json.loads(cell) if cell.startswith("[") else float(cell)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import warnings
 from abc import abstractmethod
@@ -13,7 +12,7 @@ from typing import Any, TextIO
 
 from solstice._callback import Record
 from solstice._paths import local_path
-from solstice.history._history import MOMENT, as_json
+from solstice.history._history import MOMENT, as_cells, as_json
 from solstice.loggers._logger import Logger, Start
 
 
@@ -200,12 +199,8 @@ class CSV(_File):
         if head:
             writer.writeheader()
             rows = rows[1:]
-        writer.writerows([{name: _cell(value) for name, value in row.items()} for row in rows])
+        writer.writerows(map(as_cells, rows))
         return out.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value.tolist()) if getattr(value, "ndim", 0) else value
 
 
 def free_name(path: Path) -> Path:

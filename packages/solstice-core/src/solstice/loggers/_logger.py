@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from solstice._callback import Callback, Record
-from solstice.history._history import MOMENT, row_of
+from solstice._left_out import LeftOut
+from solstice.history._history import MOMENT, column_of, metrics_in, row_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Logger(Callback):
 
     A row is as in `solstice.History`: "step", "epoch", "mode", "span", and the metrics by name:
     Python numbers, and NumPy arrays. `write` is called in a thread, row by row in order; what it
-    raises ends the run, at the next row or at the end.
+    raises ends the run, at the next row or at the end. Where the tool cannot take all kinds of
+    values, override `takes`.
 
     Args:
         every: log the training metrics of every so many steps too.
@@ -63,6 +65,7 @@ class Logger(Callback):
             raise ValueError(f"every must be 1 or more steps; it is {every}")
         self.every = every
         self._only = (only,) if isinstance(only, str) else only
+        self._left_out = LeftOut()
         self._start = Start("more")
         self._is_open = False
         self._has_begun = False
@@ -79,6 +82,11 @@ class Logger(Callback):
     def write(self, row: dict[str, Any]) -> None:
         """Writes a row; called in a thread, one row after the other."""
 
+    def takes(self, value: Any) -> bool:
+        """Whether a row may hold a value: what it may not hold is left out, and named once."""
+        del value
+        return True
+
     def close(self, error: BaseException | None) -> None:
         """Ends, after the last row: `error` is what the run ended by, if it did."""
 
@@ -93,16 +101,17 @@ class Logger(Callback):
             self._rows, self._newest, self._has_begun = 0, [], False
         else:
             self._start = Start("more", step=record.step, about=self.about())
+        self._left_out = LeftOut()
 
     def on_step_end(self, record: Record) -> None:
         """Logs the steps since the last time."""
         if record.mode == "train":
-            self.log(row_of(record, "steps"))
+            self.log(row_of(record, "steps", record.metrics))
 
     def on_epoch_end(self, record: Record) -> None:
         """Logs the epoch, or the evaluation."""
         if record.epoch_step > 0 and record.mode != "predict":
-            self.log(row_of(record, "epoch"))
+            self.log(row_of(record, "epoch", record.metrics))
 
     def on_fit_end(self, record: Record) -> None:
         """Waits for what is being written, and closes."""
@@ -128,9 +137,19 @@ class Logger(Callback):
 
     def log(self, row: dict[str, Any]) -> None:
         """`logger.log({**moment, "loss": 0.5})`: hands a row to the thread."""
-        row = {n: v for n, v in row.items() if n in MOMENT or self._only is None or n in self._only}
-        if not {*row} - {*MOMENT}:
+        metrics = {
+            n: v for n, v in metrics_in(row).items() if self._only is None or n in self._only
+        }
+        lost = {name: value for name, value in metrics.items() if not self.takes(value)}
+        self._left_out.name(
+            lost,
+            f"{type(self).__name__} leaves out what it cannot show:",
+            "Choose by `only=`; solstice.loggers.JSONLines takes all",
+        )
+        kept = {column_of(name): v for name, v in metrics.items() if name not in lost}
+        if not kept:
             return
+        row = {name: row[name] for name in MOMENT} | kept
         self._submit(self.write, row)
         if self._newest and self._newest[-1]["step"] != row["step"]:
             self._newest = []
@@ -168,11 +187,12 @@ class Logger(Callback):
 def numbers_of(row: dict[str, Any]) -> dict[str, Any]:
     """`{"train/loss": 0.5}`: the numbers of a row; of every so many steps, "train_steps/loss"."""
     split = row["mode"] + ("_steps" if row["span"] == "steps" else "")
-    return {
-        f"{split}/{name}": value
-        for name, value in row.items()
-        if name not in MOMENT and isinstance(value, bool | int | float)
-    }
+    return {f"{split}/{name}": v for name, v in metrics_in(row).items() if is_number(v)}
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is what every tool can show."""
+    return isinstance(value, bool | int | float)
 
 
 def is_missing(package: str, logger: str) -> ImportError:

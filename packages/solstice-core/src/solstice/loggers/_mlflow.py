@@ -4,14 +4,14 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from solstice.loggers._logger import Logger, Start, is_missing, numbers_of
+from solstice.loggers._logger import Logger, Start, is_missing, is_number, numbers_of
 
 
 class MLflow(Logger):
     """`MLflow("digits", tracking_uri="sqlite:///mlflow.db")`: a run of an experiment of MLflow's.
 
     Metrics are "train/loss" and "val/loss"; those of every so many steps "train_steps/loss". Arrays
-    are left out. Needs `mlflow`.
+    are left out, and named once. Needs `mlflow`.
 
     Args:
         experiment: the name of the experiment, which is made if there is none.
@@ -78,6 +78,10 @@ class MLflow(Logger):
         new = [metric for metric in metrics if not self._is_there(metric)]
         if new:
             self._client.log_batch(self.run_id, metrics=new)
+
+    def takes(self, value: Any) -> bool:
+        """Numbers alone."""
+        return is_number(value)
 
     def close(self, error: BaseException | None) -> None:
         """Tells MLflow how the run ended."""

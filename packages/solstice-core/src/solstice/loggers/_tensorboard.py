@@ -15,9 +15,9 @@ from solstice import _tree
 from solstice._callback import Record
 from solstice._experiment import params_of
 from solstice._paths import local_path
-from solstice.history._history import MOMENT
+from solstice.history._history import metrics_in
 from solstice.loggers._files import free_name
-from solstice.loggers._logger import Logger, Start, is_missing
+from solstice.loggers._logger import Logger, Start, is_missing, is_number
 
 _CURVES = {"epoch": "", "steps": "_steps"}
 
@@ -90,10 +90,13 @@ class TensorBoard(Logger):
     def write(self, row: dict[str, Any]) -> None:
         """Writes the metrics of a row, each as what it is."""
         suffix = _CURVES[row["span"]]
-        for name, value in row.items():
-            if name not in MOMENT:
-                self._show(f"{row['mode']}{suffix}/{name}", value, row["step"])
+        for name, value in metrics_in(row).items():
+            self._show(f"{row['mode']}{suffix}/{name}", value, row["step"])
         self._board.flush()
+
+    def takes(self, value: Any) -> bool:
+        """Numbers, and arrays of up to four axes."""
+        return is_number(value) or 1 <= np.ndim(value) <= 4
 
     def close(self, error: BaseException | None) -> None:
         """Closes the file."""
@@ -164,7 +167,7 @@ class TensorBoard(Logger):
             self._board.add_scalar(tag, float(value), step)
         elif axes == 1:
             self._board.add_histogram(tag, np.asarray(value), step)
-        elif axes <= 4:
+        else:
             formats = {2: "HW", 3: "HWC", 4: "NHWC"}
             show = self._board.add_images if axes == 4 else self._board.add_image
             show(tag, _as_image(np.asarray(value)), step, dataformats=formats[axes])

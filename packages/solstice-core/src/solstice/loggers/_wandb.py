@@ -10,16 +10,16 @@ from typing import Any
 from solstice._callback import Record
 from solstice._paths import local_path
 from solstice.history._history import as_json
-from solstice.loggers._logger import Logger, Start, is_missing, numbers_of
+from solstice.loggers._logger import Logger, Start, is_missing, is_number, numbers_of
 
 
 class WandB(Logger):
     """`WandB("digits", mode="offline")`: a run of a project of Weights & Biases.
 
     Metrics are "train/loss" and "val/loss", over "step"; those of every so many steps
-    "train_steps/loss". Arrays are left out. Needs `wandb`. What W&B has not written itself when the
-    process is killed outright (SIGKILL) is lost to it; after an exception, Ctrl-C or SIGTERM
-    nothing is.
+    "train_steps/loss". Arrays are left out, and named once. Needs `wandb`. What W&B has not written
+    itself when the process is killed outright (SIGKILL) is lost to it; after an exception, Ctrl-C
+    or SIGTERM nothing is.
 
     Args:
         project: the name of the project.
@@ -101,6 +101,10 @@ class WandB(Logger):
         self.run.log(written)
         with self._written.open("a") as file:
             file.write(f"{line}\n")
+
+    def takes(self, value: Any) -> bool:
+        """Numbers alone."""
+        return is_number(value)
 
     def close(self, error: BaseException | None) -> None:
         """Tells W&B how the run ended."""

@@ -1,0 +1,44 @@
+"""Name what is left out, once a run."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class LeftOut:
+    """Warns of each thing that is left out of something, the first time."""
+
+    def __init__(self) -> None:
+        self._named: set[tuple[str, str]] = set()
+
+    def name(
+        self,
+        things: Mapping[str, Any],
+        before: str,
+        after: str | Callable[[Mapping[str, Any]], str],
+    ) -> None:
+        """`left_out.name({"a": array}, "it leaves out", "Write ...")`: warns, if any is new.
+
+        Args:
+            things: what is left out, by name.
+            before: the words before the list of names.
+            after: what to write instead, a sentence; or a function of what is new.
+        """
+        found = {name: described(thing) for name, thing in things.items()}
+        new = {name: text for name, text in found.items() if (name, text) not in self._named}
+        if new:
+            self._named |= {*new.items()}
+            names = ", ".join(f"`{name}`, {text}" for name, text in new.items())
+            advice = after if isinstance(after, str) else after({n: things[n] for n in new})
+            warnings.warn(f"{before} {names}. {advice}", stacklevel=3)
+
+
+def described(thing: Any) -> str:
+    """`float32[3]`, or what else it is."""
+    if hasattr(thing, "shape") and hasattr(thing, "dtype"):
+        return f"{thing.dtype}{list(thing.shape)}"
+    if thing is None:
+        return "None"
+    return f"{type(thing).__name__} {thing!r:.40}" if np.ndim(thing) == 0 else "a list"
