@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import solstice
 from solstice import LanguageModelExperiment, metrics
+from solstice.compat import ema
 from solstice.data import Masked, pad_batch
 from solstice.experiments import Learner
 
@@ -292,6 +294,132 @@ def test_a_mean_is_not_a_loss_of_each_example():
 
 
 # Values
+
+
+# A term in the weights
+
+
+def penalised(model, batch):
+    """With a penalty, as by hand in `by_hand`."""
+    losses, weights, outs = squares(model, batch)
+    return losses + 0.3 * jnp.sum(model.params["w"] ** 2), weights, outs
+
+
+def by_hand(params, batch):
+    x, y, weights = batch
+    losses = jnp.square(x @ params["w"] - y)
+    return jnp.sum(losses * weights) / jnp.sum(weights) + 0.3 * jnp.sum(params["w"] ** 2)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_penalty_in_the_params_of_the_model_has_its_gradient(parts):
+    batch = examples(8)
+    learner = Learner(Linear(), Descent(), sample_input=batch[0])
+    new, _ = jax.jit(lambda at, b: at.update(penalised, b, micro_batches=parts))(learner, batch)
+    loss, grads = jax.value_and_grad(by_hand)(learner.params, batch)
+    searched = by_hand(learner.params, batch)
+    assert_close(new.opt_state, (grads, loss, searched))  # a line search has it too
+
+
+def test_in_evaluation_the_params_are_those_to_evaluate_with():
+    optimizer = ema(Descent(), 0.5)
+    learner = Learner(Linear(), optimizer, sample_input=examples(8)[0])
+    for _ in range(2):
+        learner, _ = learner.update(squares, examples(8))
+
+    def seen(model, batch):
+        return jnp.zeros(8), None, model.params
+
+    assert_close(learner.evaluate(seen, examples(8)), learner.eval_params())
+    assert_close(learner.update(seen, examples(8))[1], learner.params)
+
+
+class Penalty(solstice.Experiment):
+    """With one of several terms in the loss, of weights that are not the model's."""
+
+    learner: Learner
+    other: Learner
+    term: object
+
+    def losses(self, model, batch):
+        losses, weights, outs = squares(model, batch)
+        return losses + self.term(self, model, batch), weights, outs
+
+    def train_step(self, batch):
+        learner, outs = self.learner.update(self.losses, batch)
+        return solstice.replace(self, learner=learner), outs
+
+    def eval_step(self, batch):
+        return self, self.learner.evaluate(self.losses, batch)
+
+
+def square_of(params):
+    return jnp.sum(params["w"] ** 2)
+
+
+def fit_with(term, optimizer=None):
+    x = examples(8)[0]
+    learner = Learner(Linear(), optimizer or Descent(), sample_input=x)
+    exp = Penalty(learner, Learner(Linear(), Descent(), sample_input=x), term)
+    return solstice.Trainer().fit(exp, [examples(8)] * 2, [examples(8)])
+
+
+CONSTANT = {
+    "penalty": lambda self, model, batch: square_of(self.learner.params),
+    "its own output": lambda self, model, batch: self.learner(batch[0]),
+    "in jit": lambda self, model, batch: jax.jit(square_of)(self.learner.params),
+    "in a loop": lambda self, model, batch: jax.lax.scan(
+        lambda total, w: (total + w**2, None), jnp.zeros(()), self.learner.params["w"]
+    )[0],
+    "beside": lambda self, model, batch: jnp.vdot(self.learner.params["w"], model.params["w"]),
+}
+
+
+@pytest.mark.parametrize("term", CONSTANT.values(), ids=CONSTANT)
+def test_a_term_in_the_params_of_the_learner_is_noticed_once(term):
+    with pytest.warns(UserWarning, match="is constant in an objective") as said:
+        fit_with(term)
+    assert len(said) == 1
+    assert str(said[0].message).startswith("the loss depends on `learner.params['w']`, ")
+    assert "Write `model.params['w']`" in str(said[0].message)
+
+
+def test_it_is_noticed_in_a_function_within_the_step_and_in_parts_too():
+    learner = Learner(Linear(), Descent(), sample_input=examples(8)[0])
+
+    @jax.jit
+    def step(learner, batch):
+        def losses(model, batch):
+            values, weights, outs = squares(model, batch)
+            return values + square_of(learner.params), weights, outs
+
+        return learner.update(losses, batch, micro_batches=2)
+
+    with pytest.warns(UserWarning, match="is constant in an objective"):
+        step(learner, examples(8))
+
+
+ALLOWED = {
+    "stopped": lambda self, model, batch: jax.lax.stop_gradient(self.learner(batch[0])),
+    "stopped in jit": lambda self, model, batch: jax.jit(
+        lambda params: square_of(jax.lax.stop_gradient(params))
+    )(self.learner.params),
+    "a choice": lambda self, model, batch: jnp.where(self.learner.params["w"] > 0, 1.0, 2.0).sum(),
+    "another's": lambda self, model, batch: square_of(self.other.params),
+    "the model's": lambda self, model, batch: square_of(model.params),
+    "not in the loss": lambda self, model, batch: 0.0 * batch[2] + jnp.zeros(()) * len(
+        str(square_of(self.learner.params))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("term", ALLOWED.values(), ids=ALLOWED)
+def test_what_is_meant_to_be_constant_is_not_noticed(term):
+    fit_with(term)
+
+
+def test_an_average_is_a_constant_that_one_may_learn_from():
+    fit_with(CONSTANT["its own output"], ema(Descent(), 0.9))
 
 
 def test_params_given_begin_anew():

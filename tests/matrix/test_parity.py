@@ -132,3 +132,24 @@ def test_the_loss_curve_is_that_of_plain_jax(name: str):
     losses, expected = curve(name), reference()
     assert expected[-1] < 0.8 * expected[0]
     np.testing.assert_allclose(losses, expected, atol=1e-5, rtol=0)
+
+
+def square(params: Any) -> Any:
+    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_penalty_in_the_weights_is_trained(name: str):
+    """Its gradient alone: of the loss of an output that is a constant."""
+    make, weights = CASES[name]
+    learner = solstice.experiments.Learner(make(), optax.sgd(0.1), sample_input=jnp.zeros((1, 64)))
+    params = jax.tree.map(jnp.asarray, weights(learner.params))
+    learner = learner.with_params(params)
+
+    def losses(model: Any, batch: Any) -> Any:
+        fit = jax.lax.stop_gradient(model(batch)).sum(-1)
+        return fit + 0.5 * square(model.params), None, None
+
+    new, _ = jax.jit(lambda learner, x: learner.update(losses, x))(learner, jnp.ones((4, 64)))
+    expected = jax.tree.map(lambda w: 0.9 * w, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), new.params, expected)

@@ -1,5 +1,6 @@
 """A model, its optimiser and all that both hold: what ready-made Experiments are made of."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol, Self
 
@@ -16,6 +17,7 @@ from solstice._replace import replace
 from solstice._types import Batch, Outs
 from solstice.compat import Model, Optimizer, OptState, Params, State, as_model, as_optimizer
 from solstice.data._source import describe_batch
+from solstice.experiments._constants import constants_of
 
 
 class Objective(Protocol):
@@ -24,6 +26,19 @@ class Objective(Protocol):
     `model(x)` gives the model's outputs, in training or evaluation as the Learner has it. `losses`
     are numbers of shape [n, ...], and `weights`, which broadcast against them, what each counts
     (None: all alike). The loss is their weighted mean. `outs` are Metrics, usually.
+
+    `model.params` are the params that it computes with, for a term of the loss in the weights:
+
+    ```python
+    def losses(self, model, batch):
+        x, y = batch
+        penalty = 1e-4 * sum(jnp.sum(jnp.square(w)) for w in jax.tree.leaves(model.params))
+        losses = jnp.square(model(x) - y) + penalty
+        return losses, None, solstice.metrics.Mean(losses)
+    ```
+
+    The gradient is that in `model.params`. What else an objective sees is constant to it, also
+    `learner.params`: a warning names a loss that depends on these, when the step is compiled.
     """
 
     def __call__(self, model: "Forward", batch: Batch, /) -> tuple[Array, Array | None, Outs]: ...
@@ -145,6 +160,7 @@ class Learner(eqx.Module):
             The learner after the step, and the outs of the objective.
         """
         whole = _Loss(self, objective, jax.random.fold_in(self.key, self.step))
+        whole.check_constants(batch)
         if micro_batches == 1:
             loss, grads, state, outs = whole.gradient(batch)
         else:
@@ -242,6 +258,7 @@ class Forward:
     """`outputs = model(x)`: a model bound to its values, for the length of one step.
 
     Attributes:
+        params: what the model computes with; in training, what the gradient is taken in.
         state: the model's state after the calls so far.
     """
 
@@ -249,7 +266,7 @@ class Forward:
         self, learner: Learner, params: Params, state: State, train: bool, key: Array | None
     ) -> None:
         self._learner = learner
-        self._params = params
+        self.params = params
         self._train = train
         self._key = key
         self._calls = 0
@@ -262,7 +279,7 @@ class Forward:
             key = jax.random.fold_in(key, self._calls)
         self._calls += 1
         outputs, self.state = self._learner.model.forward(
-            self._params, self.state, x, train=self._train, key=key
+            self.params, self.state, x, train=self._train, key=key
         )
         return outputs
 
@@ -274,6 +291,23 @@ class _Loss:
         self.learner = learner
         self.objective = objective
         self.key = key
+
+    def check_constants(self, batch: Batch) -> None:
+        """Warns where the loss depends on the learner's own params, which have no gradient."""
+
+        def loss(params: Params) -> Array:
+            total, weight, _, _ = self._sums(params, self.learner.state, batch, self.key)
+            return _quotient(total, weight)
+
+        found = constants_of(loss, self.learner.params, self.learner.params)
+        if found:
+            warnings.warn(
+                f"the loss depends on `learner.params{found[0]}`, which is constant in an "
+                f"objective: it has no gradient there. Write `model.params{found[0]}`, with the "
+                f"`model` that the objective is given; or, if a constant is meant, such as a "
+                f"target, `jax.lax.stop_gradient(...)` of it",
+                stacklevel=3,
+            )
 
     def gradient(self, batch: Batch) -> tuple[Array, Params, State, Outs]:
         """Loss, gradient, model state and outs of a batch."""
