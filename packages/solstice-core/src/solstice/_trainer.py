@@ -203,6 +203,7 @@ class Trainer:
             val = open_source(val_ds, "val_ds", batch_size, limit=self.limit_val_batches)
             _check_rereadable(val, None if self.val_every_n_steps else num_epochs)
             callbacks = check_callbacks([*callbacks, validation])
+            train.validation = val
         elif self.val_every_n_steps:
             raise ValueError(
                 f"val_every_n_steps={self.val_every_n_steps} and no validation set: "
@@ -222,7 +223,9 @@ class Trainer:
             experiment = experiment.setup(arrays_of(train.first()))
             stepper = run.stepper(experiment, "train_step", train.first())
             if val is not None:  # an evaluation that cannot run is told before anything trains
-                self._try_validation(run.stepper(experiment, "eval_step", val.first()), val)
+                epoch = 0 if saved is None else saved.epoch(start, max_steps)
+                evaluator = run.stepper(experiment, "eval_step", val.first(epoch))
+                self._try_validation(evaluator, val, epoch)
             if saved is not None:
                 stepper, start = run.resume(saved, stepper, train, start, max_steps, strict_resume)
             run.begin(stepper.experiment if saved else experiment, stepper, train)
@@ -233,6 +236,8 @@ class Trainer:
                     pass
                 validation.closes_epochs = run.stopped is None
                 training.end()
+                if not training.is_cut and run.stopped is None:
+                    train.end_epoch(start.epoch)
                 start = next_epoch(training.record)
         return cast("_E", run.experiment)
 
@@ -289,19 +294,20 @@ class Trainer:
         few = self.overfit_batches
         limit = few or self.limit_train_batches
         source = open_source(train_ds, "train_ds", batch_size, shuffle=few is None, limit=limit)
+        source.keep_states(1)  # of the batch that is looked at before the run begins
         if few is None:
             return source
         batches = [copy.deepcopy(batch) for batch in source.epoch(0)]
         return open_source(batches, "train_ds", limit=self.limit_train_batches)
 
-    def _try_validation(self, stepper: Stepper | EagerStepper, val: Source) -> None:
-        """Evaluates a few batches, to see whether that works; a generator could not be reread."""
-        if self.sanity_val_batches is None or val.is_generator:
+    def _try_validation(self, stepper: Stepper | EagerStepper, val: Source, epoch: int) -> None:
+        """Evaluates a few batches, to see whether that works; an iterator could not be reread."""
+        if self.sanity_val_batches is None or val.is_iterator:
             return
         nobody = CallbackList([])
         slots = Slots(stepper.steps_per_block)
         trial = Pass(nobody, stepper, slots, Record(mode="val"), _no_snapshot)
-        for _ in trial.blocks(self._read(val, 0), self.sanity_val_batches):
+        for _ in trial.blocks(self._read(val, epoch), self.sanity_val_batches):
             pass
         trial.end()
 
@@ -331,7 +337,7 @@ class Trainer:
     def _validate(self, run: Run, source: Source, moment: Record) -> None:
         """Evaluates within a training run."""
         with run.interrupted():
-            stepper = run.stepper(moment.experiment, "eval_step", source.first())
+            stepper = run.stepper(moment.experiment, "eval_step", source.first(moment.epoch))
             self._evaluate(run, stepper, source, replace(moment, mode="val", given={}))
 
     def _evaluate(

@@ -40,17 +40,28 @@ class Block:
     """Some batches of one shape.
 
     Attributes:
-        batches: the batches as they came, with text and objects.
+        size: how many.
         stacked: their arrays with a leading axis of K, of which the first `len(block)` count.
         slot: whose memory this is.
+        batches: the batches, with text and objects, if the Feeder keeps them.
     """
 
-    batches: list[Batch]
+    size: int
     stacked: Batch
     slot: "_Slot"
+    batches: list[Batch]
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return self.size
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in each batch: the length of axis 0 of the first array that has one."""
+        return next((x.shape[1] for x in _tree.leaves(self.stacked) if x.ndim > 1), 1)
+
+    def arrays(self, index: int) -> Batch:
+        """The arrays of a batch, in memory that is used again after the next block but one."""
+        return _tree.row(self.stacked, index)
 
 
 class Feeder:
@@ -62,6 +73,8 @@ class Feeder:
         check: called with each batch before it is used; raises on a bad one.
         times: where the time goes is added here.
         clock: tells the time in seconds.
+        keep: makes what a block keeps of each batch; None if it keeps nothing but the arrays. A
+            batch itself is only good until the next is read.
     """
 
     def __init__(
@@ -71,8 +84,10 @@ class Feeder:
         check: Callable[[Batch], None],
         times: Times | None = None,
         clock: Callable[[], float] = time.monotonic,
+        keep: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self._clock = clock
+        self._keep = keep
         self._batches = batches
         self._slots = slots
         self._check = check
@@ -97,18 +112,20 @@ class Feeder:
         self._times.device += time.perf_counter() - began
         latest = self._clock() + _PATIENCE
         count = min(count, self._slots.room)
-        taken: list[Batch] = []
+        size, kept = 0, list[Batch]()
         while batch is not None:
             began = time.perf_counter()
-            fits = slot.put(len(taken), batch)
+            fits = slot.put(size, batch)
+            if fits and self._keep is not None:
+                kept.append(self._keep(batch.tree))
             self._times.copy += time.perf_counter() - began
             if not fits:
                 self._held = batch
                 break
-            taken.append(batch.tree)
-            more = len(taken) < count and self._clock() < latest
+            size += 1
+            more = size < count and self._clock() < latest
             batch = self._next() if more else None
-        return Block(taken, slot.stacked, slot)
+        return Block(size, slot.stacked, slot, kept)
 
     def _next(self) -> "_Flat | None":
         held, self._held = self._held, None
@@ -158,7 +175,7 @@ class Slots:
         self.rings: Rings = {
             kind: ring for kind, ring in (rings or {}).items() if ring[0].size == size
         }
-        self._first: _Flat | None = None
+        self._first: dict[str, str] | None = None
         self._seen: set[Hashable] = set()
         self._has_warned = False
 
@@ -197,8 +214,8 @@ class Slots:
 
     def _check_structure(self, batch: _Flat) -> None:
         """Raises a DataError that names the leaf where a batch is unlike the first."""
-        self._first = self._first or batch
-        was, now = _leaf_kinds(self._first), _leaf_kinds(batch)
+        now = _leaf_kinds(batch)
+        was = self._first = now if self._first is None else self._first
         if was == now:
             return
         path = next(path for path in [*was, *now] if was.get(path) != now.get(path))

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 from solstice._types import Batch
+from solstice.data._arrays import own
 
 _END = object()
 _POLL = 0.1
@@ -13,7 +14,7 @@ _POLL = 0.1
 
 
 def prefetched(batches: Iterator[Batch], count: int) -> Generator[Batch, None, None]:
-    """The same batches, up to `count` of which are read ahead in a thread.
+    """Copies of the batches, up to `count` of which are read ahead in a thread.
 
     An exception of the data set is raised here, with its own traceback. The thread ends when the
     batches end or this iterator is closed.
@@ -33,7 +34,7 @@ def prefetched(batches: Iterator[Batch], count: int) -> Generator[Batch, None, N
     def read() -> None:
         try:
             for batch in batches:
-                if not put((batch, None)):
+                if not put((own(batch), None)):
                     return
             put((_END, None))
         except BaseException as error:

@@ -147,7 +147,7 @@ class Stepper:
     def signature(self, block: Block) -> tuple[str, dict[str, Kind]]:
         """What the program of a block is compiled for: a name, and what there is by path."""
         experiment = self._plan.program.merge(self._plan.types)
-        batch = block.batches[0]
+        batch = block.arrays(0)
         callbacks = {
             "steps in a call": self.steps_per_call > 1,
             "callbacks that read metrics": len(self._totals),
@@ -157,7 +157,7 @@ class Stepper:
         name = f"{self.kind.__module__}.{self.kind.__qualname__}.{self.name}"
         return name, {
             **kinds_of(experiment),
-            **kinds_of(arrays_of(batch), "batch"),
+            **kinds_of(batch, "batch"),
             **{path: Kind(str(value)) for path, value in callbacks.items()},
         }
 

@@ -6,7 +6,6 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from solstice import _tree
 from solstice._callback import Callback, CallbackList, Later, Record, changed
 from solstice._engine._compiles import Compilation, compiled_so_far, reasons
 from solstice._engine._eager import EagerKept, EagerStepper
@@ -15,10 +14,11 @@ from solstice._engine._interrupts import asked_to_end, end
 from solstice._engine._step import Kept, Stepper
 from solstice._engine._times import Times
 from solstice._experiment import overrides
-from solstice._metrics import Metrics, num_examples, to_host
+from solstice._metrics import Metrics, to_host
 from solstice._run._cadence import cadence_of
 from solstice._run._snapshot import Snapshot
 from solstice._types import Batch
+from solstice.data._arrays import own
 
 
 class Pass:
@@ -30,6 +30,7 @@ class Pass:
         slots: the memory for blocks.
         record: the moment at which the pass begins.
         snapshot: makes the snapshot of the run in this pass, which has ended or not.
+        owns_batches: whether the batches are copies, which no data set fills again.
 
     Attributes:
         record: the moment now.
@@ -42,6 +43,8 @@ class Pass:
         slots: Slots,
         record: Record,
         snapshot: Callable[["Pass", bool], Snapshot],
+        *,
+        owns_batches: bool = False,
     ) -> None:
         self.record = record
         self._callbacks = callbacks
@@ -52,6 +55,8 @@ class Pass:
         self._has_ended = False
         self._cut: list[Metrics | None] | None = None
         self._last: tuple[Block, int] | None = None
+        self._following: Block | None = None
+        self._owns_batches = owns_batches
         self._times = record.times if record.mode == "train" else Times()
         self._compilation: Compilation | None = None
         self._measured: tuple[Any, dict[str, Any]] = (None, {})
@@ -68,7 +73,7 @@ class Pass:
         self._callbacks.tell("on_epoch_start", self._with_experiment)
         if self._callbacks.stop is None:
             with closing(batches):  # a thread that reads ahead ends here, however the pass ends
-                feeder = Feeder(batches, self._slots, self._check(), self._times)
+                feeder = Feeder(batches, self._slots, self._check(), self._times, keep=self._keep())
                 yield from self._blocks(feeder, max_count)
         enough = max_count is not None and self._count >= max_count
         if enough and self.record.epoch_step != self.record.steps_per_epoch:
@@ -78,9 +83,10 @@ class Pass:
         block = self._take(feeder, self._count, max_count)
         while block is not None:
             self._callbacks.tell_step_start(self.record, self._count + 1, self._giver(block))
-            kept = self._run(block)
+            kept, self._following = self._run(block), None
             try:  # the next block is filled while the device works on this one
                 following = self._take(feeder, self._count + len(block), max_count)
+                self._following = following
             finally:
                 taken = self._tell_steps(block, kept)
             self._tell_compilation()
@@ -139,7 +145,17 @@ class Pass:
     @property
     def last_batch(self) -> Batch | None:
         """The numbers of the newest batch that a step has used; None before the first."""
-        return None if self._last is None else _tree.row(self._last[0].stacked, self._last[1])
+        return None if self._last is None else self._last[0].arrays(self._last[1])
+
+    @property
+    def next_batch(self) -> Batch | None:
+        """The numbers of the batch after that; None where it has not been read yet."""
+        if self._last is None or self._has_ended:
+            return None
+        block, index = self._last
+        if index + 1 < len(block):
+            return block.arrays(index + 1)
+        return None if self._following is None else self._following.arrays(0)
 
     def end(self) -> dict[str, Any]:
         """Ends the pass: its metrics, of which the callbacks are told."""
@@ -177,7 +193,7 @@ class Pass:
     def _tell_steps(self, block: Block, kept: Kept | EagerKept) -> Kept | EagerKept:
         """Tells of each step of a block; goes back to the step at which one asks to stop."""
         start, first = self.record, self._count + 1
-        examples = num_examples(block.batches[0])
+        examples = block.num_examples
         for index in range(len(block)):
             stops = self._callbacks.stop is not None  # before the first step, which is taken
             if not stops and not self._callbacks.hears_of_end(first + index):
@@ -215,6 +231,13 @@ class Pass:
 
         return give
 
+    def _keep(self) -> Callable[[Batch], Batch] | None:
+        """What to keep of each batch: a copy, where somebody is given it after the next is read."""
+        eager = isinstance(self._stepper, EagerStepper)
+        if not eager and not any("batch" in c.needs for c in self._callbacks.callbacks):
+            return None
+        return _as_it_is if self._owns_batches else own
+
     def _check(self) -> Any:
         if self.record.mode == "predict" or not overrides(self._stepper.kind, "check_batch"):
             return _accept
@@ -238,6 +261,10 @@ class Pass:
 
 def _accept(batch: Batch) -> None:
     del batch
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def _advanced(record: Record, steps: int, examples: int) -> Record:

@@ -71,7 +71,7 @@ def replay(
         )
     watch = _Watch(note["flight"]["error"])
     last = note["flight"]["failed_at"] + 1
-    Trainer([watch]).fit(
+    Trainer([watch], limit_train_batches=note["run"]["steps_per_epoch"]).fit(
         experiment, train_ds, max_steps=last, batch_size=batch_size, resume=directory
     )
     if watch.found is None:

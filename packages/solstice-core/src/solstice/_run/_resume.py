@@ -51,6 +51,12 @@ class SavedRun:
         has_more = at.is_cut and not has_ended(replace(within, epoch_step=0), at.stop, max_steps)
         return within if has_more else next_epoch(within)
 
+    def epoch(self, start: Record, max_steps: int | None) -> int:
+        """The epoch in which the run goes on, or if it does not, the last that it had."""
+        moment = self.moment(start, max_steps)
+        over = has_ended(moment, self.position.stop, max_steps)
+        return self.position.epoch if over else moment.epoch
+
     def restore(
         self,
         stepper: Stepper | EagerStepper,
@@ -90,15 +96,13 @@ class SavedRun:
         at, is_over = self.position, moment.epoch != self.position.epoch
         back = source.go_to(at.epoch, at.epoch_step, at.data, at.last_batch, is_closed=is_over)
         self._say(f"the data set goes on {back.how}", moment)
-        if not back.is_same:
-            return [
-                f"{source.name} gives other batches than in the saved run, or in another order; "
-                f"where it shuffles, give it a seed"
-            ]
-        told = None not in (at.steps_per_epoch, source.length)
-        if is_over and told and at.steps_per_epoch != source.length:
-            return [f"an epoch had {at.steps_per_epoch:,} batches, and has {source.length:,}"]
-        return []
+        if back.is_same:
+            return back.changes
+        other = (
+            f"{source.name} gives other batches than in the saved run, or in another order; "
+            f"where it shuffles, give it a seed"
+        )
+        return [other, *back.changes]
 
     def restore_callbacks(self, callbacks: CallbackList) -> None:
         """Gives each callback what it remembered, and asks to stop if one had."""

@@ -151,10 +151,10 @@ class Run:
         self._experiment = experiment
         self._source = source
         self._stepper = stepper
-        if self._callbacks.can_save:
-            if self._saved is None:
-                self._computation.begin_with(experiment)
-            source.keep_states(_BLOCKS_AHEAD * stepper.steps_per_block + self._prefetch)
+        if self._callbacks.can_save and self._saved is None:
+            self._computation.begin_with(experiment)
+        ahead = _BLOCKS_AHEAD * stepper.steps_per_block + self._prefetch
+        source.keep_states(ahead if self._callbacks.can_save else 0)
         self._callbacks.tell("on_fit_start", self._now)
         if self._saved is not None:
             self._saved.restore_callbacks(self._callbacks)
@@ -167,7 +167,14 @@ class Run:
             pace = None if self._steps_per_call else Pace(most, first)
             slots = Slots(most, self._memory.pop(start.mode, None), pace)
             self._slots[start.mode] = slots
-        self._pass = Pass(self._callbacks, stepper, slots, start, self._snapshot)
+        self._pass = Pass(
+            self._callbacks,
+            stepper,
+            slots,
+            start,
+            self._snapshot,
+            owns_batches=self._prefetch > 0,
+        )
         return self._pass
 
     def resume(
@@ -210,7 +217,11 @@ class Run:
             steps_per_call=stepper.steps_per_call,
             backend=jax.default_backend(),
             last_batch=None if last is None else fingerprint(last),
-            data=source.stand(record.epoch_step, is_closed=has_ended and not training.is_cut),
+            data=source.stand(
+                record.epoch_step,
+                is_closed=has_ended and not training.is_cut,
+                following=training.next_batch,
+            ),
             metrics={name: by_path(total) for name, total in totals if total is not None},
             callbacks=states_of(self._callbacks.callbacks),
             owners=owners_of(self._callbacks.callbacks),

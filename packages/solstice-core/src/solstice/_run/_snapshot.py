@@ -91,9 +91,12 @@ class Position:
 
 
 def without_callbacks(note: Mapping[str, Any]) -> dict[str, Any]:
-    """The note of a run to be looked at, without the callbacks that it had."""
+    """The note of a run to be looked at, without the callbacks and the validation that it had."""
     position = Position.of(note)
-    return {} if position is None else replace(position, callbacks={}, owners={}).note()
+    if position is None:
+        return {}
+    data = {**position.data, "validation": None}
+    return replace(position, callbacks={}, owners={}, data=data).note()
 
 
 def states_of(callbacks: list[Any]) -> dict[str, Any]:

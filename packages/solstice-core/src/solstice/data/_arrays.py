@@ -1,11 +1,15 @@
-"""What of a batch a step sees."""
+"""The leaves of a batch: what a step sees of them, and copies to hold."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
+from solstice import _tree
+from solstice._errors import DataError
 from solstice._types import Batch
+
+_READY: Any = np.ndarray | jax.Array | str | bytes
 
 
 def arrays_of(batch: Batch) -> Batch:
@@ -21,3 +25,42 @@ def is_numeric(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) or (
         isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "OSUmM"
     )
+
+
+def own(batch: Batch) -> Batch:
+    """A copy of a batch, to be held for longer than until the data set is asked for the next.
+
+    A data set may fill the same memory again for each batch. A JAX array on the CPU is copied too,
+    since `jax.device_put` of NumPy memory reads that memory in place.
+    """
+    return jax.tree.map(_own_leaf, batch)
+
+
+def _own_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return np.array(cast("Any", leaf))
+    return np.array(leaf) if isinstance(leaf, jax.Array) and _is_on_the_host(leaf) else leaf
+
+
+def _is_on_the_host(array: jax.Array) -> bool:
+    devices = array.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+
+
+def to_numpy(batch: Batch, name: str = "batch") -> Batch:
+    """The batch with tensors of any library as NumPy arrays; JAX arrays and text stay."""
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, _READY):
+            return leaf
+        try:
+            return np.asarray(leaf)
+        except Exception as error:
+            kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
+            raise DataError(f"a {kind} in a batch of {name} is no array: {error}") from error
+
+    flat = isinstance(batch, tuple)  # as batches nearly always are
+    leaves = cast("tuple[Any, ...]", batch) if flat else _tree.leaves(batch)
+    if all(type(leaf) is np.ndarray for leaf in leaves):
+        return batch  # as nearly always: nothing is made anew for each batch
+    return jax.tree.map(convert, batch)

@@ -68,6 +68,11 @@ class Batches:
         self._ordered: int | None = None
         self._rows: Any = None
 
+    @property
+    def arrays(self) -> Any:
+        """`data.arrays`: all examples, NumPy arrays in the tree in which they were given."""
+        return jax.tree.unflatten(self._treedef, self._leaves)
+
     def set_epoch(self, epoch: int) -> None:
         """`data.set_epoch(3)`: the next pass gives the order of epoch 3."""
         self.epoch = operator.index(epoch)

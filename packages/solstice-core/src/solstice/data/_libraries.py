@@ -1,5 +1,6 @@
 """Data sets of other libraries, recognised by where their types are defined: none is imported."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +41,20 @@ def in_batches(data: Any, batch_size: int, *, shuffle: bool) -> Any:
 def is_random_access(data: Any) -> bool:
     """Whether `data[17]` is batch 17, of those that can be iterated over too."""
     return isinstance(data, _Rows)
+
+
+def is_keras(data: Any) -> bool:
+    """Whether it is like a Keras `PyDataset`: `data[17]` is a batch, and it hears of epochs' ends.
+
+    Those of Keras 2 can be iterated over as well, some of them without an end.
+    """
+    if not callable(getattr(data, "on_epoch_end", None)) or not hasattr(data, "__getitem__"):
+        return False
+    try:
+        inspect.signature(data.on_epoch_end).bind()
+    except TypeError:  # it takes something, as the hook of a callback does
+        return False
+    return hasattr(data, "__len__")
 
 
 def resumes(data: Any) -> str:

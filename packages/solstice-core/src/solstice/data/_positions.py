@@ -1,5 +1,6 @@
 """Where a data set stands, and how it is taken up again in the middle of an epoch."""
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from solstice import _tree
 from solstice._types import Batch
 from solstice.data._arrays import arrays_of
 from solstice.data._batches import Batches, BatchIterator
-from solstice.data._libraries import is_random_access
+from solstice.data._libraries import is_keras, is_random_access
 
 _SAMPLE = 2**15
 """Bytes."""
@@ -30,14 +31,20 @@ class Memory:
     owner: Any
     outlives_epochs: bool
 
+    @property
+    def kind(self) -> str:
+        """Whose states these are: those of another kind mean something else."""
+        return type(self.owner).__qualname__  # a module may be __main__ in one process alone
+
     def get(self) -> Any:
-        """The state, which later batches do not change."""
+        """The state, copied: many iterators give the object that they go on to change."""
         owner = self.owner
-        return owner.get_state() if hasattr(owner, "get_state") else owner.state_dict()
+        state = owner.get_state() if hasattr(owner, "get_state") else owner.state_dict()
+        return copy.deepcopy(state)
 
     def set(self, state: Any) -> None:
         """Back to a state."""
-        owner = self.owner
+        owner, state = self.owner, copy.deepcopy(state)  # which the iterator may go on to change
         if hasattr(owner, "set_state"):
             owner.set_state(state)
         else:
@@ -46,36 +53,32 @@ class Memory:
 
 def is_seekable(data: Any) -> bool:
     """Whether `data[17]` is batch 17, for as many as `len(data)`."""
-    if isinstance(data, Batches | Sequence) or is_random_access(data):
+    if isinstance(data, Batches | Sequence) or is_random_access(data) or is_keras(data):
         return True
     indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    return indexed and not hasattr(data, "__iter__") and not isinstance(data, Mapping)
+    return indexed and not hasattr(data, "__iter__") and not isinstance(data, Mapping | type)
 
 
-def opened(data: Any, start: int, state: Any) -> tuple[Iterator[Batch], Memory | None]:
+def opened(data: Any, start: int = 0) -> tuple[Iterator[Batch], Memory | None]:
     """The batches of a data set from one on, and what knows where they stand.
 
     Args:
         data: what gives the batches of an epoch.
-        start: batches to leave out, of what is seekable; else there is a state.
-        state: where to go on, as `Memory.get` gave it; None for the beginning.
+        start: batches to leave out, of what is seekable.
     """
-    if start and state is None:
+    if start:
         if isinstance(data, Batches):
             batches = iter(data)
             batches.load_state_dict({**batches.state_dict(), "batch": start})
             return batches, None
         return (data[index] for index in range(start, len(data))), None
-    if not hasattr(data, "__iter__"):
+    if not hasattr(data, "__iter__") or is_keras(data):
         return (data[index] for index in range(len(data))), None
     iterator = cast("Iterator[Batch]", iter(data))
     stateful = hasattr(iterator, "set_state") or hasattr(iterator, "load_state_dict")
     if not stateful or isinstance(iterator, BatchIterator):
         return iterator, None
-    memory = Memory(iterator, outlives_epochs=iterator is data)
-    if state is not None:
-        memory.set(state)
-    return iterator, memory
+    return iterator, Memory(iterator, outlives_epochs=iterator is data)
 
 
 def fingerprint(batch: Batch) -> str:

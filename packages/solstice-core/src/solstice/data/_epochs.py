@@ -1,0 +1,170 @@
+"""What gives the batches of an epoch, and how it learns the number of that epoch."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, cast
+
+from solstice._errors import DataError
+from solstice.data._libraries import is_keras
+
+_SAMPLERS = ("sampler", "batch_sampler")
+_PARTS = (*_SAMPLERS, "dataset")
+"""Attributes of a torch `DataLoader` and of its parts that may have a `set_epoch`."""
+
+_DEPTH = 3
+"""Parts within parts: `loader.batch_sampler.sampler`, and one more that wraps it."""
+
+
+class Epochs:
+    """Makes the batches of each epoch: `epochs(3)` gives what can be read for epoch 3.
+
+    Args:
+        data: what the user gave.
+        name: what the user calls it ("train_ds"), for messages.
+
+    Attributes:
+        decide: whether the number of an epoch alone decides on its batches, so that none of the
+            epochs before need be read.
+        differ: whether something has been given the number of an epoch, whose batches are then
+            not those of another epoch.
+
+    Raises:
+        DataError: it is a function that needs more than the epoch.
+    """
+
+    def __init__(self, data: Any, name: str) -> None:
+        self._data = data
+        self._function: Callable[[int], Any] | None = None
+        self._turns = _Turns(data)
+        by_argument = False
+        if not isinstance(data, Iterable) and callable(data):
+            self._function, by_argument = _of_epoch(data, name)
+        self.decide = by_argument or bool(_with_set_epoch(data, _SAMPLERS)) or is_keras(data)
+        self.differ = self.decide or bool(_with_set_epoch(data, _PARTS))
+
+    def __call__(self, number: int) -> Any:
+        """What gives the batches of an epoch."""
+        self._name(self._data, number)
+        if self._function is None:
+            return self._data
+        made = self._function(number)
+        if not self.decide:  # such as `lambda: loader`, whose sampler counts epochs all the same
+            self.differ = self._name(made, number) or self.differ
+        return made
+
+    def end(self, number: int) -> None:
+        """An epoch has been read to its end."""
+        self._turns.end(number)
+
+    def _name(self, data: Any, number: int) -> bool:
+        """Gives a data set and its parts the number of an epoch; whether any of them takes it."""
+        parts = _with_set_epoch(data, _PARTS)
+        for part in parts:
+            part.set_epoch(number)
+        if is_keras(data):
+            self._turns = self._turns if self._turns.data is data else _Turns(data)
+            self._turns.begin(number)
+        return bool(parts) or is_keras(data)
+
+
+class _Turns:
+    """The turn from epoch to epoch of a Keras data set, which may change its order there.
+
+    It keeps count, so that epoch 3 has the same batches in a run that begins with it: the epochs
+    before are begun and ended without being read.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        self._begun = self._ended = 0
+
+    def begin(self, number: int) -> None:
+        while self._begun <= number:
+            self.end(self._begun - 1)
+            self._call("on_epoch_begin")
+            self._begun += 1
+
+    def end(self, number: int) -> None:
+        if number == self._ended < self._begun:
+            self._call("on_epoch_end")
+            self._ended += 1
+
+    def _call(self, hook: str) -> None:
+        if hasattr(self.data, hook):
+            getattr(self.data, hook)()
+
+
+def _with_set_epoch(data: Any, names: tuple[str, ...], depth: int = _DEPTH) -> list[Any]:
+    """Of a data set and its parts, those that have a `set_epoch`, each once."""
+    if isinstance(data, type):  # which makes data sets
+        return []
+    parts = [getattr(data, name, None) for name in names] if depth else []
+    inner = [
+        found
+        for part in parts
+        if part is not None
+        for found in _with_set_epoch(part, names, depth - 1)
+    ]
+    own = [data] if callable(getattr(data, "set_epoch", None)) else []
+    return list({id(part): part for part in [*own, *inner]}.values())
+
+
+def _of_epoch(function: Callable[..., Any], name: str) -> tuple[Callable[[int], Any], bool]:
+    """A function of the epoch's number, and whether the user's function is given it."""
+    parameters = _parameters(function)
+    place = _place_of_epoch(function, parameters)
+    others = [p.name for i, p in enumerate(parameters) if _is_required(p) and i != place]
+    if others:
+        raise DataError(_too_many(function, name, parameters, others))
+    if place is None:
+        return lambda number: function(), False
+    epoch, before = parameters[place], [p.default for p in parameters[:place]]
+    if epoch.kind is epoch.KEYWORD_ONLY or (before and epoch.kind is epoch.POSITIONAL_OR_KEYWORD):
+        return lambda number: function(**{epoch.name: number}), True
+    return lambda number: function(*before, number), True
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # of some functions that are written in C
+        return []
+    return [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def _place_of_epoch(
+    function: Callable[..., Any], parameters: list[inspect.Parameter]
+) -> int | None:
+    """The place of a parameter named `epoch`, else of the only one that must be filled in."""
+    if isinstance(function, partial) and "epoch" in cast("partial[Any]", function).keywords:
+        return None  # the user has chosen one
+    named = [i for i, p in enumerate(parameters) if p.name == "epoch"]
+    required = [i for i, p in enumerate(parameters) if _is_required(p)]
+    alone = (
+        len(required) == 1 and parameters[required[0]].kind is not inspect.Parameter.KEYWORD_ONLY
+    )
+    return named[0] if named else required[0] if alone else None
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty
+
+
+def _too_many(
+    function: Callable[..., Any], name: str, parameters: list[inspect.Parameter], others: list[str]
+) -> str:
+    called = getattr(function, "__name__", "f")
+    called = called if called.isidentifier() else "f"
+    needed = [p for p in parameters if _is_required(p) or p.name == "epoch"]
+    values = ["epoch" if p.name == "epoch" else "..." for p in needed]
+    given = ", ".join(
+        value if p.kind is p.POSITIONAL_ONLY else f"{p.name}={value}"
+        for p, value in zip(needed, values, strict=True)
+    )
+    where = "" if "epoch" in values else ", with `epoch` in place of one `...`"
+    return (
+        f"{name} is a function that needs {' and '.join(f'`{other}`' for other in others)}, and is "
+        f"given the epoch's number alone, as a parameter named `epoch` or as the only one without "
+        f"a default. Write `{name}=lambda epoch: {called}({given})`{where}"
+    )

@@ -1,0 +1,56 @@
+"""What a user may give for a data set, told apart."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import equinox as eqx
+
+from solstice import _tree
+from solstice._errors import DataError
+from solstice._types import Batch
+from solstice.data._masked import Masked
+from solstice.data._positions import is_seekable
+
+
+def describe_batch(batch: Batch) -> str:
+    """`(f32[32,8,8], i32[32])`: the structure of a batch, for messages."""
+    return eqx.tree_pformat(batch, short_arrays=True)
+
+
+def is_examples(data: Any) -> bool:
+    """Whether it is arrays rather than batches: an array, a dict, or a tuple with an array in it.
+
+    A list is a list of batches, and a tuple of tuples or dicts may be batches too.
+    """
+    if isinstance(data, tuple):
+        return any(is_array(child) for child in cast("tuple[Any, ...]", data))
+    if isinstance(data, Masked):
+        return True
+    return isinstance(data, Mapping) or is_array(data)
+
+
+def is_tree_of_arrays(data: Any) -> bool:
+    if not (isinstance(data, tuple | list | Mapping | Masked) or is_array(data)):
+        return False
+    leaves = _tree.leaves(data)
+    return bool(leaves) and all(is_array(leaf) for leaf in leaves)
+
+
+def is_array(data: Any) -> bool:
+    """An array of NumPy or JAX, or a tensor, that has a first axis."""
+    attributes = ("shape", "dtype", "__array__")
+    return all(hasattr(data, name) for name in attributes) and len(data.shape) > 0
+
+
+def check_kind(data: Any, name: str) -> None:
+    if not isinstance(data, Iterable) and not callable(data) and not is_seekable(data):
+        raise DataError(
+            f"{name} must be an iterable of batches (a list, a tf.data.Dataset, a DataLoader ...), "
+            f"a function that makes one, or arrays with a batch_size; it is {describe(data)}"
+        )
+
+
+def describe(data: Any) -> str:
+    if is_tree_of_arrays(data):
+        return describe_batch(data)
+    return f"a {type(data).__module__}.{type(data).__qualname__}".replace("builtins.", "")
