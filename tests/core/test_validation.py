@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
-from solstice.callbacks import EarlyStopping, History
+from solstice.callbacks import Checkpoint, EarlyStopping, History
 
 
 class Sum(solstice.Experiment):
@@ -172,3 +172,112 @@ def test_a_callback_may_evaluate_with_the_same_trainer():
     assert trainer.experiment.total == 20
     expected = [step * (2**40 - 1) / 40 for step in range(3, 19, 3)]
     assert seen == pytest.approx(expected, rel=1e-5)
+
+
+# Its data: those of the epoch, however often it is validated, with breaks and without
+
+
+class Mean(Sum):
+    def eval_step(self, batch):
+        return self, {"mean": jnp.mean(batch)}
+
+
+def by_epoch(epoch):
+    return iter([np.full(1, 10 * epoch + i, np.float32) for i in range(4)])
+
+
+class SetEpoch:
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        return by_epoch(self.epoch)
+
+
+class Sampled:
+    def __init__(self):
+        self.sampler = SetEpoch()
+
+    def __iter__(self):
+        return iter(self.sampler)
+
+
+def shuffled():
+    return solstice.data.batches(np.arange(40, dtype=np.float32), 4, shuffle=True)
+
+
+EPOCHS = {
+    "function": lambda: by_epoch,
+    "set_epoch": SetEpoch,
+    "sampler": Sampled,
+    "made": lambda: lambda: SetEpoch(),
+    "shuffled": shuffled,
+}
+
+
+def means(make):
+    """What a validation on two batches of each epoch gives."""
+    found = []
+    for epoch in range(3):
+        data = shuffled()
+        data.set_epoch(epoch)
+        batches = list(data) if make is shuffled else list(by_epoch(epoch))
+        found.append(float(np.mean(batches[:2])))
+    return found
+
+
+@pytest.mark.parametrize("name", EPOCHS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"val_every_n_steps": 2}, {"val_every_n_steps": 5}, {"sanity_val_batches": 1}],
+)
+@pytest.mark.parametrize("breaks", [(), (4, 8), (1, 5, 7)])
+def test_it_is_on_the_data_of_the_epoch(tmp_path, name, options, breaks):
+    pytest.importorskip("safetensors")
+    for max_steps in [*breaks, None]:
+        history = History()
+        trainer = solstice.Trainer(
+            [history, Checkpoint(tmp_path / "a")], limit_val_batches=2, **options
+        )
+        trainer.fit(
+            Mean(jnp.zeros(())),
+            ones(4),
+            EPOCHS[name](),
+            num_epochs=3,
+            max_steps=max_steps,
+            resume="last",
+            strict_resume=True,
+        )
+    expected = means(EPOCHS[name])
+    rows = [row for row in history.rows if row["mode"] == "val"]
+    assert [row["mean"] for row in rows] == [expected[row["epoch"]] for row in rows]
+    every = options.get("val_every_n_steps", 4)
+    assert {row["step"] for row in rows} >= set(range(every, 13, every))
+
+
+@pytest.mark.parametrize("name", EPOCHS)
+def test_alone_it_is_on_the_data_of_epoch_0(name):
+    data, expected = EPOCHS[name](), means(EPOCHS[name])[0]
+    trainer = solstice.Trainer(limit_val_batches=2)
+    trainer.fit(Mean(jnp.zeros(())), ones(1), data, num_epochs=3)
+    assert trainer.validate(Mean(jnp.zeros(())), data) == {"mean": expected}
+
+
+def test_a_function_of_the_epoch_is_called_for_the_epochs_of_the_run_alone(tmp_path):
+    pytest.importorskip("safetensors")
+    told = []
+
+    def val_ds(epoch):
+        told.append(epoch)
+        return by_epoch(epoch)
+
+    for num_epochs in (2, 2, 4):
+        trainer = solstice.Trainer([Checkpoint(tmp_path / "a")])
+        trainer.fit(zero(), ones(2), val_ds, num_epochs=num_epochs, resume="last")
+    assert told == [0, 1, 1, 2, 3]
+
+
+def test_a_sanity_validation_takes_nothing_from_an_iterator():
+    trainer = solstice.Trainer(sanity_val_batches=1, limit_val_batches=2)
+    trainer.fit(Mean(jnp.zeros(())), ones(1), by_epoch(0), num_epochs=2)
+    assert trainer.history.series("val/mean")[1] == [0.5, 2.5]

@@ -44,7 +44,7 @@ class Trainer:
 
     A data set is a list of batches, any iterable of them that can be iterated again (a
     `tf.data.Dataset`, a grain pipeline, a torch `DataLoader`, `solstice.data.batches(...)`), a
-    function that makes an iterator (called once an epoch, with the epoch's index if it takes
+    function that makes an iterator (called once an epoch, with the epoch's number if it takes
     one), or, with `batch_size=`, a tree of arrays whose axis 0 is the example. A generator serves
     for one epoch. Tensors become NumPy arrays; the last batch may be smaller.
 

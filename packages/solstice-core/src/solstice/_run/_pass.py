@@ -153,9 +153,8 @@ class Pass:
         if self._last is None or self._has_ended:
             return None
         block, index = self._last
-        if index + 1 < len(block):
-            return block.arrays(index + 1)
-        return None if self._following is None else self._following.arrays(0)
+        is_end = index + 1 == len(block)  # where runs are saved
+        return self._following.arrays(0) if is_end and self._following is not None else None
 
     def end(self) -> dict[str, Any]:
         """Ends the pass: its metrics, of which the callbacks are told."""

@@ -44,7 +44,7 @@ class Memory:
 
     def set(self, state: Any) -> None:
         """Back to a state."""
-        owner, state = self.owner, copy.deepcopy(state)  # which the iterator may go on to change
+        owner = self.owner
         if hasattr(owner, "set_state"):
             owner.set_state(state)
         else:
