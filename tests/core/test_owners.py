@@ -102,7 +102,9 @@ def test_in_any_order_each_has_its_own(tmp_path, order):
 
 
 @pytest.mark.parametrize(
-    "other", [stopping("ten", patience=9), stopping("one", mode="max", patience=9)], ids=repr
+    "other",
+    [stopping("ten", patience=9), stopping("one", mode="max", patience=9)],
+    ids=["monitor", "mode"],
 )
 def test_another_monitor_or_mode_has_no_memory_and_is_named(tmp_path, other):
     fit([stopping("one", patience=9)], tmp_path / "a", 2)

@@ -89,7 +89,9 @@ TAKE_PATHS = {
 }
 
 
-@pytest.mark.parametrize("path", ["gs://bucket/a", Path("s3://bucket/a"), InACloud()], ids=repr)
+@pytest.mark.parametrize(
+    "path", ["gs://bucket/a", Path("s3://bucket/a"), InACloud()], ids=["text", "Path", "cloud"]
+)
 @pytest.mark.parametrize("take", TAKE_PATHS.values(), ids=TAKE_PATHS)
 def test_whatever_takes_a_path_refuses_a_url(tmp_path, monkeypatch, take, path):
     monkeypatch.chdir(tmp_path)
