@@ -279,3 +279,21 @@ def test_the_mean_loss_of_no_examples_does_not_spoil_that_of_others():
 
     merged = batch(jnp.nan, jnp.zeros(2)).merge(batch(0.5, jnp.asarray([1, 0])))
     assert merged.compute()["loss"] == 0.5
+
+
+@pytest.mark.parametrize("bad", [-1.0, NAN, -np.inf])
+def test_a_weight_that_is_none_makes_the_mean_nan(bad):
+    values = jnp.asarray([1.0, 2.0, NAN])
+    weights = jnp.asarray([0.5, 1.5, 0.0])
+    assert metrics.Mean(values, weights).compute()["mean"] == pytest.approx(1.75)
+    spoiled = metrics.Mean(values, weights.at[0].set(bad))
+    assert np.isnan(spoiled.compute()["mean"])
+    assert np.isnan(metrics.Mean(jnp.ones(3), jnp.asarray([-1, 2, 2])).compute()["mean"])
+
+
+def test_outputs_of_float64_and_int64_are_kept():
+    ids, scores = np.array([2**40, 7]), np.array([0.1, 1e-300])
+    one = metrics.Collect(ids=ids, scores=scores)
+    found = one.empty().merge(one).merge(one).compute()
+    np.testing.assert_array_equal(found["ids"], [*ids, *ids])
+    np.testing.assert_array_equal(found["scores"], [*scores, *scores])

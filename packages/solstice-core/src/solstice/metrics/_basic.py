@@ -12,7 +12,15 @@ from jax.typing import ArrayLike
 from solstice._metrics import Metrics
 from solstice._replace import replace
 from solstice._sums import Counts, Totals, as_given, at_least_float32, exact_sum
-from solstice.metrics._bases import Additive, Growing, as_mask, check_alike, divide, for_compute
+from solstice.metrics._bases import (
+    Additive,
+    Growing,
+    as_mask,
+    as_stored,
+    check_alike,
+    divide,
+    for_compute,
+)
 
 
 class Mean(Additive):
@@ -23,7 +31,7 @@ class Mean(Additive):
     Args:
         values: numbers of any shape.
         weights: what each counts, a mask for instance, of the same shape or a scalar; each counts
-            1 if left out. Not negative.
+            1 if left out. One that is negative or NaN makes the mean NaN.
 
     Raises:
         ValueError: `weights` are of another shape.
@@ -33,8 +41,11 @@ class Mean(Additive):
 
     def __init__(self, values: ArrayLike, weights: ArrayLike | None = None) -> None:
         numbers, shares = _weighted(values, weights)
-        total = jnp.sum(jnp.where(shares > 0, numbers * shares, 0))
-        self.sums = Totals({"total": total, "weight": jnp.sum(shares)})
+        weight = jnp.sum(shares)
+        if weights is not None and jnp.asarray(weights).dtype != bool:
+            shares = jnp.where(shares >= 0, shares, jnp.nan)
+        total = jnp.sum(jnp.where(shares == 0, 0, numbers * shares))
+        self.sums = Totals({"total": total, "weight": weight})
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["mean"]`: a float."""
@@ -75,6 +86,7 @@ class Collect(Growing):
 
     `compute()` gives each by its name, the examples of all batches on axis 0, in their order.
     It grows: an epoch's outputs are kept on the device, and merged outside of the compiled step.
+    Outside of `jax.jit`, NumPy's float64 and int64 stay what they are.
 
     Args:
         mask: which examples are kept, boolean of shape [n]; all if left out.
@@ -89,7 +101,7 @@ class Collect(Growing):
     names: tuple[str, ...] = eqx.field(static=True)
 
     def __init__(self, *, mask: ArrayLike | None = None, **arrays: ArrayLike) -> None:
-        self.arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
+        self.arrays = {name: as_stored(array) for name, array in arrays.items()}
         shapes = {name: list(array.shape) for name, array in self.arrays.items()}
         if not shapes or any(not shape for shape in shapes.values()):
             raise ValueError(
