@@ -235,6 +235,8 @@ class Binary:
         assert 0.5 not in scores
         given, preds = (tensor(scores), tensor(labels)), scores > 0.5
         steps = torch.arange(513) / 512
+        place = 1 / (1 + np.sqrt(np.sqrt((1 - scores) / scores)))  # sigmoid(logit / 4), float32
+        binned = tensor(place), given[1]
         return {
             "accuracy": quietly(tm.classification.binary_accuracy, *given),
             "precision": quietly(tm.classification.binary_precision, *given),
@@ -243,9 +245,9 @@ class Binary:
             "f1": quietly(tm.classification.binary_f1_score, *given),
             "balanced_accuracy": balanced_accuracy(preds, labels, 2),
             "matthews_corrcoef": correlation(preds, labels, 2),
-            "roc_auc": quietly(tm.classification.binary_auroc, *given, thresholds=steps),
+            "roc_auc": quietly(tm.classification.binary_auroc, *binned, thresholds=steps),
             "average_precision": quietly(
-                tm.classification.binary_average_precision, *given, thresholds=steps
+                tm.classification.binary_average_precision, *binned, thresholds=steps
             ),
         }
 
