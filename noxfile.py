@@ -332,6 +332,16 @@ def bench_adapters(session: nox.Session) -> None:
 
 
 @nox.session
+def accelerator(session: nox.Session) -> None:
+    """Test on the device that JAX chooses; `-- "jax[cuda13]"` installs what a GPU needs."""
+    install_all(session, *TEST, *session.posargs)
+    names = ["laws", "bits", "totals", "sums", "memory", "lost", "digest", "devices", "resume"]
+    files = [f"tests/core/test_{name}.py" for name in names]
+    env = {name: value for name, value in ENV.items() if name != "JAX_PLATFORMS"}
+    session.run("pytest", "tests/accelerator", *files, env=env)
+
+
+@nox.session
 def bench_digest(session: nox.Session) -> None:
     """Measure the digest of a step, which a checkpoint has, against the first step."""
     install_all(session)

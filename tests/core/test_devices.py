@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import solstice
 from solstice import _tree
 
+on_two = pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
 ROWS = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
 BATCHES = [ROWS[start : start + 4] for start in range(0, 20, 4)]
 
@@ -132,6 +133,7 @@ def check_that_nothing_handed_out_changes(
         np.testing.assert_array_equal(one, other)
 
 
+@on_two
 @pytest.mark.parametrize("is_split", [False, True])
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 @settings(max_examples=4, deadline=None)
@@ -175,6 +177,7 @@ def test_nothing_that_a_run_on_eight_devices_hands_out_is_deleted_or_changed():
     assert process.returncode == 0, printed[-3000:]
 
 
+@on_two
 @pytest.mark.parametrize("is_split", [False, True])
 def test_a_copy_lies_where_the_original_does_and_shares_nothing(is_split: bool):
     arrays = [x for x in jax.tree.leaves(placed(noisy(), 2, is_split=is_split)) if hasattr(x, "at")]
@@ -189,6 +192,7 @@ def test_a_copy_lies_where_the_original_does_and_shares_nothing(is_split: bool):
     numbers(arrays)  # which fails if the memory of a key was shared
 
 
+@on_two
 def test_an_experiment_on_several_devices_is_named_once_with_what_to_write():
     on_devices = placed(noisy(), 2, is_split=False)
     with pytest.warns(UserWarning, match="does not split batches") as caught:
@@ -203,11 +207,13 @@ def test_an_experiment_on_several_devices_is_named_once_with_what_to_write():
     solstice.Trainer().fit(on_one, BATCHES, BATCHES)  # a warning would be an error here
 
 
+@on_two
 def test_state_that_is_split_over_devices_is_named():
     with pytest.warns(UserWarning, match="all 2 devices compute each step on the whole batch"):
         solstice.Trainer().test(placed(noisy(), 2, is_split=True), BATCHES)
 
 
+@on_two
 @pytest.mark.parametrize("from_batch", [0, 2])
 def test_batches_on_several_devices_are_named_once_and_give_the_right_numbers(from_batch: int):
     sharding = NamedSharding(Mesh(np.array(jax.devices()[:2]), ("data",)), PartitionSpec("data"))

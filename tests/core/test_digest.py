@@ -294,6 +294,7 @@ def test_a_step_that_cannot_be_compiled_is_compared_by_its_code(tmp_path: Path):
             fit(tmp_path / "run", linear(below(20.0)), 3)
 
 
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
 @pytest.mark.parametrize(
     ("was", "now", "said"),
     [
