@@ -1,29 +1,54 @@
-"""`python -m solstice`: what is installed, to be pasted into a bug report."""
+"""`python -m solstice`: what is installed and whether it works, to be pasted into a bug report.
+
+Exits with 1 if an adapter is broken.
+"""
 
 import argparse
+import io
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
 import jax
 
-from solstice import compat
+from solstice.compat import _listing
 
 _LIBRARIES = ["solstice-core", "jax", "jaxlib", "equinox", "numpy"]
-_FRAMEWORKS = ["flax", "dm-haiku", "optax"]
 
 
-def main() -> None:
-    """Prints versions, devices and adapters."""
+def main() -> int:
+    """Prints versions, devices and adapters. Returns 1 if an adapter is broken, else 0."""
     argparse.ArgumentParser(prog="python -m solstice", description=__doc__).parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an adapter's words may be in any alphabet
+        sys.stdout.reconfigure(errors="backslashreplace")
     print(f"Python {platform.python_version()} on {platform.platform()}")
-    for name in [*_LIBRARIES, *_FRAMEWORKS]:
-        print(f"{name} {_version(name)}")
-    devices = cast("list[Any]", jax.devices())
-    print("devices:", ", ".join(f"{d.platform}:{d.id} ({d.device_kind})" for d in devices))
+    own = [f"{name} {_version(name)}" for name in _LIBRARIES]
+    print("\n".join([*own, *(line for line in _listing.frameworks() if line not in own)]))
+    print("devices:", _devices())
+    return _print_adapters()
+
+
+def _print_adapters() -> int:
     print("adapters:")
-    for adapter in compat.adapters():
-        print(f"  {adapter}")
+    are_broken: list[bool] = []
+    for claim in _listing.in_order():
+        # Printed before it is imported, so that one that ends the process is seen.
+        print(f"  {_listing.describe(claim)}", end="", flush=True)
+        info = _listing.examine(claim)
+        print(info.health.replace("\n", "\n    "))
+        are_broken.append(info.is_broken)
+    if any(are_broken):
+        print(f"{sum(are_broken)} of {len(are_broken)} adapters are broken")
+    return int(any(are_broken))
+
+
+def _devices() -> str:
+    try:
+        devices = cast("list[Any]", jax.devices())
+    except Exception as error:  # a driver; or metadata that breaks JAX's search for plugins
+        return f"none; {type(error).__name__}: {error}"
+    return ", ".join(f"{d.platform}:{d.id} ({d.device_kind})" for d in devices)
 
 
 def _version(name: str) -> str:
@@ -34,4 +59,4 @@ def _version(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from solstice.compat import _registry
 from solstice.compat._equinox import EquinoxModel
 from solstice.compat._listing import AdapterInfo, adapters
+from solstice.compat._load import AdapterError
 from solstice.compat._norms import Norms, norms_of, track_norms
 from solstice.compat._protocols import (
     Model,
@@ -25,7 +26,6 @@ from solstice.compat._protocols import (
     State,
     call_arguments,
 )
-from solstice.compat._registry import AdapterError
 from solstice.compat._wrappers import ema, freeze, mixed_precision, skip_nonfinite
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def register(prefix: str, adapter: Any) -> None:
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        if name.startswith("_"):
+        if name.startswith("_") or not name.isidentifier():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         adapter = _registry.adapter_class(name)
         globals()[name] = adapter

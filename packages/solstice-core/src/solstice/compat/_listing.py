@@ -1,8 +1,20 @@
 """What adapters there are, and whether they work."""
 
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import Distribution, distributions
 
-from solstice.compat import _registry
+from solstice.compat._claims import KNOWN, Claim, claims, cure, names_of
+from solstice.compat._load import AdapterError, call, is_found, load, prefix_fault
+from solstice.compat._registry import (
+    all_claims,
+    claims_of_prefix,
+    is_spoken,
+    missing,
+    prefixes_of,
+    the_only,
+)
 
 
 @dataclass(frozen=True)
@@ -10,13 +22,14 @@ class AdapterInfo:
     """One adapter that is installed, or registered in this process.
 
     Attributes:
-        name: its class name, as in `solstice.compat.FlaxModel`.
+        name: its class name, as in `solstice.compat.FlaxModel`; empty where it names no class.
         wraps: the import prefix of the types that it wraps.
-        kind: "model" or "optimizer".
+        kind: "model" or "optimizer"; "unknown" where its group is not one that Solstice reads.
         where: the class, as in "solstice_flax:FlaxModel".
         distribution: name and version of the package that it came with.
         protocol: the version of the protocol that it was made for.
         health: "ok", or what is wrong and what to do.
+        is_broken: whether something is wrong.
     """
 
     name: str
@@ -26,29 +39,122 @@ class AdapterInfo:
     distribution: str
     protocol: int
     health: str
+    is_broken: bool = False
 
     def __str__(self) -> str:
+        is_known = self.kind != "unknown"
+        group = f"{self.kind}s, protocol v{self.protocol}" if is_known else "unknown group"
         return (
-            f"{self.name} wraps {self.wraps} ({self.kind}s, protocol v{self.protocol}), "
-            f"{self.distribution}: {self.health}"
+            f"{self.name or '?'} wraps {self.wraps or '?'} ({group}), {self.distribution}: "
+            f"{self.health}"
         )
 
 
 def adapters() -> list[AdapterInfo]:
     """`solstice.compat.adapters()`: the adapters that there are, by name, and whether they work.
 
-    Each is imported to tell, with the framework that it wraps.
+    Each is imported to find out, with the framework that it wraps. Whatever an adapter raises when
+    it is imported, and what is wrong with its entry point, is its `health`. One that never returns
+    from its import, or ends the process, does so here too.
     """
-    found = [
-        AdapterInfo(
-            name=claim.class_name,
-            wraps=claim.prefix,
-            kind=claim.kind,
-            where=claim.value,
-            distribution=claim.distribution,
-            protocol=claim.version,
-            health=_registry.health(claim),
+    return [examine(claim) for claim in in_order()]
+
+
+def in_order() -> list[Claim]:
+    """All claims, as they are listed."""
+    return sorted(all_claims(), key=lambda c: (c.kind, c.class_name, c.distribution, c.prefix))
+
+
+def describe(claim: Claim, health: str = "", *, is_broken: bool = False) -> AdapterInfo:
+    """What a claim says by itself."""
+    return AdapterInfo(
+        name=claim.class_name,
+        wraps=claim.prefix,
+        kind=claim.kind,
+        where=claim.value,
+        distribution=claim.distribution,
+        protocol=claim.version,
+        health=health,
+        is_broken=is_broken,
+    )
+
+
+def examine(claim: Claim) -> AdapterInfo:
+    """Imports the adapter, if it speaks the protocol, and says whether it works."""
+    same = claims_of_prefix(claim.kind, claim.prefix)
+    if claim not in same:
+        return describe(claim, "hidden by an adapter of this process")
+    if not claim.fault and not is_spoken(claim) and any(map(is_spoken, _siblings(claim, same))):
+        return describe(claim, "not used: its package has one of this protocol too")
+    try:
+        _check_class(claim)
+        if claim in claims():
+            _check_prefix(claim)
+            _check_name(claim)
+    except AdapterError as error:
+        return describe(claim, str(error), is_broken=True)
+    return describe(claim, "ok")
+
+
+def _siblings(claim: Claim, same: list[Claim]) -> list[Claim]:
+    return [c for c in same if c.package == claim.package]
+
+
+def _check_class(claim: Claim) -> None:
+    if claim.fault:
+        raise AdapterError(claim.fault)
+    adapter = load(the_only([claim], claim.class_name))
+    absent = call(claim, lambda: missing(adapter, claim.kind), "could not be examined")
+    if absent:
+        raise AdapterError(f"it lacks {', '.join(absent)}. {cure(claim.package)}")
+    if not callable(adapter):
+        raise AdapterError(f"it is an object, not a class. {cure(claim.package)}")
+
+
+def _check_prefix(claim: Claim) -> None:
+    owned = [prefix for prefix in prefixes_of(claim.prefix) if prefix in KNOWN]
+    same = claims_of_prefix(claim.kind, (owned or [claim.prefix])[0])
+    first = the_only(same or [claim], f"{claim.prefix!r} ({claim.kind}s)")
+    if str(first) != str(claim):
+        raise AdapterError(
+            f"{claim.prefix!r} belongs to {first}, which `as_{claim.kind}` uses. To use this one: "
+            f'solstice.compat.register("{first.prefix}", solstice.compat.{claim.class_name})'
         )
-        for claim in _registry.all_claims()
-    ]
-    return sorted(found, key=lambda info: (info.kind, info.name, info.distribution))
+    if not call(claim, lambda: is_found(claim.prefix), f"{claim.prefix!r} could not be imported"):
+        raise AdapterError(prefix_fault(claim))
+
+
+def _check_name(claim: Claim) -> None:
+    from solstice import compat  # when all of it is there
+
+    name = claim.class_name
+    module, _, attribute = claim.value.partition(":")
+    way_out = f"To use it: from {module.strip()} import {attribute.strip().partition('.')[0]}"
+    if not claim.is_owner and (name in compat.__all__ or name.startswith("_")):
+        raise AdapterError(f"its name, solstice.compat.{name}, is taken by Solstice. {way_out}")
+    named = [c for c in claims() if c.class_name == name]
+    first = the_only(named, f"solstice.compat.{name}")
+    if str(first) != str(claim):
+        raise AdapterError(f"solstice.compat.{name} is that of {first}. {way_out}")
+
+
+def frameworks() -> list[str]:
+    """Name and version of each distribution that installed adapters wrap types of."""
+    claimed = {c.prefix.partition(".")[0] for c in claims() if c.kind != "unknown"}
+    wrapped = {name for name in claimed - sys.stdlib_module_names if is_found(name)}
+    found: dict[str, str] = {}
+    for dist in distributions():
+        for module in _modules_of(dist) & wrapped:
+            found.setdefault(module, names_of(dist)[1])
+    return sorted({found.get(module, f"{module}, of an unknown version") for module in wrapped})
+
+
+def _modules_of(dist: Distribution) -> set[str]:
+    """The modules at the top of a distribution."""
+    try:
+        declared = dist.read_text("top_level.txt") or ""
+        paths: Iterable[str] = (dist.read_text("RECORD") or "").splitlines()
+    except Exception:  # malformed; it breaks nobody else
+        return set()
+    inferred = {path.partition(",")[0].partition("/")[0].removesuffix(".py") for path in paths}
+    return inferred | set(declared.split())

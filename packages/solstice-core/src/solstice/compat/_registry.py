@@ -1,75 +1,16 @@
-"""Discovery of adapters: found from the metadata of installed packages, loaded on use.
-
-An adapter package declares, in the entry-point group of its protocol's version, the import prefix
-of the types that it wraps and the adapter class:
-
-    [project.entry-points."solstice.models.v1"]
-    "flax.linen" = "solstice_flax:FlaxModel"
-
-From this line follow `solstice.compat.FlaxModel`, its place in `dir(solstice.compat)`, and
-`as_model(linen_module)`.
-"""
+"""From an object, or a name, to its adapter: what is registered here, then what is installed."""
 
 import functools
-import re
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, cast
+from typing import Any, cast
 
+from solstice.compat._claims import KNOWN, PROTOCOL_VERSION, Claim, Kind, claims
+from solstice.compat._load import AdapterError, load
 from solstice.compat._protocols import Model, Optimizer
 
-Kind = Literal["model", "optimizer"]
-
-PROTOCOL_VERSION = 1
 _PROTOCOLS: dict[Kind, type] = {"model": Model, "optimizer": Optimizer}
-_GROUP = re.compile(r"solstice\.(model|optimizer)s\.v(\d+)")
-
-KNOWN = {
-    "flax.linen": ("model", "FlaxModel", "solstice-flax"),
-    "flax.nnx": ("model", "NNXModel", "solstice-flax"),
-    "haiku": ("model", "HaikuModel", "solstice-haiku"),
-    "jax.example_libraries.stax": ("model", "StaxModel", "solstice-stax"),
-    "jax.example_libraries.optimizers": ("optimizer", "TripleOptimizer", "solstice-stax"),
-    "optax": ("optimizer", "OptaxOptimizer", "solstice-optax"),
-}
-"""Adapters that there are, installed or not: what to name in an error."""
-
-
-class AdapterError(ImportError):
-    """An adapter is not installed, cannot be imported, is claimed twice, or is of another version.
-
-    The message says which distribution it is about and what to do.
-    """
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What an entry point says, or a call of `register`: this class wraps types of that prefix.
-
-    Attributes:
-        kind: "model" or "optimizer".
-        version: of the protocol that it was made for.
-        prefix: import prefix of the types.
-        value: where the class is, as in "solstice_flax:FlaxModel".
-        class_name: its name in `solstice.compat`.
-        distribution: name and version of what declares it.
-        load: gives the class.
-    """
-
-    kind: Kind
-    version: int
-    prefix: str
-    value: str
-    class_name: str
-    distribution: str
-    load: Callable[[], Any] = field(compare=False, repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.distribution} ({self.value})"
-
 
 _registered: list[Claim] = []
 """What was registered in this process; the newest come last."""
@@ -78,10 +19,10 @@ _registered: list[Claim] = []
 def register(prefix: str, adapter: Any) -> None:
     """Adds an adapter class of this process, before all that are installed."""
     kind: Kind = "model" if hasattr(adapter, "forward") else "optimizer"
-    if missing := _missing(adapter, _PROTOCOLS[kind]):
+    if absent := missing(adapter, kind):
         raise TypeError(
             f"{adapter!r} is no adapter: a model has init and forward, an optimizer has init, step "
-            f"and eval_params; it lacks {', '.join(missing)}"
+            f"and eval_params; it lacks {', '.join(absent)}"
         )
     value = f"{adapter.__module__}:{adapter.__qualname__}"
     claim = Claim(
@@ -90,32 +31,14 @@ def register(prefix: str, adapter: Any) -> None:
     _registered[:] = [c for c in _registered if (c.kind, c.prefix) != (kind, prefix)] + [claim]
 
 
-def _claims_of(wanted: Callable[[Claim], bool]) -> list[Claim]:
+def claims_of(wanted: Callable[[Claim], bool]) -> list[Claim]:
     """The claims of a kind: those of this process if there are any, else the installed ones."""
     return [c for c in _registered if wanted(c)] or [c for c in claims() if wanted(c)]
 
 
-@functools.cache
-def claims() -> tuple[Claim, ...]:
-    """All that installed distributions declare, of any protocol version; read once."""
-    found: dict[tuple[Any, ...], Claim] = {}
-    every = entry_points()
-    for group in every.groups:
-        match = _GROUP.fullmatch(group)
-        if match is None:
-            continue
-        kind: Kind = "model" if match[1] == "model" else "optimizer"
-        for point in every.select(group=group):
-            claim = _claim_of(kind, int(match[2]), point)
-            # An editable install lists its metadata twice; the same words are one claim.
-            found.setdefault((kind, claim.version, point.name, str(claim)), claim)
-    return tuple(found.values())
-
-
-def _claim_of(kind: Kind, version: int, point: EntryPoint) -> Claim:
-    dist = point.dist
-    distribution = "an unknown distribution" if dist is None else f"{dist.name} {dist.version}"
-    return Claim(kind, version, point.name, point.value, point.attr, distribution, point.load)
+def claims_of_prefix(kind: Kind, prefix: str) -> list[Claim]:
+    """The claims of these types, as `claims_of` finds them."""
+    return claims_of(lambda claim: (claim.kind, claim.prefix) == (kind, prefix))
 
 
 def all_claims() -> list[Claim]:
@@ -123,26 +46,11 @@ def all_claims() -> list[Claim]:
     return [*_registered, *claims()]
 
 
-def health(claim: Claim) -> str:
-    """What is wrong with an adapter, or "ok". It is imported, if it speaks the protocol."""
-    try:
-        same = _claims_of(lambda c: (c.kind, c.prefix) == (claim.kind, claim.prefix))
-        if claim not in same:
-            return "hidden by an adapter of this process"
-        adapter = load(_the_only([claim], claim.class_name))
-        if missing := _missing(adapter, _PROTOCOLS[claim.kind]):
-            return f"it lacks {', '.join(missing)}"
-        _the_only(same, f"{claim.prefix!r} ({claim.kind}s)")
-    except AdapterError as error:
-        return str(error)
-    return "ok"
-
-
 def adapter_class(name: str) -> Any:
     """The adapter class of this name. Raises AttributeError where no adapter has that name."""
-    named = _claims_of(lambda claim: claim.class_name == name)
+    named = claims_of(lambda claim: claim.class_name == name)
     if named:
-        return load(_the_only(named, f"solstice.compat.{name}"))
+        return load(the_only(named, f"solstice.compat.{name}"))
     for _, known_name, distribution in KNOWN.values():
         if known_name == name:
             raise AdapterError(
@@ -156,7 +64,7 @@ def adapter_class(name: str) -> Any:
 
 def adapter_names() -> list[str]:
     """The names of the adapter classes that are installed."""
-    return sorted({c.class_name for c in all_claims() if c.version == PROTOCOL_VERSION})
+    return sorted({c.class_name for c in all_claims() if is_spoken(c)})
 
 
 def adapt(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
@@ -180,17 +88,18 @@ def _make(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
     if not isinstance(adapter, _PROTOCOLS[kind]):
         raise AdapterError(
             f"{claim} did not give a {kind}: its result, a {type(adapter).__name__}, lacks "
-            f"{', '.join(_missing(adapter, _PROTOCOLS[kind]))}. Report this to its author"
+            f"{', '.join(missing(adapter, kind))}. Report this to its author"
         )
     return adapter
 
 
 def _claim_for(kind: Kind, obj: Any) -> Claim:
     prefixes = list(_prefixes(obj))
-    for prefix in prefixes:
-        mine = _claims_of(lambda c, prefix=prefix: (c.kind, c.prefix) == (kind, prefix))
-        if mine:
-            return _the_only(mine, f"{prefix!r} ({kind}s)")
+    claimed = [(prefix, claims_of_prefix(kind, prefix)) for prefix in prefixes]
+    claimed = [(prefix, found) for prefix, found in claimed if found]
+    usable = [(prefix, found) for prefix, found in claimed if any(map(is_spoken, found))]
+    for prefix, found in usable or claimed:
+        return the_only(found, f"{prefix!r} ({kind}s)")
     raise _nothing_claims(kind, obj, prefixes)
 
 
@@ -199,7 +108,7 @@ def _nothing_claims(kind: Kind, obj: Any, prefixes: list[str]) -> Exception:
     shown = f"{type(obj).__module__}.{type(obj).__qualname__}"
     other: Kind = "optimizer" if kind == "model" else "model"
     for prefix in prefixes:
-        if any(claim.prefix == prefix and claim.kind == other for claim in all_claims()) or (
+        if any(not claim.fault for claim in claims_of_prefix(other, prefix)) or (
             prefix in KNOWN and KNOWN[prefix][0] == other
         ):
             return TypeError(
@@ -220,17 +129,17 @@ def _nothing_claims(kind: Kind, obj: Any, prefixes: list[str]) -> Exception:
         return TypeError(
             f"{function} was given a function, which does not show its framework. {hint[kind]}"
         )
-    known = ", ".join(sorted({c.prefix for c in all_claims() if c.kind == kind})) or "none"
+    known = {c.prefix for c in all_claims() if c.kind == kind and not c.fault}
     methods = "init and forward" if kind == "model" else "init, step and eval_params"
     return TypeError(
         f"no installed adapter wraps a {shown}. Prefixes of {kind} types that are wrapped: "
-        f"{known}. Install the framework's adapter package, or write a class with {methods} "
-        f"(solstice.compat.{_PROTOCOLS[kind].__name__}) around it"
+        f"{', '.join(sorted(known)) or 'none'}. Install the framework's adapter package, or write "
+        f"a class with {methods} (solstice.compat.{_PROTOCOLS[kind].__name__}) around it"
     )
 
 
 def _prefixes(obj: Any) -> Iterator[str]:
-    """Import prefixes that may claim an object: of its type and bases, the longest first."""
+    """Import prefixes that may claim an object: of its type, then of its bases."""
     modules = [cls.__module__ for cls in type(obj).__mro__]
     if isinstance(obj, tuple) and obj:  # a bare (init, apply) pair, or a (module, state) pair
         first: Any = cast("tuple[Any, ...]", obj)[0]
@@ -239,46 +148,52 @@ def _prefixes(obj: Any) -> Iterator[str]:
             [first.__module__] if is_function else [c.__module__ for c in type(first).__mro__]
         )
     for module in dict.fromkeys(modules):
-        parts = module.split(".")
-        for end in range(len(parts), 0, -1):
-            yield ".".join(parts[:end])
+        yield from prefixes_of(module)
 
 
-def _the_only(found: list[Claim], what: str) -> Claim:
-    spoken = [claim for claim in found if claim.version == PROTOCOL_VERSION]
+def prefixes_of(module: str) -> list[str]:
+    """A module and what it lies in, the longest first, but one that has an owner before all."""
+    parts = module.split(".")
+    longest_first = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    return sorted(longest_first, key=lambda prefix: prefix not in KNOWN)
+
+
+def is_spoken(claim: Claim) -> bool:
+    """Whether it can be read, and is of the protocol that this solstice-core speaks."""
+    return claim.version == PROTOCOL_VERSION and not claim.fault
+
+
+def the_only(found: list[Claim], what: str) -> Claim:
+    """The claim that counts: a broken one, or a stranger's, takes no prefix from its owner."""
+    spoken = [claim for claim in found if is_spoken(claim)]
+    spoken = [claim for claim in spoken if claim.is_owner] or spoken
     if not spoken:
-        claim = found[0]
-        upgrade = (
-            "solstice-core" if claim.version > PROTOCOL_VERSION else claim.distribution.split()[0]
-        )
-        raise AdapterError(
-            f"{what} is provided by {claim}, made for adapter protocol v{claim.version}; this "
-            f"solstice-core speaks v{PROTOCOL_VERSION}. To fix: pip install --upgrade {upgrade}"
-        )
+        return _unspoken(min(found, key=lambda claim: bool(claim.fault)), what)
     if len({str(claim) for claim in spoken}) > 1:
         lines = "\n  ".join(str(claim) for claim in spoken)
+        several = len({claim.distribution for claim in spoken}) > 1
+        cure = "Uninstall all but one, or import" if several else "Import"
         raise AdapterError(
             f"{what} is claimed by {len(spoken)} installed adapters:\n  {lines}\n"
-            f"Uninstall all but one, or import the class you want and wrap the object with it"
+            f"{cure} the class you want and wrap the object with it"
         )
     return spoken[0]
 
 
-def load(claim: Claim) -> Any:
-    """The adapter class. Raises AdapterError where it cannot be imported."""
-    try:
-        return claim.load()
-    except Exception as error:
-        name = claim.distribution.split()[0]
-        raise AdapterError(
-            f"the adapter {claim.value!r} of {claim.distribution} is installed but could not be "
-            f"imported: {type(error).__name__}: {error}\nTo fix: pip install --upgrade {name}, or "
-            f"do without it: pip uninstall {name}"
-        ) from error
+def _unspoken(claim: Claim, what: str) -> Claim:
+    if claim.fault:
+        return claim  # which `load` raises
+    package = "solstice-core" if claim.version > PROTOCOL_VERSION else claim.package
+    upgrade = f"pip install --upgrade {package}" if package else "delete that folder"
+    raise AdapterError(
+        f"{what} is provided by {claim}, made for adapter protocol v{claim.version}; this "
+        f"solstice-core speaks v{PROTOCOL_VERSION}. To fix: {upgrade}"
+    )
 
 
-def _missing(adapter: Any, protocol: type) -> list[str]:
-    methods = [name for name in vars(protocol) if not name.startswith("_")]
+def missing(adapter: Any, kind: Kind) -> list[str]:
+    """The methods of the protocol that an adapter has not."""
+    methods = [name for name in vars(_PROTOCOLS[kind]) if not name.startswith("_")]
     return [name for name in methods if not hasattr(adapter, name)]
 
 

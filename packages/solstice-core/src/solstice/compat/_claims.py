@@ -1,0 +1,180 @@
+"""What installed packages claim to wrap, read from their metadata. Nothing is imported.
+
+An adapter package declares, in the entry-point group of its protocol's version, the import prefix
+of the types that it wraps and the adapter class:
+
+    [project.entry-points."solstice.models.v1"]
+    "flax.linen" = "solstice_flax:FlaxModel"
+
+Anybody's metadata may be malformed. A claim that cannot be read is a claim with a `fault`, which
+is listed, and raised where somebody uses it; it never hides another.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import Distribution, EntryPoint, distribution, distributions
+from typing import Any, Literal
+
+Kind = Literal["model", "optimizer", "unknown"]
+
+PROTOCOL_VERSION = 1
+_GROUP = re.compile(r"solstice\.(model|optimizer)s\.v(0|[1-9]\d{0,3})")
+_READ = f'"solstice.models.v{PROTOCOL_VERSION}" and "solstice.optimizers.v{PROTOCOL_VERSION}"'
+_MODULE = re.compile(r"\w+(\.\w+)*")
+_CLASS = re.compile(rf"({_MODULE.pattern})\s*:\s*(\w+\.)*(?P<name>\w+)\s*(\[.*\]\s*)?")
+
+KNOWN: dict[str, tuple[Kind, str, str]] = {
+    "equinox": ("model", "EquinoxModel", "solstice-core"),
+    "flax.linen": ("model", "FlaxModel", "solstice-flax"),
+    "flax.nnx": ("model", "NNXModel", "solstice-flax"),
+    "haiku": ("model", "HaikuModel", "solstice-haiku"),
+    "jax.example_libraries.stax": ("model", "StaxModel", "solstice-stax"),
+    "jax.example_libraries.optimizers": ("optimizer", "TripleOptimizer", "solstice-stax"),
+    "optax": ("optimizer", "OptaxOptimizer", "solstice-optax"),
+}
+"""Adapters of this repository, installed or not: whom an error names, and who owns a prefix."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An entry point, or a call of `register`: this class wraps types of that prefix.
+
+    Attributes:
+        kind: "model" or "optimizer"; "unknown" where the group is not one that Solstice reads.
+        version: of the protocol that it was made for.
+        prefix: import prefix of the types.
+        value: where the class is, as in "solstice_flax:FlaxModel".
+        class_name: its name in `solstice.compat`; empty where the value names no class.
+        distribution: name and version of what declares it.
+        load: gives the class.
+        package: the name for pip; empty where there is none.
+        fault: what is wrong with the entry point, and the cure; empty where it can be read.
+    """
+
+    kind: Kind
+    version: int
+    prefix: str
+    value: str
+    class_name: str
+    distribution: str
+    load: Callable[[], Any] = field(compare=False, repr=False)
+    package: str = ""
+    fault: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.distribution} ({self.value})"
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this is the adapter of this repository for its prefix."""
+        return KNOWN.get(self.prefix) == (self.kind, self.class_name, _normal(self.package))
+
+
+def cure(package: str, how: str = "--upgrade") -> str:
+    """What to do about a package that does not work."""
+    if not package:
+        return "To fix: delete that folder"
+    return f"To fix: pip install {how} {package}, or do without it: pip uninstall {package}"
+
+
+@functools.cache
+def claims() -> tuple[Claim, ...]:
+    """All that installed distributions declare, of any protocol version; read once."""
+    found: dict[tuple[Any, ...], Claim] = {}
+    for dist in distributions():
+        for claim in _claims_of(dist):
+            # An editable install lists its metadata twice; the same words are one claim.
+            found.setdefault((claim.kind, claim.version, claim.prefix, str(claim)), claim)
+    return tuple(found.values())
+
+
+def _claims_of(dist: Distribution) -> Iterator[Claim]:
+    # Read by ourselves: `importlib.metadata.entry_points()` raises for all where one is malformed.
+    try:
+        text = dist.read_text("entry_points.txt") or ""
+    except Exception as error:
+        fault = f"its entry_points.txt cannot be read: {type(error).__name__}: {error}"
+        yield _claim(dist, "", "", "", fault)
+        return
+    if not re.search(r"\[\s*solstice\.", text) or _is_shadowed(dist, text):
+        return
+    for group, prefix, value in _entry_points(text):
+        if group.startswith("solstice."):
+            yield _claim(dist, group, prefix, value, _fault(group, prefix, value))
+
+
+def _entry_points(text: str) -> Iterator[tuple[str, str, str]]:
+    """Group, name and value of each line; a line without "=" has no value."""
+    group = ""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if line.startswith("[") and line.endswith("]"):
+            group = line[1:-1].strip()
+        elif not line.startswith("#"):
+            name, _, value = line.partition("=")
+            yield group, name.strip(), value.strip()
+
+
+def _fault(group: str, prefix: str, value: str) -> str:
+    if _GROUP.fullmatch(group) is None:
+        return f'its group "{group}" is not one that Solstice reads: these are {_READ}'
+    if not prefix:
+        return f"its entry point `= {value}` has no name, which is the import prefix of the types"
+    if _CLASS.fullmatch(value) is None:
+        module = value if _MODULE.fullmatch(value) else "its_module"
+        return (
+            f"its entry point `{prefix} = {value}` names no class. "
+            f'Its author writes "{prefix}" = "{module}:ItsClass"'
+        )
+    return ""
+
+
+def _claim(dist: Distribution, group: str, prefix: str, value: str, fault: str) -> Claim:
+    package, shown = names_of(dist)
+    found, reference = _GROUP.fullmatch(group), _CLASS.fullmatch(value)
+    kind: Kind = "unknown"
+    if found is not None:
+        kind = "model" if found[1] == "model" else "optimizer"
+    return Claim(
+        kind,
+        0 if found is None else int(found[2]),
+        prefix,
+        value,
+        "" if reference is None else reference["name"],
+        shown,
+        EntryPoint(prefix, value, group).load if reference else _nothing,
+        package,
+        f"{fault}. {cure(package)}" if fault else "",
+    )
+
+
+def _nothing() -> None:
+    """In place of what an entry point that names no class would load."""
+
+
+def names_of(dist: Distribution) -> tuple[str, str]:
+    """The name for pip, and what to show; of a distribution without a name, its folder."""
+    name, version = _metadata(dist, "Name"), _metadata(dist, "Version")
+    if name:
+        return name, f"{name} {version}".strip()
+    return "", f"a distribution without a name, {getattr(dist, '_path', dist.locate_file(''))}"
+
+
+def _metadata(dist: Distribution, key: str) -> str:
+    try:
+        return str(dist.metadata[key] or "")
+    except Exception:  # without METADATA, or not in UTF-8; what is raised depends on the Python
+        return ""
+
+
+def _is_shadowed(dist: Distribution, text: str) -> bool:
+    """Whether an earlier folder of the path has another version, the one that Python imports."""
+    try:
+        return distribution(_metadata(dist, "Name")).read_text("entry_points.txt") != text
+    except Exception:  # without a name
+        return False
+
+
+def _normal(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()

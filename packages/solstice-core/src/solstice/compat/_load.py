@@ -1,0 +1,155 @@
+"""Imports adapters. Whatever a package raises becomes an AdapterError with its name and a cure."""
+
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from importlib.metadata import distribution
+from importlib.util import find_spec
+from itertools import islice
+from types import FrameType
+from typing import Any, TypeVar
+
+from solstice.compat._claims import Claim, cure
+
+T = TypeVar("T")
+
+
+class AdapterError(ImportError):
+    """An adapter is not installed, cannot be imported, is claimed twice, or is of another version.
+
+    The message says which distribution it is about and what to do.
+    """
+
+
+def load(claim: Claim) -> Any:
+    """The adapter class. Raises AdapterError where it cannot be imported."""
+    if claim.fault:
+        raise AdapterError(f"{claim.distribution} is installed and cannot be used: {claim.fault}")
+    return call(claim, claim.load, "could not be imported")
+
+
+def call(claim: Claim, function: Callable[[], T], failed: str) -> T:
+    """The result of code that runs an adapter's package. Raises AdapterError for all it raises.
+
+    SystemExit and KeyboardInterrupt of the package's own are errors too. What a signal handler
+    raises is not: a Ctrl-C of the user ends the program, even where the package swallows it.
+    """
+    with _signals_noted() as noted:
+        try:
+            result = function()
+        except BaseException as error:
+            if noted:
+                raise noted[0] from None
+            raise AdapterError(
+                f"the adapter {claim.value!r} of {claim.distribution} is installed but {failed}: "
+                f"{_words(error)}\n{_cure_of(claim, error)}"
+            ) from error
+        if noted:
+            raise noted[0]
+        return result
+
+
+@contextmanager
+def _signals_noted() -> Generator[list[BaseException], None, None]:
+    """Within, what Python's signal handlers raise is noted; they run in the main thread alone."""
+    noted: list[BaseException] = []
+    before = _python_handlers() if threading.current_thread() is threading.main_thread() else {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        try:
+            before[number](number, frame)
+        except BaseException as error:
+            noted.append(error)
+            raise
+
+    try:
+        for number in before:
+            signal.signal(number, note)
+        yield noted
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is note:  # else the package has set its own
+                signal.signal(number, handler)
+
+
+def _python_handlers() -> dict[int, Callable[[int, FrameType | None], Any]]:
+    handlers = {int(number): signal.getsignal(number) for number in signal.valid_signals()}
+    return {number: handler for number, handler in handlers.items() if callable(handler)}
+
+
+def is_found(module: str) -> bool:
+    """Whether there is a module of this name. Imports its parents, as `importlib` must."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        return False
+    try:
+        return module in sys.modules or find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # a parent is not a package, or has no spec
+        return False
+
+
+def prefix_fault(claim: Claim) -> str:
+    """What to say where no module of the claim's prefix is found."""
+    framework = claim.prefix.partition(".")[0]
+    if is_found(framework):
+        return f"no module `{claim.prefix}` can be found. {cure(claim.package)}"
+    return (
+        f"no module `{framework}`, which it wraps, can be found. {_install(claim, framework)}. "
+        f"If its entry point misspells the prefix: {cure(claim.package)}"
+    )
+
+
+def _cure_of(claim: Claim, error: BaseException) -> str:
+    module, framework = claim.value.partition(":")[0].strip(), claim.prefix.partition(".")[0]
+    failed = next((e for e in islice(_chain(error), 100) if isinstance(e, ImportError)), None)
+    missing = (failed.name or "") if isinstance(failed, ModuleNotFoundError) else ""
+    if missing and f"{module}.".startswith(f"{missing}."):
+        return cure(claim.package, "--force-reinstall")
+    if failed and not is_found(framework):
+        return f"The framework that it wraps is not installed. {_install(claim, framework)}"
+    if missing and not is_found(missing.partition(".")[0]):
+        return _install(claim, missing.partition(".")[0])
+    return cure(claim.package)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _install(claim: Claim, module: str) -> str:
+    """How to install a module: what the package requires and is not there, else by its own name."""
+    requirements = _not_installed(claim.package)
+    if requirements:
+        return f"To fix: pip install {' '.join(requirements)}"
+    return f"To fix: install what provides `{module}` (often: pip install {module})"
+
+
+def _not_installed(package: str) -> list[str]:
+    try:
+        lines = distribution(package).requires or []
+    except Exception:  # without a name, or malformed
+        return []
+    # A requirement with a marker may be of an extra, or of another Python.
+    names = [re.match(r"[\w.-]*", line) for line in lines if ";" not in line]
+    return [name[0] for name in names if name and name[0] and not _is_installed(name[0])]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except Exception:
+        return False
+    return True
+
+
+def _words(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
