@@ -1,5 +1,6 @@
-"""Tests run under the harshest settings that a user might have."""
+"""Tests run under the harshest settings that a user might have, and none depends on the time."""
 
+import math
 import os
 
 os.environ["XLA_FLAGS"] = (
@@ -7,6 +8,21 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import pytest
+from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# A busy machine is no failure: neither an example nor making one has a deadline.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def no_hurry(monkeypatch):
+    """A block waits for its batches and no call is too long, so that each has a known length."""
+    from solstice._engine import _feed, _pace
+
+    monkeypatch.setattr(_feed, "_PATIENCE", math.inf)
+    monkeypatch.setattr(_pace, "SECONDS_PER_CALL", math.inf)

@@ -238,7 +238,7 @@ def test_batches_on_several_devices_are_named_once_and_give_the_right_numbers(fr
 ONE_OF_TWO = """\
 import sys
 import jax, numpy as np
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), initialization_timeout=60)
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import solstice, test_devices
 from solstice import _tree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import solstice
+from solstice._engine import _feed
 from solstice._engine._feed import Feeder, Slots
 from solstice._engine._interrupts import interrupts_guarded, interrupts_held
 
@@ -64,7 +65,7 @@ def test_an_interrupt_ends_a_stall_of_the_data_at_once(stall: int, prefetch: int
         for index in range(100):
             if index == stall:
                 signal.pthread_kill(MAIN, signal.SIGINT)
-                assert go_on.wait(20), "the stall was not ended"
+                go_on.wait()  # set when `fit` has ended
             yield np.ones(1, np.float32)
 
     trainer = solstice.Trainer(steps_per_call=8, prefetch=prefetch)
@@ -75,16 +76,16 @@ def test_an_interrupt_ends_a_stall_of_the_data_at_once(stall: int, prefetch: int
         go_on.set()
         for thread in threading.enumerate():
             if thread.name == "solstice-prefetch":
-                thread.join(timeout=60)
-                assert not thread.is_alive()
+                thread.join()
     total = float(trainer.experiment.total)
     assert total <= stall
     assert prefetch or total >= stall - 8
     assert caught.value.experiment.total == total if total else True
 
 
-def test_a_slow_data_set_gives_what_it_has():
+def test_a_slow_data_set_gives_what_it_has(monkeypatch: pytest.MonkeyPatch):
     """A block does not wait for batches that take longer than the steps that they are for."""
+    monkeypatch.setattr(_feed, "_PATIENCE", 0.25)
     clock = [0.0]
     seen: list[int] = []
 

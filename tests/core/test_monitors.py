@@ -7,9 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clocks import stopped
 
 import solstice
-from solstice.callbacks import DeviceMemory, History, LearningRate, NormMonitor, Throughput
+from solstice._engine import _feed
+from solstice._run import _pass
+from solstice.callbacks import (
+    DeviceMemory,
+    History,
+    LearningRate,
+    NormMonitor,
+    Throughput,
+    _monitors,
+)
 from solstice.testing import Sgd
 
 
@@ -185,17 +195,25 @@ def test_throughput_covers_the_training_alone():
     )
 
 
-def test_time_that_a_data_set_takes_is_told_as_such():
+def test_time_that_a_data_set_takes_is_told_as_such(monkeypatch):
+    clock = stopped(monkeypatch, _feed, _pass, _monitors)
+
     def slow():
         for value in range(3):
-            sum(i * i for i in range(300_000))  # some tens of milliseconds of work
+            clock.now += 0.25
             yield np.full(2, value, np.float32)
 
-    trainer = solstice.Trainer([Throughput()])
-    trainer.fit(Fit(), slow, num_epochs=3)  # the first compiles
-    row = trainer.history.rows[-1]
-    assert row["time_data"] > row["time_copy"]
-    assert row["time_data"] > 0.2
+    class Slow(solstice.Callback):
+        def on_epoch_start(self, record):
+            clock.now += 0.25
+
+    trainer = solstice.Trainer([Throughput(), Slow()])
+    trainer.fit(Fit(), slow, num_epochs=3)
+    assert len(trainer.history.rows) == 3
+    for row in trainer.history.rows[1:]:  # the first batch of all is read before an epoch begins
+        assert row["time_data"] == 0.75
+        assert row["time_copy"] == row["time_dispatch"] == row["time_device"] == 0
+        assert row["steps_per_second"] == 3
 
 
 def test_memory_counts_the_arrays_that_there_are():

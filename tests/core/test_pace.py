@@ -1,6 +1,6 @@
 """No call takes long: Ctrl-C, a signal and callbacks wait for its end."""
 
-import time
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -8,12 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clocks import stopped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
+from solstice._engine import _feed, _pace
 from solstice._engine._feed import Feeder, Slots, _Slot
-from solstice._engine._pace import SECONDS_PER_CALL, Pace
+from solstice._engine._pace import Pace
+
+SECONDS_PER_CALL = 0.25
+
+
+@pytest.fixture(autouse=True)
+def usual_limit(monkeypatch: pytest.MonkeyPatch, no_hurry: None) -> None:
+    monkeypatch.setattr(_pace, "SECONDS_PER_CALL", SECONDS_PER_CALL)
 
 
 @settings(deadline=None)
@@ -42,11 +51,15 @@ def test_a_call_that_nobody_waited_for_shortens_none(steps: int, seconds: float)
 
 
 @pytest.mark.parametrize(("compiles", "room"), [(False, 1), (True, 8)])
-def test_compilation_is_no_part_of_a_call(compiles: bool, room: int):
+def test_compilation_is_no_part_of_a_call(
+    monkeypatch: pytest.MonkeyPatch, compiles: bool, room: int
+):
+    clock = stopped(monkeypatch, _feed)
     slots = Slots(8, pace=Pace(8, 1))
     block = Feeder(iter([np.ones(1)]), slots, lambda batch: None).take(1)
     assert block is not None
-    block.slot.lend([jnp.ones(())], 1, time.monotonic() - 100)
+    block.slot.lend([jnp.ones(())], 1, clock.now)
+    clock.now += 100
     if compiles:
         block.slot.begin()
     for _ in range(2):  # as many as there are slots
@@ -54,11 +67,13 @@ def test_compilation_is_no_part_of_a_call(compiles: bool, room: int):
     assert slots.room == room
 
 
-QUICK, SLOW = np.int32(1), np.int32(2**25)  # SLOW takes more than SECONDS_PER_CALL
+def take_steps_for(monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
+    """All steps take longer than a call may, or all less."""
+    monkeypatch.setattr(_pace, "SECONDS_PER_CALL", 0.0 if slow else math.inf)
 
 
 class Loops(solstice.Experiment):
-    """Takes as long as the batch says, which is in no jaxpr."""
+    """Repeats as often as the batch says, which is in no jaxpr."""
 
     total: Any
 
@@ -86,12 +101,14 @@ class Calls(solstice.Callback):
         self.steps.append(record.step - sum(self.steps))
 
 
-def test_a_step_of_unknown_length_runs_alone_at_first_and_gives_the_same_bits():
+def test_a_step_of_unknown_length_runs_alone_at_first_and_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    take_steps_for(monkeypatch, slow=False)
     calls, epoch = Calls(), [np.int32(count % 7) for count in range(400)]
     trained = solstice.Trainer([calls]).fit(Loops(jnp.zeros(())), epoch, num_epochs=2)
     alike = solstice.Trainer(steps_per_call=9).fit(Loops(jnp.zeros(())), epoch, num_epochs=2)
-    assert calls.steps[0] == 1
-    assert max(calls.steps) > 1
+    assert calls.steps[:6] == [1, 1, 8, 8, 64, 64]  # what a call took is known two calls later
     assert sum(calls.steps) == 800
     assert trained.total == alike.total
 
@@ -109,10 +126,11 @@ def test_the_first_call_has_few_steps_where_they_may_be_slow():
     assert sum(calls.steps) == 40
 
 
-def test_slow_steps_run_few_a_call(capsys: Any):
+def test_slow_steps_run_few_a_call(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    take_steps_for(monkeypatch, slow=True)
     calls = Calls()
     trainer = solstice.Trainer([calls])
-    trainer.fit(Loops(jnp.zeros(())), [SLOW] * 4)
+    trainer.fit(Loops(jnp.zeros(())), [np.int32(1)] * 4)
     assert calls.steps == [1, 1, 1, 1]
     trainer.explain()
     text = capsys.readouterr().out
@@ -120,9 +138,10 @@ def test_slow_steps_run_few_a_call(capsys: Any):
     assert "at most 1 steps for now, so that none takes longer than 0.25 s" in text
 
 
-def test_the_choice_of_the_user_is_kept():
+def test_the_choice_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch):
+    take_steps_for(monkeypatch, slow=True)
     calls = Calls()
-    solstice.Trainer([calls], steps_per_call=2).fit(Loops(jnp.zeros(())), [SLOW] * 6)
+    solstice.Trainer([calls], steps_per_call=2).fit(Loops(jnp.zeros(())), [np.int32(1)] * 6)
     assert calls.steps == [2, 2, 2]
 
 

@@ -95,5 +95,5 @@ def test_ctrl_c_while_the_thread_starts_ends_it(monkeypatch: pytest.MonkeyPatch)
         next(prefetched(itertools.count(), 2))
     for thread in threading.enumerate():
         if thread.name == "solstice-prefetch":
-            thread.join(timeout=20)
+            thread.join()
     assert threads() == []

@@ -13,7 +13,10 @@ pytest.importorskip("ipywidgets")
 jupyter = pytest.importorskip("jupyter_client")
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "notebooks.md"
-SECONDS = 300
+
+
+A_DAY = 86_400
+NO_HURRY = {"timeout": None, "startup_timeout": A_DAY, "iopub_timeout": A_DAY}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,8 @@ def notebook(tmp_path_factory):
     folder = {"metadata": {"path": str(tmp_path_factory.mktemp("notebook"))}}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MPLBACKEND", raising=False)  # pictures are in the notebook, as for a user
-        return nbclient.NotebookClient(made, timeout=SECONDS, resources=folder).execute()
+        client = nbclient.NotebookClient(made, resources=folder, **NO_HURRY)
+        return client.execute()
 
 
 def seen(cell, kind):
@@ -54,7 +58,7 @@ def test_the_history_is_a_table_and_its_plot_a_picture(notebook):
 
 @pytest.fixture
 def kernel(tmp_path):
-    manager, client = jupyter.manager.start_new_kernel(cwd=str(tmp_path))
+    manager, client = jupyter.manager.start_new_kernel(startup_timeout=A_DAY, cwd=str(tmp_path))
     yield manager, client
     client.stop_channels()
     manager.shutdown_kernel(now=True)
@@ -88,12 +92,12 @@ def test_the_stop_button_leaves_the_newest_experiment(kernel):
     client.execute(TRAINING)
     told = {}
     while told.get("text") != "forty\n":
-        told = client.get_iopub_msg(timeout=SECONDS)["content"]
+        told = client.get_iopub_msg()["content"]
         assert "ename" not in told, told
     manager.interrupt_kernel()
-    reply = client.get_shell_msg(timeout=SECONDS)["content"]
+    reply = client.get_shell_msg()["content"]
     assert (reply["status"], reply["ename"]) == ("error", "KeyboardInterrupt")
 
     check = "assert float(trainer.experiment.total) >= 2 * 40 and 'exp' not in globals()"
-    reply = client.execute(check, reply=True, timeout=SECONDS)["content"]
+    reply = client.execute(check, reply=True)["content"]
     assert reply["status"] == "ok", reply

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from solstice import _tree
@@ -240,7 +240,13 @@ class MetricsConformance(Conformance):
     def _for_cases(self, check: Callable[[Any, Any], None]) -> None:
         """Calls `check` with examples, and a way to cut them."""
 
-        @settings(max_examples=self.num_cases, deadline=None, database=None, derandomize=True)
+        @settings(
+            max_examples=self.num_cases,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],  # a busy machine is not a fault
+            database=None,
+            derandomize=True,
+        )
         @given(st.integers(0, 2**32 - 1), st.sampled_from(PARTS))
         def run(seed: int, parts: tuple[int, ...]) -> None:
             check(self.examples(np.random.default_rng(seed), SIZE), parts)

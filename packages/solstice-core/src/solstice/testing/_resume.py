@@ -47,7 +47,7 @@ class Run:
 
 
 def verify_resume(
-    make_run: Callable[[], Run], kill_at: Sequence[int], *, timeout: float = 600
+    make_run: Callable[[], Run], kill_at: Sequence[int], *, timeout: float | None = None
 ) -> None:
     """`verify_resume(make_run, kill_at=[3, 17])`: fails unless resuming gives the same bits.
 
@@ -68,7 +68,7 @@ def verify_resume(
     Args:
         make_run: makes the run, alike each time; a function that other processes can import.
         kill_at: training steps, counted over the run, at which to kill it.
-        timeout: seconds for each process.
+        timeout: seconds for each process; None waits for as long as it takes.
 
     Raises:
         AssertionError: something differs; the message names the first.
@@ -93,7 +93,7 @@ def verify_resume(
 
 
 def _in_a_process(
-    make_run: Callable[[], Run], folder: Path, kill_at: int | None, timeout: float
+    make_run: Callable[[], Run], folder: Path, kill_at: int | None, timeout: float | None
 ) -> None:
     folder.mkdir(exist_ok=True)
     process = multiprocessing.get_context("spawn").Process(
