@@ -1,5 +1,6 @@
 """What a step must take and give back, and the error that says which part does not."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -97,6 +98,58 @@ def test_a_leaf_that_drifts_is_named(change: Any, named: str):
 
     with pytest.raises(solstice.ExperimentError, match=named):
         fit(Drifting)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Static:
+    size: int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Labelled:
+    x: Any
+    label: str = dataclasses.field(metadata={"static": True})
+
+
+class Kind(Base):
+    kind: str = eqx.field(static=True, default="old")
+
+
+@pytest.mark.parametrize(
+    ("fields", "change", "named"),
+    [
+        ({}, {"kind": "new"}, r"`\.kind`: it was 'old' and came back as 'new'.*a copy that it"),
+        ({"w": None}, {"w": np.zeros(2)}, r"`\.w`: it was None and .* as float64\[2\]\..*setup"),
+        ({"w": X}, {"w": None}, r"`\.w`: it was an array and came back as None"),
+        ({"w": [X]}, {"w": (X,)}, r"`\.w`: it was \[an array\] and came back as \(array"),
+        ({"w": {"a": X}}, {"w": {"a": X, "b": X}}, r"`\.w\['b'\]`: it was not there and"),
+        ({"w": Static(1)}, {"w": Static(2)}, r"`\.w\.size`: it was 1 and came back as 2"),
+        (
+            {"w": [Labelled(X, "a")]},
+            {"w": [Labelled(X, "b")]},
+            r"`\.w\[0\]\.label`: it was 'a' and came back as 'b'",
+        ),
+        (
+            {"w": jax.tree_util.Partial(jnp.sin)},
+            {"w": jax.tree_util.Partial(jnp.cos)},
+            r"`\.w`: it was Partial\(.* and came back as Partial\(",
+        ),
+    ],
+)
+@pytest.mark.parametrize("method", ["train_step", "eval_step"])
+def test_a_structure_that_changes_is_named_with_what_it_was(
+    fields: Any, change: Any, named: str, method: str
+):
+    class Changing(Kind):
+        pass
+
+    setattr(Changing, method, lambda self, batch: (solstice.replace(self, **change), {}))
+    start = Changing(**{"w": jnp.zeros(()), **fields})
+    run = solstice.Trainer().fit if method == "train_step" else solstice.Trainer().test
+    with pytest.raises(solstice.ExperimentError, match=f"{method} changed.*Changing at {named}"):
+        run(start, [(X, Y)])
 
 
 def test_a_constant_that_changes_is_named():

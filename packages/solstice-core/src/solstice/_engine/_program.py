@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from solstice import _tree
 from solstice._engine._cost import Cost, cost_of
+from solstice._engine._structure import first_change
 from solstice._errors import DataError, ExperimentError
 from solstice._experiment import Experiment
 from solstice._types import Batch, Outs
@@ -27,7 +28,7 @@ class _Marker:
     """Stands among the constants where an array goes."""
 
     def __repr__(self) -> str:
-        return "array"
+        return "an array"
 
 
 _ARRAY = _Marker()
@@ -128,27 +129,33 @@ class Program:
 
     def leaf_path(self, index: int) -> str:
         """`.params['w']`: the tree path of a leaf, by its index among all leaves."""
-        marked = jax.tree.unflatten(self.treedef, list(self.constants))
-        return _tree.leaves_by_path(marked)[index][0]
+        return _tree.leaves_by_path(self._marked())[index][0]
 
     def _array_paths(self) -> list[str]:
-        marked = jax.tree.unflatten(self.treedef, list(self.constants))
-        return [path for path, leaf in _tree.leaves_by_path(marked) if leaf is _ARRAY]
+        return [path for path, leaf in _tree.leaves_by_path(self._marked()) if leaf is _ARRAY]
+
+    def _marked(self) -> Experiment:
+        """The Experiment with markers in place of its arrays."""
+        return jax.tree.unflatten(self.treedef, list(self.constants))
 
     def _structure_message(self, after: Experiment) -> str:
-        before = self.merge([0.0] * self.constants.count(_ARRAY))
+        before = self._marked()
         if type(before) is not type(after):
             return (
                 f"{self.name} must return the same kind of Experiment: it was given a "
                 f"{type(before).__name__} and gave back a {type(after).__name__}"
             )
-        old, new = dict(_tree.leaves_by_path(before)), dict(_tree.leaves_by_path(after))
-        changed = [path for path in [*old, *new] if (path in old) != (path in new)]
-        where = f" at `{changed[0]}`" if changed else ", in a static field"
+        change = first_change(before, after)
+        advice = (
+            "A step changes arrays alone: keep what it changes in an array, or change a copy that "
+            "it does not return"
+            if change.is_static
+            else "A step gives back the structure that it was given; create what depends on the "
+            "data in `setup(self, batch)`"
+        )
         return (
-            f"{self.name} changed the structure of {type(after).__name__}{where}. A step gives "
-            f"back the structure that it was given; create what depends on the data in "
-            f"`setup(self, batch)`"
+            f"{self.name} changed the structure of {type(after).__name__} at `{change.path}`: "
+            f"{change}. {advice}"
         )
 
 

@@ -1,0 +1,95 @@
+"""Where two trees of unlike structure part, and what stands there."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+
+from solstice import _tree
+
+_NOTHING = object()
+"""Stands for what only one of the two has."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """The first place at which the structure of a tree has changed.
+
+    Attributes:
+        path: where, as in `.model.dropout.rate`.
+        old, new: what stood there, and what stands there.
+        is_static: whether it is a value that a node keeps beside its children, such as a static
+            field.
+    """
+
+    path: str
+    old: Any
+    new: Any
+    is_static: bool = False
+
+    def __str__(self) -> str:
+        old, new = _in_words(self.old), _in_words(self.new)
+        if old == new:
+            return f"it was {old} and came back as another one that is not equal to it"
+        return f"it was {old} and came back as {new}"
+
+
+def first_change(old: Any, new: Any, path: str = "") -> Change:
+    """The first change between two trees whose structures differ."""
+    if type(old) is not type(new):
+        return Change(path, old, new)
+    before, after = _children(old), _children(new)
+    for key in [*before, *after]:
+        pair = before.get(key, _NOTHING), after.get(key, _NOTHING)
+        if any(value is _NOTHING for value in pair):
+            return Change(path + key, *pair)
+        if _tree.structure(pair[0]) != _tree.structure(pair[1]):
+            return first_change(*pair, path + key)
+    return _static_change(old, new, path)
+
+
+def _children(node: Any) -> dict[str, Any]:
+    """The children one level below, by key; a leaf and a node without any have none."""
+
+    def is_below(child: Any) -> bool:
+        return child is not node
+
+    found = cast("Any", jax.tree_util.tree_flatten_with_path(node, is_leaf=is_below))[0]
+    return {jax.tree_util.keystr(path): child for path, child in found if path}
+
+
+def _static_change(old: Any, new: Any, path: str) -> Change:
+    """What differs beside the children: an attribute of the node, or all of it."""
+    before, after = _attributes(old), _attributes(new)
+    # Frameworks keep their books in attributes of private names: those explain less.
+    for name in sorted({**before, **after}, key=lambda name: name.startswith("_")):
+        pair = before.get(name, _NOTHING), after.get(name, _NOTHING)
+        if not _is_same(*pair):
+            return Change(f"{path}.{name}", *pair, is_static=True)
+    return Change(path, old, new, is_static=True)
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    children = _children(node)
+    below = {id(child) for child in children.values() if child is not None}
+    own = cast("dict[str, Any]", getattr(node, "__dict__", {}))
+    return {
+        name: value
+        for name, value in own.items()
+        if f".{name}" not in children and id(value) not in below
+    }
+
+
+def _is_same(one: Any, two: Any) -> bool:
+    try:
+        return one is two or bool(one == two)
+    except Exception:  # an equality of its own that fails, as that of arrays
+        return False
+
+
+def _in_words(value: Any) -> str:
+    if value is _NOTHING:
+        return "not there"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    return f"{value!r:.60}"
