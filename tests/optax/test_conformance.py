@@ -69,3 +69,9 @@ class TestScheduleFree(OptimizerConformance):
 class TestEmaOfUpdates(OptimizerConformance):
     def build(self, *, learning_rate):
         return optax.chain(optax.sgd(learning_rate), optax.ema(0.5))
+
+
+@pytest.mark.slow
+class TestLookahead(OptimizerConformance):
+    def build(self, *, learning_rate):
+        return optax.lookahead(optax.sgd(learning_rate), sync_period=2, slow_step_size=0.5)

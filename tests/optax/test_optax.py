@@ -452,6 +452,122 @@ def test_schedule_free_within_another_evaluates_at_its_average(make, inner):
     assert_close(jax.jit(optimizer.eval_params)(state, params), average)
 
 
+NEED_THE_LOSS = {
+    "polyak": (optax.polyak_sgd(), ("value",)),
+    "momo": (contrib.momo(), ("value",)),
+    "plateau": CASES["plateau"],
+    "lbfgs": (optax.lbfgs(), ("value", "grad", "value_fn")),
+}
+
+
+@pytest.mark.parametrize(("tx", "names"), NEED_THE_LOSS.values(), ids=NEED_THE_LOSS)
+def test_multi_steps_hands_on_the_loss(tx, names):
+    several = optax.MultiSteps(tx, every_k_schedule=2)
+    params, state = run(OptaxOptimizer(several), 10)
+    expected_params, expected_state = run_optax(several, 10, *names)
+    assert_same(params, expected_params)
+    assert_same(state, expected_state)
+
+
+def test_sophia_gets_the_loss_as_its_objective():
+    params, _ = run(OptaxOptimizer(contrib.sophia(0.01)), 5)
+    tx = contrib.sophia(0.01)
+    expected, own = initial_params(), tx.init(initial_params())
+
+    @jax.jit
+    def step(params, own):
+        updates, own = tx.update(jax.grad(loss_fn)(params), own, params, obj_fn=loss_fn)
+        return optax.apply_updates(params, updates), own
+
+    for _ in range(5):
+        expected, own = step(expected, own)
+    assert_close(params, expected)
+
+
+def test_an_argument_that_one_part_refuses_and_another_needs_is_named():
+    sam = contrib.sam(optax.sgd(0.05), optax.sgd(0.01))
+    parts = optax.partition({"x": optax.polyak_sgd(), "y": sam}, {"w": "x", "b": "y"})
+    with pytest.raises(TypeError, match=r"one part of this optimiser needs value, .* unex") as e:
+        run(OptaxOptimizer(parts), 1)
+    assert "'value'" in str(e.value.__cause__)
+    assert "sam" in str(e.value.__cause__)
+    deaf = optax.GradientTransformationExtraArgs(
+        sam.init, lambda g, s, p=None, **_: sam.update(g, s, p)
+    )  # as the error says
+    run(
+        OptaxOptimizer(optax.partition({"x": optax.polyak_sgd(), "y": deaf}, {"w": "x", "b": "y"})),
+        2,
+    )
+
+
+def test_lookahead_trains_its_fast_params_and_evaluates_its_slow_ones():
+    tx = optax.lookahead(optax.adam(0.1), sync_period=3, slow_step_size=0.5)
+    params, state = run(OptaxOptimizer(tx), 10)
+
+    @jax.jit
+    def step(pair, own):
+        updates, own = tx.update(jax.grad(loss_fn)(pair.fast), own, pair)
+        return optax.apply_updates(pair, updates), own
+
+    pair = optax.LookaheadParams.init_synced(initial_params())
+    own = tx.init(pair)
+    for _ in range(10):
+        pair, own = step(pair, own)
+    assert_same(params, pair.fast)
+    assert_same(OptaxOptimizer(tx).eval_params(state, params), pair.slow)
+    assert differ(pair.slow, pair.fast)
+
+
+def test_lookahead_warns_of_nothing(caplog):
+    OptaxOptimizer(optax.lookahead(optax.sgd(0.1), 2, 0.5)).init(initial_params())
+    assert caplog.records == []
+
+
+def within_a_chain(lookahead):
+    return optax.chain(optax.clip(1.0), lookahead)
+
+
+def within_multi_steps(lookahead):
+    return optax.MultiSteps(lookahead, 2)
+
+
+def within_a_partition(lookahead):
+    return optax.partition({"x": lookahead, "y": optax.sgd(0.1)}, {"w": "x", "b": "y"})
+
+
+@pytest.mark.parametrize("wrap", [within_a_chain, within_multi_steps, within_a_partition])
+def test_lookahead_within_another_is_refused_with_what_to_write(wrap):
+    optimizer = OptaxOptimizer(wrap(optax.lookahead(optax.sgd(0.1), 2, 0.5)))
+    with pytest.raises(TypeError, match=r"outermost.*`optax\.lookahead\(optax\.chain\("):
+        optimizer.init(initial_params())
+
+
+def test_lookahead_trains_and_tests_in_an_experiment():
+    tx = optax.lookahead(optax.sgd(0.05), sync_period=5, slow_step_size=0.5)
+    learner = solstice.experiments.Learner(OneWeight(), tx, sample_input=X)
+    learner, _ = learner.update(squares, (X, Y))
+    assert differ(learner.params, learner.eval_params())
+    np.testing.assert_array_equal(learner.eval_params()["w"], np.zeros(3))
+
+
+@jax.tree_util.register_static
+class OneWeight:
+    """A linear model that begins at zero."""
+
+    def init(self, key, x, /):
+        del key
+        return {"w": jnp.zeros(x.shape[-1])}, ()
+
+    def forward(self, params, state, x, /, *, train, key=None):
+        del train, key
+        return x @ params["w"], state
+
+
+def squares(model, batch):
+    x, y = batch
+    return (model(x) - y) ** 2, None, {}
+
+
 @pytest.mark.parametrize("wrong", [0.1, None, optax.adam, "adam", (1, 2), lambda grads: grads])
 def test_what_is_no_transformation_is_refused(wrong):
     with pytest.raises(TypeError, match=r"optax\.GradientTransformation.*OptaxOptimizer\("):

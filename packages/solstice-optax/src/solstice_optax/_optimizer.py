@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,11 @@ from solstice.compat import OptState, Params
 class OptaxOptimizer:
     """`OptaxOptimizer(optax.adam(3e-4))`: an Optax optimiser as a `solstice.compat.Optimizer`.
 
-    Transformations with extra arguments get those that they take: `value`, `grad` and `value_fn`
-    (L-BFGS, Polyak, `reduce_on_plateau`), `grad_fn` (opaque `contrib.sam`), and what `step` is
-    given beside. Schedule-free optimisers, also within a chain, a mask or
-    `optax.multi_transform`, evaluate at their averaged point.
+    Transformations with extra arguments, also within `optax.MultiSteps`, get those that they take:
+    `value`, `grad` and `value_fn` (L-BFGS, Polyak, `reduce_on_plateau`), `obj_fn`
+    (`contrib.sophia`), `grad_fn` (opaque `contrib.sam`), and what `step` is given beside.
+    Schedule-free optimisers, also within a chain, a mask or `optax.multi_transform`, evaluate at
+    their averaged point; `optax.lookahead` at its slow params, which are in the optimiser's state.
 
     Args:
         tx: an `optax.GradientTransformation`, or an `optax.MultiSteps`.
@@ -39,7 +40,8 @@ class OptaxOptimizer:
     def __post_init__(self) -> None:
         tx = self.tx
         if isinstance(tx, optax.MultiSteps):
-            tx = tx.gradient_transformation()
+            # Its own `gradient_transformation()` does not say that it takes extra arguments.
+            tx = optax.GradientTransformationExtraArgs(tx.init, cast("Any", tx.update))
         if not isinstance(tx, optax.GradientTransformation):
             raise TypeError(
                 f"OptaxOptimizer takes an optax.GradientTransformation, as in "
@@ -49,8 +51,23 @@ class OptaxOptimizer:
         self._tx = optax.with_extra_args_support(tx)
 
     def init(self, params: Params, /) -> OptState:
-        """`opt_state = optimizer.init(params)`."""
-        return self._tx.init(params)
+        """`opt_state = optimizer.init(params)`.
+
+        Raises:
+            TypeError: there is an `optax.lookahead` within another transformation.
+        """
+        # To one that is not given a pair, it says so by a warning.
+        is_pair = getattr(self._tx.init, "__qualname__", "") == "lookahead.<locals>.init_fn"
+        state = self._tx.init(optax.LookaheadParams.init_synced(params) if is_pair else params)
+        if isinstance(state, optax.LookaheadState):
+            return _Lookahead(state, params)
+        if any(map(_is_lookahead, jax.tree.leaves(state, is_leaf=_is_lookahead))):
+            raise TypeError(
+                "optax.lookahead gives updates of two sets of params, so it must be the outermost "
+                "transformation: write `optax.lookahead(optax.chain(...), sync_period, "
+                "slow_step_size)`"
+            )
+        return state
 
     def step(
         self,
@@ -65,12 +82,18 @@ class OptaxOptimizer:
     ) -> tuple[Params, OptState]:
         """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
         grad_fn = None if value_fn is None else _gradient_at_a_step(value_fn)
-        named = {"value": value, "value_fn": value_fn, "grad": grads, "grad_fn": grad_fn, **extra}
+        of_loss = {"value": value, "value_fn": value_fn, "obj_fn": value_fn}
+        named = {**of_loss, "grad": grads, "grad_fn": grad_fn, **extra}
         arguments = {
             name: argument
             for name, argument in named.items()
             if argument is not None and (self._takes is None or name in self._takes)
         }
+        if isinstance(state, _Lookahead):
+            pair = optax.LookaheadParams(fast=params, slow=state.slow)
+            updates, inner = self._update(grads, state.state, pair, arguments)
+            pair = cast("Any", optax.apply_updates(pair, updates))
+            return pair.fast, _Lookahead(inner, pair.slow)
         updates, state = self._update(grads, state, params, arguments)
         return optax.apply_updates(params, updates), state
 
@@ -79,14 +102,27 @@ class OptaxOptimizer:
         try:
             return self._tx.update(grads, state, params, **arguments)
         except TypeError as error:
-            refused = _refused(error) & set(arguments)
+            first, refused = error, _refused(error) & set(arguments)
             if not refused:
                 raise
         fewer = {name: value for name, value in arguments.items() if name not in refused}
-        return self._update(grads, state, params, fewer)
+        try:
+            return self._update(grads, state, params, fewer)
+        except (TypeError, ValueError) as error:
+            needed = _missing(error) & refused
+            if not needed:
+                raise
+            raise TypeError(
+                f"one part of this optimiser needs {', '.join(sorted(needed))}, and another does "
+                f"not take it ({first}). Wrap the one that does not: `optax."
+                f"GradientTransformationExtraArgs(tx.init, lambda g, s, p=None, **_: "
+                f"tx.update(g, s, p))`"
+            ) from first
 
     def eval_params(self, state: OptState, params: Params, /) -> Params:
         """`params = optimizer.eval_params(opt_state, params)`."""
+        if isinstance(state, _Lookahead):
+            return state.slow
 
         def is_schedule_free(node: Any) -> bool:
             return isinstance(node, contrib.ScheduleFreeState)
@@ -139,6 +175,17 @@ def _has_moved(before: Any, after: Any) -> Any:
     return moved
 
 
+class _Lookahead(NamedTuple):
+    """The state of `optax.lookahead`, and the slow params, of which nobody else knows."""
+
+    state: optax.LookaheadState
+    slow: Params
+
+
+def _is_lookahead(node: Any) -> bool:
+    return isinstance(node, optax.LookaheadState)
+
+
 def _averaged_point(node: contrib.ScheduleFreeState, params: Params) -> Params:
     """The params to evaluate with, of those that this optimiser sees; the others stay."""
 
@@ -161,6 +208,13 @@ def _refused(error: TypeError) -> set[str]:
     message = str(error)
     is_it = "nexpected keyword argument" in message
     return set(re.findall(r"'(\w+)'", message)) if is_it else set()
+
+
+def _missing(error: Exception) -> set[str]:
+    """The words of `missing 1 required keyword-only argument: 'a'` and `a must be provided`."""
+    message = str(error)
+    is_it = "missing" in message or "must be provided" in message
+    return set(re.findall(r"\w+", message)) if is_it else set()
 
 
 def _gradient_at_a_step(value_fn: Callable[[Params], Array]) -> Callable[[Params, Any], Params]:
