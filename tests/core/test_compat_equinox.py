@@ -129,6 +129,66 @@ def test_dropout_without_a_key_is_an_error_in_training():
         model.forward(*model.init(KEY, X), X, train=True)
 
 
+class Drawing(MLP):
+    """Draws in both modes, and fails without a key."""
+
+    def __call__(self, x, key):
+        return super().__call__(x + jax.random.normal(key, x.shape))
+
+
+class DrawingOrNone(MLP):
+    def __call__(self, x, *, key=None):
+        return super().__call__(x + jax.random.normal(key, x.shape))
+
+
+def a_layer_that_draws(key):
+    return eqx.nn.Sequential([eqx.nn.Linear(toys.FEATURES, toys.CLASSES, key=key), Noise()])
+
+
+class Noise(eqx.Module):
+    def __call__(self, x, *, key=None):
+        return x + jax.random.normal(key, x.shape)
+
+
+@pytest.mark.parametrize("make", [Drawing, DrawingOrNone, a_layer_that_draws])
+def test_a_network_that_draws_in_evaluation_does_so_repeatably(make):
+    toys.check_draws_in_evaluation(EquinoxModel(make))
+
+
+def test_a_key_that_is_asked_for_and_not_used_changes_nothing():
+    class Asking(Dropping):
+        def __call__(self, x, key):
+            return super().__call__(x, key)
+
+    asking, plain = EquinoxModel(Asking), EquinoxModel(Dropping)
+    expected, _ = plain.forward(*plain.init(KEY, X), X, train=False)
+    outputs, _ = asking.forward(*asking.init(KEY, X), X, train=False)
+    np.testing.assert_array_equal(outputs, expected)
+
+
+def test_evaluation_draws_nothing_where_the_network_does_without():
+    class Guarded(MLP):
+        def __call__(self, x, key=None):
+            return x if key is None else x + jax.random.normal(key, x.shape)
+
+    model = EquinoxModel(Guarded)
+    values = model.init(KEY, X)
+    np.testing.assert_array_equal(model.forward(*values, X, train=False)[0], X)
+    assert (model.forward(*values, X, train=True, key=KEY)[0] != X).all()
+
+
+def test_an_error_in_evaluation_is_that_of_the_network():
+    class Failing(MLP):
+        def __call__(self, x, key=None):
+            if key is not None:
+                raise ValueError("with a key")
+            return super().__call__(x[:3])
+
+    model = EquinoxModel(Failing)
+    with pytest.raises(TypeError, match="dot_general"):
+        model.forward(*model.init(KEY, X), X, train=False)
+
+
 def test_instance_in_inference_mode_trains_all_the_same():
     toys.check_dropout(EquinoxModel(eqx.nn.inference_mode(Dropping(KEY))))
 

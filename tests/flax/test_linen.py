@@ -158,6 +158,98 @@ def test_streams_are_independent_of_each_other():
     assert outputs[0] != outputs[1]
 
 
+class Drawing(nn.Module):
+    """Draws in both modes, as a variational autoencoder may."""
+
+    streams: tuple[str, ...] = ("lstm",)
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(16)(x))
+        for stream in self.streams:
+            x = x + jax.random.normal(self.make_rng(stream), x.shape)
+        return nn.Dense(toys.CLASSES)(x)
+
+
+@pytest.mark.parametrize("streams", [("lstm",), ("one", "other"), ("params",), ("dropout",)])
+def test_a_network_that_draws_in_evaluation_does_so_repeatably(streams):
+    toys.check_draws_in_evaluation(Drawing(streams))
+
+
+def test_evaluation_draws_nothing_where_the_network_does_without():
+    class Guarded(nn.Module):
+        def __call__(self, x):
+            if self.has_rng("noise"):
+                x = x + jax.random.normal(self.make_rng("noise"), x.shape)
+            return x
+
+    model = FlaxModel(Guarded())
+    np.testing.assert_array_equal(model.forward({}, {}, X, train=False)[0], X)
+
+
+def test_a_single_stream_is_the_key_as_by_hand():
+    module = Dropping()
+    params, state = FlaxModel(module).init(KEY, X)
+    outputs, _ = FlaxModel(module).forward(params, state, X, train=True, key=KEY)
+    by_hand = module.apply({"params": params}, X, deterministic=False, rngs={"dropout": KEY})
+    np.testing.assert_array_equal(outputs, by_hand)
+
+
+class Steps(nn.Module):
+    """Adds noise at each of the columns that `nn.scan` goes through."""
+
+    splits: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        class Cell(nn.Module):
+            @nn.compact
+            def __call__(self, carry, x):
+                return carry, x + jax.random.normal(self.make_rng("noise"), x.shape)
+
+        split = {name: name == "noise" for name in ("params", *self.splits)}
+        scanned = nn.scan(Cell, split_rngs=split, in_axes=1, out_axes=1)
+        return scanned()(jnp.zeros(()), x)[1]
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_stream_that_a_scan_splits_differs_from_step_to_step(train):
+    outputs, _ = FlaxModel(Steps(("noise",))).forward({}, {}, X, train=train, key=KEY)
+    noise = outputs - X
+    assert len(np.unique(noise[0])) == toys.FEATURES
+    by_hand = Steps(("noise",)).apply({}, X, rngs={"noise": KEY})
+    np.testing.assert_array_equal(outputs, by_hand)
+
+
+def test_a_stream_that_a_scan_shuts_out_is_fed_from_params_as_linen_does():
+    outputs, _ = FlaxModel(Steps(())).forward({}, {}, X, train=True, key=KEY)
+    assert (outputs != X).all()
+
+
+class Decoding(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.MultiHeadDotProductAttention(num_heads=2, decode=True)(x, x)
+
+
+def test_a_decoder_with_a_cache_is_initialised_with_a_sequence_and_called_with_tokens():
+    x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
+    module, model = Decoding(), FlaxModel(Decoding())
+    params, state = model.init(KEY, x)
+    variables = module.init(KEY, x)
+    toys.assert_trees_equal({"params": params, **state}, dict(variables))
+    for index in range(3):
+        token = x[:, index : index + 1]
+        evaluated, same = model.forward(params, state, token, train=False)
+        assert same is state
+        outputs, state = model.forward(params, state, token, train=True)
+        expected, new = module.apply(variables, token, mutable=["cache"])
+        variables = {"params": params, **new}
+        np.testing.assert_array_equal(outputs, expected)
+        np.testing.assert_array_equal(evaluated, expected)
+        toys.assert_trees_equal(state, dict(new))
+
+
 def test_what_is_sown_does_not_grow_the_state():
     model = FlaxModel(Sowing())
     toys.check_model(model)

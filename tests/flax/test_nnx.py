@@ -234,6 +234,113 @@ def test_stream_of_any_name_is_fed_from_the_key():
     assert (first != second).all()
 
 
+class Drawing(MLP):
+    """Draws in both modes from a stream that it holds."""
+
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.rngs = nnx.Rngs(noise=rngs.noise())
+
+    def __call__(self, x):
+        return super().__call__(x + jax.random.normal(self.rngs.noise(), x.shape))
+
+
+class Given(MLP):
+    """Draws in both modes from the streams that it is called with."""
+
+    def __call__(self, x, rngs):
+        return super().__call__(x + jax.random.normal(rngs.noise(), x.shape))
+
+
+@pytest.mark.parametrize("make", [Drawing, Given])
+def test_a_network_that_draws_in_evaluation_does_so_repeatably(make):
+    toys.check_draws_in_evaluation(NNXModel(make))
+    toys.check_draws_in_evaluation(make(nnx.Rngs(0)))
+
+
+class CalledWithRngs(nnx.Module):
+    """As Flax's example of MNIST has it: Dropout holds no stream, and is called with one."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(toys.FEATURES, 64, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5)
+        self.last = nnx.Linear(64, toys.CLASSES, rngs=rngs)
+
+    def __call__(self, x, rngs):
+        return self.last(self.dropout(nnx.relu(self.first(x)), rngs=rngs))
+
+
+class CalledWithRngsOrNone(CalledWithRngs):
+    def __call__(self, x, rngs=None):
+        return super().__call__(x, rngs)
+
+
+class CalledWithKeywordRngs(CalledWithRngs):
+    def __call__(self, x, *, rngs: nnx.Rngs | None = None):
+        return super().__call__(x, rngs)
+
+
+@pytest.mark.parametrize("make", [CalledWithRngs, CalledWithRngsOrNone, CalledWithKeywordRngs])
+def test_streams_that_a_module_is_called_with_are_fed_from_the_key(make):
+    toys.check_dropout(NNXModel(make))
+    model, module = NNXModel(make), make(nnx.Rngs(KEY))
+    params, state = model.init(KEY, X)
+    outputs, _ = model.forward(params, state, X, train=True, key=KEY)
+    np.testing.assert_allclose(outputs, module(X, rngs=nnx.Rngs(KEY)), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"give `forward\(..., train=True, key=key\)`"):
+        model.forward(params, state, X, train=True)
+
+
+def test_evaluation_gives_no_streams_where_the_module_does_without():
+    class Optional(MLP):
+        def __call__(self, x, rngs=None):
+            return x if rngs is None else x + jax.random.normal(rngs.noise(), x.shape)
+
+    model = NNXModel(Optional)
+    params, state = model.init(KEY, X)
+    np.testing.assert_array_equal(model.forward(params, state, X, train=False)[0], X)
+    assert (model.forward(params, state, X, train=True, key=KEY)[0] != X).all()
+
+
+def test_streams_of_the_module_and_of_the_call_differ():
+    class Two(nnx.Module):
+        def __init__(self, rngs):
+            self.rngs = nnx.Rngs(noise=rngs.noise())
+
+        def __call__(self, x, rngs):
+            return jnp.stack([jax.random.normal(r.noise(), x.shape) for r in (self.rngs, rngs)])
+
+    outputs, _ = NNXModel(Two).forward({}, {}, X, train=True, key=KEY)
+    assert (outputs[0] != outputs[1]).all()
+
+
+def flag_net(name):
+    """A module that adds 1 where its flag is set."""
+    call = eval(f"lambda self, x, *, {name}: x + int({name})")
+    return type("Flagged", (nnx.Module,), {"__call__": call})()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("train", {}, (1, 0)),
+        ("training", {}, (1, 0)),
+        ("deterministic", {}, (0, 1)),
+        ("noisy", {"train_arg": "noisy"}, (1, 0)),
+    ],
+)
+def test_flag_of_the_call_is_set_as_for_linen(name, options, expected):
+    model = NNXModel(flag_net(name), **options)
+    zeros = jnp.zeros((1, 1))
+    found = [model.forward({}, {}, zeros, train=t, key=KEY)[0].item() for t in (True, False)]
+    assert tuple(found) == expected
+
+
+def test_train_arg_that_is_no_parameter_is_an_error():
+    with pytest.raises(TypeError, match=r"MLP.__call__ has no parameter 'fit'; it has: x"):
+        NNXModel(MLP, train_arg="fit")
+
+
 def test_training_random_layers_without_a_key_is_an_error():
     model = NNXModel(Dropping)
     with pytest.raises(ValueError, match=r"give `forward\(..., train=True, key=key\)`"):

@@ -40,10 +40,6 @@ def both(x, is_training):
     return hk.Linear(toys.CLASSES)(x)
 
 
-def always_dropping(x):
-    return hk.dropout(hk.next_rng_key(), 0.5, hk.Linear(toys.CLASSES)(x))
-
-
 def summing(x):
     return {"sum": hk.Linear(4)(x["a"]) + hk.Linear(4)(x["more"][0])}
 
@@ -152,12 +148,34 @@ def responses(model):
     return int(trained[0, 0]), int(evaluated[0, 0])
 
 
-def test_dropout_without_a_flag_fails_loudly_at_evaluation():
-    model = HaikuModel(hk.transform(always_dropping))
-    params, state = model.init(KEY, X)
-    for key in (None, KEY):
-        with pytest.raises(ValueError, match="PRNGKey"):
-            model.forward(params, state, X, train=False, key=key)
+def drawing(x):
+    hidden = jax.nn.relu(hk.Linear(16)(x))
+    return hk.Linear(toys.CLASSES)(hidden + jax.random.normal(hk.next_rng_key(), hidden.shape))
+
+
+@pytest.mark.parametrize("transform", [hk.transform, hk.transform_with_state])
+def test_a_network_that_draws_in_evaluation_does_so_repeatably(transform):
+    toys.check_draws_in_evaluation(transform(drawing))
+
+
+def test_evaluation_draws_nothing_where_the_network_does_without():
+    def net(x):
+        key = hk.maybe_next_rng_key()
+        return x if key is None else x + jax.random.normal(key, x.shape)
+
+    model = HaikuModel(hk.transform(net))
+    np.testing.assert_array_equal(model.forward({}, {}, X, train=False)[0], X)
+    assert (model.forward({}, {}, X, train=True, key=KEY)[0] != X).all()
+
+
+def test_an_error_in_evaluation_is_that_of_the_network():
+    def net(x, is_training):
+        if not is_training:
+            raise KeyError("mine")
+        return x
+
+    with pytest.raises(KeyError, match="mine"):
+        HaikuModel(hk.transform(net)).forward({}, {}, X, train=False)
 
 
 def test_trees_go_in_and_come_out():

@@ -14,7 +14,12 @@ from optax import contrib
 
 from solstice_optax import OptaxOptimizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Of Optax, about its own future.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Specifying a key will be required:UserWarning"),
+]
 
 STEPS = 30
 PAGE = Path(__file__).parents[2] / "docs/howto/optimizers.md"

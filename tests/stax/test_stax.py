@@ -75,13 +75,45 @@ def test_factory_is_built_in_the_mode_of_each_call():
     assert set(modes) == {"test"}
 
 
+def deaf(mode):
+    del mode
+    return dropping("train")
+
+
+def nested(mode):
+    del mode
+    return stax.serial(stax.FanOut(2), stax.parallel(dropping("train"), mlp()), stax.FanInSum)
+
+
+@pytest.mark.parametrize("net", [dropping("train"), nested("train"), deaf, nested])
 @pytest.mark.parametrize("key", [None, KEY], ids=["no key", "key"])
-def test_pair_that_was_built_for_training_fails_loudly_at_evaluation(key):
-    model = StaxModel(dropping("train"))
+def test_dropout_that_was_built_for_training_is_refused_at_evaluation(net, key):
+    model = StaxModel(net)
     params, state = model.init(KEY, X)
     model.forward(params, state, X, train=True, key=KEY)
-    with pytest.raises(ValueError, match="rng"):
+    with pytest.raises(ValueError, match=r"Dropout of mode 'train'.*`def net\(mode\)"):
         model.forward(params, state, X, train=False, key=key)
+
+
+def noise():
+    """A layer that draws whenever it is called."""
+
+    def apply_fn(params, x, rng=None, **options):
+        del params, options
+        return x + jax.random.normal(rng, x.shape)
+
+    return (lambda rng, shape: (shape, ())), apply_fn
+
+
+@pytest.mark.parametrize("net", [stax.serial(mlp(), noise()), lambda mode: stax.serial(noise())])
+def test_a_network_that_draws_in_evaluation_does_so_repeatably(net):
+    model = StaxModel(net)
+    params, state = model.init(KEY, X)
+    outputs, _ = model.forward(params, state, X, train=False)
+    np.testing.assert_array_equal(outputs, model.forward(params, state, X, train=False)[0])
+    expected, _ = model.forward(params, state, X, train=False, key=jax.random.key(0))
+    np.testing.assert_array_equal(outputs, expected)
+    assert (outputs != model.forward(params, state, X, train=True, key=jax.random.key(3))[0]).any()
 
 
 def test_dropout_without_a_key_is_an_error_in_training():

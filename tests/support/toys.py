@@ -195,6 +195,34 @@ def check_dropout(model):
     assert (np.abs(np.mean(outputs, axis=0) - evaluated[0]) < error).all()
 
 
+def check_draws_in_evaluation(net):
+    """It trains, validates, tests and predicts, and evaluates to the same numbers each time.
+
+    The network draws in both modes, and takes a batch of any size.
+    """
+    model = solstice.compat.as_model(net)
+    params, state = model.init(KEY, X)
+    outputs, after = model.forward(params, state, X, train=False)
+    assert after is state
+    same, _ = jax.jit(partial(model.forward, train=False))(params, state, X)
+    np.testing.assert_allclose(outputs, same, rtol=1e-5, atol=1e-5)
+    fixed, other = (
+        model.forward(params, state, X, train=False, key=jax.random.key(i))[0] for i in (0, 1)
+    )
+    np.testing.assert_array_equal(outputs, fixed)
+    assert (outputs != other).any()
+    experiment = solstice.ClassificationExperiment(
+        model, Sgd(0.05), num_classes=CLASSES, sample_input=X
+    )
+    trainer, data = solstice.Trainer(), blobs(3)
+    trained = trainer.fit(experiment, data, data, num_epochs=2)
+    tested = trainer.test(trained, data)
+    assert tested == trainer.test(trained, data)
+    assert tested["loss"] == trainer.validate(trained, data)["loss"]
+    one, two = (trained.predict(X, batch_size=4) for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+
+
 def check_learns(model, optimizer=None, num_epochs=6):
     """The model learns the blobs in a ClassificationExperiment, and is compiled once."""
     counting = Counting(solstice.compat.as_model(model))

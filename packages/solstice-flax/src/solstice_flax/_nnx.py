@@ -1,7 +1,9 @@
 """A Flax NNX module as a Solstice model."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -9,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from solstice.compat import Params, State, call_arguments
+from solstice.compat import Params, State, call_arguments, call_in_evaluation
+from solstice_flax._flags import training_flags
 
 
 @jax.tree_util.register_static
@@ -19,33 +22,44 @@ class NNXModel:
 
     Its `nnx.Param` variables are the Params; every other variable, such as the statistics of
     BatchNorm, is the State. `forward` puts the module in training mode or evaluation mode as
-    `module.train()` and `module.eval()` do, and feeds every random stream from its key.
+    `module.train()` and `module.eval()` do, and sets the flags of its `__call__` whose names
+    `FlaxModel` knows. It feeds every random stream from its key: the i-th leaf of those that the
+    module holds with `fold_in(key, i)`, and a parameter `rngs` of its `__call__` with
+    `nnx.Rngs(key)`. Evaluation draws from `jax.random.key(0)`, so the same inputs give the same
+    outputs; `rngs` is left out there if it has a default and the module does without.
 
     Args:
         module: an `nnx.Module`, or a function from `nnx.Rngs` to one, which makes new values for
             each key. A module that is given ready ignores the key of `init`. It is not changed.
+        train_arg: the name of a flag that is True in training, where it has another name.
         unpack: whether `x` is several inputs: a tuple is the network's positional arguments, a dict
             its named ones. If not, `x` is one argument, whatever it is.
 
     Raises:
-        TypeError: `module` is neither.
+        TypeError: `module` is neither, or its `__call__` has no such flag.
     """
 
     module: nnx.Module | Callable[[nnx.Rngs], nnx.Module]
+    train_arg: str | None = None
     unpack: bool = False
     _graph: Any = field(init=False, repr=False)
     _rng_shapes: Any = field(init=False, repr=False)
+    _flags: dict[str, bool] = field(init=False, repr=False)
+    _takes_rngs: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        graphs: list[Any] = []
+        made: list[Any] = []
 
         def shapes(key: Array) -> Any:
-            graph, _, rngs, _ = _split(self._make(key))
-            graphs.append(graph)
+            module = self._make(key)
+            graph, _, rngs, _ = _split(module)
+            made.extend([graph, module])
             return nnx.to_pure_dict(rngs)
 
         self._rng_shapes = jax.eval_shape(shapes, jax.random.key(0))
-        self._graph = graphs[0]
+        self._graph, module = made
+        self._flags = training_flags(module, self.train_arg)
+        self._takes_rngs = "rngs" in inspect.signature(module.__call__).parameters
 
     def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
         """`params, state = model.init(key, x)`. `x` is not looked at."""
@@ -61,21 +75,32 @@ class NNXModel:
         Raises:
             ValueError: the module has random streams, and training is given no key.
         """
-        if train and key is None and self._rng_shapes:
+        if not train:
+            call = partial(self._call, params, state, x, False)
+            return call_in_evaluation(call, key)[0], state
+        if key is None and (self._rng_shapes or self._takes_rngs):
             raise ValueError(
                 "this NNX module has random streams: give `forward(..., train=True, key=key)`"
             )
-        rngs = self._rngs(jax.random.key(0) if key is None else _typed(key))
-        module: Any = nnx.merge(self._graph, params, rngs, state)
-        inputs, options = call_arguments(x, unpack=self.unpack)
-        if not train:
-            module.eval()
-            return module(*inputs, **options), state
-        module.train()
-        outputs = module(*inputs, **options)
+        outputs, module = self._call(params, state, x, True, key)
         *_, new = _split(module)
         # What `sow` collects is output, and would grow from step to step.
         return outputs, _only_keys_of(state, nnx.to_pure_dict(new))
+
+    def _call(
+        self, params: Params, state: State, x: Any, train: bool, key: Array | None
+    ) -> tuple[Any, nnx.Module]:
+        """The outputs, and the module after the call; without a key, `rngs` is left out."""
+        inputs, options = call_arguments(x, unpack=self.unpack)
+        options.update({name: value is train for name, value in self._flags.items()})
+        typed = jax.random.key(0) if key is None else _typed(key)
+        module: Any = nnx.merge(self._graph, params, self._rngs(typed), state)
+        if self._takes_rngs and key is not None:
+            # No leaf of the module's own streams has this number.
+            own = len(jax.tree.leaves(self._rng_shapes))
+            options["rngs"] = nnx.Rngs(jax.random.fold_in(typed, own) if own else typed)
+        module.train() if train else module.eval()
+        return module(*inputs, **options), module
 
     def _make(self, key: Array) -> nnx.Module:
         made: Any = self.module

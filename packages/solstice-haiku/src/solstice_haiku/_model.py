@@ -8,7 +8,7 @@ import haiku as hk
 import jax
 from jax import Array
 
-from solstice.compat import Params, State, call_arguments
+from solstice.compat import Params, State, call_arguments, call_in_evaluation
 
 _TRAIN_NAMES = ("is_training", "train", "training")
 
@@ -28,6 +28,9 @@ class HaikuModel:
             x = hk.dropout(hk.next_rng_key(), 0.1, x)
         return hk.Linear(10)(x)
     ```
+
+    A function that draws in evaluation too, such as a VAE, draws from `jax.random.key(0)` there, so
+    the same inputs give the same outputs. So does `hk.dropout` that no flag turns off.
 
     Args:
         transformed: what `hk.transform` or `hk.transform_with_state` gives, also through
@@ -73,12 +76,15 @@ class HaikuModel:
         self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
     ) -> tuple[Any, State]:
         """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
-        keys = (key if train else None,) if self._takes_key else ()
         inputs, options = call_arguments(x, unpack=self.unpack)
-        outputs, new = self._with_state.apply(
-            params, state, *keys, *inputs, **options, **self._flags(train)
-        )
-        return outputs, new if train else state
+
+        def call(key: Array | None) -> tuple[Any, State]:
+            keys = (key,) if self._takes_key else ()
+            return self._with_state.apply(
+                params, state, *keys, *inputs, **options, **self._flags(train)
+            )
+
+        return call(key) if train else (call_in_evaluation(call, key)[0], state)
 
     def _flags(self, train: bool) -> dict[str, bool]:
         return {self._flag: train} if self._flag else {}

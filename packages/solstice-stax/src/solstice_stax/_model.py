@@ -1,13 +1,15 @@
 """A Stax network as a Solstice model."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import jax
 from jax import Array
+from jax.example_libraries import stax
 
-from solstice.compat import Params, State
+from solstice.compat import Params, State, call_in_evaluation
 
 Pair: TypeAlias = tuple[Callable[..., Any], Callable[..., Any]]
 """The `(init_fn, apply_fn)` pair that Stax layers and combinators give."""
@@ -27,6 +29,8 @@ class StaxModel:
 
     model = StaxModel(net)   # net("train") in training, net("test") in evaluation
     ```
+
+    A network that draws in evaluation too draws from `jax.random.key(0)` there.
 
     Note that Stax's Dropout takes the rate of units that are kept. Its BatchNorm has no running
     statistics: it normalises by the batch at evaluation too. The State is empty.
@@ -58,15 +62,19 @@ class StaxModel:
     ) -> tuple[Any, State]:
         """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
         _, apply_fn = self._pair("train" if train else "test")
-        if not train:
-            # Dropout asks for a key in mode "test" too, and uses none. A pair that was built in
-            # mode "train" must not get one, or it would go on dropping units unnoticed.
-            key = jax.random.key(0) if self._is_factory else None
-        return apply_fn(params, x, rng=key), state
 
-    @property
-    def _is_factory(self) -> bool:
-        return not isinstance(self.net, tuple)
+        def call(key: Array | None) -> Any:
+            return apply_fn(params, x, rng=key)
+
+        if train:
+            return call(key), state
+        if _drops(apply_fn, set()):
+            raise ValueError(
+                "this Stax network has a Dropout of mode 'train', which would drop units in "
+                "evaluation too: give StaxModel a function of the mode, as in `def net(mode): "
+                "return stax.serial(..., stax.Dropout(rate, mode))`"
+            )
+        return call_in_evaluation(call, key), state
 
     def _pair(self, mode: str) -> Pair:
         net: Any = self.net
@@ -78,3 +86,19 @@ class StaxModel:
                 f"it was given {self.net!r:.80}"
             )
         return cast("Pair", pair)
+
+
+def _drops(function: Any, seen: set[int]) -> bool:
+    """Whether a Dropout of mode "train" is in a function of Stax, or in those that it calls."""
+    if id(function) in seen or not inspect.isfunction(function):
+        return False
+    seen.add(id(function))
+    values = dict(inspect.getclosurevars(function).nonlocals)
+    if function.__module__ == stax.__name__ and function.__qualname__.startswith("Dropout."):
+        return values.get("mode") == "train"
+    parts = [part for value in values.values() for part in _parts(value)]
+    return any(_drops(part, seen) for part in parts)
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    return tuple(cast("Any", value)) if isinstance(value, list | tuple) else (value,)

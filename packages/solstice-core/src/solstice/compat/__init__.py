@@ -25,6 +25,7 @@ from solstice.compat._protocols import (
     Params,
     State,
     call_arguments,
+    call_in_evaluation,
 )
 from solstice.compat._wrappers import ema, freeze, mixed_precision, skip_nonfinite
 
@@ -50,6 +51,7 @@ __all__ = [
     "as_model",
     "as_optimizer",
     "call_arguments",
+    "call_in_evaluation",
     "ema",
     "freeze",
     "mixed_precision",

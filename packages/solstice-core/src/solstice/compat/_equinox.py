@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from jax import Array
 
-from solstice.compat._protocols import Params, State, call_arguments
+from solstice.compat._protocols import Params, State, call_arguments, call_in_evaluation
 
 
 @jax.tree_util.register_static
@@ -19,7 +19,8 @@ class EquinoxModel:
     The module takes one example, as Equinox modules do; `forward` maps it over the batch.
     Its inexact arrays are the Params; integer and boolean arrays, and the `eqx.nn.State` of
     layers like BatchNorm, are the State. `train=False` puts its layers into inference mode, and a
-    `__call__` that takes `key` gets another key for each example.
+    `__call__` that takes `key` gets another key for each example: in evaluation, of
+    `jax.random.key(0)`, and only if it fails without a key.
 
     Args:
         model: a module; the pair that `eqx.nn.make_with_state(Net)(key=key)` gives; or a function
@@ -74,9 +75,12 @@ class EquinoxModel:
         module = eqx.combine(params, buffers, static_module)
         module = cast("Any", eqx.nn.inference_mode(module, value=not train))
         layers = eqx.combine(layers, static_layers)
-        keys = None
-        if self._takes_key and key is not None:
-            keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
+
+        def mapped(key: Array | None) -> tuple[Any, Any]:
+            keys = None
+            if self._takes_key and key is not None:
+                keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
+            return jax.vmap(one, out_axes=(0, None), axis_name=self.axis_name)(x, keys)
 
         def one(example: Any, key: Array | None) -> Any:
             inputs, options = call_arguments(example, unpack=self.unpack)
@@ -86,8 +90,10 @@ class EquinoxModel:
                 return module(*inputs, **options), None
             return module(*inputs, layers, **options)
 
-        outputs, layers = jax.vmap(one, out_axes=(0, None), axis_name=self.axis_name)(x, keys)
-        return outputs, (buffers, _arrays(layers)) if train else state
+        if train:
+            outputs, layers = mapped(key)
+            return outputs, (buffers, _arrays(layers))
+        return call_in_evaluation(mapped, key)[0], state
 
     def _values(self, key: Any) -> Any:
         given: Any = self.model

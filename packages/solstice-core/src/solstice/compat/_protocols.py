@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
+import jax
 from jax import Array
 
 Params: TypeAlias = Any
@@ -52,7 +53,9 @@ class Model(Protocol):
             state: as from `init`, or from an earlier `forward`.
             x: an input; axis 0 of every leaf is the batch.
             train: a Python bool. False needs no key and gives back the state that it was given.
-            key: a PRNG key for what is random in training, another for each step.
+            key: a PRNG key for what is random, in training another for each step. Evaluation is
+                given none; a network that draws there too draws from `jax.random.key(0)`, so that
+                the same inputs give the same outputs. See `call_in_evaluation`.
 
         Returns:
             The outputs, axis 0 of every leaf being the batch, and the new State.
@@ -145,3 +148,29 @@ def call_arguments(x: Any, *, unpack: bool) -> tuple[tuple[Any, ...], dict[str, 
     if unpack and isinstance(x, tuple | list):
         return tuple(cast("tuple[Any, ...]", x)), {}
     return (x,), {}
+
+
+def call_in_evaluation(call: Callable[[Array | None], Any], key: Array | None) -> Any:
+    """`call_in_evaluation(lambda key: net.apply(params, x, rng=key), key)`: with a key if need be.
+
+    Evaluation is repeatable, so it is given no key, and most networks need none. One that draws in
+    evaluation too, such as a variational autoencoder, fails without, and is called with
+    `jax.random.key(0)`.
+
+    Args:
+        call: the network at inputs, as a function of a key or None. It has no side effect.
+        key: what `Model.forward` was given. If that is a key, it is the one that is used.
+
+    Returns:
+        What `call` gives; if it fails in both ways, it raises the error of the call without a key.
+    """
+    if key is not None:
+        return call(key)
+    try:
+        return call(None)
+    except Exception as error:
+        without = error
+    try:
+        return call(jax.random.key(0))
+    except Exception:
+        raise without from None
