@@ -1,6 +1,6 @@
 """A toynet model as a Solstice model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -22,7 +22,9 @@ class ToynetModel:
         TypeError: it is none.
     """
 
-    net: Any
+    # A checkpoint keeps the repr of the adapter, and is refused where it has become another. The
+    # repr of a framework's net may hold counters or values, which do, so it is left out.
+    net: Any = field(repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.net, Net):
