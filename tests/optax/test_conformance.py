@@ -75,3 +75,38 @@ class TestEmaOfUpdates(OptimizerConformance):
 class TestLookahead(OptimizerConformance):
     def build(self, *, learning_rate):
         return optax.lookahead(optax.sgd(learning_rate), sync_period=2, slow_step_size=0.5)
+
+
+NEEDS_THE_LOSS = {"test_a_step_needs_no_value": "it needs the loss at each step"}
+
+
+class TestPolyak(OptimizerConformance):
+    lacks = NEEDS_THE_LOSS
+
+    def build(self, *, learning_rate):
+        return optax.polyak_sgd(max_learning_rate=learning_rate)
+
+
+@pytest.mark.slow
+class TestLBFGS(OptimizerConformance):
+    lacks = NEEDS_THE_LOSS
+
+    def build(self, *, learning_rate):
+        return optax.lbfgs()
+
+
+@pytest.mark.slow
+class TestReduceOnPlateau(OptimizerConformance):
+    lacks = NEEDS_THE_LOSS
+
+    def build(self, *, learning_rate):
+        return optax.chain(optax.sgd(learning_rate), contrib.reduce_on_plateau(patience=5))
+
+
+@pytest.mark.slow
+class TestArmijo(OptimizerConformance):
+    lacks = NEEDS_THE_LOSS
+
+    def build(self, *, learning_rate):
+        search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)
+        return optax.chain(optax.sgd(1.0), search)

@@ -25,7 +25,7 @@ PARTS = [(16,), (1, 15), (15, 1), (8, 8), (5, 5, 6), (1, 2, 5, 8), (3, 3, 5, 5)]
 """How the examples are cut into batches. There are few sizes, since each compiles anew."""
 
 
-class MetricsConformance(Conformance):
+class MetricsConformance(Conformance, is_suite=True):
     """`class TestAccuracy(MetricsConformance)`: everything that a `solstice.Metrics` must do.
 
     Write `examples`, `build` and `reference`, and declare in `lacks` what the metric cannot do:

@@ -5,6 +5,8 @@
 # pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
 
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -13,19 +15,23 @@ import numpy as np
 
 from solstice import _tree
 from solstice.compat import Optimizer, as_optimizer
-from solstice.testing._parts import Linear, train
-from solstice.testing._suite import (
-    Conformance,
+from solstice.testing._assertions import (
     all_arrays,
+    double_precision,
     equal,
+    is_pair,
     is_static,
-    optional,
-    rests_on,
+    left_alone,
     same_types,
     snapshot,
-    through_numpy,
+    takes,
+    through_a_checkpoint,
+    traced,
     two_devices,
 )
+from solstice.testing._parts import Linear, train
+from solstice.testing._rebuilt import Rebuilt
+from solstice.testing._suite import optional, rests_on
 
 TARGET = {
     "a": np.array([[1, -2, 3], [0, 1, 0]], np.float32),
@@ -42,11 +48,35 @@ def _params(dtype: Any = jnp.float32) -> Any:
     return _tree.map(lambda t: jnp.zeros(t.shape, dtype), TARGET)
 
 
-class OptimizerConformance(Conformance):
+def _step(optimizer: Optimizer, params: Any, state: Any, loss: Any = _loss) -> Any:
+    """A step as the ready-made Experiments make it: with the loss, and as a function too."""
+    value, grads = jax.value_and_grad(loss)(params)
+    return optimizer.step(grads, state, params, value=value, value_fn=loss)
+
+
+def _start(optimizer: Optimizer, params: Any) -> Any:
+    """The first state, without weak types, which the Trainer drops too.
+
+    `jnp.asarray(0)` is weakly typed: after a step it may be plain, and JAX compiles again.
+    """
+
+    def strong(leaf: Any) -> Any:
+        is_weak = getattr(leaf, "weak_type", False)
+        return jax.lax.convert_element_type(leaf, leaf.dtype) if is_weak else leaf
+
+    return _tree.map(strong, optimizer.init(params))
+
+
+class OptimizerConformance(Rebuilt, is_suite=True):
     """`class TestToyopt(OptimizerConformance)`: everything that an `Optimizer` must do.
 
-    Write `build`, and declare in `lacks` the optional checks that the library cannot pass.
+    Write `build`, and declare in `lacks` the optional checks that the library cannot pass:
+    "test_a_step_needs_no_value", "test_it_keeps_half_precision",
+    "test_it_makes_no_double_precision", "test_it_maps_over_params", "test_it_works_sharded". All
+    other checks give the loss, `value` and `value_fn`, to each step.
     """
+
+    _rests = ("test_init_needs_shapes_alone",)
 
     @abstractmethod
     def build(self, *, learning_rate: float) -> Any:
@@ -59,16 +89,25 @@ class OptimizerConformance(Conformance):
     def _found(self) -> Optimizer:
         return as_optimizer(self.build(learning_rate=0.1))
 
+    def _kept(self) -> dict[str, Any]:
+        optimizer = self._found()
+        return {"optimizer": optimizer, "state": _tree.eval_shape(optimizer.init, _params())}
+
     def _ready(self) -> tuple[Optimizer, Any, Any]:
         self.need("test_it_is_found_and_is_an_optimizer")
         optimizer, params = self._found(), _params()
-        return optimizer, params, optimizer.init(params)
+        return optimizer, params, _start(optimizer, params)
 
     # Basic: what every adapter must do
 
     def test_it_is_found_and_is_an_optimizer(self) -> None:
-        """`as_optimizer` finds the adapter, which has `init`, `step` and `eval_params`."""
-        assert isinstance(self._found(), Optimizer), "protocol: `as_optimizer` gives an Optimizer"
+        """`as_optimizer` finds the adapter, whose methods take what they are given."""
+        optimizer: Any = self._found()
+        takes(optimizer.init, "init(params)", None)
+        call = "step(grads, state, params, value=value, value_fn=value_fn)"
+        takes(optimizer.step, call, None, None, None, value=None, value_fn=None)
+        takes(optimizer.eval_params, "eval_params(state, params)", None, None)
+        assert isinstance(optimizer, Optimizer), "protocol: `as_optimizer` gives an Optimizer"
 
     def test_it_is_static(self) -> None:
         """An adapter has no leaves and hashes, so that it may stand in any pytree."""
@@ -77,108 +116,115 @@ class OptimizerConformance(Conformance):
     def test_init_is_pure(self) -> None:
         """`init` gives the same state for the same Params, and leaves them alone."""
         optimizer, params, state = self._ready()
-        before = snapshot(params)
-        equal(snapshot(state), snapshot(optimizer.init(params)), "init is pure")
-        equal(before, snapshot(params), "init leaves the params alone")
+        with left_alone("init", params=params):
+            again = optimizer.init(params)
+        equal(snapshot(state), snapshot(again), "init is pure: the same params gave another state")
 
     def test_init_needs_shapes_alone(self) -> None:
-        """`jax.eval_shape` of `init` tells what `init` gives."""
-        optimizer, params, state = self._ready()
-        same_types(_tree.eval_shape(optimizer.init, params), state, "init from shapes")
+        """`jax.eval_shape` of `init` gives what `init` gives."""
+        optimizer, params, _ = self._ready()
+        with traced("init"):
+            shapes = _tree.eval_shape(optimizer.init, params)
+        same_types(shapes, optimizer.init(params), "init from shapes")
 
     def test_state_is_arrays(self) -> None:
         """Every leaf of the state is an array, and none is a PRNG key."""
         all_arrays(self._ready()[2], "state is arrays")
 
+    @rests_on("test_state_is_arrays")
     def test_a_step_keeps_types(self) -> None:
         """A step gives back Params and state of the structure, shapes and dtypes it was given."""
         optimizer, params, state = self._ready()
-        new, after = optimizer.step(jax.grad(_loss)(params), state, params)
-        same_types(params, new, "params are stable")
-        same_types(state, after, "state is stable")
+        result = _step(optimizer, params, state)
+        is_pair(result, "step(grads, state, params)", "params, state")
+        same_types(params, result[0], "params are stable: step gives others")
+        same_types(state, result[1], "state is stable: step gives another")
 
-    @rests_on("test_init_is_pure")
+    @rests_on("test_init_is_pure", "test_a_step_keeps_types")
     def test_a_step_is_pure(self) -> None:
         """The same arguments give the same results, and are left alone."""
         optimizer, params, state = self._ready()
-        grads = jax.grad(_loss)(params)
-        before = snapshot((grads, state, params))
-        first = snapshot(optimizer.step(grads, state, params))
-        optimizer.step(_tree.map(lambda g: 2 * g, grads), state, params)
-        equal(first, snapshot(optimizer.step(grads, state, params)), "a step is pure")
-        equal(before, snapshot((grads, state, params)), "a step leaves its arguments alone")
+        value, grads = jax.value_and_grad(_loss)(params)
 
-    @rests_on("test_init_is_pure")
+        def step(grads: Any) -> Any:
+            return snapshot(optimizer.step(grads, state, params, value=value, value_fn=_loss))
+
+        with left_alone("a step", grads=grads, state=state, params=params, value=value):
+            first = step(grads)
+            step(_tree.map(lambda g: 2 * g, grads))
+            again = step(grads)
+        equal(first, again, "a step is pure: the same arguments gave two results")
+
+    @rests_on("test_init_is_pure", "test_a_step_keeps_types")
     def test_a_step_gives_params(self) -> None:
-        """`step` gives new Params, not updates to add: where there is no slope, the same."""
-        optimizer, params, _ = self._ready()
-        params = _tree.map(lambda t: jnp.asarray(t) + 3, TARGET)
-        zeros = _tree.map(jnp.zeros_like, params)
-        new, _ = optimizer.step(zeros, optimizer.init(params), params)
-        equal(params, new, "a step gives params", atol=1e-5)
-
-    def test_a_step_goes_down(self) -> None:
-        """Steps of a quadratic reach its minimum."""
-        optimizer, params, state = self._ready()
-        first = float(_loss(params))
-        for _ in range(100):
-            params, state = optimizer.step(jax.grad(_loss)(params), state, params)
-        last = float(_loss(optimizer.eval_params(state, params)))
-        assert last < first / 10, f"a step goes down: the loss was {first} and is {last}"
+        """`step` gives new Params, not updates to add: at the minimum, the same."""
+        optimizer, _, _ = self._ready()
+        params = _tree.map(jnp.asarray, TARGET)
+        new, _ = _step(optimizer, params, _start(optimizer, params))
+        what = "a step gives params: at the minimum it gave others, or updates in place of params"
+        equal(params, new, what, atol=1e-5)
 
     @rests_on("test_a_step_keeps_types")
     def test_extras_are_taken(self) -> None:
-        """`value`, `value_fn` and what else is given may be used, and break nothing."""
+        """What else is given may be used, and breaks nothing."""
         optimizer, params, state = self._ready()
         value, grads = jax.value_and_grad(_loss)(params)
-        new, after = optimizer.step(grads, state, params, value=value, value_fn=_loss)
+        extra = {"an_extra_of_another": jnp.zeros(())}
+        try:
+            new, after = optimizer.step(grads, state, params, value=value, value_fn=_loss, **extra)
+        except TypeError as error:
+            raise AssertionError(
+                f"extras are taken: step(..., an_extra_of_another=0.0) raised {error!r}; take "
+                f"`**extra`, and leave out what the optimiser does not use"
+            ) from error
         same_types((params, state), (new, after), "extras are taken")
 
     def test_eval_params_are_params(self) -> None:
         """`eval_params` gives Params, and changes nothing."""
         optimizer, params, state = self._ready()
-        before = snapshot((state, params))
-        same_types(params, optimizer.eval_params(state, params), "eval_params")
-        equal(before, snapshot((state, params)), "eval_params leaves its arguments alone")
+        with left_alone("eval_params", state=state, params=params):
+            same_types(params, optimizer.eval_params(state, params), "eval_params")
 
-    @rests_on("test_a_step_is_pure", "test_a_step_keeps_types", "test_extras_are_taken")
+    @rests_on("test_a_step_is_pure")
     def test_a_step_works_compiled(self) -> None:
         """Under `jax.jit` and `jax.lax.scan`, steps do what they do alone."""
         optimizer, params, state = self._ready()
-
-        def step(carry: Any, _: Any) -> Any:
-            params, state = carry
-            value, grads = jax.value_and_grad(_loss)(params)
-            return optimizer.step(grads, state, params, value=value, value_fn=_loss), value
-
-        scanned, _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=3))((params, state))
+        with traced("step"):
+            scanned = self._steps().compiled(params, state)
         alone = params, state
-        for _ in range(3):
-            alone, _ = step(alone, None)
+        for _ in range(_Steps.COUNT):
+            alone = _step(optimizer, *alone)
         equal(alone, scanned, "compiled steps equal plain ones", atol=1e-4)
 
-    @rests_on("test_a_step_keeps_types")
+    @rests_on("test_a_step_works_compiled")
+    def test_a_step_goes_down(self) -> None:
+        """Steps of a quadratic reach its minimum."""
+        optimizer, params, state = self._ready()
+        first = float(_loss(params))
+        for _ in range(100 // _Steps.COUNT):
+            params, state = self._steps().compiled(params, state)
+        last = float(_loss(optimizer.eval_params(state, params)))
+        assert last < first / 10, f"a step goes down: the loss was {first} and is {last}"
+
+    @rests_on("test_a_step_works_compiled")
     def test_a_second_step_compiles_nothing(self) -> None:
         """What a step gives back is of the same types as what it took, so it is traced once."""
-        optimizer, params, state = self._ready()
-        traced: list[None] = []
+        _, params, state = self._ready()
+        steps = self._steps()
+        params, state = steps.compiled(params, state)
+        steps.traces.clear()
+        steps.compiled(params, state)
+        assert not steps.traces, "one compilation: the second step was traced again"
 
-        @jax.jit
-        def step(params: Any, state: Any) -> Any:
-            traced.append(None)
-            return optimizer.step(jax.grad(_loss)(params), state, params)
-
-        step(*step(params, state))
-        assert len(traced) == 1, "one compilation: the second step was traced again"
-
-    @rests_on("test_state_is_arrays", "test_a_step_is_pure", "test_a_step_keeps_types")
+    @rests_on("test_a_checkpoint_loads_into_another_object", "test_a_step_is_pure")
     def test_values_come_back_from_a_checkpoint(self) -> None:
-        """A state that was saved by path and read back goes on as the one that was not."""
+        """A state that was saved by path and loaded into another object goes on as it was."""
         optimizer, params, state = self._ready()
-        params, state = optimizer.step(jax.grad(_loss)(params), state, params)
-        again, grads = through_numpy(state), jax.grad(_loss)(params)
-        there = optimizer.step(grads, state, params)
-        equal(there, optimizer.step(grads, again, params), "checkpoint", atol=1e-6)
+        params, state = _step(optimizer, params, state)
+        other = self._found()
+        again = through_a_checkpoint(state, _start(other, params))
+        expected, found = _step(optimizer, params, state), _step(other, params, again)
+        equal(expected, found, "checkpoint", atol=1e-6)
 
     @rests_on("test_a_step_works_compiled", "test_a_step_goes_down", "test_init_needs_shapes_alone")
     def test_it_trains(self) -> None:
@@ -190,38 +236,96 @@ class OptimizerConformance(Conformance):
 
     @optional
     @rests_on("test_a_step_keeps_types")
+    def test_a_step_needs_no_value(self) -> None:
+        """A step works without the loss, for steps that are written by hand."""
+        optimizer, params, state = self._ready()
+        try:
+            new, after = optimizer.step(jax.grad(_loss)(params), state, params)
+        except Exception as error:
+            raise AssertionError(
+                f"a step needs no value: step(grads, state, params), without the loss, raised "
+                f"{error!r}"
+            ) from error
+        same_types((params, state), (new, after), "a step needs no value: it gives others")
+
+    @optional
+    @rests_on("test_a_step_works_compiled")
     def test_it_keeps_half_precision(self) -> None:
         """bfloat16 Params stay bfloat16, and the state keeps its types."""
         optimizer, params = self._ready()[0], _params(jnp.bfloat16)
-        state = optimizer.init(params)
-        new, after = optimizer.step(jax.grad(_loss)(params), state, params)
+        state = _start(optimizer, params)
+        new, after = _tree.eval_shape(lambda p, s: _step(optimizer, p, s), params, state)
         same_types((params, state), (new, after), "no promotion")
 
     @optional
-    @rests_on("test_init_needs_shapes_alone", "test_a_step_is_pure")
+    @rests_on("test_a_step_works_compiled", "test_init_needs_shapes_alone")
+    def test_it_makes_no_double_precision(self) -> None:
+        """With `jax_enable_x64`, float32 Params stay so, and the state keeps its types."""
+        optimizer, params, _ = self._ready()
+        with double_precision():
+            state = _tree.eval_shape(lambda p: _start(optimizer, p), params)
+            new, after = _tree.eval_shape(lambda p, s: _step(optimizer, p, s), params, state)
+            what = "no double precision: with jax_enable_x64, step gives others"
+            same_types((params, state), (new, after), what)
+
+    @optional
+    @rests_on("test_init_needs_shapes_alone", "test_a_step_works_compiled")
     def test_it_maps_over_params(self) -> None:
         """`jax.vmap` over Params does what a loop does."""
         optimizer, params, _ = self._ready()
         many = _tree.map(lambda leaf: jnp.stack([leaf, leaf + 1]), params)
 
         def step(params: Any) -> Any:
-            return optimizer.step(jax.grad(_loss)(params), optimizer.init(params), params)[0]
+            return _step(optimizer, params, _start(optimizer, params))[0]
 
-        mapped = jax.vmap(step)(many)
+        with traced("step"):
+            mapped = jax.vmap(step)(many)
         for index in range(2):
             equal(step(_tree.row(many, index)), _tree.row(mapped, index), "vmap", atol=1e-5)
 
     @optional
-    @rests_on("test_init_needs_shapes_alone", "test_a_step_is_pure")
+    @rests_on("test_init_needs_shapes_alone", "test_a_second_step_compiles_nothing")
     def test_it_works_sharded(self) -> None:
         """Params that are spread over two devices stay so, and get what they get on one."""
         sharding = two_devices()
         optimizer = self._ready()[0]
+
+        def step(params: Any) -> Any:
+            return _step(optimizer, params, _start(optimizer, params), _sum_of_squares)[0]
+
         params = {"w": jnp.arange(8.0)}
-        grads = {"w": jnp.ones(8)}
-        expected, _ = optimizer.step(grads, optimizer.init(params), params)
-        params, grads = jax.device_put((params, grads), sharding)
-        new, _ = jax.jit(lambda g, p: optimizer.step(g, optimizer.init(p), p))(grads, params)
-        equal(expected, new, "sharded", atol=1e-6)
+        new = jax.jit(step)(jax.device_put(params, sharding))
+        equal(step(params), new, "sharded", atol=1e-5)
         kept = new["w"].sharding.is_equivalent_to(sharding, 1)
         assert kept, f"sharded: the params were spread by {sharding} and are by {new['w'].sharding}"
+
+    def _steps(self) -> "_Steps":
+        """Steps of one optimizer; compiled once for all checks that need them."""
+        if "steps" not in self._shared:
+            self._shared["steps"] = _Steps(self._found())
+        return self._shared["steps"]
+
+
+@dataclass
+class _Steps:
+    """Some steps of descent, in one compiled call."""
+
+    COUNT = 2
+    optimizer: Optimizer
+    traces: list[None] = field(default_factory=list[None])
+    compiled: Callable[[Any, Any], Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.compiled = jax.jit(self._scanned)
+
+    def _scanned(self, params: Any, state: Any) -> Any:
+        self.traces.append(None)
+
+        def step(carry: Any, _: Any) -> Any:
+            return _step(self.optimizer, *carry), None
+
+        return jax.lax.scan(step, (params, state), length=self.COUNT)[0]
+
+
+def _sum_of_squares(params: Any) -> Any:
+    return jnp.sum(jnp.square(params["w"]))

@@ -99,7 +99,7 @@ def _in_a_process(
     process = multiprocessing.get_context("spawn").Process(
         target=_train, args=(make_run, folder, kill_at)
     )
-    with _importable(make_run):
+    with importable(getattr(make_run, "__module__", "")):
         process.start()
     process.join(timeout)
     if process.is_alive():
@@ -117,9 +117,8 @@ def _in_a_process(
 
 
 @contextmanager
-def _importable(function: Any) -> Generator[None, None, None]:
-    """Within, a process that begins can import the function's module, as pytest named it."""
-    module: str = getattr(function, "__module__", "")
+def importable(module: str) -> Generator[None, None, None]:
+    """Within, a process that begins can import the module, as pytest named it."""
     file: Any = getattr(sys.modules.get(module), "__file__", None)
     root = None if file is None else str(Path(file).resolve().parents[module.count(".")])
     if root is None:

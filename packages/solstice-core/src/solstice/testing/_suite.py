@@ -6,16 +6,13 @@
 
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar, cast
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-
-from solstice import _tree
 
 _F = TypeVar("_F", bound=Callable[..., None])
 
@@ -65,49 +62,37 @@ class Conformance:
     """
 
     lacks: ClassVar[Mapping[str, str]] = {}
+    _suite: ClassVar[type["Conformance"]]
+    _lacks: ClassVar[Mapping[str, str]] = {}
+    _declared: ClassVar[Mapping[str, str]] = {}
+    _known: ClassVar[dict[str, bool]] = {}
+    _shared: ClassVar[dict[Any, Any]] = {}
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, *, is_suite: bool = False, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if Conformance in cls.__bases__:  # a suite itself
-            for _, check in _checks(cls):
+        if is_suite:
+            cls._suite = cls
+            for _, check in _own_checks(cls):
                 check._of_the_suite = True  # pyright: ignore[reportFunctionMemberAccess]
             return
-        suite = next(base for base in cls.__mro__ if Conformance in base.__bases__)
-        below = cls.__mro__[: cls.__mro__.index(suite)]  # a mixin could override a check too
-        for name, check in _checks(suite):
-            if any(not hasattr(vars(c).get(name, check), "_of_the_suite") for c in below):
-                raise TypeError(
-                    f"{cls.__name__} overrides the check {name}. If the framework cannot do it, "
-                    f'write `lacks = {{"{name}": "why"}}` instead, where the check is optional'
-                )
-        tiers = {name: getattr(check, "tier", "basic") for name, check in _checks(suite)}
-        may_lack = {tier for tier in tiers.values() if tier not in ("basic", "optional")}
-        may_lack |= {name for name, tier in tiers.items() if tier != "basic"}
-        for name, reason in cls.lacks.items():
-            if name not in may_lack:
-                raise TypeError(
-                    f"{cls.__name__}.lacks names {name!r}, which every adapter must do. What may "
-                    f"be lacking: {', '.join(sorted(may_lack))}"
-                )
-            if not reason:
-                raise TypeError(f"{cls.__name__}.lacks[{name!r}] must say why")
-        for name, check in _checks(suite):
-            reason = cls.lacks.get(name) or cls.lacks.get(tiers[name])
-            setattr(cls, name, _must_fail(check, reason) if reason else check)
+        _refuse_overrides(cls, cls._suite)
+        tiers = {name: getattr(check, "tier", "basic") for name, check in _checks(cls._suite)}
+        _refuse_lacks(cls, tiers)
+        reasons = {name: cls.lacks.get(name) or cls.lacks.get(tiers[name]) for name in tiers}
+        cls._lacks = dict(cls.lacks)  # what is set afterwards is not enforced, and not printed
+        cls._declared = {name: reason for name, reason in reasons.items() if reason}
+        cls._known, cls._shared = {}, {}
+        for name, check in _checks(cls._suite):
+            reason = cls._declared.get(name)
+            check = _must_fail(check, reason) if reason else _may_be_declared(check, tiers[name])
+            setattr(cls, name, _recorded(check))
 
     def holds(self, name: str) -> bool:
-        """Whether a check passes; it is run once for that."""
-        known = vars(type(self)).get("_known")
-        if known is None:
-            known = {}
-            type(self)._known = known  # pyright: ignore[reportAttributeAccessIssue]
-        if name not in known:
-            try:
+        """Whether a check passes; it is run for that, unless it was."""
+        if name not in self._known:
+            with contextlib.suppress(Exception, pytest.skip.Exception, pytest.fail.Exception):
                 getattr(self, name)()
-                known[name] = True
-            except (Exception, pytest.skip.Exception, pytest.fail.Exception):
-                known[name] = False
-        return known[name]
+        return self._known[name]
 
     def need(self, *names: str) -> None:
         """Skips the check that calls it, unless these checks pass."""
@@ -129,7 +114,32 @@ class Conformance:
         if summary is None:
             summary = _Summary()
             manager.register(summary, _Summary.NAME)
-        summary.suites[type(self).__name__] = self.lacks
+        summary.suites[type(self).__name__] = self._lacks
+
+
+def _refuse_overrides(cls: type[Conformance], suite: type[Conformance]) -> None:
+    below = cls.__mro__[: cls.__mro__.index(suite)]  # a mixin could override a check too
+    for name, check in _checks(suite):
+        if any(not hasattr(vars(c).get(name, check), "_of_the_suite") for c in below):
+            raise TypeError(
+                f"{cls.__name__} overrides the check {name}. If the framework cannot do it, "
+                f'write `lacks = {{"{name}": "why"}}` instead, where the check is optional'
+            )
+
+
+def _refuse_lacks(cls: type[Conformance], tiers: Mapping[str, str]) -> None:
+    """Refuses a lack that is unknown, or of what every adapter must do, or without a reason."""
+    may_lack = {tier for tier in tiers.values() if tier not in ("basic", "optional")}
+    may_lack |= {name for name, tier in tiers.items() if tier != "basic"}
+    for name, reason in cls.lacks.items():
+        if name not in may_lack:
+            why = "which every adapter must do" if name in tiers else "which names nothing here"
+            raise TypeError(
+                f"{cls.__name__}.lacks names {name!r}, {why}. What may be lacking: "
+                f"{', '.join(sorted(may_lack))}"
+            )
+        if not reason:
+            raise TypeError(f"{cls.__name__}.lacks[{name!r}] must say why")
 
 
 class _Summary:
@@ -149,14 +159,49 @@ class _Summary:
                 )
                 for outcome in ("passed", "failed", "xfailed", "skipped")
             }
-            told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-            terminalreporter.line(f"{name}: {sum(counts.values())} checks, {told}")
+            total = f"{sum(counts.values())} checks"
+            each = [f"{count} {outcome}" for outcome, count in counts.items() if count]
+            terminalreporter.line(f"{name}: {', '.join([total, *each])}")
             for lack, reason in lacks.items():
                 terminalreporter.line(f"  lacks {lack}: {reason}")
 
 
+def _own_checks(cls: type) -> Iterator[tuple[str, Callable[..., None]]]:
+    return ((name, check) for name, check in vars(cls).items() if name.startswith("test_"))
+
+
 def _checks(suite: type) -> Iterator[tuple[str, Callable[..., None]]]:
-    return ((name, check) for name, check in vars(suite).items() if name.startswith("test_"))
+    """The checks of a suite and of the parts that it is made of, in their order."""
+    return itertools.chain.from_iterable(map(_own_checks, reversed(suite.__mro__)))
+
+
+def _recorded(check: Callable[..., None]) -> Callable[..., None]:
+    """The check, which notes whether it passes, for those that rest on it."""
+
+    @functools.wraps(check)
+    def recorded(self: Any) -> None:
+        self._known[check.__name__] = False
+        check(self)
+        self._known[check.__name__] = True
+
+    return recorded
+
+
+def _may_be_declared(check: Callable[..., None], tier: str) -> Callable[..., None]:
+    """The check, which says when it fails how it is declared to be lacking, where it may be."""
+    if tier == "basic":
+        return check
+    name = check.__name__ if tier == "optional" else tier
+
+    @functools.wraps(check)
+    def declarable(self: Any) -> None:
+        try:
+            check(self)
+        except Exception as error:
+            error.add_note(f'If the framework cannot do it: lacks = {{"{name}": "why"}}')
+            raise
+
+    return declarable
 
 
 def _must_fail(check: Callable[..., None], reason: str) -> Callable[..., None]:
@@ -169,84 +214,3 @@ def _must_fail(check: Callable[..., None], reason: str) -> Callable[..., None]:
         pytest.fail(f"it is declared to be lacking ({reason!r}), and it works: take it out")
 
     return declared
-
-
-def equal(one: Any, other: Any, what: str, atol: float = 0.0) -> None:
-    """Asserts that two trees are equal, in structure, shapes, dtypes and values."""
-    same_types(one, other, what)
-    for (path, a), b in zip(_tree.leaves_by_path(one), _tree.leaves(other), strict=True):
-        close = np.allclose(_plain(a), _plain(b), rtol=atol, atol=atol, equal_nan=True)
-        assert close, f"{what}: the values at `{path}` differ:\n{_plain(a)}\n{_plain(b)}"
-
-
-def same_types(one: Any, other: Any, what: str) -> None:
-    """Asserts that two trees have the same structure, and their leaves shapes and dtypes."""
-    first, second = _tree.structure(one), _tree.structure(other)
-    assert first == second, f"{what}: the structure was\n  {first}\nand is\n  {second}"
-    for (path, a), b in zip(_tree.leaves_by_path(one), _tree.leaves(other), strict=True):
-        was, now = _type(a), _type(b)
-        assert was == now, f"{what}: `{path}` was {was} and is {now}"
-
-
-def differ(one: Any, other: Any) -> bool:
-    """Whether any value of two trees of the same structure differs."""
-    pairs = zip(_tree.leaves(one), _tree.leaves(other), strict=True)
-    return any(not np.array_equal(_plain(a), _plain(b)) for a, b in pairs)
-
-
-def snapshot(tree: Any) -> Any:
-    """A copy that does not follow what is done to the tree."""
-    return _tree.map(lambda leaf: np.array(_plain(leaf)), tree)
-
-
-def all_arrays(tree: Any, what: str) -> None:
-    """Asserts that the leaves are arrays and no PRNG keys."""
-    for path, leaf in _tree.leaves_by_path(tree):
-        is_array = isinstance(leaf, jax.Array | np.ndarray)
-        assert is_array, f"{what}: `{path}` is no array but {leaf!r:.60}"
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        assert not is_key, f"{what}: `{path}` is a PRNG key"
-
-
-def is_static(adapter: Any) -> None:
-    """Asserts that an adapter has no leaves, hashes, and equals itself."""
-    leaves = jax.tree.leaves(adapter)
-    hint = "decorate its class with `@jax.tree_util.register_static` and `@dataclass(eq=False)`"
-    assert not leaves, f"static: the adapter has the leaves {leaves!r:.80}; {hint}"
-    try:
-        hash(adapter)
-    except TypeError as error:
-        raise AssertionError(f"static: the adapter has no hash ({error}); {hint}") from error
-
-
-def through_numpy(tree: Any) -> Any:
-    """The tree as a checkpoint gives it back: found by path, from memory of another kind."""
-    saved = {path: np.array(leaf) for path, leaf in _tree.leaves_by_path(tree)}
-    assert len(saved) == len(_tree.leaves(tree)), "checkpoint: two leaves have one path"
-    restored = [jnp.asarray(saved[path]) for path, _ in _tree.leaves_by_path(tree)]
-    return jax.tree.unflatten(_tree.structure(tree), restored)
-
-
-def two_devices() -> Any:
-    """A sharding of axis 0 over two devices; skips where there is one."""
-    if jax.device_count() < 2:
-        pytest.skip("there is one device; set XLA_FLAGS=--xla_force_host_platform_device_count=2")
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("batch",))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-
-
-def _type(leaf: Any) -> str:
-    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
-    weak = ", weakly typed" if getattr(leaf, "weak_type", False) else ""
-    return f"{dtype}{list(leaf.shape)}{weak}"
-
-
-def _plain(leaf: Any) -> Any:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return np.asarray(jax.random.key_data(leaf))
-    values = np.asarray(leaf)
-    return (
-        values.astype(np.float32)
-        if values.dtype.kind == "V" or values.dtype.itemsize == 2
-        else values
-    )
