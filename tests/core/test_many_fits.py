@@ -13,6 +13,7 @@ from toys import CLASSES, FEATURES, Sgd, blobs
 
 import solstice
 from solstice._engine import _program, _step
+from solstice._engine._merging import merging_of
 
 DATA = [*blobs(4), tuple(array[:5] for array in blobs(1)[0])]
 
@@ -28,7 +29,7 @@ def fits(model: Any, optimizer: Any, count: int) -> None:
 def programs() -> int:
     """How many there are in all caches of compiled and traced steps."""
     compiled: Any = [_step._run, _step._run_in_place]  # pyright: ignore[reportPrivateUsage]
-    caches: Any = [_program._trace, _step._merging_of]  # pyright: ignore[reportPrivateUsage]
+    caches: Any = [_program._trace, merging_of]  # pyright: ignore[reportPrivateUsage]
     return sum(run._cache_size() for run in compiled) + sum(c.cache_info().currsize for c in caches)
 
 

@@ -6,8 +6,8 @@ trained state does not depend on how an epoch is cut into blocks. Nothing is rea
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial, reduce
+from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any, TypeAlias, cast
 
 import jax
@@ -17,13 +17,13 @@ from jax import Array, lax
 
 from solstice import _tree
 from solstice._engine._compiles import Kind, kinds_of
-from solstice._engine._digest import StepDigest, digest_of_jaxpr
 from solstice._engine._feed import Block
 from solstice._engine._interrupts import interrupts_held
+from solstice._engine._merging import merged_with, merging_of, metrics_like, packed_metrics
 from solstice._engine._program import Plan, Program, pack, prepare, type_of, unpack
+from solstice._engine._traced import Traced
 from solstice._experiment import Experiment
-from solstice._metrics import Metrics, as_metrics
-from solstice._sums import ADDITIONS
+from solstice._metrics import Metrics
 from solstice._types import Batch, Outs
 from solstice.data._arrays import arrays_of
 
@@ -96,7 +96,7 @@ class Stepper:
         self.steps_per_call, self.steps_per_block, self.reason = arranged
         self.first_steps = _first_steps(self._plan, self.steps_per_block)
         self._batch = _tree.structure(batch), _shapes(batch)
-        self._merging = _merging_of(self._plan, *self._batch)
+        self._merging = merging_of(self._plan, *self._batch)
         self._config = _Config(
             self._plan.program, self.steps_per_call > 1, keeps_outs, self._merging.sums
         )
@@ -198,7 +198,7 @@ class Stepper:
         self._shared = True
         for reader, numbers in enumerate(totals):
             if numbers is not None:
-                total = _filled(unpack(_metrics_like(self._plan, *self._batch)), numbers)
+                total = _filled(unpack(metrics_like(self._plan, *self._batch)), numbers)
                 self._totals[reader] = total if self._config.grows else pack(total)
         self._fresh = np.array([numbers is None for numbers in totals])
 
@@ -241,29 +241,6 @@ class Stepper:
         return [reduce(lambda total, one: total.merge(one), [*start, *steps]) for start in starts]
 
 
-@dataclass(frozen=True, eq=False)
-class Traced:
-    """A step as it was traced with batches of one kind.
-
-    Attributes:
-        plan: the step.
-        structure: of a batch.
-        shapes: shape and dtype of each array of a batch.
-    """
-
-    plan: Plan
-    structure: Any
-    shapes: tuple[jax.ShapeDtypeStruct, ...]
-
-    def digest(self) -> StepDigest:
-        """What the step computes, which can be compared with another process."""
-        return _digest_of(self.plan, self.structure, self.shapes)
-
-    def with_batches(self, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> "Traced":
-        """The same step for batches of other shapes; they must have as many arrays."""
-        return self if len(shapes) != len(self.shapes) else replace(self, shapes=shapes)
-
-
 class Kept:
     """The outs of the steps of one block, read back when the first is asked for.
 
@@ -293,7 +270,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class _Config:
-    """What a compiled call depends on beside shapes; `sums` is as in `_Merging`."""
+    """What a compiled call depends on beside shapes; `sums` is as in `Merging`."""
 
     program: Program
     loops: bool
@@ -322,7 +299,7 @@ def _run_block(
 
     def take(arrays: list[Array], batch: Batch) -> Any:
         new, outs = config.program.traced_call(arrays, batch)
-        one = _packed_metrics(config.program, outs, batch)
+        one = packed_metrics(config.program, outs, batch)
         return new, one, (outs if config.keeps_outs else None, one if config.grows else None)
 
     def step(carry: Any) -> Any:
@@ -332,7 +309,7 @@ def _run_block(
         config.program.check_drift(arrays, new)
         if config.sums is not None:
             begins = fresh & (index == 0)
-            totals = [_merged(config.sums, t, one, begins[r]) for r, t in enumerate(totals)]
+            totals = [merged_with(config.sums, t, one, begins[r]) for r, t in enumerate(totals)]
         kept = _tree.map(partial(_write_row, index), kept, now)
         return index + 1, new, totals, kept
 
@@ -402,30 +379,6 @@ def _bytes_of(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in _tree.leaves(tree))
 
 
-def _packed_metrics(program: Program, outs: Outs, batch: Batch) -> Any:
-    if program.name == "predict_step":  # its outputs are not metrics, whatever they are
-        return None
-    return pack(as_metrics(unpack(outs), batch))
-
-
-def _merged(sums: tuple[bool, ...], total: Any, one: Any, begins: Array) -> Any:
-    """The total after one more step.
-
-    Where the total is to begin, it is that step's own. A sum begins at zero instead: XLA fuses what
-    computes it with the addition, but not with a choice.
-    """
-    if total is None:
-        return None
-    merged, structure = _tree.flatten(_packed_merge(total, one))
-    pairs = zip(sums, _tree.leaves(one), merged, strict=True)
-    leaves = [new if is_sum else jnp.where(begins, first, new) for is_sum, first, new in pairs]
-    return _tree.unflatten(structure, leaves)
-
-
-def _packed_merge(total: Any, metrics: Any) -> Any:
-    return pack(unpack(total).merge(unpack(metrics)))
-
-
 def _read_row(index: Array, buffer: Array) -> Array:
     return cast("Array", lax.dynamic_index_in_dim(buffer, index, keepdims=False))
 
@@ -438,73 +391,8 @@ def _write_row(index: Array, buffer: Array, value: Array) -> Array:
     return cast("Array", lax.dynamic_update_index_in_dim(buffer, value, index, 0))
 
 
-def _zeros(like: Any) -> Any:
-    return np.zeros(like.shape, like.dtype)
-
-
 def _rows(count: int, like: Any) -> Array:
     return jnp.zeros((count, *like.shape), like.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class _Merging:
-    """How the metrics of the steps become a total.
-
-    Attributes:
-        empty: the total of no step; None where there are no metrics, or metrics that grow.
-        sums: of each array, whether merging adds it up and nothing else; None where metrics grow.
-    """
-
-    empty: Any
-    sums: tuple[bool, ...] | None
-
-
-@lru_cache(maxsize=256)
-def _merging_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> _Merging:
-    """How metrics merge, which is read from the jaxpr of their `merge`."""
-    metrics = _metrics_like(plan, batch_structure, batch_shapes)
-    if metrics is None:
-        return _Merging(None, ())
-    try:
-        jaxpr, merged = cast(
-            "Any", jax.make_jaxpr(_packed_merge, return_shape=True)(metrics, metrics)
-        )
-    except Exception:  # a merge that needs the host runs there, and raises there
-        return _Merging(None, None)
-    if _types(merged) != _types(metrics):  # a collection of outputs grows
-        return _Merging(None, None)
-    return _Merging(jax.device_put(_tree.map(_zeros, metrics)), _sums(jaxpr.jaxpr))
-
-
-@lru_cache(maxsize=256)
-def _digest_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> StepDigest:
-    batch = jax.tree.unflatten(batch_structure, batch_shapes)
-    return digest_of_jaxpr(plan.program.trace(list(plan.types), batch)[0])
-
-
-def _sums(merge: Any) -> tuple[bool, ...]:
-    """Of each result of a merge, whether it is the sum of just what stands in its place.
-
-    Of `Counts` and `Totals` two words are added to two at once.
-    """
-    half = len(merge.invars) // 2
-    places = zip(merge.outvars, merge.invars[:half], merge.invars[half:], strict=True)
-    added = {id(out): pair for e in merge.eqns for out, *pair in _additions(e)}
-    return tuple(added.get(id(out)) in ([one, other], [other, one]) for out, one, other in places)
-
-
-def _additions(equation: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """What an equation adds up: a result, and the two that it is the sum of."""
-    if equation.primitive.name == "add" or equation.params.get("name") in ADDITIONS:
-        half = len(equation.invars) // 2
-        halves = equation.invars[:half], equation.invars[half:]
-        yield from zip(equation.outvars, *halves, strict=True)
-
-
-def _metrics_like(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Any:
-    """The shapes of the metrics of one step, packed; None if there are none."""
-    batch = jax.tree.unflatten(batch_structure, batch_shapes)
-    return _tree.eval_shape(partial(_packed_metrics, plan.program), plan.outs, batch)
 
 
 def _filled(like: Any, numbers: Mapping[str, Any]) -> Any:
@@ -514,10 +402,6 @@ def _filled(like: Any, numbers: Mapping[str, Any]) -> Any:
     if missing:
         raise KeyError(min(missing))
     return _tree.unflatten(_tree.structure(like), [jnp.asarray(numbers[path]) for path in paths])
-
-
-def _types(tree: Any) -> Any:
-    return _tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in _tree.leaves(tree)]
 
 
 def _shapes(batch: Batch) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -11,7 +11,8 @@ from solstice import _tree
 from solstice._engine._digest import StepDigest
 from solstice._engine._eager import Code, EagerStepper
 from solstice._engine._placement import topology
-from solstice._engine._step import Stepper, Traced
+from solstice._engine._step import Stepper
+from solstice._engine._traced import Traced
 from solstice._experiment import Experiment
 
 _Scalar: TypeAlias = bool | float

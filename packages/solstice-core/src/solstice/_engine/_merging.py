@@ -1,0 +1,104 @@
+"""How the metrics of the steps become a total, within the compiled call."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from solstice import _tree
+from solstice._engine._program import Plan, Program, pack, unpack
+from solstice._metrics import as_metrics
+from solstice._sums import ADDITIONS
+from solstice._types import Batch, Outs
+
+
+@dataclass(frozen=True, eq=False)
+class Merging:
+    """How the metrics of the steps become a total.
+
+    Attributes:
+        empty: the total of no step; None where there are no metrics, or metrics that grow.
+        sums: of each array, whether merging adds it up and nothing else; None where metrics grow.
+    """
+
+    empty: Any
+    sums: tuple[bool, ...] | None
+
+
+@lru_cache(maxsize=256)
+def merging_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Merging:
+    """How metrics merge, which is read from the jaxpr of their `merge`."""
+    metrics = metrics_like(plan, batch_structure, batch_shapes)
+    if metrics is None:
+        return Merging(None, ())
+    try:
+        jaxpr, merged = cast(
+            "Any", jax.make_jaxpr(_packed_merge, return_shape=True)(metrics, metrics)
+        )
+    except Exception:  # a merge that needs the host runs there, and raises there
+        return Merging(None, None)
+    if _types(merged) != _types(metrics):  # a collection of outputs grows
+        return Merging(None, None)
+    return Merging(jax.device_put(_tree.map(_zeros, metrics)), _sums(jaxpr.jaxpr))
+
+
+def packed_metrics(program: Program, outs: Outs, batch: Batch) -> Any:
+    if program.name == "predict_step":  # its outputs are not metrics, whatever they are
+        return None
+    return pack(as_metrics(unpack(outs), batch))
+
+
+def merged_with(sums: tuple[bool, ...], total: Any, one: Any, begins: Array) -> Any:
+    """The total after one more step.
+
+    Where the total is to begin, it is that step's own. A sum begins at zero instead: XLA fuses what
+    computes it with the addition, but not with a choice.
+    """
+    if total is None:
+        return None
+    merged, structure = _tree.flatten(_packed_merge(total, one))
+    pairs = zip(sums, _tree.leaves(one), merged, strict=True)
+    leaves = [new if is_sum else jnp.where(begins, first, new) for is_sum, first, new in pairs]
+    return _tree.unflatten(structure, leaves)
+
+
+def _packed_merge(total: Any, metrics: Any) -> Any:
+    return pack(unpack(total).merge(unpack(metrics)))
+
+
+def _sums(merge: Any) -> tuple[bool, ...]:
+    """Of each result of a merge, whether it is the sum of just what stands in its place.
+
+    Of `Counts` and `Totals` two words are added to two at once.
+    """
+    half = len(merge.invars) // 2
+    places = zip(merge.outvars, merge.invars[:half], merge.invars[half:], strict=True)
+    added = {id(out): pair for e in merge.eqns for out, *pair in _additions(e)}
+    return tuple(added.get(id(out)) in ([one, other], [other, one]) for out, one, other in places)
+
+
+def _additions(equation: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """What an equation adds up: a result, and the two that it is the sum of."""
+    if equation.primitive.name == "add" or equation.params.get("name") in ADDITIONS:
+        half = len(equation.invars) // 2
+        halves = equation.invars[:half], equation.invars[half:]
+        yield from zip(equation.outvars, *halves, strict=True)
+
+
+def metrics_like(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Any:
+    """The shapes of the metrics of one step, packed; None if there are none."""
+    batch = jax.tree.unflatten(batch_structure, batch_shapes)
+    return _tree.eval_shape(partial(packed_metrics, plan.program), plan.outs, batch)
+
+
+def _zeros(like: Any) -> Any:
+    return np.zeros(like.shape, like.dtype)
+
+
+def _types(tree: Any) -> Any:
+    return _tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in _tree.leaves(tree)]
