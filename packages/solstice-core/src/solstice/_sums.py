@@ -35,7 +35,7 @@ class _Sums(eqx.Module):
     say it too.
     """
 
-    words: eqx.AbstractVar[dict[str, _Pair]]
+    words: eqx.AbstractVar[dict[str, Array]]
     shapes: eqx.AbstractVar[_Shapes]
 
     @property
@@ -43,19 +43,16 @@ class _Sums(eqx.Module):
         """Whether JAX traces them, so that their values are not known."""
         return any(isinstance(leaf, Tracer) for leaf in _tree.leaves(self.words))
 
-    def _pair(self) -> tuple[Any, Any]:
-        ((one, other),) = self.words.values()
-        return one, other
-
-    def _on_host(self) -> tuple[Any, Any]:
-        one, other = jax.device_get(self._pair())
-        return np.asarray(one), np.asarray(other)
+    def _pair(self, xp: Any) -> tuple[Any, Any]:
+        """Both words; with NumPy for `xp`, read back."""
+        (words,) = self.words.values()
+        return _rows(words if xp is jnp else np.asarray(words))
 
     def _added(self, other: Any, add: Any) -> Self:
         (key, one), (other_key, two) = *self.words.items(), *other.words.items()
         if key != other_key:
             raise ValueError(f"cannot add up {key} and {other_key}: make both alike")
-        return replace(self, words={key: add(*one, *two)})
+        return replace(self, words={key: add(one, two)})
 
     def _named(self, flat: Any) -> dict[str, Any]:
         """The parts of an array that is as long as all of them, by name."""
@@ -85,15 +82,15 @@ class Counts(_Sums):
         ValueError: there is nothing; or what is added has other names or shapes.
     """
 
-    words: dict[str, _Pair]
-    """The lower 32 bits, uint32, and the upper with the sign, int32."""
+    words: dict[str, Array]
+    """The lower 32 bits, and the upper with the sign, uint32 of shape [2, length]."""
     shapes: _Shapes = eqx.field(static=True)
 
     def __init__(self, counts: Mapping[str, ArrayLike | Words]) -> None:
         words = {name: _words(count) for name, count in counts.items()}
         self.shapes = _shapes({name: pair.low for name, pair in words.items()})
         low, high = [pair.low for pair in words.values()], [pair.high for pair in words.values()]
-        self.words = {_key(self.shapes): (_flat(low), _flat(high))}
+        self.words = {_key(self.shapes): _stacked(_flat(low), _flat(high))}
 
     def __add__(self, other: "Counts") -> "Counts":
         return self._added(other, solstice_add_counts)
@@ -105,19 +102,19 @@ class Counts(_Sums):
         64 bits.
         """
         if self.is_traced:
-            return self._named(_in_one_word(*self._pair()))
-        low, high = self._on_host()
-        return _plain(self._named((high.astype(np.int64) << 32) | low.astype(np.int64)))
+            return self._named(_in_one_word(*self._pair(jnp)))
+        low, high = self._pair(np)
+        upper = high.astype(np.int32).astype(np.int64) << 32
+        return _plain(self._named(upper | low.astype(np.int64)))
 
     def floats(self, xp: Any = jnp) -> dict[str, Any]:
         """The same in JAX's widest float; with NumPy for `xp` in float64."""
         if xp is np:
             return {name: np.asarray(value, np.float64) for name, value in self.values().items()}
-        low, high = self._pair()
-        near = low.astype(jnp.int32)  # what is beyond the nearest multiple of 2^32, or short of it
-        multiple = high + (near < 0).astype(jnp.int32)
+        low, high = (word.astype(jnp.int32) for word in self._pair(jnp))
+        multiple = high + (low < 0).astype(jnp.int32)  # the nearest: `low` is beyond or short of it
         widest = jax.dtypes.canonicalize_dtype(np.float64)
-        return self._named(multiple.astype(widest) * 2.0**32 + near.astype(widest))
+        return self._named(multiple.astype(widest) * 2.0**32 + low.astype(widest))
 
 
 class Totals(_Sums):
@@ -137,15 +134,15 @@ class Totals(_Sums):
         ValueError: there is nothing; or what is added has other names or shapes.
     """
 
-    words: dict[str, _Pair]
-    """The sums, and what they lost by rounding."""
+    words: dict[str, Array]
+    """The sums, and what they lost by rounding, of shape [2, length]."""
     shapes: _Shapes = eqx.field(static=True)
 
     def __init__(self, totals: Mapping[str, ArrayLike]) -> None:
         arrays = {name: at_least_float32(total) for name, total in totals.items()}
         self.shapes = _shapes(arrays)
         flat = _flat([*arrays.values()])
-        self.words = {_key(self.shapes): (flat, jnp.zeros_like(flat))}
+        self.words = {_key(self.shapes): _stacked(flat, jnp.zeros_like(flat))}
 
     def __add__(self, other: "Totals") -> "Totals":
         return self._added(other, solstice_add_totals)
@@ -160,31 +157,47 @@ class Totals(_Sums):
     def floats(self, xp: Any = jnp) -> dict[str, Any]:
         """The same in the dtype of the sums; with NumPy for `xp` in float64."""
         if xp is np:
-            total, lost = self._on_host()
+            total, lost = self._pair(np)
             return self._named(total.astype(np.float64) + lost.astype(np.float64))
-        total, lost = self._pair()
+        total, lost = self._pair(jnp)
         return self._named(total + lost)
 
 
 @jax.jit
-def solstice_add_counts(low: Array, high: Array, more_low: Array, more_high: Array) -> _Pair:
-    """Adds with a carry. The engine knows this function and the next by name, in a jaxpr."""
-    total = low + more_low
-    return total, high + more_high + (total < low).astype(high.dtype)
+def solstice_add_counts(one: Array, other: Array) -> Array:
+    """Adds with a carry. The engine knows this function and the next by name, in a jaxpr.
+
+    Both words are one array, since XLA computes each array that a loop carries by itself.
+    """
+    return _stacked(*_carried(*_rows(one), *_rows(other)))
 
 
 @jax.jit
-def solstice_add_totals(total: Array, lost: Array, more: Array, more_lost: Array) -> _Pair:
+def solstice_add_totals(one: Array, other: Array) -> Array:
     """Knuth's sum without error, then Dekker's, which leaves in `lost` less than half a digit."""
+    (total, lost), (more, more_lost) = _rows(one), _rows(other)
     rough = total + more
     share = rough - total
     error = (total - (rough - share)) + (more - share) + (lost + more_lost)
     new = jnp.where(jnp.isfinite(rough), rough + error, rough)
-    return new, jnp.where(jnp.isfinite(new), error - (new - rough), 0)
+    return _stacked(new, jnp.where(jnp.isfinite(new), error - (new - rough), 0))
+
+
+def _rows(words: Any) -> tuple[Any, Any]:
+    return words[..., 0, :], words[..., 1, :]
+
+
+def _stacked(one: Array, other: Array) -> Array:
+    return jnp.stack([one, other], axis=-2)
+
+
+def _carried(low: Array, high: Array, more_low: Array, more_high: Array) -> _Pair:
+    total = low + more_low
+    return total, high + more_high + (total < more_low).astype(high.dtype)
 
 
 ADDITIONS = {"solstice_add_counts", "solstice_add_totals"}
-"""Functions that add two words to two, and that zeros change nothing for."""
+"""Functions that add up numbers in two words, and for which zeros change nothing."""
 
 
 def exact_sum(values: ArrayLike, mask: Array | None = None) -> Words:
@@ -192,13 +205,13 @@ def exact_sum(values: ArrayLike, mask: Array | None = None) -> Words:
     low, high = _words(values)
     if mask is not None:
         low, high = jnp.where(mask, low, 0), jnp.where(mask, high, 0)
-    zero = jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.int32)
+    zero = jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.uint32)
     return Words(*_reduced((low, high), zero, tuple(range(low.ndim))))
 
 
 def _reduced(words: _Pair, zero: _Pair, axes: tuple[int, ...]) -> _Pair:
     def add(one: _Pair, other: _Pair) -> _Pair:
-        return cast("_Pair", solstice_add_counts(*one, *other))
+        return _carried(*one, *other)
 
     return cast("_Pair", jax.lax.reduce(words, zero, add, axes))
 
@@ -215,7 +228,7 @@ def _words(count: ArrayLike | Words) -> Words:
         low, high = whole, whole.astype(np.int32) >> 31
     else:
         low, high = whole, 0 * whole.astype(np.int32)
-    return Words(jnp.asarray(low.astype(np.uint32)), jnp.asarray(high.astype(np.int32)))
+    return Words(jnp.asarray(low.astype(np.uint32)), jnp.asarray(high.astype(np.uint32)))
 
 
 def as_given(values: ArrayLike) -> Any:
@@ -225,8 +238,8 @@ def as_given(values: ArrayLike) -> Any:
 
 def _in_one_word(low: Array, high: Array) -> Array:
     if jax.config.read("jax_enable_x64"):
-        return (high.astype(jnp.int64) << 32) | low.astype(jnp.int64)
-    word, limits = low.astype(jnp.int32), jnp.iinfo(jnp.int32)
+        return (high.astype(jnp.int32).astype(jnp.int64) << 32) | low.astype(jnp.int64)
+    word, high, limits = low.astype(jnp.int32), high.astype(jnp.int32), jnp.iinfo(jnp.int32)
     return jnp.where(high == word >> 31, word, jnp.where(high < 0, limits.min, limits.max))
 
 
