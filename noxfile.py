@@ -111,7 +111,7 @@ def run_example(session: nox.Session, name: str) -> tuple[list[tuple[str, str]],
 def tests(session: nox.Session) -> None:
     """Run the whole test suite on this Python, with every adapter; `-- ARGS` go to pytest."""
     install_all(session, *TEST, "grain")
-    apart = ["--ignore=tests/loggers", "--ignore=tests/notebook"]  # which have sessions
+    apart = [f"--ignore=tests/{name}" for name in ("loggers", "notebook", "every")]  # sessions
     rest = [*(session.posargs or ["tests"]), *apart]
     # Three, since some wait for processes of their own.
     session.run("pytest", "-n", "3", "--dist", "worksteal", *rest, env=ENV)
@@ -329,6 +329,14 @@ def bench_adapters(session: nox.Session) -> None:
     """Measure what 50 installed adapter packages cost at import and at first use."""
     session.install(package("core"), "pip")
     session.run("python", "tests/benchmarks/installed_adapters.py", env=ENV)
+
+
+@nox.session
+@nox.parametrize("versions", [nox.param(name, id=name) for name in VERSIONS])
+def every(session: nox.Session, versions: str) -> None:
+    """Compare every layer and optimiser that the frameworks export with its use by hand."""
+    install_all(session, *TEST, *VERSIONS[versions])
+    session.run("pytest", "-n", "2", *(session.posargs or ["tests/every"]), env=ENV)
 
 
 @nox.session
