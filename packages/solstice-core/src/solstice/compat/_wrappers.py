@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from solstice import _tree
-from solstice.compat._protocols import Model, Optimizer, OptState, Params, State
-from solstice.compat._protocols import has_updated as _has_updated
+from solstice.compat._protocols import Model, Optimizer, OptState, Params, State, has_updated
 from solstice.compat._registry import adapt
 
 
@@ -160,16 +159,16 @@ class _Averaging:
         before, average, updates = state
         new, inner = self.optimizer.step(grads, before, params, **extra)
         moved = self._moved(average, self.optimizer.eval_params(inner, new), updates + 1)
-        has_updated = _has_updated(self.optimizer, before, inner)
-        if has_updated is True:
+        is_update = has_updated(self.optimizer, before, inner)
+        if is_update is True:
             return new, (inner, moved, updates + 1)
-        has_updated |= _differ(new, params)  # a part of them may have an optimiser of its own
+        is_update |= _differ(new, params)  # a part of them may have an optimiser of its own
 
         def chosen(after: Array, kept: Array) -> Array:
-            return jnp.where(has_updated, after, kept)
+            return jnp.where(is_update, after, kept)
 
         average = _tree.map(chosen, moved, average)
-        return new, (inner, average, jnp.where(has_updated, updates + 1, updates))
+        return new, (inner, average, jnp.where(is_update, updates + 1, updates))
 
     def _moved(self, average: Params, point: Params, updates: Array) -> Params:
         """The average after one more update, the `updates`-th."""
@@ -190,7 +189,7 @@ class _Averaging:
 
     def has_updated(self, before: OptState, after: OptState, /) -> Any:
         """`optimizer.has_updated(before, after)`: see `Optimizer`."""
-        return _has_updated(self.optimizer, before[0], after[0])
+        return has_updated(self.optimizer, before[0], after[0])
 
 
 @jax.tree_util.register_static
@@ -252,7 +251,7 @@ class _Freezing:
 
     def has_updated(self, before: OptState, after: OptState, /) -> Any:
         """`optimizer.has_updated(before, after)`: see `Optimizer`."""
-        return _has_updated(self.optimizer, before, after)
+        return has_updated(self.optimizer, before, after)
 
     def _split(self, tree: Any) -> tuple[Any, Any]:
         """The tree that is trained, and the one that is not."""
@@ -307,7 +306,7 @@ class _Skipping:
 
     def has_updated(self, before: OptState, after: OptState, /) -> Any:
         """`optimizer.has_updated(before, after)`: see `Optimizer`."""
-        return _has_updated(self.optimizer, before[0], after[0]) & (before[1] == after[1])
+        return has_updated(self.optimizer, before[0], after[0]) & (before[1] == after[1])
 
 
 @jax.tree_util.register_static
