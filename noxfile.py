@@ -52,6 +52,8 @@ ENV = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "MPLBACKEND": "Agg",
 }
+# Folders of tests that have a session of their own.
+APART = ["loggers", "notebook", "every", "accelerator"]
 # Tests compile much and compute little.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
@@ -111,7 +113,7 @@ def run_example(session: nox.Session, name: str) -> tuple[list[tuple[str, str]],
 def tests(session: nox.Session) -> None:
     """Run the whole test suite on this Python, with every adapter; `-- ARGS` go to pytest."""
     install_all(session, *TEST, "grain")
-    apart = [f"--ignore=tests/{name}" for name in ("loggers", "notebook", "every")]  # sessions
+    apart = [f"--ignore=tests/{name}" for name in APART]
     rest = [*(session.posargs or ["tests"]), *apart]
     # Three, since some wait for processes of their own.
     session.run("pytest", "-n", "3", "--dist", "worksteal", *rest, env=ENV)

@@ -93,7 +93,11 @@ def test_a_million_equal_numbers_do_not_drift_in_a_compiled_loop(value):
     assert float(naive) != pytest.approx(expected, rel=1e-6, abs=0)  # else this shows nothing
 
 
-@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=12), st.integers(0, 2**32 - 1))
+# XLA takes numbers below the normal ones for zero.
+FLOATS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=12), st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
 def test_totals_have_twice_the_digits_in_any_order_and_association(numbers, seed):
     random = np.random.default_rng(seed)

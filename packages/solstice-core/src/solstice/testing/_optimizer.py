@@ -25,7 +25,6 @@ from solstice.testing._assertions import (
     same_types,
     snapshot,
     takes,
-    through_a_checkpoint,
     traced,
     two_devices,
 )
@@ -215,16 +214,6 @@ class OptimizerConformance(Rebuilt, is_suite=True):
         steps.traces.clear()
         steps.compiled(params, state)
         assert not steps.traces, "one compilation: the second step was traced again"
-
-    @rests_on("test_a_checkpoint_loads_into_another_object", "test_a_step_is_pure")
-    def test_values_come_back_from_a_checkpoint(self) -> None:
-        """A state that was saved by path and loaded into another object goes on as it was."""
-        optimizer, params, state = self._ready()
-        params, state = _step(optimizer, params, state)
-        other = self._found()
-        again = through_a_checkpoint(state, _start(other, params))
-        expected, found = _step(optimizer, params, state), _step(other, params, again)
-        equal(expected, found, "checkpoint", atol=1e-6)
 
     @rests_on("test_a_step_works_compiled", "test_a_step_goes_down", "test_init_needs_shapes_alone")
     def test_it_trains(self) -> None:
