@@ -40,7 +40,7 @@ def is_key(leaf: Any) -> bool:
 
 def _as_key(data: Any, like: Any) -> Any:
     # `jax.device_put(key, may_alias=False)` shares the memory of a key on several devices.
-    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
+    return cast("Any", jax.random.wrap_key_data)(data, impl=jax.random.key_impl(like))
 
 
 def _copy_of_shards(x: Any) -> Any:

@@ -67,7 +67,7 @@ def topology(experiment: Any) -> dict[str, Any]:
         "devices": _num_devices(most),
         "kind": next(iter(devices)).device_kind,
         "layout": hashlib.sha256("\n".join(split).encode()).hexdigest() if split else "",
-        "jax_threefry_partitionable": bool(jax.config.jax_threefry_partitionable),
+        "jax_threefry_partitionable": bool(cast("Any", jax.config).jax_threefry_partitionable),
     }
 
 

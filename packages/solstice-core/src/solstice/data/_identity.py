@@ -54,7 +54,8 @@ def checksum(tree: Any) -> str:
     for array in arrays if is_whole else _spaced(arrays):
         seen = _as_seen(array if is_whole else _sample(array))
         digest.update(f" {seen.dtype} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(seen).reshape(-1).view(np.uint8))
+        numbers: Any = np.ascontiguousarray(seen).reshape(-1).view(np.uint8)
+        digest.update(numbers)
     return digest.hexdigest()[:16]
 
 
