@@ -261,3 +261,31 @@ def test_moved_to_another_folder_each_has_its_own(order):
     found = matched(owners("/old/runs", sorted(order)), owners("/new/place/runs", order))
     assert found == {name: name for name in found}
     assert len(found) == 4
+
+
+class MadeAtTheStart(solstice.Callback):
+    """Its state is made in `on_fit_start`."""
+
+    def on_fit_start(self, record):
+        self.seen = 0
+
+    def on_epoch_end(self, record):
+        self.seen += record.mode == "train"
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_a_state_that_is_made_when_the_run_begins_is_taken_up(tmp_path, new):
+    fit([] if new else [MadeAtTheStart()], tmp_path / "a", 2)
+    callback = MadeAtTheStart()
+    if new:
+        (warning,) = fit([callback], tmp_path / "a", 3)
+        assert "MadeAtTheStart is new" in warning
+    else:
+        fit([callback], tmp_path / "a", 3, strict_resume=True)
+    assert callback.seen == (1 if new else 3)

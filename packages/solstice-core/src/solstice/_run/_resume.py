@@ -122,7 +122,11 @@ class SavedRun:
         at, there = self.position, named(callbacks.callbacks)
         saved = {name: owner for name, owner in at.owners.items() if name in at.callbacks}
         owners = owners_of(callbacks.callbacks)
-        now = {name: owners[name] for name, callback in there.items() if callback.state_dict()}
+        now = {
+            name: owners[name]
+            for name, callback in there.items()
+            if taken.get(name) in saved or _remembers(callback)
+        }
         gone = [
             f"{name} is not among the callbacks now: {saved[name]}"
             for name in saved
@@ -170,6 +174,14 @@ class SavedRun:
             f"{text}",
             file=sys.stderr,
         )
+
+
+def _remembers(callback: Callback) -> bool:
+    """Whether it remembers something; one that makes its state in `on_fit_start` cannot say yet."""
+    try:
+        return bool(callback.state_dict())
+    except AttributeError:
+        return True
 
 
 def find_saved(

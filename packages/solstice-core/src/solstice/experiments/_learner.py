@@ -299,7 +299,7 @@ class _Loss:
         over.
         """
         function = getattr(self.objective, "__func__", self.objective)
-        if getattr(function, "__module__", "").startswith(f"{__package__}."):
+        if str(getattr(function, "__module__", None)).startswith(f"{__package__}."):
             return
 
         def loss(params: Params) -> Array:
