@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from solstice._numbers import to_little_endian
 from solstice.checkpoint._leaves import Stored, stored_leaves, to_stored
 from solstice.checkpoint._load import read
 
@@ -46,11 +47,11 @@ def _difference(one: Stored, other: Stored) -> str | None:
         return f"{_words(one)} and {_words(other)}"
     if one.array.shape != other.array.shape:
         return f"of shape {list(one.array.shape)} and {list(other.array.shape)}"
-    if one.array.tobytes() == other.array.tobytes():
+    bits = [_bits(leaf.array) for leaf in (one, other)]
+    if np.array_equal(*bits):
         return None
     if one.kind == "int":
         return f"{one.array.tobytes().decode()} and {other.array.tobytes().decode()}"
-    bits = [_bits(leaf.array) for leaf in (one, other)]
     differ: Any = np.flatnonzero((bits[0] != bits[1]).any(axis=1))
     first = int(differ[0])
     values = [leaf.array.reshape(-1)[first] for leaf in (one, other)]
@@ -61,8 +62,13 @@ def _difference(one: Stored, other: Stored) -> str | None:
 
 def _bits(array: Any) -> Any:
     """The bytes of each number, so that NaN is what it is, and 0 is not -0."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return flat.view(np.uint8).reshape(len(flat), array.itemsize)
+    flat = np.ascontiguousarray(to_little_endian(array)).reshape(-1)
+    rows = flat.view(np.uint8).reshape(len(flat), array.itemsize)
+    if array.dtype.char in "gG" and np.finfo(array.dtype).nmant == 63:
+        # x86 keeps 10 bytes of a long double in 16: the rest is whatever was there.
+        parts = array.itemsize // 16
+        return rows.reshape(len(flat), parts, 16)[..., :10].reshape(len(flat), 10 * parts)
+    return rows
 
 
 def _words(leaf: Stored) -> str:
