@@ -265,6 +265,7 @@ def test_help(tmp_path):
 HANGS = """
 import threading
 try:
+    print("hanging", flush=True)
     threading.Event().wait()
 except BaseException:
     pass
@@ -288,10 +289,11 @@ def test_ctrl_c_of_the_user_ends_the_doctor_at_the_adapter_that_hangs(tmp_path):
         stderr=subprocess.PIPE,
     )
     seen = b""
-    while not seen.endswith(b"hangs 0.1: "):
+    while not seen.endswith(b"hanging\n"):
         character = process.stdout.read(1)
         assert character, process.communicate()
         seen += character
+    assert b"hangs 0.1: " in seen  # who hangs is named before the import
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate()
     assert process.returncode == -signal.SIGINT
