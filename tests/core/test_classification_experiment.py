@@ -445,7 +445,7 @@ def test_labels_that_are_no_array(labels):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (CLASSES, r"1 of 48 labels are outside \[0, 3\), such as 3\. Give num_classes=4, or mend"),
+        (CLASSES, r"1 of 48 labels are outside \[0, 3\), such as 3\. Give num_classes=4, or fix"),
         (-1, r"1 of 48 labels are outside \[0, 3\), such as -1"),
     ],
 )

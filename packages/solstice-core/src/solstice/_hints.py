@@ -40,10 +40,10 @@ def class_range_hint(labels: Any, num_classes: int) -> str:
     if len(bad) == 1 and (bad[0] < 0 or bad[0] == 255):
         return _ignored_hint("labels", "labels", bad[0])
     if bad[0] < 0:
-        return ". Mend the labels"
+        return ". Fix the labels"
     begins_with_1 = values[0] >= 1 and values[-1] == num_classes
     less = ". Where they begin with 1, write `labels - 1`" if begins_with_1 else ""
-    return f". Give num_classes={values[-1] + 1}, or mend the labels{less}"
+    return f". Give num_classes={values[-1] + 1}, or fix the labels{less}"
 
 
 def binary_hint(labels: Any) -> str:

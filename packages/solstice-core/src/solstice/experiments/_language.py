@@ -179,7 +179,7 @@ class LanguageModelExperiment(OneModelExperiment):
             bad = y[(y < 0) | (y >= self.vocabulary_size)]
             raise DataError(
                 f"{bad.size} of {y.size} tokens are outside [0, {self.vocabulary_size}), such as "
-                f"{bad[0]}. Mend them, or give another vocabulary_size"
+                f"{bad[0]}. Fix them, or give another vocabulary_size"
             )
 
     def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
