@@ -147,6 +147,8 @@ class Callback:
             Trainer then need not be able to go back to that step, which saves memory.
         leaves_traces: True for what writes files or reports elsewhere: left out of a
             `Trainer(fast_dev_run=True)`.
+        saves: True for what saves the run in `on_call_end` if `record.interrupted`. With such a
+            callback, SIGTERM and Ctrl-C end the run where it can be saved; a second one at once.
     """
 
     every: int | None = 1
@@ -154,6 +156,7 @@ class Callback:
     order: float = 0
     may_stop: bool = True
     leaves_traces: bool = False
+    saves: bool = False
 
     def on_fit_start(self, record: Record) -> None:
         """Before the first step of a run, in every mode. `record.experiment` is there."""
@@ -178,8 +181,10 @@ class Callback:
 
         How many steps a call has is the Trainer's choice and the machine's, so what is to be alike
         in every run must not depend on this moment: it is for saving and for showing.
-        `record.metrics` are those of the epoch so far. In training `record.snapshot` is there, and
-        `record.interrupted` tells that a signal ends the run here.
+        `record.metrics` are those of the epoch so far. In training `record.snapshot` is there.
+        Where a signal ends a run with a callback that `saves`, this hook is the last: then
+        `record.interrupted` is True, and the snapshot is of the newest moment that can be resumed
+        exactly, such as that before a validation which was cut short.
         """
 
     def on_compile(self, record: Record) -> None:
@@ -254,6 +259,11 @@ class CallbackList:
         self._at_start = _at_cadence("on_step_start", callbacks)
         self._at_end = _at_cadence("on_step_end", callbacks)
         self._ends = tuple({every for _, every in self._at_end})
+        self._remembering = {
+            every
+            for callback, every in [*self._at_start, *self._at_end]
+            if "metrics" in callback.needs or overrides_hook(callback, "state_dict")
+        }
         self._readers = [id(c) for c, _ in self._at_end if "metrics" in c.needs]
         self.stop: Stop | None = None
 
@@ -269,11 +279,20 @@ class CallbackList:
         return ["epoch", *(names[reader] for reader in self._readers)]
 
     @property
-    def can_save(self) -> bool:
+    def saves(self) -> bool:
+        """Whether a callback saves the run when a signal ends it."""
+        return any(callback.saves for callback in self.callbacks)
+
+    @property
+    def takes_snapshots(self) -> bool:
         """Whether a callback may want a snapshot between two calls."""
-        return any(
+        return self.saves or any(
             "snapshot" in c.needs or overrides_hook(c, "on_call_end") for c in self.callbacks
         )
+
+    def is_remembered(self, count: int) -> bool:
+        """Whether what callbacks remember, or read metrics for, depends on the `count`-th step."""
+        return any(count % every == 0 for every in self._remembering)
 
     def measured(self, make_record: Callable[[], Record]) -> dict[str, Any]:
         """What all of them measure at a moment of training."""

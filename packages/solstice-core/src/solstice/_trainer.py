@@ -3,7 +3,7 @@
 import copy
 import operator
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from typing import Any, TypeVar, cast
@@ -14,7 +14,7 @@ from solstice import _tree
 from solstice._callback import Callback, CallbackList, Record, check_callbacks
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import Rings, Slots
-from solstice._engine._interrupts import interrupts_guarded
+from solstice._engine._interrupts import Guard, interrupts_guarded, waiting
 from solstice._engine._placement import check_processes, warn_of_spread_state
 from solstice._engine._prefetch import prefetched
 from solstice._engine._step import Stepper
@@ -220,11 +220,11 @@ class Trainer:
             has_validation=val is not None,
         )
         with self._running(experiment, start, callbacks) as run:
-            experiment = experiment.setup(arrays_of(train.first()))
-            stepper = run.stepper(experiment, "train_step", train.first())
+            experiment = experiment.setup(arrays_of(_first(train)))
+            stepper = run.stepper(experiment, "train_step", _first(train))
             if val is not None:  # an evaluation that cannot run is told before anything trains
                 epoch = 0 if saved is None else saved.epoch(start, max_steps)
-                evaluator = run.stepper(experiment, "eval_step", val.first(epoch))
+                evaluator = run.stepper(experiment, "eval_step", _first(val, epoch))
                 self._try_validation(evaluator, val, epoch)
             if saved is not None:
                 stepper, start = run.resume(saved, stepper, train, start, max_steps, strict_resume)
@@ -306,7 +306,7 @@ class Trainer:
             return
         nobody = CallbackList([])
         slots = Slots(stepper.steps_per_block)
-        trial = Pass(nobody, stepper, slots, Record(mode="val"), _no_snapshot)
+        trial = Pass(nobody, stepper, slots, Record(mode="val"), _no_snapshot, Guard())
         for _ in trial.blocks(self._read(val, epoch), self.sanity_val_batches):
             pass
         trial.end()
@@ -314,7 +314,7 @@ class Trainer:
     def _predict(self, experiment: Experiment, source: Source) -> Iterator[Outs]:
         start = Record(mode="predict", steps_per_epoch=source.length)
         with self._running(experiment, start) as run:
-            stepper = run.stepper(experiment, "predict_step", source.first())
+            stepper = run.stepper(experiment, "predict_step", _first(source))
             run.begin(experiment, stepper, source)
             prediction = run.begin_pass(stepper, start)
             for outs in prediction.blocks(self._read(source, 0)):
@@ -329,15 +329,15 @@ class Trainer:
         source = open_source(ds, f"{mode}_ds", batch_size, limit=limit)
         start = Record(mode=mode)
         with self._running(experiment, start) as run:
-            experiment = experiment.setup(arrays_of(source.first()))
-            stepper = run.stepper(experiment, "eval_step", source.first())
+            experiment = experiment.setup(arrays_of(_first(source)))
+            stepper = run.stepper(experiment, "eval_step", _first(source))
             run.begin(experiment, stepper, source)
             return self._evaluate(run, stepper, source, start)
 
     def _validate(self, run: Run, source: Source, moment: Record) -> None:
         """Evaluates within a training run."""
         with run.interrupted():
-            stepper = run.stepper(moment.experiment, "eval_step", source.first(moment.epoch))
+            stepper = run.stepper(moment.experiment, "eval_step", _first(source, moment.epoch))
             self._evaluate(run, stepper, source, replace(moment, mode="val", given={}))
 
     def _evaluate(
@@ -366,7 +366,11 @@ class Trainer:
         if trains:
             self._training = run
         try:
-            with interrupts_guarded(saves=told.can_save) if trains else nullcontext():
+            if trains:
+                with interrupts_guarded(saves=told.saves) as guard, run.saved_when_asked(guard):
+                    yield run
+                    run.end()
+            else:
                 yield run
                 run.end()
         except GeneratorExit:  # whoever reads predictions has read enough
@@ -381,6 +385,12 @@ class Trainer:
                 self._training = outer
             if outer is not None:  # a callback ran the Trainer, whose training goes on
                 self._newest = outer
+
+
+def _first(source: Source, epoch: int = 0) -> Batch:
+    """The first batch of an epoch, which that epoch will still give."""
+    with waiting():
+        return source.first(epoch)
 
 
 def _no_snapshot(training: Pass, has_ended: bool) -> Snapshot:

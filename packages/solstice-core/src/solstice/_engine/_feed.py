@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from solstice import _tree
+from solstice._engine._interrupts import begin_wait, end_wait
 from solstice._engine._pace import Pace
 from solstice._engine._placement import warn_of_spread_batch
 from solstice._engine._times import Times
@@ -133,13 +134,17 @@ class Feeder:
             return held
         began = time.perf_counter()
         try:
+            begin_wait()
             batch = next(self._batches, None)
+            end_wait()
             self._times.data += time.perf_counter() - began
             if batch is not None:
                 self._check(batch)
         except Exception as error:
             self._error = error
             return None
+        finally:
+            end_wait()
         return None if batch is None else _Flat(batch)
 
 

@@ -10,13 +10,14 @@ from solstice._callback import Callback, CallbackList, Later, Record, changed
 from solstice._engine._compiles import Compilation, compiled_so_far, reasons
 from solstice._engine._eager import EagerKept, EagerStepper
 from solstice._engine._feed import Block, Feeder, Slots
-from solstice._engine._interrupts import asked_to_end, end
+from solstice._engine._interrupts import Guard, end_if_asked
 from solstice._engine._step import Kept, Stepper
 from solstice._engine._times import Times
 from solstice._experiment import overrides
 from solstice._metrics import Metrics, to_host
 from solstice._run._cadence import cadence_of
 from solstice._run._snapshot import Snapshot
+from solstice._run._validation import Validation
 from solstice._types import Batch
 from solstice.data._arrays import own
 
@@ -30,6 +31,7 @@ class Pass:
         slots: the memory for blocks.
         record: the moment at which the pass begins.
         snapshot: makes the snapshot of the run in this pass, which has ended or not.
+        guard: what signals do to the run.
         owns_batches: whether the batches are copies, which no data set fills again.
 
     Attributes:
@@ -43,6 +45,7 @@ class Pass:
         slots: Slots,
         record: Record,
         snapshot: Callable[["Pass", bool], Snapshot],
+        guard: Guard,
         *,
         owns_batches: bool = False,
     ) -> None:
@@ -52,6 +55,7 @@ class Pass:
         self._slots = slots
         self._cadence = cadence_of(callbacks.callbacks, stepper.steps_per_block)
         self._snapshot = snapshot
+        self._guard = guard if record.mode == "train" else Guard()
         self._has_ended = False
         self._cut: list[Metrics | None] | None = None
         self._last: tuple[Block, int] | None = None
@@ -82,13 +86,17 @@ class Pass:
     def _blocks(self, feeder: Feeder, max_count: int | None) -> Iterator[Kept | EagerKept]:
         block = self._take(feeder, self._count, max_count)
         while block is not None:
+            before = self._point_before(block)
+            self._guard.point, self._guard.has_begun = None, True
             self._callbacks.tell_step_start(self.record, self._count + 1, self._giver(block))
             kept, self._following = self._run(block), None
             try:  # the next block is filled while the device works on this one
+                self._guard.point = self._interrupted
                 following = self._take(feeder, self._count + len(block), max_count)
                 self._following = following
             finally:
-                taken = self._tell_steps(block, kept)
+                taken = self._tell_steps(block, kept, before)
+                self._guard.point = self._interrupted
             self._tell_compilation()
             yield taken
             if self._callbacks.stop is not None:
@@ -118,17 +126,32 @@ class Pass:
 
     def _end_call(self) -> None:
         """Between two calls: the run can be saved, and is where a signal asks for its end."""
-        is_training = self.record.mode == "train"
-        signal = asked_to_end() if is_training else None
+        end_if_asked()
+        self._callbacks.tell("on_call_end", self._between_calls)
 
-        def now() -> Record:
-            given = {"metrics": Later(self._metrics_so_far)}
-            given |= {"snapshot": Later(self.snapshot)} if is_training else {}
-            return changed(self.record, given=given, interrupted=signal is not None)
+    def _between_calls(self) -> Record:
+        given = {"metrics": Later(self._metrics_so_far)}
+        given |= {"snapshot": Later(self.snapshot)} if self.record.mode == "train" else {}
+        return changed(self.record, given=given)
 
-        self._callbacks.tell("on_call_end", now)
-        if signal is not None:
-            end(signal)
+    def _interrupted(self) -> Record:
+        """The record of this moment, at which a signal ends the run."""
+        return changed(self._between_calls(), interrupted=True)
+
+    def _point(self) -> Callable[[], Record]:
+        """As `_interrupted`, made now: callbacks and arrays may move on."""
+        record = self._interrupted()
+        metrics = partial(to_host, self._stepper.totals()[0])
+        given = {"snapshot": record.snapshot, "metrics": Later(metrics)}
+        return partial(changed, record, given=given)
+
+    def _point_before(self, block: Block) -> Callable[[], Record] | None:
+        """The moment before a block after which the run validates, if it can be saved."""
+        if not self._guard.saves:
+            return None
+        last = self._count + len(block)
+        validations = [c.every for c in self._callbacks.callbacks if isinstance(c, Validation)]
+        return self._point() if any(n and last % n == 0 for n in validations) else None
 
     @property
     def is_cut(self) -> bool:
@@ -158,6 +181,8 @@ class Pass:
 
     def end(self) -> dict[str, Any]:
         """Ends the pass: its metrics, of which the callbacks are told."""
+        if self._guard.saves:  # a validation that is cut short is done again, and all else here
+            self._guard.point = self._point()
         metrics = self._take_metrics()
         self._has_ended = True
 
@@ -166,6 +191,7 @@ class Pass:
             return self._with_experiment({"metrics": told})
 
         self._callbacks.tell("on_epoch_end", now)
+        self._guard.point = self._interrupted
         return metrics
 
     def _take_metrics(self, reader: int = 0) -> dict[str, Any]:
@@ -189,8 +215,14 @@ class Pass:
             room = min(room, max_count - position)
         return feeder.take(room) if room > 0 else None
 
-    def _tell_steps(self, block: Block, kept: Kept | EagerKept) -> Kept | EagerKept:
-        """Tells of each step of a block; goes back to the step at which one asks to stop."""
+    def _tell_steps(
+        self, block: Block, kept: Kept | EagerKept, before: Callable[[], Record] | None
+    ) -> Kept | EagerKept:
+        """Tells of each step of a block; goes back to the step at which one asks to stop.
+
+        Meanwhile the run can be saved as of `before`, or as of a step of which no callback is
+        told that remembers something.
+        """
         start, first = self.record, self._count + 1
         examples = block.num_examples
         for index in range(len(block)):
@@ -199,6 +231,8 @@ class Pass:
                 continue
             self.record, self._last = _advanced(start, index + 1, examples), (block, index)
             give = self._giver(block, index, kept)
+            is_whole = before is None and not self._callbacks.is_remembered(first + index)
+            self._guard.point = self._interrupted if is_whole else before
             try:
                 self._callbacks.tell_step_end(self.record, first + index, give)
             except BaseException:

@@ -11,6 +11,7 @@ import numpy as np
 from solstice._callback import CallbackList, Later, Record, Stop
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import Rings, Slots
+from solstice._engine._interrupts import Guard
 from solstice._engine._pace import Pace
 from solstice._engine._step import Stepper
 from solstice._experiment import Experiment
@@ -84,6 +85,7 @@ class Run:
         self._is_lost = False
         self._explanation = "the run ended before its first step"
         self._computation = Computation()
+        self._guard = Guard()
 
     @property
     def experiment(self) -> Experiment:
@@ -137,6 +139,19 @@ class Run:
         )
 
     @contextmanager
+    def saved_when_asked(self, guard: Guard) -> Generator[None, None, None]:
+        """Within, a run that a signal ends is saved as of the newest moment that is whole."""
+        self._guard = guard
+        try:
+            yield
+        except BaseException:
+            if guard.asked is not None and guard.point is not None and not guard.is_urgent:
+                moment, guard.point = guard.point(), None
+                if moment.step > 0:
+                    self._callbacks.tell("on_call_end", lambda: moment)
+            raise
+
+    @contextmanager
     def interrupted(self) -> Generator[None, None, None]:
         """Another pass runs within; what was asked to stop stops after it."""
         within, asked = self._pass, self._callbacks.stop
@@ -151,10 +166,10 @@ class Run:
         self._experiment = experiment
         self._source = source
         self._stepper = stepper
-        if self._callbacks.can_save and self._saved is None:
+        if self._callbacks.takes_snapshots and self._saved is None:
             self._computation.begin_with(experiment)
         ahead = _BLOCKS_AHEAD * stepper.steps_per_block + self._prefetch
-        source.keep_states(ahead if self._callbacks.can_save else 0)
+        source.keep_states(ahead if self._callbacks.takes_snapshots else 0)
         self._callbacks.tell("on_fit_start", self._now)
         if self._saved is not None:
             self._saved.restore_callbacks(self._callbacks)
@@ -173,6 +188,7 @@ class Run:
             slots,
             start,
             self._snapshot,
+            self._guard,
             owns_batches=self._prefetch > 0,
         )
         return self._pass
@@ -250,6 +266,7 @@ class Run:
             self._experiment = self.experiment
         self._memory.update({mode: slots.rings for mode, slots in self._slots.items()})
         self._callbacks, self._slots = CallbackList([]), {}
+        self._guard.point = None
         self._stepper = self._source = self._pass = self._saved = None
 
     def end(self) -> None:

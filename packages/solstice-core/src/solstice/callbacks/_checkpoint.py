@@ -32,8 +32,9 @@ class Checkpoint(Callback):
     `solstice.checkpoint.load(path, like=exp)` reads the Experiment alone.
 
     It is written by a thread while training goes on, one at a time. After SIGTERM, or Ctrl-C, the
-    steps under way are finished and the run is saved; then the process exits with code 143 (128 +
-    SIGTERM), or a KeyboardInterrupt is raised. A second signal ends the run at once.
+    steps under way finish, a validation is cut short, and the run is saved; then the process exits
+    with code 143 (128 + SIGTERM), or a KeyboardInterrupt is raised. A second signal ends it at
+    once.
 
     Args:
         directory: a folder for the checkpoints of this run alone. A relative one is in the working
@@ -59,6 +60,7 @@ class Checkpoint(Callback):
     order = 2
     needs = ("snapshot",)
     leaves_traces = True
+    saves = True
 
     def __init__(
         self,
@@ -206,7 +208,7 @@ class Checkpoint(Callback):
     def _save(self, record: Record, *, is_closed: bool) -> None:
         """Hands the run to the thread, when it has written the one before."""
         moment = record.step, int(is_closed)
-        if moment == self._saved_at:
+        if self._saved_at is not None and moment <= self._saved_at:
             return
         self._wait()
         snapshot = record.snapshot
