@@ -366,6 +366,13 @@ def bench_saving(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="virtualenv")
+def bench_long_runs(session: nox.Session) -> None:
+    """Measure the CPU time of an epoch with a checkpoint, by the length of the history."""
+    session.install(package("core"), "safetensors")
+    session.run("python", "tests/benchmarks/long_runs.py", env=ENV)
+
+
+@nox.session(venv_backend="virtualenv")
 def bench_metrics(session: nox.Session) -> None:
     """Measure metrics of 100,000 classes; `-- --with-torch` adds torchmetrics."""
     more = ["torch==2.13.0", "torchmetrics"] if "--with-torch" in session.posargs else []

@@ -202,7 +202,9 @@ class Callback:
     def state_dict(self) -> dict[str, Any]:
         """What this callback remembers of the run, for a checkpoint: override it if there is such.
 
-        None, numbers, text, bytes and arrays, in lists, tuples and dicts with keys of text.
+        None, numbers, text, bytes and arrays, in lists, tuples and dicts with keys of text. A list
+        that grows with the run is a `solstice.checkpoint.AppendOnly`, which is not written whole by
+        each checkpoint.
         """
         return {}
 

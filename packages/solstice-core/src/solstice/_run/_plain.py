@@ -1,7 +1,7 @@
 """What callbacks and data sets remember, as JSON keeps it: nothing rounded, and no pickle."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -11,12 +11,15 @@ import numpy as np
 from solstice._numbers import dtype_of, name_of, to_little_endian, why_not_plain
 
 
-def to_plain(value: Any, where: str) -> Any:
+def to_plain(
+    value: Any, where: str, rows: Callable[[list[Any], str], Any] = lambda items, where: None
+) -> Any:
     """A value as JSON keeps it: floats in hexadecimal, arrays as their bytes.
 
     Args:
         value: None, booleans, numbers, text, bytes, arrays, and lists, tuples and dicts of them.
         where: what it belongs to, for messages.
+        rows: gives what stands for a list that goes to a file of its own, and None for others.
 
     Raises:
         TypeError: there is something else in it.
@@ -27,12 +30,14 @@ def to_plain(value: Any, where: str) -> Any:
         return {"float": value.hex()}
     if isinstance(value, bytes):
         return {"bytes": base64.b64encode(value).decode()}
+    if isinstance(value, list) and (stands := rows(cast("list[Any]", value), where)) is not None:
+        return stands
     if isinstance(value, list | tuple):
-        items = [to_plain(item, where) for item in cast("list[Any]", value)]
+        items = [to_plain(item, where, rows) for item in cast("list[Any]", value)]
         return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, Mapping):
         pairs = cast("Mapping[Any, Any]", value).items()
-        return {"dict": [[to_plain(k, where), to_plain(v, where)] for k, v in pairs]}
+        return {"dict": [[to_plain(k, where), to_plain(v, where, rows)] for k, v in pairs]}
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return _array_to_plain(value, where)
     raise TypeError(
@@ -41,21 +46,27 @@ def to_plain(value: Any, where: str) -> Any:
     )
 
 
-def from_plain(plain: Any) -> Any:
-    """The value of `to_plain`."""
+def _unread(about: Any) -> list[Any]:
+    raise TypeError(f"{about} is in a file of its own, of which nothing is known here")
+
+
+def from_plain(plain: Any, rows: Callable[[Any], list[Any]] = _unread) -> Any:
+    """The value of `to_plain`; `rows` reads a list that a checkpoint has in a file of its own."""
     if isinstance(plain, list):
-        return [from_plain(item) for item in cast("list[Any]", plain)]
+        return [from_plain(item, rows) for item in cast("list[Any]", plain)]
     if not isinstance(plain, dict):
         return plain
     ((kind, inner),) = cast("dict[str, Any]", plain).items()
+    if kind == "rows":
+        return rows(inner)
     if kind == "float":
         return float.fromhex(inner)
     if kind == "bytes":
         return base64.b64decode(inner)
     if kind == "tuple":
-        return tuple(from_plain(item) for item in inner)
+        return tuple(from_plain(item, rows) for item in inner)
     if kind == "dict":
-        return {from_plain(key): from_plain(item) for key, item in inner}
+        return {from_plain(key): from_plain(item, rows) for key, item in inner}
     array = _array_from_plain(*inner)
     return array[()] if kind == "scalar" else array
 

@@ -19,6 +19,7 @@ from solstice._run._computation import Computation
 from solstice._run._owners import matched, uncounted
 from solstice._run._snapshot import Position, named, owners_of
 from solstice.checkpoint import CheckpointError
+from solstice.checkpoint._rows import read_rows
 from solstice.data._source import Source
 
 
@@ -204,7 +205,7 @@ def find_saved(
             print(f"solstice: {savers[0]!r} has nothing saved: beginning anew", file=sys.stderr)
             return None
     manifest = checkpoint.manifest(path)
-    position = Position.of(manifest["note"])
+    position = Position.of(manifest["note"], lambda about: read_rows(path, about))
     if position is None:
         raise CheckpointError(
             f"{path} is no checkpoint of a run that this version of Solstice can go on with. For "

@@ -1,6 +1,6 @@
 """All that a run needs to go on from a step as though it had never ended."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from solstice import _tree
 from solstice._experiment import Experiment
 from solstice._run._owners import Owner
 from solstice._run._plain import from_plain, to_plain
+from solstice.checkpoint._rows import held
 
 VERSION = 1
 
@@ -25,8 +26,8 @@ class Snapshot:
 
     Attributes:
         experiment: the Experiment, whose arrays stay valid while the run goes on.
-        note: the rest, as JSON takes it: step, epoch, position in the epoch, where the data set
-            stands, metrics of the epoch so far, what callbacks remember.
+        note: the rest, as `checkpoint.save` takes it: step, epoch, position in the epoch, where
+            the data set stands, metrics of the epoch so far, what callbacks remember.
     """
 
     experiment: Experiment
@@ -72,18 +73,23 @@ class Position:
     owners: dict[str, Owner] = field(default_factory=dict[str, Owner])
 
     @staticmethod
-    def of(note: Mapping[str, Any]) -> "Position | None":
-        """The position in the note of a checkpoint; None if that is of no run."""
+    def of(note: Mapping[str, Any], rows: Callable[[Any], list[Any]]) -> "Position | None":
+        """The position in the note of a checkpoint; None if that is of no run.
+
+        Args:
+            note: as in the manifest, or as `note` gives it.
+            rows: reads a list that the checkpoint has in a file of its own.
+        """
         if not isinstance(note.get("run"), Mapping) or note["run"].get("version") != VERSION:
             return None
         fields = {name: value for name, value in note["run"].items() if name != "version"}
-        values = {name: from_plain(value) for name, value in fields.items()}
+        values = {name: from_plain(value, rows) for name, value in fields.items()}
         owners = {name: Owner(**about) for name, about in values.pop("owners", {}).items()}
         return Position(**values, owners=owners)
 
     def note(self) -> dict[str, Any]:
         """The note of a checkpoint."""
-        states = [[n, to_plain(s, f"{n}.state_dict()")] for n, s in self.callbacks.items()]
+        states = [[n, to_plain(s, f"{n}.state_dict()", held)] for n, s in self.callbacks.items()]
         owners = {name: vars(owner) for name, owner in self.owners.items()}
         fields: dict[str, Any] = {**vars(self), "callbacks": {}, "owners": owners}
         plain = {name: to_plain(value, name) for name, value in fields.items()}
@@ -92,7 +98,7 @@ class Position:
 
 def without_callbacks(note: Mapping[str, Any]) -> dict[str, Any]:
     """The note of a run to be looked at, without the callbacks and the validation that it had."""
-    position = Position.of(note)
+    position = Position.of(note, lambda _: [])
     if position is None:
         return {}
     data = {**position.data, "validation": None}

@@ -3,6 +3,16 @@
 from solstice.checkpoint._diff import diff
 from solstice.checkpoint._errors import CheckpointError
 from solstice.checkpoint._load import load, manifest
+from solstice.checkpoint._rows import AppendOnly
 from solstice.checkpoint._save import save, sweep, versions
 
-__all__ = ["CheckpointError", "diff", "load", "manifest", "save", "sweep", "versions"]
+__all__ = [
+    "AppendOnly",
+    "CheckpointError",
+    "diff",
+    "load",
+    "manifest",
+    "save",
+    "sweep",
+    "versions",
+]

@@ -1,11 +1,13 @@
 """The two files of a checkpoint, and what proves that they are whole.
 
 `arrays.safetensors` has the arrays, each under its path in the tree; `manifest.json` says what they
-are. The manifest has a checksum of each array and of itself.
+are. The manifest has a checksum of each array and of itself. Lists that only grow have files of
+their own, see `_rows.py`.
 """
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,9 @@ def checksum(array: Any) -> str:
     return digest.hexdigest()
 
 
-def seal(manifest: dict[str, Any]) -> str:
-    """The manifest as text, with a checksum of itself."""
-    body = json.dumps(manifest, sort_keys=True, indent=1)
+def seal(manifest: dict[str, Any], default: Callable[[Any], Any] | None = None) -> str:
+    """The manifest as text, with a checksum of itself; `default` is that of `json.dumps`."""
+    body = json.dumps(manifest, sort_keys=True, indent=1, default=default)
     return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest()}) + "\n" + body + "\n"
 
 

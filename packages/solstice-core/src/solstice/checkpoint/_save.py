@@ -22,6 +22,7 @@ from solstice.checkpoint._files import (
     seal,
 )
 from solstice.checkpoint._leaves import Stored, described, stored_leaves, to_stored
+from solstice.checkpoint._rows import RowFiles
 
 _TOLD = ["jax", "jaxlib", "numpy", "equinox", "flax", "dm-haiku", "optax", "solstice-core"]
 
@@ -37,7 +38,8 @@ def save(path: str | PathLike[str], tree: Any, *, note: Mapping[str, Any] | None
     Args:
         path: a folder, which is replaced if it is a checkpoint or empty.
         tree: a pytree of JAX and NumPy arrays, typed PRNG keys, Python and NumPy numbers, and None.
-        note: what JSON takes, kept in the manifest.
+        note: what JSON takes, kept in the manifest; or the `note` of a `solstice.Snapshot`, whose
+            `AppendOnly` lists go to files beside it.
 
     Returns:
         The folder.
@@ -68,7 +70,8 @@ def write(
         new.mkdir()
         arrays = {name: as_bytes(leaf.array) for name, leaf in stored.items()}
         library.save_file(arrays, new / ARRAYS)
-        (new / MANIFEST).write_text(seal(_manifest(stored, words, note)))
+        rows = RowFiles(new, path)  # on the disk before the manifest speaks of them
+        (new / MANIFEST).write_text(seal(_manifest(stored, words, note), rows))
         for name in (ARRAYS, MANIFEST):
             _to_disk(new / name)
         _to_disk(new)

@@ -16,6 +16,7 @@ import numpy as np
 from solstice._callback import Callback, Record
 from solstice._left_out import LeftOut
 from solstice._paths import local_path
+from solstice.checkpoint import AppendOnly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,8 +57,9 @@ class History(Callback):
             Trainer itself keeps up to 256; left out, all are kept.
 
     Attributes:
-        rows: the rows, oldest first. A new run of training begins anew; one that is resumed has
-            those up to where it goes on.
+        rows: the rows, oldest first, a list to which rows are only added. A new run of training
+            begins anew; one that is resumed has those up to where it goes on. A checkpoint writes a
+            row once, so do not change one: what you note yourself belongs in a callback.
     """
 
     needs = ("metrics",)
@@ -69,7 +71,7 @@ class History(Callback):
         self.scalars_only = scalars_only
         self.max_size = max_size
         self._left_out = LeftOut()
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = AppendOnly()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -217,7 +219,7 @@ class History(Callback):
         """Begins anew."""
         self._left_out = LeftOut()
         if record.mode == "train":
-            self.rows = []
+            self.rows = AppendOnly()
 
     def on_step_end(self, record: Record) -> None:
         """Keeps the steps since the last time."""
@@ -235,7 +237,7 @@ class History(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the rows of a run that is resumed."""
-        self.rows = list(state["rows"])
+        self.rows = AppendOnly(state["rows"])
 
     def _keep(self, record: Record, span: str) -> None:
         metrics = record.metrics

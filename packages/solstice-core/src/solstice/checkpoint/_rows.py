@@ -1,0 +1,212 @@
+"""Lists that only grow: a checkpoint writes their new items alone, to a file beside the manifest.
+
+The checkpoints of one folder share the file by hard links, so that each has the whole file and none
+pays for what an earlier one has written. A manifest says how many bytes of the file are its own;
+what follows them belongs to later checkpoints. Nothing that a manifest refers to is ever written
+again.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any, NoReturn, TypeVar
+
+from solstice._run._plain import from_plain, to_plain
+from solstice.checkpoint._errors import CheckpointError
+
+_T = TypeVar("_T")
+_NAME = re.compile(r"rows-[0-9]+\.jsonl")
+
+
+def _refuse(self: Any, *args: Any, **kwargs: Any) -> NoReturn:
+    """Refused, since the list only grows."""
+    raise TypeError(
+        "an AppendOnly list only grows, since checkpoints have its items: write `list(rows)` for a "
+        "list that you can change"
+    )
+
+
+class AppendOnly(list[_T]):
+    """`self.rows = solstice.checkpoint.AppendOnly()`: a list that grows with the run.
+
+    ```python
+    class Losses(solstice.Callback):
+        def __init__(self):
+            self.rows = solstice.checkpoint.AppendOnly()
+
+        def on_epoch_end(self, record):
+            self.rows.append({"step": record.step, "loss": record.metrics["loss"]})
+
+        def state_dict(self):
+            return {"rows": self.rows}
+
+        def load_state_dict(self, state):
+            self.rows = solstice.checkpoint.AppendOnly(state["rows"])
+    ```
+
+    A checkpoint writes only the items that are new, so that a save costs the same in a run of any
+    length; a plain list is written whole each time. Items are what `state_dict` may hold. Each is
+    written once: do not change it after you have appended it.
+
+    Raises:
+        TypeError: something other than adding at the end is tried.
+    """
+
+    def __init__(self, items: Iterable[_T] = ()) -> None:
+        super().__init__(items)
+        self._files: dict[Path, _File] = {}
+        self._lock = Lock()
+
+    def __reduce__(self) -> Any:
+        return type(self), (list(self),)  # what was written is of this object alone
+
+    __setitem__ = __delitem__ = __imul__ = _refuse
+    insert = pop = remove = clear = sort = reverse = _refuse
+
+    def _write(self, count: int, where: str, new: Path, place: Path) -> dict[str, Any]:
+        """Writes the first items for a checkpoint; those of its folder help.
+
+        Args:
+            count: how many items.
+            where: what they belong to, for messages.
+            new: the file to write.
+            place: where it will be, in the end.
+
+        Returns:
+            What the manifest says of it.
+        """
+        with self._lock:
+            folder = place.parent.parent
+            file = self._files.get(folder, _File())
+            if file.count > count or not (file.count and file.share(new)):
+                file = _File()
+            lines = [json.dumps(to_plain(item, where)) for item in self[file.count : count]]
+            file = file.appended(new, place, lines)
+            # Forgets what is gone, so that this is as long as there are folders.
+            self._files = {at: f for at, f in self._files.items() if f.path.exists()}
+            self._files[folder] = file
+            return file.about()
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file with the first items of a list, as it was when it was last written.
+
+    Attributes:
+        path: where it is.
+        count, size: the items and bytes in it.
+        digest: the SHA-256 of them.
+        identity: which file it is, as it was left: another may have taken its path.
+    """
+
+    path: Path = Path()
+    count: int = 0
+    size: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+    identity: tuple[int, ...] | None = None
+
+    def share(self, new: Path) -> bool:
+        """Gives the file one more name; False if it is gone, or is not as it was left."""
+        try:
+            if self.identity != _identity(self.path):
+                return False
+            try:
+                os.link(self.path, new)
+            except OSError:  # none in this file system, or too many of this file
+                shutil.copyfile(self.path, new)
+            if new.stat().st_size == self.size:
+                return True
+        except OSError:
+            pass
+        new.unlink(missing_ok=True)
+        return False
+
+    def appended(self, new: Path, place: Path, lines: list[str]) -> "_File":
+        """The file with more lines, which has been written to the disk."""
+        data = "".join(f"{line}\n" for line in lines).encode()
+        digest = self.digest.copy()
+        digest.update(data)
+        with new.open("ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        count, size = self.count + len(lines), self.size + len(data)
+        return _File(place, count, size, digest, _identity(new))
+
+    def about(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {
+            "file": self.path.name,
+            "count": self.count,
+            "bytes": self.size,
+            "sha256": self.digest.hexdigest(),
+        }
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    found = path.stat()  # with the time, since the number of a file that is gone is given again
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The first items of an AppendOnly, in the note of a checkpoint that is to be written.
+
+    Attributes:
+        items: the list, which may have grown since.
+        count: how many of them.
+        where: what they belong to, for messages.
+    """
+
+    items: AppendOnly[Any]
+    count: int
+    where: str
+
+
+def held(items: list[Any], where: str) -> Prefix | None:
+    """What stands for a list in a note, as `to_plain` takes it: an AppendOnly as long as it is."""
+    return Prefix(items, len(items), where) if isinstance(items, AppendOnly) else None
+
+
+class RowFiles:
+    """`json.dumps(note, default=RowFiles(new, path))`: writes each `Prefix` in it to a file."""
+
+    def __init__(self, new: Path, path: Path) -> None:
+        self._new, self._path, self._count = new, path, 0
+
+    def __call__(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, Prefix):
+            raise TypeError(f"a note holds what JSON takes; {value!r:.60} is not JSON serializable")
+        self._count += 1
+        name = f"rows-{self._count}.jsonl"
+        write = value.items._write  # pyright: ignore[reportPrivateUsage], for this module alone
+        return {"rows": write(value.count, value.where, self._new / name, self._path / name)}
+
+
+def read_rows(folder: Path, about: Any) -> list[Any]:
+    """The items of a list that a manifest speaks of, checked.
+
+    Raises:
+        CheckpointError: the file is gone or damaged.
+    """
+    try:
+        path = folder / about["file"]
+        if not _NAME.fullmatch(about["file"]) or not path.is_file():
+            raise ValueError("there is no such file")
+        with path.open("rb") as file:
+            data = file.read(about["bytes"])
+        if hashlib.sha256(data).hexdigest() != about["sha256"]:
+            raise ValueError("its checksum is another than when it was written")
+        return [from_plain(json.loads(line)) for line in data.splitlines()]
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be resumed: the rows of its history, {about}, cannot be read: "
+            f"{error}. Put the file back (a later checkpoint of the run has it too), or take the "
+            f"weights alone: `exp = solstice.checkpoint.load({str(folder)!r}, like=exp)`"
+        ) from error
