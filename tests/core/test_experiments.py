@@ -220,9 +220,7 @@ def test_a_mask_that_does_not_fit_is_told(kind):
 @each_kind
 def test_options_out_of_range_are_told(kind):
     make, _ = KINDS[kind]
-    with pytest.raises(
-        ValueError, match="micro_batches must be a whole number, 1 or more; it is 0"
-    ):
+    with pytest.raises(ValueError, match="micro_batches must be 1 or more; it is 0"):
         make(micro_batches=0)
     with pytest.raises(TypeError, match="loss must be a function"):
         make(loss="mse")
@@ -567,7 +565,11 @@ def test_lengths_may_differ_from_batch_to_batch():
         (lambda: classes(class_weights=[1, 2, np.inf]), ValueError, "infinite"),
         (lambda: classes(class_weights="balanced"), ValueError, "np.bincount"),
         (lambda: classes(class_weights={0: 1.0}), ValueError, "numbers, one for each class"),
-        (lambda: classes(micro_batches=2.0), ValueError, "a whole number, 1 or more; it is 2.0"),
+        (
+            lambda: classes(micro_batches=2.0),
+            ValueError,
+            "micro_batches must be 1 or more; it is 2.0, a float: write 2",
+        ),
         (lambda: classes(seed=0.5), TypeError, "seed must be an integer"),
         (lambda: classes(seed=jax.random.split(jax.random.key(0))), TypeError, "one key"),
         (lambda: gan(seed="a"), TypeError, "seed must be an integer"),
@@ -582,14 +584,14 @@ def test_lengths_may_differ_from_batch_to_batch():
             ValueError,
             "vocabulary_size must be 2 or more",
         ),
-        (lambda: language(pad_id=5), ValueError, r"pad_id must be a token in \[0, 5\)"),
+        (lambda: language(pad_id=5), ValueError, r"pad_id must be between 0 and 4"),
         (lambda: language(token_bytes=[1, 2]), ValueError, "an integer for each of the 5 tokens"),
         (
             lambda: solstice.VAEExperiment(VARIATIONAL, BACK, SGD, 0),
             ValueError,
             "latent_size must be 1 or more",
         ),
-        (lambda: vae(beta=float("nan")), ValueError, "beta not negative"),
+        (lambda: vae(beta=float("nan")), ValueError, "beta must be 0 or more"),
         (
             lambda: solstice.GANExperiment(BACK, JUDGE, SGD, 0),
             ValueError,

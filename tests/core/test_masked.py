@@ -152,5 +152,5 @@ def test_batches_are_taken_one_at_a_time(index):
 
 @pytest.mark.parametrize("seed", [-1, 0.5, None, "a"])
 def test_a_seed_is_a_number(seed):
-    with pytest.raises(DataError, match="seed must be a non-negative integer"):
+    with pytest.raises(DataError, match="seed must be 0 or more"):
         batches(Y, 3, seed=seed)

@@ -192,7 +192,7 @@ def test_bad_input_is_told(make: Any, message: str):
 
 def test_a_part_of_a_collection_is_a_metric():
     wrong: Any = 3.0
-    with pytest.raises(TypeError, match=r"takes metrics by name.*loss is 3.0"):
+    with pytest.raises(TypeError, match=r"loss must be Metrics.*takes metrics by name.*3.0"):
         metrics.MetricsCollection(loss=wrong)
 
 

@@ -1,9 +1,10 @@
 """Callback, the record that it receives, and how it stops a run."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from solstice._arguments import number, shown, whole_or_none
 from solstice._engine._compiles import Compilation
 from solstice._engine._times import Times
 from solstice._experiment import Experiment
@@ -233,6 +234,21 @@ class Callback:
         """After a run that ended by an exception or by Ctrl-C: close what is open."""
 
 
+def as_callbacks(given: Any) -> list[Any]:
+    """`Trainer([History()])`: the callbacks as a list; an error where it is no list of them."""
+    if isinstance(given, Callback):
+        raise TypeError(
+            f"callbacks must be a list: write `[{type(given).__name__}(...)]` in place of the "
+            f"{type(given).__name__} alone"
+        )
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
+        raise TypeError(
+            f"callbacks must be a list of solstice.Callback objects, such as "
+            f"`[solstice.History()]`, or `[]`; it is {shown(given)}"
+        )
+    return list(cast("Iterable[Any]", given))
+
+
 def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
     """The callbacks by their `order`; an error that names the first that is not usable."""
     for callback in callbacks:
@@ -243,11 +259,15 @@ def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
             )
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks: {name} is no solstice.Callback; subclass it: {callback!r}")
-        if callback.every is not None and callback.every < 1:
-            raise ValueError(f"{name}.every must be 1 or more steps; it is {callback.every}")
+        whole_or_none(f"{name}.every", callback.every, 1, "steps")
+        number(f"{name}.order", callback.order)
         if isinstance(callback.needs, str):
             raise TypeError(f'{name}.needs is a string; write `needs = ("{callback.needs}",)`')
-        unknown = sorted(set(callback.needs) - set(NEEDS))
+        if not isinstance(cast("Any", callback.needs), Collection):
+            raise TypeError(
+                f'{name}.needs must be names, such as ("metrics",); it is {shown(callback.needs)}'
+            )
+        unknown = sorted(map(str, {*callback.needs} - {*NEEDS}))
         if unknown:
             raise ValueError(f"{name}.needs: {unknown} is not one of {list(NEEDS)}")
     return sorted(callbacks, key=lambda callback: callback.order)

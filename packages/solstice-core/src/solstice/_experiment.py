@@ -5,6 +5,8 @@ from typing import Any, Self
 
 import equinox as eqx
 
+from solstice import _tree
+from solstice._arguments import check_alive, is_deleted
 from solstice._types import Batch, Outs
 
 
@@ -74,6 +76,23 @@ class Experiment(eqx.Module):
         place for checks of values, which compiled code cannot raise on. It should be cheap.
         """
         del batch
+
+
+def check_experiment(experiment: Any) -> None:
+    """Raises an error on what is not an Experiment, or has arrays that were deleted."""
+    kind = experiment.__name__ if isinstance(experiment, type) else type(experiment).__name__
+    if isinstance(experiment, type):
+        raise TypeError(
+            f"experiment must be an Experiment; it is the class {kind}: write `{kind}(...)`"
+        )
+    if not isinstance(experiment, Experiment):
+        raise TypeError(
+            f"experiment must be a solstice.Experiment; it is a {kind}. Write "
+            f"`class {kind}(solstice.Experiment)` with train_step and eval_step"
+        )
+    if any(is_deleted(leaf) for leaf in _tree.leaves(experiment)):
+        for path, leaf in _tree.leaves_by_path(experiment):
+            check_alive(f"`{path}` of the {kind}", leaf)
 
 
 def overrides(kind: type[Experiment], method: str) -> bool:

@@ -2,8 +2,12 @@
 
 import os
 import re
+import stat
+from collections.abc import Callable
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:/|.*://", re.IGNORECASE | re.DOTALL)
@@ -18,8 +22,13 @@ def local_path(given: str | PathLike[str], name: str) -> Path:
         name: the argument, for the message.
 
     Raises:
-        ValueError: it is a URL, such as "gs://bucket/run".
+        TypeError: it is not a path.
+        ValueError: it is empty, or a URL, such as "gs://bucket/run".
     """
+    if not isinstance(cast("Any", given), str | PathLike):
+        raise TypeError(f"{name} must be a path, such as 'runs/a'; it is {given!r:.60}")
+    if str(given) == "" or "\0" in str(given):
+        raise ValueError(f"{name} must be a path, such as 'runs/a'; it is {str(given)!r}")
     words = str(given)  # `os.fspath` of a path in a cloud may copy what is there
     if _SCHEME.match(words):
         raise ValueError(
@@ -27,6 +36,28 @@ def local_path(given: str | PathLike[str], name: str) -> Path:
             f"path, such as {_local(words)!r}. A store that is mounted as a folder is one"
         )
     return Path(os.path.expanduser(os.fspath(given)))  # leaves "~name" where there is no such user
+
+
+def check_regular(path: Path, name: str) -> None:
+    """Raises an OSError on what is there and is not a file: reading a FIFO or a device may hang.
+
+    Args:
+        path: what is to be read or written.
+        name: what it is, for the message.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = next(word for test, word in _KINDS if test(mode))
+            raise OSError(f"{name} {path} is not a file: it is {kind}")
+
+
+_KINDS: list[tuple[Callable[[int], bool], str]] = [
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe (FIFO)"),
+    (stat.S_ISSOCK, "a socket"),
+    (lambda _: True, "a device"),
+]
 
 
 def _local(url: str) -> str:

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 
+from solstice._arguments import instance
+
 _M = TypeVar("_M", bound=eqx.Module)
 
 
@@ -24,8 +26,10 @@ def replace(module: _M, /, **changes: Any) -> _M:
         A new module of the same class. `module` is not changed.
 
     Raises:
-        TypeError: `module` has no field of that name, or a static field was given an array.
+        TypeError: `module` is not a module, or has no field of that name, or a static field was
+            given an array.
     """
+    instance("module", module, eqx.Module, "an Experiment, Metrics or another equinox.Module")
     fields = {field.name: field for field in dataclasses.fields(module)}
     for name, value in changes.items():
         if name not in fields:

@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from solstice import _tree
+from solstice._arguments import integers, mapping, real
 from solstice._replace import replace
 
 _Pair = tuple[Array, Array]
@@ -87,7 +88,7 @@ class Counts(_Sums):
     shapes: _Shapes = eqx.field(static=True)
 
     def __init__(self, counts: Mapping[str, ArrayLike | Words]) -> None:
-        words = {name: _words(count) for name, count in counts.items()}
+        words = {n: _words(n, x) for n, x in _given("counts", counts, '{"hits": hits}').items()}
         self.shapes = _shapes({name: pair.low for name, pair in words.items()})
         low, high = [pair.low for pair in words.values()], [pair.high for pair in words.values()]
         self.words = {_key(self.shapes): _stacked(_flat(low), _flat(high))}
@@ -139,7 +140,8 @@ class Totals(_Sums):
     shapes: _Shapes = eqx.field(static=True)
 
     def __init__(self, totals: Mapping[str, ArrayLike]) -> None:
-        arrays = {name: at_least_float32(total) for name, total in totals.items()}
+        given = _given("totals", totals, '{"loss": jnp.sum(losses)}')
+        arrays = {name: at_least_float32(real(name, total)) for name, total in given.items()}
         self.shapes = _shapes(arrays)
         flat = _flat([*arrays.values()])
         self.words = {_key(self.shapes): _stacked(flat, jnp.zeros_like(flat))}
@@ -202,7 +204,7 @@ ADDITIONS = {"solstice_add_counts", "solstice_add_totals"}
 
 def exact_sum(values: ArrayLike, mask: Array | None = None) -> Words:
     """The sum of integers, of those where `mask` is true; it may be more than their dtype holds."""
-    low, high = _words(values)
+    low, high = _words("values", values)
     if mask is not None:
         low, high = jnp.where(mask, low, 0), jnp.where(mask, high, 0)
     zero = jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.uint32)
@@ -216,12 +218,17 @@ def _reduced(words: _Pair, zero: _Pair, axes: tuple[int, ...]) -> _Pair:
     return cast("_Pair", jax.lax.reduce(words, zero, add, axes))
 
 
-def _words(count: ArrayLike | Words) -> Words:
+def _given(name: str, named: Any, such_as: str) -> dict[str, Any]:
+    found = mapping(name, named, such_as)
+    if not found:
+        raise ValueError(f"{name} must have an entry, such as {such_as}; it is {named!r}")
+    return found
+
+
+def _words(name: str, count: ArrayLike | Words) -> Words:
     if isinstance(count, Words):
         return count
-    whole = as_given(count)
-    if not (whole.dtype == bool or jnp.issubdtype(whole.dtype, jnp.integer)):
-        raise TypeError(f"Counts are integers or booleans; these are {whole.dtype}")
+    whole = as_given(integers(name, count))
     if whole.dtype.itemsize == 8:
         low, high = whole & 0xFFFFFFFF, whole >> 32
     elif jnp.issubdtype(whole.dtype, jnp.signedinteger):

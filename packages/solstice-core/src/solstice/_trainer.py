@@ -1,17 +1,16 @@
 """The Trainer: the loop over epochs, batches and callbacks."""
 
 import copy
-import operator
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from typing import Any, TypeVar, cast
 
-import jax
+import numpy as np
 
-from solstice import _tree
-from solstice._callback import Callback, CallbackList, Record, check_callbacks
+from solstice._arguments import switch, whole, whole_or_none
+from solstice._callback import Callback, CallbackList, Record, as_callbacks, check_callbacks
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import Rings, Slots
 from solstice._engine._interrupts import Guard, interrupts_guarded, waiting
@@ -19,7 +18,7 @@ from solstice._engine._placement import check_processes, warn_of_spread_state
 from solstice._engine._prefetch import prefetched
 from solstice._engine._step import Stepper
 from solstice._errors import DataError
-from solstice._experiment import Experiment
+from solstice._experiment import Experiment, check_experiment
 from solstice._run._pass import Pass
 from solstice._run._resume import find_saved, has_ended, next_epoch
 from solstice._run._run import Run
@@ -88,20 +87,18 @@ class Trainer:
         overfit_batches: int | None = None,
         sanity_val_batches: int | None = None,
     ) -> None:
-        self.callbacks = check_callbacks(list(callbacks))
-        self.fast_dev_run = _at_least_one("fast_dev_run", int(fast_dev_run) or None)
+        self.callbacks = check_callbacks(as_callbacks(callbacks))
+        self.fast_dev_run = _num_tried(fast_dev_run)
         if self.fast_dev_run:
             self.callbacks = [c for c in self.callbacks if not c.leaves_traces]
             limit_train_batches = limit_val_batches = self.fast_dev_run
-        self.overfit_batches = _at_least_one("overfit_batches", overfit_batches)
-        self.sanity_val_batches = _at_least_one("sanity_val_batches", sanity_val_batches)
-        self.limit_train_batches = _at_least_one("limit_train_batches", limit_train_batches)
-        self.limit_val_batches = _at_least_one("limit_val_batches", limit_val_batches)
-        self.val_every_n_steps = _at_least_one("val_every_n_steps", val_every_n_steps)
-        self.steps_per_call = _at_least_one("steps_per_call", steps_per_call)
-        if prefetch < 0:
-            raise ValueError(f"prefetch must be 0 or more batches; it is {prefetch}")
-        self.prefetch = prefetch
+        self.overfit_batches = whole_or_none("overfit_batches", overfit_batches)
+        self.sanity_val_batches = whole_or_none("sanity_val_batches", sanity_val_batches)
+        self.limit_train_batches = whole_or_none("limit_train_batches", limit_train_batches)
+        self.limit_val_batches = whole_or_none("limit_val_batches", limit_val_batches)
+        self.val_every_n_steps = whole_or_none("val_every_n_steps", val_every_n_steps)
+        self.steps_per_call = whole_or_none("steps_per_call", steps_per_call)
+        self.prefetch = whole("prefetch", prefetch, 0, "batches")
         self._kept: list[Callback] = []
         if not any(isinstance(callback, History) for callback in self.callbacks):
             self._kept.append(History(max_size=_MAX_SIZE))
@@ -186,8 +183,10 @@ class Trainer:
             ExperimentError: a step does not return what it must.
         """
         _check_experiment(experiment)
-        _at_least_one("max_steps", max_steps)
-        if _at_least_one("num_epochs", num_epochs) is None and max_steps is None:
+        max_steps = whole_or_none("max_steps", max_steps)
+        num_epochs = whole_or_none("num_epochs", num_epochs)
+        strict_resume = switch("strict_resume", strict_resume)
+        if num_epochs is None and max_steps is None:
             num_epochs = 1
         if self.fast_dev_run:
             num_epochs, max_steps, resume = 1, self.fast_dev_run, None
@@ -398,30 +397,9 @@ def _no_snapshot(training: Pass, has_ended: bool) -> Snapshot:
 
 
 def _check_experiment(experiment: Any) -> None:
-    if isinstance(experiment, type):
-        raise TypeError(
-            f"expected an Experiment, got the class {experiment.__name__}: "
-            f"write `{experiment.__name__}(...)`"
-        )
-    if not isinstance(experiment, Experiment):
-        raise TypeError(
-            f"expected a solstice.Experiment, got a {type(experiment).__name__}; write "
-            f"`class {type(experiment).__name__}(solstice.Experiment)` with train_step and "
-            f"eval_step"
-        )
+    check_experiment(experiment)
     check_processes()
     warn_of_spread_state(experiment)
-    if any(_is_deleted(leaf) for leaf in _tree.leaves(experiment)):
-        paths = [path for path, leaf in _tree.leaves_by_path(experiment) if _is_deleted(leaf)]
-        raise ValueError(
-            f"the array `{paths[0]}` of the {type(experiment).__name__} has been deleted: it was "
-            f"donated to a compiled function, as by `jax.jit(..., donate_argnums=0)`. Give what "
-            f"that function returned"
-        )
-
-
-def _is_deleted(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and leaf.is_deleted()
 
 
 def _check_rereadable(source: Source, num_epochs: int | None) -> None:
@@ -434,9 +412,9 @@ def _check_rereadable(source: Source, num_epochs: int | None) -> None:
         )
 
 
-def _at_least_one(name: str, value: int | None) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or operator.index(value) < 1:
-        raise ValueError(f"{name} must be 1 or more; it is {value!r}")
-    return operator.index(value)
+def _num_tried(fast_dev_run: Any) -> int | None:
+    """Batches of a `fast_dev_run`; None where the run is a real one."""
+    if isinstance(fast_dev_run, bool | np.bool_):
+        return 1 if fast_dev_run else None
+    is_off = type(fast_dev_run) is int and fast_dev_run == 0
+    return None if is_off else whole("fast_dev_run", fast_dev_run, 1, "batches, True or False")

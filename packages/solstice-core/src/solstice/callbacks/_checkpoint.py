@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from solstice import checkpoint
+from solstice._arguments import choice, monitored, positive, switch, whole, whole_or_none
 from solstice._callback import Callback, Record
 from solstice._paths import local_path
 from solstice._run._snapshot import Snapshot
@@ -75,35 +76,18 @@ class Checkpoint(Callback):
         keep_best: int = 1,
         overwrite: bool = False,
     ) -> None:
-        for name, value, least in [
-            ("every", every, 1),
-            ("every_epochs", every_epochs, 1),
-            ("keep", keep, 1),
-            ("keep_best", keep_best, 0),
-        ]:
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be {least} or more; it is {value}")
-        if minutes is not None and not minutes > 0:
-            raise ValueError(f"minutes must be more than 0; it is {minutes}")
-        if mode not in ("min", "max"):
-            raise ValueError(f'mode must be "min" or "max"; it is {mode!r}')
-        split, _, self._name = (monitor or "val/-").partition("/")
-        if split not in ("train", "val") or not self._name:
-            raise ValueError(
-                f'monitor must be named as in "train/loss" or "val/loss"; it is {monitor!r}'
-            )
+        self._split, self._name = ("val", "") if monitor is None else monitored(monitor)
         self.directory = local_path(directory, "directory")
         self._folder = self.directory
         self._is_running = False
-        self.every = every
+        self.every = whole_or_none("every", every, 1, "steps")
         self.monitor = monitor
-        self.mode = mode
-        self._split = split
-        self._minutes = minutes
-        self._every_epochs = every_epochs
-        self._keep = keep
-        self._keep_best = keep_best
-        self._overwrite = overwrite
+        self.mode = choice("mode", mode, ("min", "max"))
+        self._minutes = None if minutes is None else positive("minutes", minutes)
+        self._every_epochs = whole_or_none("every_epochs", every_epochs, 1, "epochs")
+        self._keep = whole("keep", keep, 1, "checkpoints")
+        self._keep_best = whole("keep_best", keep_best, 0, "checkpoints")
+        self._overwrite = switch("overwrite", overwrite)
         self._measured: tuple[int, float] | None = None
         self._saved_at: tuple[int, int] | None = None
         self._latest = 0.0

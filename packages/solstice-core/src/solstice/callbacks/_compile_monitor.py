@@ -2,6 +2,7 @@
 
 import logging
 
+from solstice._arguments import whole_or_none
 from solstice._callback import Callback, Record
 from solstice._engine._compiles import Compilation
 from solstice._errors import CompileBudgetError
@@ -30,9 +31,7 @@ class CompileMonitor(Callback):
     every = None
 
     def __init__(self, *, max_compiles: int | None = None) -> None:
-        if max_compiles is not None and max_compiles < 0:
-            raise ValueError(f"max_compiles must be 0 or more; it is {max_compiles}")
-        self.max_compiles = max_compiles
+        self.max_compiles = whole_or_none("max_compiles", max_compiles, 0, "programs")
         self.compilations: list[Compilation] = []
 
     def on_fit_start(self, record: Record) -> None:

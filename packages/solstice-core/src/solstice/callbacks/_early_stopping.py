@@ -3,6 +3,7 @@
 import math
 from typing import Any, Literal
 
+from solstice._arguments import choice, monitored, not_negative, whole
 from solstice._callback import Callback, Record, Stop
 
 
@@ -38,21 +39,11 @@ class EarlyStopping(Callback):
         patience: int = 3,
         min_delta: float = 0.0,
     ) -> None:
-        self._split, _, self._name = monitor.partition("/")
-        if self._split not in ("train", "val") or not self._name:
-            raise ValueError(
-                f'monitor must be named as in "train/loss" or "val/loss"; it is {monitor!r}'
-            )
-        if mode not in ("min", "max"):
-            raise ValueError(f'mode must be "min" or "max"; it is {mode!r}')
-        if patience < 1:
-            raise ValueError(f"patience must be 1 or more epochs; it is {patience}")
-        if not min_delta >= 0:
-            raise ValueError(f"min_delta must be 0 or more; it is {min_delta}")
+        self._split, self._name = monitored(monitor)
         self.monitor = monitor
-        self.mode = mode
-        self.patience = patience
-        self.min_delta = min_delta
+        self.mode = choice("mode", mode, ("min", "max"))
+        self.patience = whole("patience", patience, 1, "epochs")
+        self.min_delta = not_negative("min_delta", min_delta)
         self.best: float | None = None
         self.best_epoch: int | None = None
         self._waited = 0

@@ -3,6 +3,7 @@
 from os import PathLike
 
 from solstice import checkpoint
+from solstice._arguments import whole
 from solstice._callback import Callback, Record
 from solstice._paths import local_path
 from solstice._run._snapshot import Snapshot, without_callbacks
@@ -28,12 +29,10 @@ class FlightRecorder(Callback):
     order = 2
 
     def __init__(self, directory: str | PathLike[str], *, every: int = 200) -> None:
-        if every < 1:
-            raise ValueError(f"every must be 1 or more steps; it is {every}")
         self.directory = local_path(directory, "directory")
         self._folder = self.directory
         self.every = None
-        self._apart = every
+        self._apart = whole("every", every, 1, "steps")
         self._held: list[tuple[int, Snapshot]] = []
 
     def on_fit_start(self, record: Record) -> None:

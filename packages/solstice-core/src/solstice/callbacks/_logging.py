@@ -5,6 +5,7 @@ import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
+from solstice._arguments import function_or_none, names, whole_or_none
 from solstice._callback import Callback, Record
 from solstice._left_out import LeftOut
 
@@ -37,11 +38,9 @@ class Logging(Callback):
         every: int | None = None,
         only: Collection[str] | None = None,
     ) -> None:
-        if every is not None and every < 1:
-            raise ValueError(f"every must be 1 or more steps; it is {every}")
-        self._log = _to_logger if log is None else log
-        self._only = (only,) if isinstance(only, str) else only
-        self.every = every
+        self._log = function_or_none("log", log, "log=wandb.log") or _to_logger
+        self._only = names("only", only)
+        self.every = whole_or_none("every", every, 1, "steps")
         self.needs = ("metrics",)
         self._left_out = LeftOut()
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import jax
 
+from solstice._arguments import function_or_none, number, whole
 from solstice._callback import Callback, Record
 from solstice._engine._times import Times
 from solstice._experiment import params_of
@@ -33,7 +34,7 @@ class LearningRate(Callback):
     every = None
 
     def __init__(self, schedule: Callable[[int], Any] | float | None = None) -> None:
-        self._schedule = schedule
+        self._schedule = schedule if callable(schedule) else _rate(schedule)
 
     def on_fit_start(self, record: Record) -> None:
         """Looks whether there is a rate."""
@@ -74,10 +75,9 @@ class NormMonitor(Callback):
     every = None
 
     def __init__(self, params: Callable[[Any], Any] | None = None, *, depth: int = 1) -> None:
-        if depth < 0:
-            raise ValueError(f"depth must be 0 or more; it is {depth}")
-        self._params = params or params_of
-        self._depth = depth
+        self._depth = whole("depth", depth, 0, "levels")
+        given = function_or_none("params", params, "params=lambda exp: exp.params")
+        self._params = given or params_of
 
     def measure(self, record: Record) -> Mapping[str, Any]:
         """Computes the norms, and reads them back."""
@@ -154,6 +154,10 @@ class DeviceMemory(Callback):
             return {"memory_bytes": max(s["peak_bytes_in_use"] for s in stats)}
         arrays = cast("list[Any]", jax.live_arrays())
         return {"memory_bytes": sum(array.nbytes for array in arrays)}
+
+
+def _rate(schedule: Any) -> float | None:
+    return None if schedule is None else number("schedule", schedule, "a function or a number")
 
 
 def _find(tree: Any, kind: type) -> list[Any]:

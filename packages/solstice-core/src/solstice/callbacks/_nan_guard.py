@@ -1,5 +1,6 @@
 """End a run whose numbers are no longer finite."""
 
+from solstice._arguments import whole
 from solstice._callback import Callback, Record
 from solstice._finite import nonfinite
 
@@ -24,7 +25,7 @@ class NaNGuard(Callback):
     needs = ("experiment",)
 
     def __init__(self, *, every: int = 100) -> None:
-        self.every = every
+        self.every = whole("every", every, 1, "steps")
         self._expected: set[str] = set()
 
     def on_fit_start(self, record: Record) -> None:

@@ -5,6 +5,7 @@ from os import PathLike
 
 import jax
 
+from solstice._arguments import whole
 from solstice._callback import Callback, Record
 from solstice._paths import local_path
 
@@ -31,12 +32,10 @@ class Profiler(Callback):
     def __init__(
         self, directory: str | PathLike[str], *, start: int = 100, steps: int = 20
     ) -> None:
-        if start < 0 or steps < 1:
-            raise ValueError(f"start must be 0 or more and steps 1 or more; {start=}, {steps=}")
         self.directory = local_path(directory, "directory")
         self._folder = self.directory
-        self._after = start
-        self._steps = steps
+        self._after = whole("start", start, 0, "steps")
+        self._steps = whole("steps", steps, 1, "steps")
         self._run_began = 0
         self._began: int | None = None
         self._is_done = False

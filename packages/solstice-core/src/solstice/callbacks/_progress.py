@@ -8,8 +8,9 @@ import os
 import sys
 import time
 from collections.abc import Collection, Mapping
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
+from solstice._arguments import names, not_negative
 from solstice._callback import Callback, Record
 
 _SHOWN = 2
@@ -59,10 +60,10 @@ class ProgressBar(Callback):
         only: Collection[str] | None = None,
         file: TextIO | None = None,
     ) -> None:
-        if not seconds >= 0:
-            raise ValueError(f"seconds must be 0 or more; it is {seconds}")
-        self._seconds = seconds
-        self._only = (only,) if isinstance(only, str) else only
+        self._seconds = not_negative("seconds", seconds)
+        self._only = names("only", only)
+        if file is not None and not callable(getattr(cast("Any", file), "write", None)):
+            raise TypeError(f"file must be an open file, such as sys.stdout; it is {file!r:.60}")
         self._file = file
         self._bars: dict[str, Any] = {}
         self._clocks: dict[str, _Clock] = {}

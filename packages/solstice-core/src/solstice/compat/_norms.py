@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from solstice import _tree
+from solstice._arguments import whole
 from solstice.compat._protocols import Optimizer, OptState, Params, has_updated
 from solstice.compat._registry import adapt
 
@@ -41,9 +42,7 @@ def track_norms(optimizer: Any, *, depth: int = 1) -> Optimizer:
         TypeError, AdapterError: there is no adapter for `optimizer`.
         ValueError: `depth` is negative.
     """
-    if depth < 0:
-        raise ValueError(f"depth must be 0 or more; it is {depth}")
-    return _Tracking(adapt("optimizer", optimizer, {}), depth)
+    return _Tracking(adapt("optimizer", optimizer, {}), whole("depth", depth, 0, "levels"))
 
 
 def norms_of(tree: Any, depth: int = 1) -> dict[str, Array]:
@@ -54,6 +53,7 @@ def norms_of(tree: Any, depth: int = 1) -> dict[str, Array]:
         depth: how deep subtrees are told apart. Levels at which there is only one do not count, so
             that the layers of Flax's `{"params": {...}}` are told apart at depth 1.
     """
+    depth = whole("depth", depth, 0, "levels")
     leaves = {p: x for p, x in _tree.leaves_by_slashes(tree).items() if _is_floating(x)}
     squares = {tuple(path.split("/")): _sum_of_squares(leaf) for path, leaf in leaves.items()}
     start = _common(list(squares))

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+from solstice._arguments import text
 from solstice.compat._claims import KNOWN, PROTOCOL_VERSION, Claim, Kind, claims
 from solstice.compat._load import AdapterError, load
 from solstice.compat._protocols import Model, Optimizer
@@ -18,6 +19,7 @@ _registered: list[Claim] = []
 
 def register(prefix: str, adapter: Any) -> None:
     """Adds an adapter class of this process, before all that are installed."""
+    text("prefix", prefix, "toynet")
     kind: Kind = "model" if hasattr(adapter, "forward") else "optimizer"
     if absent := missing(adapter, kind):
         raise TypeError(

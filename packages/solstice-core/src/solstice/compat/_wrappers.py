@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from solstice import _tree
+from solstice._arguments import names, share, switch
 from solstice.compat._protocols import Model, Optimizer, OptState, Params, State, has_updated
 from solstice.compat._registry import adapt
 
@@ -58,9 +59,8 @@ def ema(optimizer: Any, decay: float = 0.999, *, debias: bool = True) -> Optimiz
         ValueError: `decay` is out of its range.
         TypeError, AdapterError: there is no adapter for `optimizer`.
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), such as 0.999; it is {decay}")
-    return _Averaging(adapt("optimizer", optimizer, {}), float(decay), bool(debias))
+    decay, debias = share("decay", decay, such_as="0.999"), switch("debias", debias)
+    return _Averaging(adapt("optimizer", optimizer, {}), decay, debias)
 
 
 def freeze(optimizer: Any, frozen: str | Iterable[str] | Callable[[str], bool]) -> Optimizer:
@@ -79,9 +79,12 @@ def freeze(optimizer: Any, frozen: str | Iterable[str] | Callable[[str], bool]) 
         TypeError, AdapterError: there is no adapter for `optimizer`.
         ValueError: at `init`, where a pattern matches no param, or all params are frozen.
     """
-    if isinstance(frozen, str):
-        frozen = (frozen,)
-    chosen = frozen if callable(frozen) else tuple(frozen)
+    chosen = frozen if callable(frozen) else names("frozen", frozen)
+    if not chosen:
+        raise ValueError(
+            f'frozen must be a pattern such as "encoder/*", several, or a function of the path; it '
+            f"is {frozen!r}"
+        )
     return _Freezing(adapt("optimizer", optimizer, {}), chosen)
 
 

@@ -6,8 +6,14 @@ import jax
 import numpy as np
 
 from solstice import _tree
+from solstice._arguments import is_deleted
 from solstice._errors import DataError
 from solstice._types import Batch
+
+_DELETED = (
+    "an array of shape {shape} in a batch of {name} has been deleted: it was donated to a compiled "
+    "function, as by `jax.jit(..., donate_argnums=0)`. Give what that function returned"
+)
 
 _READY: Any = np.ndarray | jax.Array | str | bytes
 
@@ -52,6 +58,8 @@ def to_numpy(batch: Batch, name: str = "batch") -> Batch:
 
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, _READY):
+            if is_deleted(leaf):
+                raise DataError(_DELETED.format(name=name, shape=list(leaf.shape)))
             return leaf
         try:
             return np.asarray(leaf)

@@ -3,11 +3,12 @@
 import copy
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
 
+from solstice._arguments import check_alive, switch, whole
 from solstice._errors import DataError
 from solstice._types import Batch
 
@@ -41,10 +42,9 @@ class Batches:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        given: Any = batch_size
-        whole = isinstance(given, int | np.integer) and not isinstance(given, bool)
-        if not whole or batch_size < 1:
-            raise DataError(f"batch_size must be 1 or more examples; it is {batch_size!r}")
+        self.batch_size = whole("batch_size", batch_size, 1, "examples", error=DataError)
+        self.seed = whole("seed", seed, 0, error=DataError)
+        self.shuffle, self.drop_last = switch("shuffle", shuffle), switch("drop_last", drop_last)
         leaves: list[Any] = jax.tree.leaves(arrays)
         self._treedef: Any = jax.tree.structure(arrays)
         for leaf in leaves:
@@ -53,17 +53,14 @@ class Batches:
                     f"expected arrays whose axis 0 is the example, as in "
                     f"`batches((images, labels), {batch_size})`; one leaf is {leaf!r:.80}"
                 )
+            check_alive("one of the arrays", leaf)
         self._leaves = [np.asarray(leaf) for leaf in leaves]
         lengths = [len(leaf) for leaf in self._leaves]
         if len(set(lengths)) != 1:
-            raise DataError(f"arrays must be of one length on axis 0; the lengths are {lengths}")
+            raise DataError(
+                f"arrays must be of one length on axis 0; the lengths are {lengths or 'none'}"
+            )
         self._length = lengths[0]
-        if not isinstance(cast("Any", seed), int | np.integer) or seed < 0:
-            raise DataError(f"seed must be a non-negative integer, such as 0; it is {seed!r:.60}")
-        self.batch_size = int(batch_size)
-        self.shuffle = bool(shuffle)
-        self.seed = int(seed)
-        self.drop_last = bool(drop_last)
         self.epoch = 0
         self._ordered: int | None = None
         self._rows: Any = None
@@ -75,7 +72,7 @@ class Batches:
 
     def set_epoch(self, epoch: int) -> None:
         """`data.set_epoch(3)`: the next pass gives the order of epoch 3."""
-        self.epoch = operator.index(epoch)
+        self.epoch = whole("epoch", epoch, 0)
 
     def __len__(self) -> int:
         full, rest = divmod(self._length, self.batch_size)

@@ -43,7 +43,8 @@ def is_array(data: Any) -> bool:
 
 
 def check_kind(data: Any, name: str) -> None:
-    if not isinstance(data, Iterable) and not callable(data) and not is_seekable(data):
+    is_text = isinstance(data, str | bytes)
+    if is_text or (not isinstance(data, Iterable) and not callable(data) and not is_seekable(data)):
         raise DataError(
             f"{name} must be an iterable of batches (a list, a tf.data.Dataset, a DataLoader ...), "
             f"a function that makes one, or arrays with a batch_size; it is {describe(data)}"

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from solstice._errors import DataError
 from solstice._types import Batch
 
 _LIBRARIES = ("tensorflow_datasets", "tensorflow", "grain", "torchdata", "torch", "datasets")
@@ -69,8 +68,6 @@ class _Rows:
     """A Hugging Face `Dataset` in batches, in another order for each epoch if shuffled."""
 
     def __init__(self, data: Any, batch_size: int, shuffle: bool) -> None:
-        if batch_size < 1:
-            raise DataError(f"batch_size must be 1 or more examples; it is {batch_size!r}")
         self._data = self._ordered = data
         self._batch_size = batch_size
         self._shuffle = shuffle

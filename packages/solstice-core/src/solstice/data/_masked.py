@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from solstice import _tree
+from solstice._arguments import whole
 from solstice._errors import DataError
 from solstice._types import Batch
 
@@ -51,15 +52,18 @@ def pad_batch(batch: Batch, size: int) -> Masked:
         DataError: the batch has no examples or more than `size`, or its arrays are of different
             lengths.
     """
+    size = whole("size", size, 1, "examples", error=DataError)
     if isinstance(batch, Masked):
         batch, mask = batch.batch, np.asarray(batch.mask)
     else:
         mask = None
-    lengths = sorted({len(leaf) for leaf in _tree.leaves((batch, mask))})
-    if len(lengths) != 1 or not 1 <= lengths[0] <= size:
+    shapes = [np.shape(leaf) for leaf in _tree.leaves((batch, mask))]
+    lengths = sorted({shape[0] for shape in shapes if shape})
+    if len(lengths) != 1 or not 1 <= lengths[0] <= size or () in shapes:
+        number = " and a number without axes" if () in shapes else ""
         raise DataError(
             f"pad_batch fills a batch of 1 to {size} examples up to {size}; the lengths of this "
-            f"one's arrays are {lengths}"
+            f"one's arrays are {lengths}{number}"
         )
     length = lengths[0]
     rows = np.arange(size) % length

@@ -80,8 +80,12 @@ class Reader:
 
     def open(self, number: int, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from one on; of what is not seekable, from the first."""
-        made = self.make(number)
-        batches, memory = opened(made, start)
+        try:
+            made = self.make(number)
+            batches, memory = opened(made, start)
+        except Exception as error:
+            self._blame(error, f"as epoch {number} was opened")
+            raise
         yield from self.read(made, batches, memory, start)
 
     def make(self, number: int) -> Any:
@@ -103,7 +107,7 @@ class Reader:
         self.memory = memory
         index = start
         while index != self._limit:
-            batch = next(batches, END)
+            batch = self._next(batches, index)
             if batch is END:
                 break
             index += 1
@@ -113,6 +117,18 @@ class Reader:
             yield to_numpy(batch, self._name)
         if index == 0:
             raise DataError(self._why_empty(made))
+
+    def _next(self, batches: Iterator[Batch], index: int) -> Any:
+        try:
+            return next(batches, END)
+        except Exception as error:
+            self._blame(error, f"as batch {index} of an epoch, counted from 0, was read")
+            raise
+
+    def _blame(self, error: Exception, when: str) -> None:
+        """Says whose error it is: it comes out of a run, and is the data set's own."""
+        if not isinstance(error, DataError):
+            error.add_note(f"{self._name} raised this {when}")
 
     def _why_empty(self, made: Any) -> str:
         if self._opened > 1 and made is self._data and iter(made) is made:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
+from solstice._arguments import whole
 from solstice._errors import DataError
 from solstice._types import Batch
 from solstice.data import _libraries
@@ -301,6 +302,7 @@ def open_source(
 ) -> Source:
     """A Source of what the user gave; arrays with a `batch_size` are cut into batches."""
     if batch_size is not None:
+        batch_size = whole("batch_size", batch_size, 1, "examples", error=DataError)
         batched = _libraries.in_batches(data, batch_size, shuffle=shuffle)
         if batched is not None:
             return Source(batched, name, limit)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from solstice._arguments import function_or_none, not_negative, whole
 from solstice._errors import DataError
 from solstice._metrics import Metrics, at_least_float32
 from solstice._types import Batch
@@ -26,7 +27,7 @@ from solstice.experiments._base import (
     shape_of,
     unmasked,
 )
-from solstice.experiments._learner import Learner
+from solstice.experiments._learner import Learner, adapted, one_key
 from solstice.experiments._losses import binary_cross_entropy, squared_error
 from solstice.metrics import Mean, MetricsCollection, RegressionMetrics
 
@@ -115,9 +116,9 @@ class AutoencoderExperiment(_Reconstructing):
         metrics: MetricsFunction | None = None,
         micro_batches: int = 1,
     ) -> None:
-        model = _Pair(as_model(encoder), as_model(decoder))
-        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
         self.options = Options(loss, metrics, micro_batches)
+        model = _Pair(adapted("encoder", as_model, encoder), adapted("decoder", as_model, decoder))
+        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
 
     def encode(self, x: Any) -> Any:
         """`codes = exp.encode(x)`: what the encoder makes of features."""
@@ -195,17 +196,17 @@ class VAEExperiment(_Reconstructing):
         activation: Callable[[Any], Any] | None = None,
         micro_batches: int = 1,
     ) -> None:
-        if latent_size < 1 or not beta >= 0:
-            raise ValueError(
-                f"latent_size must be 1 or more, and beta not negative; they are {latent_size} "
-                f"and {beta}"
-            )
-        model = _Pair(as_model(encoder), as_model(decoder), latent_size)
-        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
-        self.latent_size = latent_size
-        self.beta = float(beta)
-        self.activation = jax.nn.sigmoid if loss is None and activation is None else activation
+        self.latent_size = whole("latent_size", latent_size)
+        self.beta = not_negative("beta", beta)
         self.options = Options(loss, None, micro_batches)
+        function_or_none("activation", activation, "activation=jax.nn.sigmoid")
+        self.activation = jax.nn.sigmoid if loss is None and activation is None else activation
+        model = _Pair(
+            adapted("encoder", as_model, encoder),
+            adapted("decoder", as_model, decoder),
+            self.latent_size,
+        )
+        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
 
     def encode(self, x: Any) -> tuple[Array, Array]:
         """`mean, log_variance = exp.encode(x)`: of the latents, each [n, latent_size]."""
@@ -221,7 +222,8 @@ class VAEExperiment(_Reconstructing):
         Raises:
             DataError: the experiment has no values yet.
         """
-        return self.decode(jax.random.normal(key, (num, self.latent_size)))
+        shape = whole("num", num), self.latent_size
+        return self.decode(jax.random.normal(one_key("key", key), shape))
 
     def predict_step(self, batch: Batch) -> Any:
         """`reconstructions = exp.predict_step(x)`: from the means of the latents."""

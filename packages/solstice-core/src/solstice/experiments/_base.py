@@ -13,6 +13,7 @@ from jax import Array
 from jax.core import Tracer
 
 from solstice import _tree
+from solstice._arguments import function_or_none, whole
 from solstice._callback import Callback
 from solstice._errors import DataError
 from solstice._experiment import Experiment
@@ -50,19 +51,10 @@ class Options:
     micro_batches: int = 1
 
     def __post_init__(self) -> None:
-        for name in ["loss", "metrics"]:
-            given = getattr(self, name)
-            if given is not None and not callable(given):
-                raise TypeError(
-                    f"{name} must be a function, as in `loss=optax.huber_loss` or `metrics=lambda "
-                    f"outputs, targets, mask: ...`; it is {given!r:.60}"
-                )
-        given: Any = self.micro_batches
-        whole = isinstance(given, int) and not isinstance(given, bool)
-        if not whole or self.micro_batches < 1:
-            raise ValueError(
-                f"micro_batches must be a whole number, 1 or more; it is {self.micro_batches!r}"
-            )
+        function_or_none("loss", self.loss, "loss=optax.huber_loss")
+        function_or_none("metrics", self.metrics, "metrics=lambda outputs, targets, mask: ...")
+        micro_batches = whole("micro_batches", self.micro_batches)
+        object.__setattr__(self, "micro_batches", micro_batches)
 
 
 class ReadyMade(Experiment):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from solstice._arguments import probability, whole
 from solstice._errors import DataError
 from solstice._hints import (
     binary_hint,
@@ -103,13 +104,11 @@ class ClassificationExperiment(OneModelExperiment):
         metrics: MetricsFunction | None = None,
         micro_batches: int = 1,
     ) -> None:
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be 2 or more; it is {num_classes}")
-        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
-        self.num_classes = num_classes
+        self.num_classes = whole("num_classes", num_classes, 2)
         self.label_smoothing = check_smoothing(label_smoothing, loss)
-        self.class_weights = check_weights(class_weights, num_classes)
+        self.class_weights = check_weights(class_weights, self.num_classes)
         self.options = Options(loss, metrics, micro_batches)
+        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
 
     def predict_step(self, batch: Batch) -> Array:
         """`probabilities = exp.predict_step(x)`: float, of shape [n, num_classes].
@@ -193,11 +192,11 @@ class BinaryClassificationExperiment(OneModelExperiment):
         metrics: MetricsFunction | None = None,
         micro_batches: int = 1,
     ) -> None:
-        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
-        self.threshold = float(threshold)
+        self.threshold = probability("threshold", threshold)
         self.label_smoothing = check_smoothing(label_smoothing, loss)
         self.class_weights = check_weights(class_weights, 2)
         self.options = Options(loss, metrics, micro_batches)
+        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
 
     def predict_step(self, batch: Batch) -> Array:
         """`probabilities = exp.predict_step(x)`: those of class 1, float of shape [n]."""
@@ -275,14 +274,12 @@ class MultilabelClassificationExperiment(OneModelExperiment):
         metrics: MetricsFunction | None = None,
         micro_batches: int = 1,
     ) -> None:
-        if num_labels < 1:
-            raise ValueError(f"num_labels must be 1 or more; it is {num_labels}")
-        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
-        self.num_labels = num_labels
-        self.threshold = float(threshold)
+        self.num_labels = whole("num_labels", num_labels)
+        self.threshold = probability("threshold", threshold)
         self.label_smoothing = check_smoothing(label_smoothing, loss)
-        self.class_weights = check_weights(class_weights, num_labels)
+        self.class_weights = check_weights(class_weights, self.num_labels)
         self.options = Options(loss, metrics, micro_batches)
+        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
 
     def predict_step(self, batch: Batch) -> Array:
         """`probabilities = exp.predict_step(x)`: of each label, shape [n, num_labels]."""

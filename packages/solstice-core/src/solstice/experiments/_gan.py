@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from solstice._arguments import whole
 from solstice._errors import DataError
 from solstice._replace import replace
 from solstice._types import Batch
+from solstice.compat import as_model, as_optimizer
 from solstice.data._source import describe_batch
 from solstice.experiments._base import (
     Options,
@@ -24,7 +26,7 @@ from solstice.experiments._base import (
     shape_of,
     unmasked,
 )
-from solstice.experiments._learner import Forward, Learner, key_of
+from solstice.experiments._learner import Forward, Learner, adapted, key_of, one_key
 from solstice.experiments._losses import binary_cross_entropy
 from solstice.metrics import Mean, MetricsCollection
 
@@ -92,16 +94,18 @@ class GANExperiment(ReadyMade):
         sample_input: Any = None,
         micro_batches: int = 1,
     ) -> None:
-        if latent_size < 1:
-            raise ValueError(f"latent_size must be 1 or more; it is {latent_size}")
+        latent_size = whole("latent_size", latent_size)
+        self.micro_batches = Options(loss, None, micro_batches).micro_batches
         keys = jax.random.split(key_of(seed))
         other = optimizer if discriminator_optimizer is None else discriminator_optimizer
         latents = None if sample_input is None else jnp.zeros((1, latent_size))
+        generator = adapted("generator", as_model, generator)
+        discriminator = adapted("discriminator", as_model, discriminator)
+        other = adapted("discriminator_optimizer", as_optimizer, other)
         self.generator = Learner(generator, optimizer, seed=keys[0], sample_input=latents)
         self.discriminator = Learner(discriminator, other, seed=keys[1], sample_input=sample_input)
         self.latent_size = latent_size
         self.loss = loss
-        self.micro_batches = Options(loss, None, micro_batches).micro_batches
 
     @property
     def step(self) -> Array:
@@ -114,7 +118,7 @@ class GANExperiment(ReadyMade):
         Raises:
             DataError: the experiment has no values yet.
         """
-        return self.generator(self._latents(key, num))
+        return self.generator(self._latents(one_key("key", key), whole("num", num)))
 
     def check_batch(self, batch: Batch) -> None:
         """Refuses features that cannot be: they all go through the discriminator."""

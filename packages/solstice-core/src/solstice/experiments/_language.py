@@ -1,6 +1,5 @@
 """Language modelling with any model and any optimiser."""
 
-import operator
 from typing import Any, cast
 
 import equinox as eqx
@@ -10,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from solstice._arguments import integers, not_negative, whole
 from solstice._errors import DataError
 from solstice._hints import mask_hint
 from solstice._metrics import at_least_float32
@@ -23,7 +23,7 @@ from solstice.experiments._base import (
     shape_of,
     unmasked,
 )
-from solstice.experiments._learner import Learner
+from solstice.experiments._learner import Learner, one_key
 from solstice.experiments._losses import check_smoothing, cross_entropy
 from solstice.metrics import LanguageModelMetrics
 
@@ -83,16 +83,12 @@ class LanguageModelExperiment(OneModelExperiment):
         metrics: MetricsFunction | None = None,
         micro_batches: int = 1,
     ) -> None:
-        if vocabulary_size < 2:
-            raise ValueError(f"vocabulary_size must be 2 or more; it is {vocabulary_size}")
-        if pad_id is not None and not 0 <= pad_id < vocabulary_size:
-            raise ValueError(f"pad_id must be a token in [0, {vocabulary_size}); it is {pad_id}")
-        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input, free_axes=2)
-        self.vocabulary_size = vocabulary_size
-        self.pad_id = pad_id
-        self.token_bytes = _bytes(token_bytes, vocabulary_size)
+        self.vocabulary_size = size = whole("vocabulary_size", vocabulary_size, 2)
+        self.pad_id = None if pad_id is None else whole("pad_id", pad_id, 0, most=size - 1)
+        self.token_bytes = _bytes(token_bytes, size)
         self.label_smoothing = check_smoothing(label_smoothing, loss)
         self.options = Options(loss, metrics, micro_batches)
+        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input, free_axes=2)
 
     def generate(
         self, prompts: ArrayLike, num_tokens: int, *, key: Array, temperature: float = 1.0
@@ -116,13 +112,10 @@ class LanguageModelExperiment(OneModelExperiment):
             DataError: the prompts are no tokens, or the experiment has no values yet.
             FloatingPointError: the model gives logits that are NaN.
         """
-        num_tokens = operator.index(num_tokens)
-        if num_tokens < 0 or not temperature >= 0:
-            raise ValueError(
-                f"num_tokens and temperature must be 0 or more; they are {num_tokens} and "
-                f"{temperature}"
-            )
-        prompts = jnp.asarray(prompts)
+        num_tokens = whole("num_tokens", num_tokens, 0)
+        temperature = not_negative("temperature", temperature)
+        key = one_key("key", key)
+        prompts = jnp.asarray(integers("prompts", prompts))
         self._check_tokens(prompts, at_least=1)
         self._check_values(np.asarray(prompts))
         if num_tokens == 0:
@@ -226,8 +219,8 @@ def _generate(
 def _bytes(token_bytes: ArrayLike | None, size: int) -> Array | None:
     if token_bytes is None:
         return None
-    given = jnp.asarray(token_bytes)
-    if given.shape != (size,) or not jnp.issubdtype(given.dtype, jnp.integer):
+    given = jnp.asarray(integers("token_bytes", token_bytes))
+    if given.shape != (size,):
         raise ValueError(
             f"token_bytes must be an integer for each of the {size} tokens; they are "
             f"{describe_batch(given)}"

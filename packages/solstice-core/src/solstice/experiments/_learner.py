@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import equinox as eqx
 import jax
@@ -11,11 +11,21 @@ import numpy as np
 from jax import Array
 
 from solstice import _tree
+from solstice._arguments import check_alive, numeric, shown, whole
 from solstice._errors import DataError
 from solstice._metrics import Metrics, at_least_float32
 from solstice._replace import replace
 from solstice._types import Batch, Outs
-from solstice.compat import Model, Optimizer, OptState, Params, State, as_model, as_optimizer
+from solstice.compat import (
+    AdapterError,
+    Model,
+    Optimizer,
+    OptState,
+    Params,
+    State,
+    as_model,
+    as_optimizer,
+)
 from solstice.data._source import describe_batch
 from solstice.experiments._constants import constants_of
 
@@ -110,8 +120,9 @@ class Learner(eqx.Module):
         self.params = self.state = self.opt_state = self.inputs = None
         self.key = key_of(seed)
         self.step = jnp.zeros((), jnp.int32)
-        self.free_axes = free_axes
+        self.free_axes = whole("free_axes", free_axes)
         if sample_input is not None:
+            _check_sample(sample_input)
             for name, value in self._initial(sample_input).items():
                 setattr(self, name, value)
 
@@ -240,18 +251,62 @@ class Learner(eqx.Module):
 
 def key_of(seed: Any) -> Array:
     """A PRNG key of a seed: an integer, or a key itself, typed or legacy."""
-    dtype: Any = getattr(seed, "dtype", None) or np.asarray(seed).dtype
-    shape = np.shape(seed)
-    if shape == () and jnp.issubdtype(dtype, jnp.integer):
-        return jax.random.key(seed)
-    is_typed = shape == () and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    is_legacy = len(shape) == 1 and dtype == np.uint32
-    if not (is_typed or is_legacy):
+    check_alive("seed", seed)
+    if _is_key(seed):
+        return seed
+    if not _is_seed(seed):
         raise TypeError(
-            f"seed must be an integer, as in `seed=0`, or one key, as in "
-            f"`seed=jax.random.key(0)`; it is {describe_batch(seed)}"
+            f"seed must be an integer of up to 64 bits, as in `seed=0`, or one key, as in "
+            f"`seed=jax.random.key(0)`; it is {shown(seed)}"
         )
-    return seed
+    return jax.random.key(seed)
+
+
+def one_key(name: str, key: Any) -> Array:
+    """`one_key("key", key)`: the key, typed or legacy; a TypeError if it is none."""
+    check_alive(name, key)
+    if not _is_key(key):
+        raise TypeError(
+            f"{name} must be one PRNG key, as in `{name}=jax.random.key(0)`; it is {shown(key)}"
+        )
+    return key
+
+
+def _is_key(key: Any) -> bool:
+    if not isinstance(key, jax.Array | np.ndarray):
+        return False
+    given = cast("Any", key)
+    if jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
+        return given.shape == ()
+    return given.ndim == 1 and given.size > 0 and given.dtype == np.uint32
+
+
+def _is_seed(seed: Any) -> bool:
+    if isinstance(seed, int):
+        return not isinstance(seed, bool) and -(2**63) <= seed < 2**63
+    kinds = jax.Array | np.ndarray | np.generic
+    return isinstance(seed, kinds) and not seed.shape and jnp.issubdtype(seed.dtype, jnp.integer)
+
+
+def adapted(name: str, adapt: Callable[[Any], Any], given: Any) -> Any:
+    """`adapted("encoder", as_model, encoder)`: an adapter, or an error that names the argument."""
+    try:
+        return adapt(given)
+    except (TypeError, AdapterError) as error:
+        if type(error) not in (TypeError, AdapterError):
+            raise
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _check_sample(sample_input: Any) -> None:
+    """Raises an error on what is no batch of inputs: the model would raise one of its own."""
+    for path, leaf in _tree.leaves_by_path(sample_input):
+        numeric(f"sample_input{path}", leaf)
+    if not any(np.ndim(leaf) for leaf in _tree.leaves(sample_input)):
+        raise TypeError(
+            f"sample_input must be inputs of a batch, arrays whose axis 0 is the example; it is "
+            f"{shown(sample_input)}"
+        )
 
 
 class Forward:

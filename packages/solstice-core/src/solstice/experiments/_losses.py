@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from solstice._arguments import share
 from solstice._metrics import at_least_float32
 
 
@@ -46,11 +47,10 @@ def squared_error(predictions: Array, targets: Array) -> Array:
 
 def check_smoothing(smoothing: float, loss: object) -> float:
     """The `label_smoothing` of an Experiment, as a float."""
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), such as 0.1; it is {smoothing}")
+    smoothing = share("label_smoothing", smoothing, such_as="0.1")
     if smoothing and loss is not None:
         raise ValueError("label_smoothing is of the usual loss: smooth in the `loss` you give")
-    return float(smoothing)
+    return smoothing
 
 
 def check_weights(weights: object, size: int) -> Array | None:

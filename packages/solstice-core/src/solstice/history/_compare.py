@@ -39,12 +39,15 @@ def compare(
     from solstice.history._plot import draw, save
 
     if isinstance(runs, str | PathLike) or hasattr(runs, "history"):
-        raise TypeError(f"compare takes several runs: write `solstice.compare([{runs!r}, ...])`")
+        raise TypeError(f"runs must be several: write `solstice.compare([{runs!r}, ...])`")
     several: Any = runs
     if isinstance(runs, Mapping):
         named: dict[str, Any] = dict(several)
+    elif not isinstance(several, Iterable):
+        raise TypeError(f"runs must be several runs, such as [one, other]; it is {runs!r:.60}")
     else:
-        named = {_name(run, index): run for index, run in enumerate(several, 1)}
+        listed: list[Any] = list(cast("Iterable[Any]", several))
+        named = {_name(run, index): run for index, run in enumerate(listed, 1)}
     histories = {name: _history(run) for name, run in named.items()}
     return save(draw(histories, only=only, smooth=smooth), path)
 
@@ -60,6 +63,7 @@ def _history(run: Any) -> History:
     history = getattr(run, "history", run)
     if not isinstance(history, History):
         raise TypeError(
-            f"a run is a History, a Trainer or the path of a CSV or JSON lines file; it is {run!r}"
+            f"runs must be a History, a Trainer or the path of a CSV or JSON lines file each; one "
+            f"is {run!r:.60}"
         )
     return history

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from solstice._arguments import choice, switch, text, whole_or_none
 from solstice._callback import Callback, Record
 from solstice._left_out import LeftOut
 from solstice._paths import local_path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 MOMENT = ("step", "epoch", "mode", "span")
 """The columns that every row has, before its metrics."""
+
+_SPANS = ("epoch", "steps")
 
 _TAKEN = re.compile(rf"(metric/)*({'|'.join(MOMENT)})")
 """Names of metrics whose column has another name, so that none is lost."""
@@ -67,9 +70,9 @@ class History(Callback):
     def __init__(
         self, *, every: int | None = None, scalars_only: bool = False, max_size: int | None = None
     ) -> None:
-        self.every = every
-        self.scalars_only = scalars_only
-        self.max_size = max_size
+        self.every = whole_or_none("every", every, 1, "steps")
+        self.scalars_only = switch("scalars_only", scalars_only)
+        self.max_size = whole_or_none("max_size", max_size, 0, "numbers")
         self._left_out = LeftOut()
         self.rows: list[dict[str, Any]] = AppendOnly()
 
@@ -112,7 +115,8 @@ class History(Callback):
         Raises:
             KeyError: there is no such metric; the message lists those there are.
         """
-        mode, _, metric = name.partition("/")
+        choice("span", span, _SPANS)
+        mode, _, metric = text("name", name, "val/loss").partition("/")
         there = [row for row in self.rows if (row["mode"], row["span"]) == (mode, span)]
         column = column_of(metric)
         found = [(row["step"], float(row[column])) for row in there if _is_number(row.get(column))]
@@ -123,6 +127,7 @@ class History(Callback):
 
     def names(self, span: Literal["epoch", "steps"] = "epoch") -> list[str]:
         """`history.names()`: the metrics that are numbers, with their modes: "train/loss"."""
+        choice("span", span, _SPANS)
         found = {
             f"{row['mode']}/{name}": None
             for row in self.rows
@@ -155,7 +160,8 @@ class History(Callback):
         ]
         if not rows:
             raise KeyError(f"{name!r} is NaN in all {len(self.rows)} rows")
-        sign = 1 if (mode or better(name)) == "min" else -1
+        mode = better(name) if mode is None else choice("mode", mode, ("min", "max"))
+        sign = 1 if mode == "min" else -1
         return min(rows, key=lambda row: sign * row[column])
 
     def to_pandas(self) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from os import PathLike
 from typing import Any, Literal
 
+from solstice._arguments import names, share
 from solstice._paths import local_path
 from solstice.history._history import History, better, column_of
 
@@ -39,9 +40,8 @@ class Picture(Figure):
 
 def draw(runs: Mapping[str, History], *, only: Collection[str] | None, smooth: float) -> Figure:
     """A panel for each metric, a colour for each run."""
-    if not 0 <= smooth < 1:
-        raise ValueError(f"smooth must be in [0, 1); it is {smooth}")
-    metrics = _metrics(runs, (only,) if isinstance(only, str) else only)
+    smooth = share("smooth", smooth)
+    metrics = _metrics(runs, names("only", only))
     left_out = metrics[_PANELS:] if only is None else []
     metrics = metrics[: len(metrics) - len(left_out)]
     columns = min(len(metrics), _COLUMNS)

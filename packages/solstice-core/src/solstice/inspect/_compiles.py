@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from solstice._arguments import function, function_or_none, whole_or_none
 from solstice._engine._compiles import Compilation, Reasons, compiled_so_far, kinds_of
 from solstice.callbacks._compile_monitor import check_budget
 
@@ -38,6 +39,9 @@ def watch_compiles(
     Raises:
         CompileBudgetError: after a call, if more have compiled.
     """
+    function("step", step, "step=eqx.filter_jit(step)")
+    most = whole_or_none("max_compiles", max_compiles, 0, "calls")
+    say = function_or_none("report", report, "report=print") or _log
     name = str(getattr(step, "__name__", type(step).__name__))
     compilations: list[Compilation] = []
     reasons = Reasons()
@@ -50,8 +54,8 @@ def watch_compiles(
         if now[0] > count:
             why = reasons.of(name, {**kinds_of(args), **kinds_of(kwargs)})
             compilations.append(Compilation(name, now[1] - seconds, why))
-            (report or _log)(compilations[-1])
-            check_budget(compilations, max_compiles)
+            say(compilations[-1])
+            check_budget(compilations, most)
         return result
 
     return watched

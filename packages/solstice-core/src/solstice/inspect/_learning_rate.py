@@ -11,8 +11,9 @@ import numpy as np
 from jax import Array
 
 from solstice import _tree
+from solstice._arguments import number, positive, share, text, whole
 from solstice._callback import Callback, Record, Stop
-from solstice._experiment import Experiment
+from solstice._experiment import Experiment, check_experiment
 from solstice._rates import injected_rates, scaled_beside
 from solstice._replace import replace
 from solstice._trainer import Trainer
@@ -118,11 +119,10 @@ def find_learning_rate(
 
     The test is that of Smith, "Cyclical Learning Rates for Training Neural Networks" (2017).
     """
-    if not 0 < lowest < highest or steps < 10 or not 0 <= smooth < 1:
-        raise ValueError(
-            f"lowest must be more than 0 and less than highest, steps 10 or more, and smooth in "
-            f"[0, 1): {lowest=}, {highest=}, {steps=}, {smooth=}"
-        )
+    lowest, steps = positive("lowest", lowest), whole("steps", steps, 10)
+    highest = number("highest", highest, f"more than lowest={lowest}", lambda x: x > lowest)
+    smooth, metric = share("smooth", smooth), text("metric", metric, "loss")
+    check_experiment(experiment)
     source = open_source(train_ds, "train_ds", batch_size)
     experiment = experiment.setup(arrays_of(source.first()))
     rates = np.geomspace(lowest, highest, steps)

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from solstice import _tree
+from solstice._arguments import choice, positive
 from solstice._engine._cost import cost_of
 from solstice._engine._program import prepare, type_of
 from solstice._experiment import Experiment
@@ -107,6 +108,9 @@ def plan(
         ExperimentError: the step returns no pair, or an Experiment of another structure.
         TypeError: `experiment` is neither an Experiment nor a function that makes one.
     """
+    choice("method", method, ("train_step", "eval_step", "predict_step"))
+    flops_per_second = _rate("flops_per_second", flops_per_second)
+    bytes_per_second = _rate("bytes_per_second", bytes_per_second)
     step, types, inputs = _traced(experiment, method, batch)
     closed = cast("Any", jax.make_jaxpr(step.program.packed_call)(types, inputs))
     jaxpr = closed.jaxpr
@@ -156,11 +160,15 @@ def _traced(experiment: Any, method: str, batch: Batch) -> tuple[_Step, list[Any
 
     if not isinstance(experiment, Experiment) and not callable(experiment):
         raise TypeError(
-            f"`plan` takes an Experiment, or a function that makes one; it was given "
+            f"experiment must be an Experiment, or a function that makes one; it is "
             f"{experiment!r:.60}"
         )
     eqx.filter_eval_shape(look, experiment, batch)
     return found[0]
+
+
+def _rate(name: str, given: float | None) -> float | None:
+    return None if given is None else positive(name, given)
 
 
 @lru_cache

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from solstice import _tree
+from solstice._arguments import whole_or_none
 from solstice._engine._program import Plan, prepare
-from solstice._experiment import Experiment, params_of
+from solstice._experiment import Experiment, check_experiment, params_of
 from solstice._types import Batch
 from solstice.data._arrays import arrays_of
 
@@ -99,6 +100,8 @@ def summary(experiment: Experiment, batch: Batch = None, *, depth: int | None = 
     Raises:
         ExperimentError, DataError: with a batch, if the step cannot be traced with it.
     """
+    check_experiment(experiment)
+    depth = whole_or_none("depth", depth, 0, "levels")
     plan: Plan | None = None
     if batch is not None:
         batch = arrays_of(batch)

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from solstice._arguments import names, whole_or_none
 from solstice._callback import Callback, Record
 from solstice._left_out import LeftOut
 from solstice.history._history import MOMENT, column_of, metrics_in, row_of
@@ -61,10 +62,8 @@ class Logger(Callback):
     leaves_traces = True
 
     def __init__(self, *, every: int | None = None, only: Collection[str] | None = None) -> None:
-        if every is not None and every < 1:
-            raise ValueError(f"every must be 1 or more steps; it is {every}")
-        self.every = every
-        self._only = (only,) if isinstance(only, str) else only
+        self.every = whole_or_none("every", every, 1, "steps")
+        self._only = names("only", only)
         self._left_out = LeftOut()
         self._start = Start("more")
         self._is_open = False

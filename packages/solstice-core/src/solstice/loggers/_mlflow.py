@@ -4,6 +4,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from solstice._arguments import mapping, text, text_or_none
 from solstice.loggers._logger import Logger, Start, is_missing, is_number, numbers_of
 
 
@@ -39,10 +40,11 @@ class MLflow(Logger):
         only: Collection[str] | None = None,
     ) -> None:
         super().__init__(every=every, only=only)
-        self.experiment = experiment
+        self.experiment = text("experiment", experiment, "digits")
         self.run_id: str | None = None
-        self._name = name
-        self._params = dict(params or {})
+        self._name = text_or_none("name", name, "first")
+        self._params = mapping("params", params, '{"rate": 0.1}')
+        tracking_uri = text_or_none("tracking_uri", tracking_uri, "sqlite:///mlflow.db")
         self._tools = _tools()
         self._client: Any = self._tools.MlflowClient(tracking_uri)
         self._there: dict[str, set[tuple[int, str]]] = {}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from solstice import _tree
+from solstice._arguments import mapping, whole_or_none
 from solstice._callback import Record
 from solstice._experiment import params_of
 from solstice._paths import local_path
@@ -55,12 +56,10 @@ class TensorBoard(Logger):
         histograms: int | None = None,
     ) -> None:
         super().__init__(every=every, only=only)
-        if histograms is not None and histograms < 1:
-            raise ValueError(f"histograms must be 1 or more epochs; it is {histograms}")
         self.directory = local_path(directory, "directory")
         self._folder = self.directory
-        self._hparams = dict(hparams or {})
-        self._histograms = histograms
+        self._hparams = mapping("hparams", hparams, '{"rate": 0.1}')
+        self._histograms = whole_or_none("histograms", histograms, 1, "epochs")
         self._board: Any = None
         self._files = 0
         self._shown_at: int | None = None

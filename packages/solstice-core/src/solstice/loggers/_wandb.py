@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from solstice._arguments import mapping, text, text_or_none
 from solstice._callback import Record
 from solstice._paths import local_path
 from solstice.history._history import as_json
@@ -52,12 +53,13 @@ class WandB(Logger):
         **options: Any,
     ) -> None:
         super().__init__(every=every, only=only)
-        self.project = project
+        self.project = text("project", project, "digits")
         self.directory = local_path(directory, "directory")
         self._folder = self.directory
         self.run: Any = None
+        name, mode = text_or_none("name", name, "first"), text_or_none("mode", mode, "offline")
         self._options: dict[str, Any] = {"name": name, "mode": mode, **options}
-        self._config = dict(config or {})
+        self._config = mapping("config", config, '{"rate": 0.1}')
         self._id: str | None = None
         self._ahead: list[str] = []
         _tools()

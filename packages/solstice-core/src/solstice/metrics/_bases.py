@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from solstice import _tree
+from solstice._arguments import real
 from solstice._hints import mask_hint
 from solstice._metrics import Metrics
 from solstice._sums import Counts, Totals, at_least_float32
@@ -140,7 +141,7 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
     """
     if mask is None:
         return jnp.ones(shape, bool)
-    given = jnp.asarray(mask)
+    given = jnp.asarray(real("mask", mask))
     if given.shape != shape or not _is_mask(given):
         raise ValueError(
             f"the mask must have the shape {list(shape)}, booleans that are true where an entry "

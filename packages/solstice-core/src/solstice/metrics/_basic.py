@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from solstice._arguments import instance, numeric, real
 from solstice._metrics import Metrics
 from solstice._replace import replace
 from solstice._sums import Counts, Totals, as_given, at_least_float32, exact_sum
@@ -68,7 +69,7 @@ class Sum(Additive):
     is_whole: bool = eqx.field(static=True)
 
     def __init__(self, values: ArrayLike, mask: ArrayLike | None = None) -> None:
-        numbers = as_given(values)
+        numbers = as_given(real("values", values))
         counts = as_mask(mask, numbers.shape)
         self.is_whole = not jnp.issubdtype(numbers.dtype, jnp.inexact)
         if self.is_whole:
@@ -101,7 +102,7 @@ class Collect(Growing):
     names: tuple[str, ...] = eqx.field(static=True)
 
     def __init__(self, *, mask: ArrayLike | None = None, **arrays: ArrayLike) -> None:
-        self.arrays = {name: as_stored(array) for name, array in arrays.items()}
+        self.arrays = {name: as_stored(numeric(name, array)) for name, array in arrays.items()}
         shapes = {name: list(array.shape) for name, array in self.arrays.items()}
         if not shapes or any(not shape for shape in shapes.values()):
             raise ValueError(
@@ -139,12 +140,7 @@ class MetricsCollection(Metrics):
 
     def __init__(self, **parts: Metrics) -> None:
         for name, part in parts.items():
-            given: Any = part
-            if not isinstance(given, Metrics):
-                raise TypeError(
-                    f"MetricsCollection takes metrics by name, as in "
-                    f"`MetricsCollection(loss=Mean(losses))`; {name} is {given!r:.60}"
-                )
+            instance(name, part, Metrics, "Metrics, since MetricsCollection takes metrics by name")
         self.parts = parts
         self.names = tuple(parts)
 
@@ -179,6 +175,10 @@ class WithLoss(Metrics):
         metrics: any Metrics.
         losses: numbers of any shape.
         weights: what each counts, broadcasting against the losses; each counts 1 if left out.
+
+    Raises:
+        TypeError: `metrics` are no Metrics, or `losses` or `weights` no real numbers.
+        ValueError: `weights` do not broadcast.
     """
 
     metrics: Metrics
@@ -187,8 +187,9 @@ class WithLoss(Metrics):
     def __init__(
         self, metrics: Metrics, losses: ArrayLike, weights: ArrayLike | None = None
     ) -> None:
-        self.metrics = metrics
-        shares = None if weights is None else jnp.broadcast_to(weights, jnp.shape(losses))
+        self.metrics = instance("metrics", metrics, Metrics, "Metrics, such as `Mean(losses)`")
+        real("losses", losses)
+        shares = None if weights is None else _broadcast(weights, losses)
         self.loss = Mean(losses, shares)
 
     def merge(self, other: Self, /) -> Self:
@@ -212,10 +213,21 @@ def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != name}
 
 
+def _broadcast(weights: ArrayLike, losses: ArrayLike) -> Array:
+    given, shape = jnp.asarray(real("weights", weights)), jnp.shape(losses)
+    try:
+        return jnp.broadcast_to(given, shape)
+    except ValueError as error:
+        raise ValueError(
+            f"weights must broadcast against the losses, {list(shape)}; they are of the shape "
+            f"{list(given.shape)}"
+        ) from error
+
+
 def _weighted(values: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
     """Values and their weights, flat."""
-    numbers = at_least_float32(values).reshape(-1)
-    given = jnp.asarray(True if weights is None else weights)
+    numbers = at_least_float32(real("values", values)).reshape(-1)
+    given = jnp.asarray(real("weights", True if weights is None else weights))
     shape = jnp.shape(values)
     if given.shape not in ((), shape):
         raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from solstice._arguments import probability, real, switch, whole
 from solstice._hints import pair_hint
 from solstice._sums import Counts, at_least_float32
 from solstice.metrics._bases import (
@@ -72,10 +73,10 @@ class BinaryMetrics(Additive):
         num_bins: int = 512,
         from_logits: bool = False,
     ) -> None:
-        _check_pair(scores, targets, 1, from_logits)
+        self.threshold = probability("threshold", threshold)
+        self.num_bins = num_bins = whole("num_bins", num_bins)
+        _check_pair(scores, targets, 1, switch("from_logits", from_logits))
         scores, (positive, negative) = at_least_float32(scores), _classes(targets)
-        if num_bins < 1:
-            raise ValueError(f"num_bins must be 1 or more; it is {num_bins}")
         given, nan = as_mask(mask, scores.shape), has_nan(scores)
         counts = given & (positive | negative)
         guessed = (jax.nn.sigmoid(scores) if from_logits else scores) >= threshold
@@ -95,7 +96,6 @@ class BinaryMetrics(Additive):
                 "num_nan": count(given & nan),
             }
         )
-        self.threshold, self.num_bins = float(threshold), num_bins
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["roc_auc"]`: floats by name, and two integer counts."""
@@ -235,6 +235,7 @@ class MultilabelMetrics(Additive):
         mask: ArrayLike | None = None,
         threshold: float = 0.5,
     ) -> None:
+        self.threshold = probability("threshold", threshold)
         _check_pair(scores, targets, 2)
         scores, (positive, negative) = at_least_float32(scores), _classes(targets)
         rows = None if mask is None else jnp.asarray(mask)
@@ -258,7 +259,6 @@ class MultilabelMetrics(Additive):
                 "num_nan": count(given & nan),
             }
         )
-        self.threshold = float(threshold)
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["f1_macro"]`: floats by name, and two integer counts."""
@@ -294,7 +294,7 @@ class MultilabelMetrics(Additive):
 def _check_pair(
     scores: ArrayLike, targets: ArrayLike, ndim: int, from_logits: bool = False
 ) -> None:
-    shapes = np.shape(scores), np.shape(targets)
+    shapes = np.shape(real("scores", scores)), np.shape(real("targets", targets))
     expected = "[n]" if ndim == 1 else "[n, num_labels]"
     if len(shapes[0]) != ndim or shapes[0] != shapes[1] or 0 in shapes[0][1:]:
         raise ValueError(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from solstice._arguments import classes, real, whole
 from solstice._hints import predictions_hint
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice.metrics._bases import (
@@ -78,11 +79,13 @@ class ClassificationMetrics(Additive):
         top_k: int | None = None,
     ) -> None:
         given, labels = preds, targets
-        preds, targets, loss = jnp.asarray(preds), jnp.asarray(targets), jnp.asarray(loss)
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be 1 or more; it is {num_classes}")
-        if top_k is not None and not 1 <= top_k <= num_classes:
-            raise ValueError(f"top_k must be between 1 and {num_classes}; it is {top_k}")
+        num_classes = whole("num_classes", num_classes)
+        top_k = None if top_k is None else whole("top_k", top_k, most=num_classes)
+        preds, targets = (
+            jnp.asarray(real("preds", preds)),
+            jnp.asarray(classes("targets", targets)),
+        )
+        loss = jnp.asarray(real("loss", loss))
         scores = preds
         are_scores = preds.ndim == 2 and targets.ndim == 1 and preds.shape[1] == num_classes
         nan = has_nan(preds)

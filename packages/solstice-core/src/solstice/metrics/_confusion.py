@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from solstice._arguments import classes, real, whole
 from solstice._hints import class_hint, predictions_hint
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice.metrics._bases import (
@@ -53,15 +54,20 @@ class ConfusionMatrix(Additive):
         mask: ArrayLike | None = None,
     ) -> None:
         given, labels = preds, targets
-        preds, targets = jnp.asarray(preds), jnp.asarray(targets)
+        num_classes = whole("num_classes", num_classes)
+        preds, targets = (
+            jnp.asarray(real("preds", preds)),
+            jnp.asarray(classes("targets", targets)),
+        )
         nan = has_nan(preds)
         if preds.ndim == 2 and preds.shape[1] == num_classes:
             preds, nan = highest(preds), jnp.any(nan, axis=-1)
-        if num_classes < 1 or targets.ndim != 1 or preds.shape != targets.shape:
+        if targets.ndim != 1 or preds.shape != targets.shape:
             raise ValueError(
-                f"expected preds of shape [n] or [n, {num_classes}], targets of shape [n] and a "
-                f"num_classes of 1 or more; they are {list(preds.shape)}, {list(targets.shape)} "
-                f"and {num_classes}{predictions_hint(given, labels)}"
+                f"with num_classes={num_classes}, preds must be of shape [n] or "
+                f"[n, {num_classes}], and targets of shape [n]; they are {list(preds.shape)} and "
+                f"{list(targets.shape)}"
+                f"{predictions_hint(given, labels)}"
             )
         counts = as_mask(mask, targets.shape)
         rows, columns = as_classes(targets, num_classes), as_classes(preds, num_classes)
@@ -112,12 +118,14 @@ class CalibrationError(Additive):
         mask: ArrayLike | None = None,
         num_bins: int = 15,
     ) -> None:
-        given, labels = at_least_float32(probabilities), jnp.asarray(targets)
-        if num_bins < 1 or given.ndim != 2 or labels.shape != given.shape[:1]:
+        num_bins = whole("num_bins", num_bins)
+        given = at_least_float32(real("probabilities", probabilities))
+        labels = jnp.asarray(classes("targets", targets))
+        if given.ndim != 2 or labels.shape != given.shape[:1] or given.shape[1] == 0:
             raise ValueError(
-                f"expected probabilities of shape [n, num_classes], targets of shape [n] and a "
-                f"num_bins of 1 or more; they are {list(given.shape)}, {list(labels.shape)} and "
-                f"{num_bins}{class_hint(targets) if labels.ndim > 1 else ''}"
+                f"expected probabilities of shape [n, num_classes] and targets of shape [n]; they "
+                f"are {list(given.shape)} and {list(labels.shape)}"
+                f"{class_hint(targets) if labels.ndim > 1 else ''}"
             )
         counts, nan = as_mask(mask, labels.shape), has_nan(given, axis=1)
         labels = as_classes(labels, given.shape[1])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from solstice._arguments import classes, real
 from solstice._sums import Counts, Totals, as_given, at_least_float32, exact_sum
 from solstice.metrics._bases import (
     Additive,
@@ -56,8 +57,9 @@ class LanguageModelMetrics(Additive):
         mask: ArrayLike | None = None,
         num_bytes: ArrayLike | None = None,
     ) -> None:
-        logits, targets = jnp.asarray(logits), jnp.asarray(targets)
-        if logits.ndim < 1 or logits.shape[:-1] != targets.shape:
+        logits = jnp.asarray(real("logits", logits))
+        targets = jnp.asarray(classes("targets", targets))
+        if logits.ndim < 1 or logits.shape[:-1] != targets.shape or logits.shape[-1] == 0:
             raise ValueError(
                 f"expected logits of shape [..., vocabulary] and targets of shape [...]; they are "
                 f"{list(logits.shape)} and {list(targets.shape)}"
@@ -78,7 +80,7 @@ class LanguageModelMetrics(Additive):
         }
         self.has_bytes = num_bytes is not None
         if num_bytes is not None:
-            numbers["num_bytes"] = exact_sum(_whole(num_bytes))
+            numbers["num_bytes"] = exact_sum(_whole(classes("num_bytes", num_bytes)))
         self.counts = Counts(numbers)
 
     def compute(self) -> dict[str, Any]:

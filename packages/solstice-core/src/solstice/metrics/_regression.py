@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from solstice import _tree
+from solstice._arguments import real
 from solstice._metrics import Metrics
 from solstice._replace import replace
 from solstice._sums import Counts, Totals, at_least_float32
@@ -54,7 +55,10 @@ class RegressionMetrics(Metrics):
     def __init__(
         self, preds: ArrayLike, targets: ArrayLike, *, mask: ArrayLike | None = None
     ) -> None:
-        one, other = at_least_float32(preds), at_least_float32(targets)
+        one, other = (
+            at_least_float32(real("preds", preds)),
+            at_least_float32(real("targets", targets)),
+        )
         if one.shape != other.shape:
             raise ValueError(
                 f"preds and targets must be of one shape; they are {list(one.shape)} and "

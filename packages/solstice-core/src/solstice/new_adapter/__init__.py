@@ -6,6 +6,7 @@ replace the net, keep the tests green.
 
 import re
 from pathlib import Path
+from typing import Any, cast
 
 from solstice._paths import local_path
 
@@ -23,7 +24,7 @@ def write_package(name: str, folder: Path) -> Path:
         ValueError: `name` is no such name, or `folder` is a URL.
         FileExistsError: the package is there already; nothing is written.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+    if not isinstance(cast("Any", name), str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(
             f"the name must be of lower-case letters, digits and underscores, as in `toynet`; "
             f"it is {name!r}"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from solstice._arguments import number, whole
 from solstice._trainer import Trainer
 from solstice.compat import Model, Optimizer
 from solstice.experiments import ClassificationExperiment
@@ -25,6 +26,10 @@ class Sgd:
 
     rate: float = 0.1
     momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        number("rate", self.rate)
+        number("momentum", self.momentum)
 
     def init(self, params: Any, /) -> Any:
         """`opt_state = optimizer.init(params)`: zeros, for momentum."""
@@ -59,6 +64,9 @@ class Linear:
 
     size: int = CLASSES
 
+    def __post_init__(self) -> None:
+        whole("size", self.size)
+
     def init(self, key: Any, x: Any, /) -> tuple[Any, Any]:
         """`params, state = model.init(key, x)`: a kernel and a bias."""
         kernel = 0.1 * jax.random.normal(key, (x.shape[-1], self.size))
@@ -74,6 +82,7 @@ class Linear:
 
 def blobs(num_batches: int = 8, batch_size: int = 16) -> list[Any]:
     """`blobs()`: batches of points around a centre for each class, far enough apart to be told."""
+    num_batches, batch_size = whole("num_batches", num_batches), whole("batch_size", batch_size)
     rng = np.random.default_rng(0)
     centres = 2 * np.eye(CLASSES, FEATURES, dtype=np.float32)
     labels = rng.integers(0, CLASSES, (num_batches, batch_size)).astype(np.int32)

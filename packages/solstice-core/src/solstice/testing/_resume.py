@@ -11,11 +11,12 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 
 from solstice import checkpoint
+from solstice._arguments import function, positive, whole
 from solstice._callback import Callback, Record
 from solstice._experiment import Experiment
 from solstice._run._plain import from_plain, to_plain
@@ -75,6 +76,9 @@ def verify_resume(
         TypeError: `make_run` cannot be imported by another process.
         RuntimeError: a run fails, takes too long, or ends before a step of `kill_at`.
     """
+    function("make_run", make_run, "make_run=make_run")
+    timeout = None if timeout is None else positive("timeout", timeout)
+    steps = _steps(kill_at)
     try:
         pickle.dumps(make_run)
     except (pickle.PicklingError, AttributeError) as error:
@@ -85,11 +89,17 @@ def verify_resume(
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
         _in_a_process(make_run, whole, None, timeout)
-        for step in kill_at:
+        for step in steps:
             broken = Path(folder) / f"killed-at-{step}"
             _in_a_process(make_run, broken, step, timeout)
             _in_a_process(make_run, broken, None, timeout)
             _compare(whole / _FINAL, broken / _FINAL, step)
+
+
+def _steps(kill_at: Any) -> list[int]:
+    if not isinstance(kill_at, Iterable) or isinstance(kill_at, str | bytes):
+        raise TypeError(f"kill_at must be training steps, such as [3, 17]; it is {kill_at!r:.60}")
+    return [whole("kill_at", step, 1, "steps") for step in cast("Iterable[Any]", kill_at)]
 
 
 def _in_a_process(

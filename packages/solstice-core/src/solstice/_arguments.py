@@ -1,0 +1,342 @@
+"""Checks of arguments: an error says the name, what is expected, and the value.
+
+Each check gives the value back in its plain form: `np.int64(3)` becomes 3.
+"""
+
+import math
+import numbers
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+_T = TypeVar("_T")
+
+
+def whole(
+    name: str,
+    value: Any,
+    least: int = 1,
+    unit: str = "",
+    *,
+    most: int | None = None,
+    error: type[Exception] = ValueError,
+) -> int:
+    """An integer that is large enough, in its plain form.
+
+    Args:
+        name: the argument.
+        value: what was given. NumPy and JAX integers serve; booleans and floats do not.
+        least: the lowest that is allowed.
+        most: the highest that is allowed; None for any.
+        unit: what is counted, for the message.
+        error: what is raised.
+
+    Raises:
+        ValueError: it is something else, or out of bounds.
+    """
+    found = _index(value)
+    if found is not None and found >= least and (most is None or found <= most):
+        return found
+    bounds = f"{least} or more" if most is None else f"between {least} and {most}"
+    expected = f"{bounds} {unit}".rstrip()
+    raise error(_message(name, expected, value, None if found is not None else _not_whole(value)))
+
+
+def whole_or_none(name: str, value: Any, least: int = 1, unit: str = "") -> int | None:
+    """`whole`, or None."""
+    return None if value is None else whole(name, value, least, unit)
+
+
+def number(
+    name: str,
+    value: Any,
+    expected: str = "a finite number",
+    fits: Callable[[float], bool] = lambda _: True,
+) -> float:
+    """`number("decay", decay, "in [0, 1)", lambda x: 0 <= x < 1)`: a real and finite number.
+
+    Raises:
+        ValueError: it is something else, NaN or infinite, or does not fit.
+    """
+    found = _float(value)
+    if found is None:
+        raise ValueError(_message(name, expected, value, "which is not a number"))
+    if not math.isfinite(found) or not fits(found):
+        raise ValueError(_message(name, expected, value))
+    return found
+
+
+def positive(name: str, value: Any) -> float:
+    """`positive("minutes", minutes)`: a number above 0."""
+    return number(name, value, "more than 0, and finite", lambda x: x > 0)
+
+
+def not_negative(name: str, value: Any) -> float:
+    """`not_negative("beta", beta)`: a number from 0 on."""
+    return number(name, value, "0 or more", lambda x: x >= 0)
+
+
+def share(name: str, value: Any, *, such_as: str = "") -> float:
+    """`share("decay", decay, such_as="0.999")`: a number in [0, 1)."""
+    example = f", such as {such_as}" if such_as else ""
+    return number(name, value, f"in [0, 1){example}", lambda x: 0 <= x < 1)
+
+
+def probability(name: str, value: Any) -> float:
+    """`probability("threshold", threshold)`: a number in [0, 1]."""
+    return number(name, value, "in [0, 1]", lambda x: 0 <= x <= 1)
+
+
+def switch(name: str, value: Any) -> bool:
+    """`switch("shuffle", shuffle)`: True or False. Text and numbers are neither.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(_message(name, "True or False", value))
+    return bool(cast("Any", value))
+
+
+def choice(name: str, value: Any, allowed: Collection[str]) -> Any:
+    """`choice("mode", mode, ("min", "max"))`: one of several words.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        *others, last = (f'"{word}"' for word in allowed)
+        raise ValueError(_message(name, f"{', '.join(others)} or {last}", value))
+    return value
+
+
+def monitored(monitor: Any) -> tuple[str, str]:
+    """The mode and the name of a metric that is named as in "val/loss".
+
+    Raises:
+        ValueError: it is not named so.
+    """
+    split, _, metric = monitor.partition("/") if isinstance(monitor, str) else ("", "", "")
+    if split not in ("train", "val") or not metric:
+        raise ValueError(_message("monitor", 'named as in "train/loss" or "val/loss"', monitor))
+    return split, metric
+
+
+def text(name: str, value: Any, such_as: str) -> str:
+    """`text("metric", metric, "loss")`: a text that is not empty.
+
+    Raises:
+        ValueError: it is empty.
+        TypeError: it is something else.
+    """
+    if isinstance(value, str) and value:
+        return value
+    error = ValueError if isinstance(value, str) else TypeError
+    raise error(_message(name, f'text, such as "{such_as}"', value))
+
+
+def text_or_none(name: str, value: Any, such_as: str) -> str | None:
+    """`text`, or None."""
+    return None if value is None else text(name, value, such_as)
+
+
+def names(name: str, value: Any) -> tuple[str, ...] | None:
+    """`names("only", only)`: a name or several, as a tuple; None for all.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if value is None or isinstance(value, str):
+        return value if value is None else (value,)
+    found = tuple(cast("Iterable[Any]", value)) if _is_several(value) else (None,)
+    if not all(isinstance(item, str) for item in found):
+        raise TypeError(_message(name, 'a name or several, such as ("loss", "accuracy")', value))
+    return cast("tuple[str, ...]", found)
+
+
+def function(name: str, value: _T, such_as: str) -> _T:
+    """`function("log", log, "log=wandb.log")`: what can be called.
+
+    Raises:
+        TypeError: it is something else, or a class.
+    """
+    if not callable(value):
+        raise TypeError(_message(name, f"a function, as in `{such_as}`", value))
+    return value
+
+
+def function_or_none(name: str, value: _T, such_as: str) -> _T:
+    """`function`, or None."""
+    return value if value is None else function(name, value, such_as)
+
+
+def mapping(name: str, value: Any, such_as: str) -> dict[str, Any]:
+    """`mapping("config", config, '{"rate": 0.1}')`: a dict with names for keys; {} for None.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in _keys(value)):
+        raise TypeError(_message(name, f"a dict with names for keys, such as {such_as}", value))
+    return dict(cast("Mapping[str, Any]", value))
+
+
+def instance(name: str, value: Any, kind: type[_T], expected: str) -> _T:
+    """`instance("mask", mask, Masked, "a solstice.data.Masked")`: of a class.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(_message(name, expected, value))
+    return value
+
+
+def real(name: str, value: Any) -> Any:
+    """`real("scores", scores)`: an array of real numbers or booleans, which is given back as it is.
+
+    Raises:
+        TypeError: it holds something else, such as text, None or complex numbers.
+        ValueError: its values are gone.
+    """
+    if _type_of(name, value) not in ("bool", "int", "float"):
+        raise TypeError(_message(name, "an array of real numbers", value))
+    return value
+
+
+def numeric(name: str, value: Any) -> Any:
+    """`numeric("scores", scores)`: `real`, or an array of complex numbers."""
+    if not _type_of(name, value):
+        raise TypeError(_message(name, "an array of numbers", value))
+    return value
+
+
+def integers(name: str, value: Any) -> Any:
+    """`integers("targets", labels)`: an array of integers, which is given back as it is.
+
+    Raises:
+        TypeError: it holds something else; floats and booleans are no classes.
+        ValueError: its values are gone.
+    """
+    kind = _type_of(name, value)
+    if kind not in ("bool", "int"):
+        raise TypeError(_message(name, "an array of integers", value))
+    return value
+
+
+def classes(name: str, value: Any) -> Any:
+    """`classes("targets", labels)`: integers; or floats that are whole, as far as they are known.
+
+    Raises:
+        TypeError: it holds something else.
+        ValueError: a float is not whole, or its values are gone.
+    """
+    real(name, value)
+    leaves = jax.tree.leaves(value)
+    if _type_of(name, value) == "float" and not any(isinstance(x, Tracer) for x in leaves):
+        given: Any = np.asarray(value)
+        broken = given[given != np.floor(given)]
+        if broken.size:
+            raise ValueError(_message(name, "integers", value, f"and holds {broken[0]}"))
+    return value
+
+
+def check_alive(name: str, value: Any) -> None:
+    """Raises a ValueError on an array of JAX that was deleted."""
+    if is_deleted(value):
+        raise ValueError(
+            f"{name} is an array that has been deleted: it was donated to a compiled function, as "
+            f"by `jax.jit(..., donate_argnums=0)`. Give what that function returned"
+        )
+
+
+def is_deleted(value: Any) -> bool:
+    """Whether it is an array of JAX whose values are gone."""
+    is_array = isinstance(value, jax.Array) and not isinstance(value, Tracer)
+    return is_array and value.is_deleted()
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its `repr`, and of an array its type."""
+    if hasattr(value, "shape") and hasattr(value, "dtype") and np.shape(value) != ():
+        return f"{value.dtype}{list(value.shape)}"
+    try:
+        return f"{value!r:.60}"
+    except Exception:  # of the value's own
+        return f"a {type(value).__name__}"
+
+
+def _message(name: str, expected: str, value: Any, why: str | None = None) -> str:
+    return f"{name} must be {expected}; it is {shown(value)}{f', {why}' if why else ''}"
+
+
+def _index(value: Any) -> int | None:
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return operator.index(value)
+    except Exception:  # a TypeError, or of the value's own, such as that of a deleted array
+        return None
+
+
+def _not_whole(value: Any) -> str:
+    is_float = isinstance(value, float) and math.isfinite(value) and value.is_integer()
+    return f"a float: write {int(value)}" if is_float else "which is not a whole number"
+
+
+def _float(value: Any) -> float | None:
+    """A real number as a float; None of what is none, or too large."""
+    is_number = isinstance(value, numbers.Real) or (
+        hasattr(value, "dtype") and getattr(value, "shape", None) == () and _is_real(value.dtype)
+    )
+    if not is_number or isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return float(value)
+    except Exception:  # too large, traced or deleted
+        return None
+
+
+def _is_real(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating))
+
+
+def _is_several(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, bytes | bytearray)
+
+
+def _keys(value: Any) -> list[Any]:
+    return list(cast("Mapping[Any, Any]", value))
+
+
+def _type_of(name: str, value: Any) -> str:
+    """The kind of numbers that an array holds: "bool", "int", "float", "complex"; else ""."""
+    leaves = jax.tree.leaves(value)
+    for leaf in leaves:
+        check_alive(name, leaf)
+    try:
+        dtype = _dtype_of(value, leaves)
+    except Exception:  # a ragged list, or what is no array at all
+        return ""
+    kinds = {
+        "bool": jnp.bool_,
+        "int": jnp.integer,
+        "float": jnp.floating,
+        "complex": jnp.complexfloating,
+    }
+    found = (word for word, kind in kinds.items() if jnp.issubdtype(dtype, kind))
+    return "" if dtype.kind == "m" else next(found, "")  # NumPy takes durations for integers
+
+
+def _dtype_of(value: Any, leaves: list[Any]) -> Any:
+    if isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
+        return cast("Any", value).dtype
+    xp: Any = jnp if any(isinstance(leaf, jax.Array) for leaf in leaves) else np
+    return xp.asarray(value).dtype
