@@ -1,6 +1,7 @@
 """The Trainer: the loop over epochs, batches and callbacks."""
 
 import copy
+import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 
 from solstice._arguments import switch, whole, whole_or_none
 from solstice._callback import Callback, CallbackList, Record, as_callbacks, check_callbacks
+from solstice._console import write_line
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import Rings, Slots
 from solstice._engine._interrupts import Guard, interrupts_guarded, waiting
@@ -140,7 +142,7 @@ class Trainer:
         """
         if self._newest is None:
             raise AttributeError("this Trainer has nothing to explain before its first run")
-        print(self._newest.explain())
+        write_line(self._newest.explain(), sys.stdout)
 
     def fit(
         self,

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from solstice._console import is_terminal, write_line
+
 TERMINATED = 128 + signal.SIGTERM
 """The exit code after SIGTERM, 143, as a shell shows it."""
 
@@ -183,14 +185,10 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _say(text: str) -> None:
-    """Prints to standard error, on a line of its own, from within a handler."""
-    is_terminal = False
-    with suppress(Exception):  # None, closed, or some object of the user's
-        is_terminal = sys.stderr.isatty()
-    line = f"\n{text}\n" if is_terminal else f"{text}\n"  # a progress bar may be on this line
+    """Prints from within a handler, below the progress bar that may be on the line."""
+    line = f"\n{text}" if is_terminal(sys.stderr) else text
     try:
-        sys.stderr.write(line)
-        sys.stderr.flush()
-    except Exception:  # the signal came while a line was being written
+        write_line(line, sys.stderr)
+    except RuntimeError:  # the signal came while a line was being written
         with suppress(OSError):
-            os.write(2, line.encode())
+            os.write(2, f"{line}\n".encode())

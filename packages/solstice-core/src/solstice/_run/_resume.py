@@ -1,6 +1,5 @@
 """Going on with a run that was saved."""
 
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import jax
 
 from solstice import checkpoint
 from solstice._callback import Callback, CallbackList, Record, Stop
+from solstice._console import say
 from solstice._engine._eager import EagerStepper
 from solstice._engine._step import Stepper
 from solstice._paths import local_path
@@ -170,11 +170,7 @@ class SavedRun:
     def _say(self, text: str, moment: Record) -> None:
         at = self.position
         where = "after" if moment.epoch != at.epoch else f"at batch {at.epoch_step:,} of"
-        print(
-            f"solstice: resuming {self.path}, step {at.step:,}, {where} epoch {at.epoch + 1}; "
-            f"{text}",
-            file=sys.stderr,
-        )
+        say(f"resuming {self.path}, step {at.step:,}, {where} epoch {at.epoch + 1}; {text}")
 
 
 def _remembers(callback: Callback) -> bool:
@@ -202,7 +198,7 @@ def find_saved(
             )
         path = savers[0].find(resume)
         if path is None:
-            print(f"solstice: {savers[0]!r} has nothing saved: beginning anew", file=sys.stderr)
+            say(f"{savers[0]!r} has nothing saved: beginning anew")
             return None
     manifest = checkpoint.manifest(path)
     position = Position.of(manifest["note"], lambda about: read_rows(path, about))

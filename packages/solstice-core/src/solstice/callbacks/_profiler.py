@@ -1,12 +1,12 @@
 """Profile a few steps."""
 
-import sys
 from os import PathLike
 
 import jax
 
 from solstice._arguments import whole
 from solstice._callback import Callback, Record
+from solstice._console import say
 from solstice._paths import local_path
 
 
@@ -69,19 +69,17 @@ class Profiler(Callback):
     def _close(self, record: Record) -> None:
         if self._began is None or self._is_done:
             if not self._is_done and record.mode == "train":
-                print(
-                    f"solstice: nothing was profiled: the run had "
-                    f"{record.step - self._run_began:,} steps, and start={self._after}",
-                    file=sys.stderr,
+                say(
+                    f"nothing was profiled: the run had "
+                    f"{record.step - self._run_began:,} steps, and start={self._after}"
                 )
             return
         jax.profiler.stop_trace()
         self._is_done = True
         traces = sorted(self._folder.glob("**/perfetto_trace.json.gz"))
-        print(
-            f"solstice: profiled steps {self._began + 1:,} to {record.step:,}. Open {traces[-1]} "
-            f"at https://ui.perfetto.dev, or `pip install xprof` and `xprof {self._folder}`",
-            file=sys.stderr,
+        say(
+            f"profiled steps {self._began + 1:,} to {record.step:,}. Open {traces[-1]} "
+            f"at https://ui.perfetto.dev, or `pip install xprof` and `xprof {self._folder}`"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any, TextIO, cast
 
 from solstice._arguments import names, not_negative
 from solstice._callback import Callback, Record
+from solstice._console import encodable, is_terminal, write_line
 
 _SHOWN = 2
 """Metrics in a line, where the user does not say which."""
@@ -120,7 +121,7 @@ class ProgressBar(Callback):
         self._end()
 
     @property
-    def _out(self) -> TextIO:
+    def _out(self) -> TextIO | None:
         return sys.stderr if self._file is None else self._file
 
     def _open(self, name: str, title: str, total: int | None, start: int, unit: str) -> None:
@@ -129,7 +130,7 @@ class ProgressBar(Callback):
             self._bars[name] = tqdm(
                 total=total,
                 initial=start,
-                desc=title,
+                desc=encodable(title, self._out),
                 unit=unit,
                 leave=False,
                 bar_format=_BAR if total else None,
@@ -140,6 +141,7 @@ class ProgressBar(Callback):
     def _show(self, bar: Any, metrics: list[str]) -> None:
         """Metrics beside a bar; where there is no room the bar goes, and then the last of them."""
         columns, whole = _columns(self._out), _BAR if bar.total else None
+        metrics = [encodable(metric, self._out) for metric in metrics]
         shorter = [metrics[:count] for count in range(len(metrics), -1, -1)]
         for form, shown in [(whole, metrics), *((_NO_BAR if whole else None, s) for s in shorter)]:
             bar.bar_format = form
@@ -177,14 +179,16 @@ class ProgressBar(Callback):
 
     def _write(self) -> None:
         if self._line:
-            self._print(_fitted(self._line, _columns(self._out)))
+            line = [encodable(part, self._out) for part in self._line]
+            self._print(_fitted(line, _columns(self._out)))
         self._line = []
 
     def _print(self, text: str) -> None:
         if self._bars:  # which must move down a line
+            text = encodable(text, self._out)
             next(iter(self._bars.values())).write(text, file=self._out)
         else:
-            print(text, file=self._out, flush=True)
+            write_line(text, self._out)
 
 
 class _Clock:
@@ -239,10 +243,10 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _tqdm(out: TextIO) -> Any:
+def _tqdm(out: TextIO | None) -> Any:
     """What draws a bar to `out`; None where only lines are to be written."""
     in_notebook = out is sys.stderr and _in_notebook()
-    if not in_notebook and not out.isatty():
+    if not in_notebook and not is_terminal(out):
         return None
     rich = in_notebook and importlib.util.find_spec("ipywidgets") is not None
     try:
@@ -251,10 +255,10 @@ def _tqdm(out: TextIO) -> Any:
         return None
 
 
-def _width(out: TextIO) -> dict[str, Any]:
+def _width(out: TextIO | None) -> dict[str, Any]:
     """How wide tqdm is to draw: what it finds itself, but that it finds 0 where nothing is told."""
     try:
-        is_told = os.get_terminal_size(out.fileno()).columns > 0
+        is_told = os.get_terminal_size(cast("TextIO", out).fileno()).columns > 0
     except (OSError, ValueError, AttributeError):
         is_told = True
     return {"dynamic_ncols": True} if is_told else {"ncols": 80}
@@ -269,12 +273,12 @@ def _length(bar: Any) -> int:
     return len(line) - spare
 
 
-def _columns(out: TextIO) -> int | None:
+def _columns(out: TextIO | None) -> int | None:
     """The width of a terminal; None of what is none."""
     if out is sys.stderr and _in_notebook():
         return None
     try:
-        return os.get_terminal_size(out.fileno()).columns or None
+        return os.get_terminal_size(cast("TextIO", out).fileno()).columns or None
     except (OSError, ValueError, AttributeError):
         return None
 
@@ -285,7 +289,7 @@ def _fitted(parts: list[str], columns: int | None) -> str:
     if columns is None or len(text) <= columns:
         return text
     text = "  ".join(_in_short(parts))
-    return text if len(text) <= columns else f"{text[: columns - 1]}…"
+    return text if len(text) <= columns else f"{text[: max(columns - 3, 0)]}..."
 
 
 def _in_short(parts: list[str]) -> list[str]:

@@ -182,14 +182,14 @@ class History(Callback):
     def to_csv(self, path: str | PathLike[str]) -> None:
         """`history.to_csv("metrics.csv")`: a column for each metric; arrays are written as JSON."""
         columns = dict.fromkeys([*MOMENT, *(name for row in self.rows for name in row)])
-        with local_path(path, "path").open("w", newline="") as file:
+        with local_path(path, "path").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(columns))
             writer.writeheader()
             writer.writerows(map(as_cells, self.rows))
 
     def to_jsonl(self, path: str | PathLike[str]) -> None:
         """`history.to_jsonl("metrics.jsonl")`: a line of JSON for each row; arrays become lists."""
-        with local_path(path, "path").open("w") as file:
+        with local_path(path, "path").open("w", encoding="utf-8") as file:
             file.writelines(f"{as_json(row)}\n" for row in self.rows)
 
     def plot(

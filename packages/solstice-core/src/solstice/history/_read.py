@@ -20,7 +20,7 @@ def read_history(path: str | PathLike[str]) -> History:
         ValueError: the file is no such table.
     """
     path = local_path(path, "path")
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     try:
         rows = _from_json(text) if text.startswith("{") else _from_csv(text)
         missing = {*MOMENT} - {*rows[0]} if rows else set[str]()

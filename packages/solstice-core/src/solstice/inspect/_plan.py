@@ -205,5 +205,5 @@ def _flops_text(flops: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    scale, unit = (1, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "µs")
+    scale, unit = (1, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "us")
     return f"{seconds:,.0f} s" if seconds >= 1000 else f"{seconds * scale:.3g} {unit}"

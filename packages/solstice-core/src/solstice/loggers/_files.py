@@ -108,17 +108,17 @@ class _File(Logger):
         """The whole lines: one that a process began and did not end is none."""
         if not self._at.exists():
             return []
-        with self._at.open(newline="") as file:
+        with self._at.open(newline="", encoding="utf-8") as file:
             return [line for line in file if line.endswith("\n")]
 
     def _replace(self, text: str) -> None:
         """Makes this the text of the file, in one go, and opens it to write more."""
         self.close(None)
         new = self._at.with_name(f".{self._at.name}.new")
-        with new.open("w", newline="") as file:
+        with new.open("w", newline="", encoding="utf-8") as file:
             file.write(text)
         os.replace(new, self._at)
-        self._file = self._at.open("a", newline="")
+        self._file = self._at.open("a", newline="", encoding="utf-8")
 
     def _append(self, line: str) -> None:
         assert self._file is not None
