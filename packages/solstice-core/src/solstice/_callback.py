@@ -8,6 +8,7 @@ from solstice._arguments import number, shown, whole_or_none
 from solstice._engine._compiles import Compilation
 from solstice._engine._times import Times
 from solstice._experiment import Experiment
+from solstice._hooks import check_hooks
 from solstice._metrics import on_host
 from solstice._run._owners import is_setting, kept_arguments
 from solstice._run._snapshot import Snapshot, named
@@ -15,6 +16,7 @@ from solstice._types import Batch, Mode, Outs
 
 NEEDS = ("outs", "batch", "experiment", "metrics", "snapshot")
 _NEEDS_BEFORE = ("batch", "experiment")
+_AT_STEPS = ("on_step_start", "on_step_end")
 
 
 class Stop(Exception):  # noqa: N818, a request and no error
@@ -144,8 +146,9 @@ class Callback:
         needs: what the step hooks read from their record, of "outs", "batch", "experiment",
             "metrics" and "snapshot". Ask for no more than you use: it costs time.
         order: its rank among the callbacks at one moment. `fit` validates between 0 and 1.
-        may_stop: False is a promise that `on_step_end` raises nothing, not even `Stop`: the
-            Trainer then need not be able to go back to that step, which saves memory.
+        may_stop: False is a promise that the hooks of steps raise nothing, not even `Stop`: the
+            Trainer then need not be able to go back to that step, which saves memory. If one raises
+            all the same, the run ends with the Experiment of the end of the call.
         leaves_traces: True for what writes files or reports elsewhere: left out of a
             `Trainer(fast_dev_run=True)`.
         saves: True for what saves the run in `on_call_end` if `record.interrupted`. With such a
@@ -270,6 +273,7 @@ def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
         unknown = sorted(map(str, {*callback.needs} - {*NEEDS}))
         if unknown:
             raise ValueError(f"{name}.needs: {unknown} is not one of {list(NEEDS)}")
+        check_hooks(callback, Callback)
     return sorted(callbacks, key=lambda callback: callback.order)
 
 
@@ -388,13 +392,24 @@ class CallbackList:
         try:
             return getattr(callback, hook)(record)
         except Stop as stop:
+            if hook in _AT_STEPS and not callback.may_stop:
+                raise RuntimeError(
+                    f"{type(callback).__name__}.{hook} asked to stop, and its `may_stop = False` "
+                    f"promises that it does not: leave that line out"
+                ) from stop
             self.stop = self.stop or stop
             return None
+        except StopIteration as error:  # which would end a generator, and say no more whose it was
+            raise RuntimeError(
+                f"{type(callback).__name__}.{hook} raised StopIteration: a `next(...)` in it found "
+                f"nothing more. To end the run write `raise solstice.Stop(...)`"
+            ) from error
 
 
 def overrides_hook(callback: Callback, hook: str) -> bool:
     """Whether the callback has a `hook` of its own."""
-    return getattr(type(callback), hook) is not getattr(Callback, hook)
+    method = getattr(callback, hook)  # one that was set on the instance, too
+    return getattr(method, "__func__", None) is not getattr(Callback, hook)
 
 
 def listens_to_steps(callback: Callback, hook: str) -> bool:

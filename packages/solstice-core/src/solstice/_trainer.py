@@ -212,8 +212,6 @@ class Trainer:
             )
 
         saved = find_saved(resume, callbacks)
-        if saved is not None:
-            self.history.rows = []  # those of the saved run come back
         start = Record(
             mode="train",
             num_epochs=num_epochs,
@@ -228,6 +226,7 @@ class Trainer:
                 evaluator = run.stepper(experiment, "eval_step", _first(val, epoch))
                 self._try_validation(evaluator, val, epoch)
             if saved is not None:
+                self.history.rows = []  # those of the saved run come back
                 stepper, start = run.resume(saved, stepper, train, start, max_steps, strict_resume)
             run.begin(stepper.experiment if saved else experiment, stepper, train)
 
@@ -363,6 +362,7 @@ class Trainer:
         told = CallbackList(callbacks or check_callbacks([*self._kept, *self.callbacks]))
         run = Run(told, experiment, start, self.steps_per_call, self.prefetch, self._memory)
         outer, trains = self._training, start.mode == "train"
+        before = self._newest, [(c, c.rows) for c in told.callbacks if isinstance(c, History)]
         self._newest = run
         if trains:
             self._training = run
@@ -379,6 +379,10 @@ class Trainer:
             raise
         except BaseException as error:
             run.fail(error)
+            if not run.has_begun and before[0] is not None:  # the newest run is the one before
+                self._newest = before[0]
+                for history, rows in before[1]:
+                    history.rows = rows
             raise
         finally:
             run.close()

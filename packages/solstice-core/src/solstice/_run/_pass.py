@@ -224,25 +224,32 @@ class Pass:
         told that remembers something.
         """
         start, first = self.record, self._count + 1
-        examples = block.num_examples
         for index in range(len(block)):
             stops = self._callbacks.stop is not None  # before the first step, which is taken
             if not stops and not self._callbacks.hears_of_end(first + index):
                 continue
-            self.record, self._last = _advanced(start, index + 1, examples), (block, index)
+            self._stand_after(block, index + 1, start)
             give = self._giver(block, index, kept)
             is_whole = before is None and not self._callbacks.is_remembered(first + index)
             self._guard.point = self._interrupted if is_whole else before
             try:
                 self._callbacks.tell_step_end(self.record, first + index, give)
             except BaseException:
-                self._go_back_to(block, index + 1)
+                if self._stepper.works_in_place:  # nobody was to raise here: see `may_stop`
+                    self._stand_after(block, len(block), start)
+                else:
+                    self._go_back_to(block, index + 1)
                 raise
             if self._callbacks.stop is not None:
                 self._go_back_to(block, index + 1)
                 return kept.first(index + 1)
-        self.record, self._last = _advanced(start, len(block), examples), (block, len(block) - 1)
+        self._stand_after(block, len(block), start)
         return kept
+
+    def _stand_after(self, block: Block, count: int, start: Record) -> None:
+        """The moment is that after the `count`-th step of a block that began at `start`."""
+        self.record = _advanced(start, count, block.num_examples)
+        self._last = block, count - 1
 
     def _go_back_to(self, block: Block, count: int) -> None:
         """As if the call had ended with this step, so that none can tell that it did not."""

@@ -49,6 +49,21 @@ def _advice(lost: Mapping[str, Any]) -> str:
     )
 
 
+def _name_exhausted(error: BaseException) -> None:
+    """Says whose StopIteration it was that ended a generator of the Trainer."""
+    cause, trace = error.__cause__, None
+    if isinstance(cause, StopIteration):
+        trace = cause.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is not None:
+        code = trace.tb_frame.f_code
+        error.add_note(
+            f"A `next(...)` found nothing more in {code.co_qualname}, "
+            f"{code.co_filename}:{trace.tb_lineno}"
+        )
+
+
 class Run:
     """One run: its callbacks, its newest Experiment, and the moment at which it is.
 
@@ -59,6 +74,9 @@ class Run:
         steps_per_call: what the user chose, or None.
         prefetch: batches that are read ahead.
         memory: for batches, of the runs before; it is taken, and given back by `close`.
+
+    Attributes:
+        has_begun: whether its first pass has, so that what came before is of an earlier run.
     """
 
     def __init__(
@@ -82,6 +100,7 @@ class Run:
         self._saved: SavedRun | None = None
         self._prefetch = prefetch
         self._left_out = LeftOut()
+        self.has_begun = False
         self._is_lost = False
         self._explanation = "the run ended before its first step"
         self._computation = Computation()
@@ -182,6 +201,7 @@ class Run:
             pace = None if self._steps_per_call else Pace(most, first)
             slots = Slots(most, self._memory.pop(start.mode, None), pace)
             self._slots[start.mode] = slots
+        self.has_begun = True
         self._pass = Pass(
             self._callbacks,
             stepper,
@@ -280,6 +300,7 @@ class Run:
             self._is_lost = stepper.is_lost
         record = self._now()
         self._callbacks.tell_exception(record, error)
+        _name_exhausted(error)
         if self._is_lost:
             error.add_note(_LOST)
         elif stepper is not None and record.step > 0:

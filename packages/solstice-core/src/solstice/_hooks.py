@@ -1,0 +1,181 @@
+"""Callbacks as they are written: a hook that is misspelt would never be called, in silence."""
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, cast
+
+_MODES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "validation": "val",
+    "validate": "val",
+    "eval": "val",
+    "evaluation": "val",
+    "evaluate": "val",
+    "test": "test",
+    "testing": "test",
+    "predict": "predict",
+    "prediction": "predict",
+}
+_UNITS = {
+    **dict.fromkeys(["epoch", "epochs"], "epoch"),
+    **dict.fromkeys(["step", "steps", "batch", "batches", "iteration"], "step"),
+    **dict.fromkeys(["fit", "run"], "fit"),
+}
+_EDGES = {
+    **dict.fromkeys(["start", "starts", "started", "begin", "begins", "before"], "start"),
+    **dict.fromkeys(["end", "ends", "ended", "finish", "finished", "after"], "end"),
+}
+_ELSEWHERE = {
+    "on_evaluate": ("on_epoch_end", "val"),
+    "on_save_checkpoint": ("state_dict", None),
+    "on_load_checkpoint": ("load_state_dict", None),
+    "on_init_end": ("on_fit_start", None),
+    "on_log": ("on_epoch_end", None),
+    "on_error": ("on_exception", None),
+    "on_keyboard_interrupt": ("on_exception", None),
+}
+"""Hooks of other libraries that the words in their names do not explain."""
+
+_ALIKE = 0.85
+
+
+def check_hooks(callback: Any, base: type[Any]) -> None:
+    """Refuses a callback with a hook that the Trainer would not call, or could not.
+
+    Args:
+        callback: the callback.
+        base: `solstice.Callback`, whose methods are the hooks.
+
+    Raises:
+        TypeError: a method begins with "on_" and is not a hook, or a hook takes other arguments.
+    """
+    for name in _strangers(callback, base):
+        _check_name(callback, base, name)
+    for hook in _hooks(base):
+        method = getattr(callback, hook)
+        if getattr(method, "__func__", None) is not getattr(base, hook):
+            _check_method(callback, base, hook, method)
+
+
+@cache
+def _hooks(base: type[Any]) -> tuple[str, ...]:
+    """The methods of the base, which are what the Trainer calls."""
+    return tuple(n for n, value in _public(base).items() if inspect.isfunction(value))
+
+
+def _public(owner: Any) -> dict[str, Any]:
+    found = dict(cast("dict[str, Any]", vars(owner)))
+    return {name: value for name, value in found.items() if not name.startswith("_")}
+
+
+def _strangers(callback: Any, base: type[Any]) -> Iterator[str]:
+    """Public names that the base does not have."""
+    owners = [callback, *_between(callback, base)]
+    names = dict.fromkeys(name for owner in owners for name in _public(owner))
+    return (name for name in names if not hasattr(base, name))
+
+
+def _between(callback: Any, base: type[Any]) -> list[type]:
+    """The classes that a user may have written."""
+    kinds: tuple[type, ...] = cast("Any", type(callback)).__mro__
+    return [kind for kind in kinds if kind not in base.__mro__]
+
+
+def _check_name(callback: Any, base: type[Any], name: str) -> None:
+    if not _is_method(inspect.getattr_static(callback, name)):
+        _check_setting(callback, base, name)
+        return
+    hook, mode = _meant(name, base)
+    message = _unknown(type(callback).__name__, base, name, hook, mode)
+    own = [kind for kind in _between(callback, base) if issubclass(kind, base)]
+    if name.startswith("on_") and any(name in vars(kind) for kind in own):
+        raise TypeError(message)
+    if hook is not None:  # perhaps a hook of what else it is, or a method that the user calls
+        warnings.warn(message, stacklevel=4)
+
+
+def _check_setting(callback: Any, base: type[Any], name: str) -> None:
+    """Names `evry = 100`: such a line changes nothing, and raises nothing."""
+    settings = [setting for setting in _public(base) if setting not in _hooks(base)]
+    for close in difflib.get_close_matches(name, settings, 1, _ALIKE):
+        warnings.warn(
+            f"{type(callback).__name__}.{name} is not an attribute of solstice.Callback, and the "
+            f"Trainer does not read it: write `{close}`. One of your own needs another name, such "
+            f"as `_{name}`",
+            stacklevel=5,
+        )
+
+
+def _is_method(value: Any) -> bool:
+    return callable(value) or isinstance(value, staticmethod | classmethod)
+
+
+def _unknown(kind: str, base: type[Any], name: str, hook: str | None, mode: str | None) -> str:
+    if hook is None:
+        instead = f"The hooks are {', '.join(h for h in _hooks(base) if h.startswith('on_'))}"
+    else:
+        instead = f"Write `{_line(base, hook)}`"
+        instead += f', with `if record.mode == "{mode}":` in it' if mode else ""
+    return (
+        f"{kind}.{name} is not a hook of solstice.Callback and would never be called. {instead}. "
+        f"A method of your own needs another name, such as `_{name}`"
+    )
+
+
+def _meant(name: str, base: type[Any]) -> tuple[str | None, str | None]:
+    """The hook that does what a name says, and the mode in which; None if there is none."""
+    if name in _ELSEWHERE:
+        return _ELSEWHERE[name]
+    is_hook = name.startswith("on_")
+    found = _by_words(name.removeprefix("on_").split("_"), is_hook=is_hook)
+    if found is not None:
+        return found
+    close = difflib.get_close_matches(name, _hooks(base), 1, 0.75 if is_hook else _ALIKE)
+    return (close[0] if close else None), None
+
+
+def _by_words(words: list[str], *, is_hook: bool) -> tuple[str, str | None] | None:
+    """`on_validation_batch_end` is `on_step_end` in the mode "val"."""
+    kinds = [_MODES, _UNITS, _EDGES]
+    mode, unit, edge = (next((kind[w] for w in words if w in kind), None) for kind in kinds)
+    known = all(any(word in kind for kind in kinds) for word in words)
+    if not known or not (edge or (is_hook and unit)) or not (is_hook or unit):
+        return None
+    whole = "fit" if mode in (None, "train") else "epoch"
+    return f"on_{unit or whole}_{edge or 'end'}", mode
+
+
+def _check_method(callback: Any, base: type[Any], hook: str, method: Any) -> None:
+    """That the Trainer can call it, with what it gives, and that it then runs."""
+    name = f"{type(callback).__name__}.{hook}"
+    if not callable(method):
+        raise TypeError(f"{name} must be a method, `{_line(base, hook)}`; it is {method!r:.60}")
+    asynchronous = inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
+    if asynchronous or inspect.isgeneratorfunction(method):
+        does = "is `async`" if asynchronous else "has a `yield`"
+        raise TypeError(f"{name} {does}, and so would never run: write `{_line(base, hook)}`")
+    given = list(inspect.signature(getattr(base, hook)).parameters)[1:]
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):  # of a builtin, which does not say what it takes
+        return
+    try:
+        signature.bind(*given)
+    except TypeError:
+        raise TypeError(
+            f"{name} must take {_words(given)}: write `{_line(base, hook)}`; it takes {signature}"
+        ) from None
+
+
+def _words(given: list[str]) -> str:
+    return " and ".join(given) if given else "nothing but self"
+
+
+def _line(base: type[Any], hook: str) -> str:
+    """The line to write: `def on_step_end(self, record):`."""
+    return f"def {hook}({', '.join(inspect.signature(getattr(base, hook)).parameters)}):"
