@@ -236,6 +236,8 @@ class Pass:
                 self._callbacks.tell_step_end(self.record, first + index, give)
             except BaseException:
                 if self._stepper.works_in_place:  # nobody was to raise here: see `may_stop`
+                    is_last = index + 1 == len(block)
+                    self._guard.point = self._guard.point if is_last else None
                     self._stand_after(block, len(block), start)
                 else:
                     self._go_back_to(block, index + 1)
