@@ -11,6 +11,7 @@ import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -33,11 +34,11 @@ class Module:
     def folder(self) -> tuple[str, ...]:
         return self.path.relative_to(SOURCE).parent.parts
 
-    @property
+    @cached_property
     def text(self) -> str:
         return self.path.read_text()
 
-    @property
+    @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.text)
 
@@ -47,6 +48,7 @@ class Module:
         return docstring.split("\n\n")[0].replace("\n", " ")
 
 
+@cache
 def modules() -> list[Module]:
     return [Module(p) for p in sorted(SOURCE.rglob("*.py")) if "template" not in p.parts]
 
@@ -160,6 +162,7 @@ def suppressions() -> int:
     return sum(len(pattern.findall(module.text)) for module in modules())
 
 
+@cache
 def measures() -> dict[str, float]:
     """The measures by name, as `python tests/support/house.py` prints them."""
     sizes, (count, bare), (code, comments) = functions(), annotations(), code_and_comments()
