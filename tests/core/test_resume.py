@@ -519,8 +519,11 @@ def test_what_a_dead_process_left_is_swept_away(tmp_path):
 
 
 def test_what_cannot_be_written_is_raised_and_the_experiment_is_there(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    trainer = solstice.Trainer([Checkpoint(tmp_path / "file" / "a", every=2)])
+    class InTheWay(solstice.Callback):
+        def on_epoch_start(self, record):
+            (tmp_path / "a").write_text("not a folder")
+
+    trainer = solstice.Trainer([Checkpoint(tmp_path / "a", every=2), InTheWay()])
     with pytest.raises(CheckpointError, match="could not be written"):
         trainer.fit(experiment(), batches((X, Y), 5))
     assert int(trainer.experiment.step) == 4

@@ -65,9 +65,10 @@ class Means(Metrics):
         return type(self)(self.sums + other.sums, self.count + other.count)
 
     def compute(self) -> dict[str, Any]:
-        count = self.count.floats(np)["count"]
+        xp = jnp if self.sums.is_traced else np
+        count = self.count.floats(xp)["count"]
         with np.errstate(invalid="ignore"):  # of no examples it is NaN
-            return {name: total / count for name, total in self.sums.floats(np).items()}
+            return {name: total / count for name, total in self.sums.floats(xp).items()}
 
 
 class Beside(Metrics):
@@ -169,9 +170,14 @@ def to_host(metrics: Metrics | None) -> dict[str, Any]:
 
 def on_host(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values read back; those of a mapping within have its name before theirs: "val/a"."""
-    flat = dict(_flat(values))
+    flat = by_name(values)
     read = jax.device_get(list(flat.values()))  # one transfer, and the order is kept
     return {name: _plain(value) for name, value in zip(flat, read, strict=True)}
+
+
+def by_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they are; those of a mapping within have its name before theirs."""
+    return dict(_flat(values))
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -60,6 +60,46 @@ _KINDS: list[tuple[Callable[[int], bool], str]] = [
 ]
 
 
+def check_folder(path: Path, who: str) -> None:
+    """That files can be written into a folder, which need not be there yet.
+
+    Args:
+        path: the folder, absolute.
+        who: writes there, for the message.
+
+    Raises:
+        NotADirectoryError: a file is in the way.
+        PermissionError: it must not be written to.
+    """
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise NotADirectoryError(
+            f"{who} writes into the folder {path}, and {there} is not a folder: give another path"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{who} writes into the folder {path}, and this process must not write to {there}: "
+            f"give another path"
+        )
+
+
+def check_file(path: Path, who: str) -> None:
+    """That a file can be written, which need not be there yet.
+
+    Args:
+        path: the file, absolute.
+        who: writes it, for the message.
+
+    Raises:
+        IsADirectoryError: a folder has its name.
+        NotADirectoryError: a file is in the way.
+        PermissionError: it must not be written.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{who} writes a file, and {path} is a folder: name a file in it")
+    check_folder(path.parent, who)
+
+
 def _local(url: str) -> str:
     """What to write in place of a URL."""
     if url.lower().startswith("file:"):

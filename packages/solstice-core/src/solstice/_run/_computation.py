@@ -42,6 +42,11 @@ class Computation:
         """Adds the step that a stepper runs."""
         self._steps[method] = stepper.traced
 
+    @property
+    def steps(self) -> Mapping[str, Traced | Code]:
+        """What is known of each step, by its name."""
+        return self._steps
+
     def note(self) -> dict[str, Any]:
         """All of it, as JSON takes it."""
         return {

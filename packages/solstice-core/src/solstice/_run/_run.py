@@ -20,6 +20,7 @@ from solstice._metrics import without_metrics
 from solstice._run._cadence import watchers_within
 from solstice._run._computation import Computation
 from solstice._run._explain import explanation
+from solstice._run._monitored import check_monitors
 from solstice._run._pass import Pass
 from solstice._run._resume import SavedRun
 from solstice._run._snapshot import Position, Snapshot, by_path, owners_of, states_of
@@ -189,6 +190,8 @@ class Run:
             self._computation.begin_with(experiment)
         ahead = _BLOCKS_AHEAD * stepper.steps_per_block + self._prefetch
         source.keep_states(ahead if self._callbacks.takes_snapshots else 0)
+        if self._start.mode == "train":
+            check_monitors(self._callbacks.callbacks, self._computation.steps)
         self._callbacks.tell("on_fit_start", self._now)
         if self._saved is not None:
             self._saved.restore_callbacks(self._callbacks)

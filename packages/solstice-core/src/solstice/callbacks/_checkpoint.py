@@ -14,8 +14,10 @@ from solstice import checkpoint
 from solstice._arguments import choice, monitored, positive, switch, whole, whole_or_none
 from solstice._callback import Callback, Record
 from solstice._paths import local_path
+from solstice._run._monitored import check_validation, value_of
 from solstice._run._snapshot import Snapshot
 from solstice.checkpoint import CheckpointError
+from solstice.checkpoint._files import check_store
 
 _NAME = "step-"
 
@@ -52,10 +54,14 @@ class Checkpoint(Callback):
             begins anew.
 
     Raises:
-        ValueError: an argument is out of range, or `directory` is a URL.
-        CheckpointError: at the start of a run that is not resumed, there are checkpoints in the
-            folder; or one could not be written, which is raised at the next or at the end.
-        KeyError: there is no such metric; the message lists those there are.
+        ValueError: an argument is out of range, `directory` is a URL, or "val/" is monitored
+            without a `val_ds`.
+        CheckpointError: at the start of a run, the folder cannot be written to, or it has
+            checkpoints and the run is not resumed; or one could not be written, which is raised at
+            the next or at the end.
+        ImportError: at the start of a run, safetensors is not installed.
+        KeyError: there is no such metric; the message lists those there are. It is raised before
+            the first step, but where only numbers tell which metrics there are.
     """
 
     order = 2
@@ -135,7 +141,9 @@ class Checkpoint(Callback):
         """Sweeps away what an earlier process left half-written."""
         if record.mode != "train":
             return
+        check_validation(self, record)
         self._folder, self._is_running = self.directory.absolute(), True
+        check_store(self._folder, repr(self))
         checkpoint.sweep(self._folder)
         self._measured, self._saved_at, self._latest = None, None, time.monotonic()
         there = _all(self._folder)
@@ -170,7 +178,7 @@ class Checkpoint(Callback):
         if record.mode not in ("train", "val"):
             return
         if self.monitor is not None and record.mode == self._split and record.epoch_step > 0:
-            self._measured = record.step, self._value(record)
+            self._measured = record.step, value_of(self.monitor, record)
         due = self._every_epochs is not None and (record.epoch + 1) % self._every_epochs == 0
         if record.mode == "train" and due:
             self._save(record, is_closed=True)
@@ -182,12 +190,6 @@ class Checkpoint(Callback):
     def on_exception(self, record: Record, error: BaseException) -> None:
         """Waits for what is being written: it is whole, and the run can go on from it."""
         self._close()
-
-    def _value(self, record: Record) -> float:
-        if self._name not in record.metrics:
-            there = ", ".join(f"{record.mode}/{name}" for name in record.metrics)
-            raise KeyError(f"there is no metric {self.monitor!r}; there are: {there or 'none'}")
-        return float(record.metrics[self._name])
 
     def _save(self, record: Record, *, is_closed: bool) -> None:
         """Hands the run to the thread, when it has written the one before."""

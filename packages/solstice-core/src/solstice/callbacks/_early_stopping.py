@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from solstice._arguments import choice, monitored, not_negative, whole
 from solstice._callback import Callback, Record, Stop
+from solstice._run._monitored import check_validation, value_of
 
 
 class EarlyStopping(Callback):
@@ -26,7 +27,8 @@ class EarlyStopping(Callback):
 
     Raises:
         ValueError: an argument is out of range, or "val/" is monitored without a `val_ds`.
-        KeyError: there is no such metric; the message lists those there are.
+        KeyError: there is no such metric; the message lists those there are. It is raised before
+            the first step, but where only numbers tell which metrics there are.
     """
 
     order = 1
@@ -55,20 +57,13 @@ class EarlyStopping(Callback):
         if not self._trains:
             return
         self.best, self.best_epoch, self._waited = None, None, 0
-        if self._split == "val" and not record.has_validation:
-            raise ValueError(
-                f"EarlyStopping monitors {self.monitor!r} and there is no validation: give `fit` "
-                f'a val_ds, or monitor a "train/" metric'
-            )
+        check_validation(self, record)
 
     def on_epoch_end(self, record: Record) -> None:
         """Compares the epoch with the best so far."""
         if not self._trains or record.mode != self._split or record.epoch_step == 0:
             return
-        if self._name not in record.metrics:
-            there = ", ".join(f"{record.mode}/{name}" for name in record.metrics)
-            raise KeyError(f"there is no metric {self.monitor!r}; there are: {there or 'none'}")
-        value = float(record.metrics[self._name])
+        value = value_of(self.monitor, record)
         if self._improves(value):
             self.best, self.best_epoch, self._waited = value, record.epoch, 0
             return

@@ -7,6 +7,8 @@ from solstice._arguments import whole
 from solstice._callback import Callback, Record
 from solstice._paths import local_path
 from solstice._run._snapshot import Snapshot, without_callbacks
+from solstice.checkpoint._files import check_store
+from solstice.checkpoint._save import check_replaceable
 
 
 class FlightRecorder(Callback):
@@ -38,6 +40,9 @@ class FlightRecorder(Callback):
     def on_fit_start(self, record: Record) -> None:
         """Forgets the run before."""
         self._held, self._folder = [], self.directory.absolute()
+        if record.mode == "train":
+            check_store(self._folder.parent, f"FlightRecorder({str(self.directory)!r})")
+            check_replaceable(self._folder)
 
     def on_epoch_start(self, record: Record) -> None:
         """Takes the first snapshot."""

@@ -7,7 +7,7 @@ import jax
 from solstice._arguments import whole
 from solstice._callback import Callback, Record
 from solstice._console import say
-from solstice._paths import local_path
+from solstice._paths import check_folder, local_path
 
 
 class Profiler(Callback):
@@ -43,6 +43,8 @@ class Profiler(Callback):
     def on_fit_start(self, record: Record) -> None:
         """Takes down where the run begins."""
         self._folder = self.directory.absolute()
+        if record.mode == "train":
+            check_folder(self._folder, f"Profiler({str(self.directory)!r})")
         self._run_began, self._began, self._is_done = record.step, None, record.mode != "train"
 
     def on_call_end(self, record: Record) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from solstice._paths import check_folder
 from solstice.checkpoint._errors import CheckpointError
 
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
@@ -34,6 +35,20 @@ def safetensors() -> Any:
             "checkpoints are kept in safetensors: `pip install 'solstice-core[checkpoint]'`"
         ) from error
     return library
+
+
+def check_store(folder: Path, who: str) -> None:
+    """That checkpoints can be written into a folder, for who says so before a run.
+
+    Raises:
+        CheckpointError: a file is in the way, or it must not be written to.
+        ImportError: safetensors is not installed.
+    """
+    safetensors()
+    try:
+        check_folder(folder, who)
+    except OSError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def as_bytes(array: Any) -> Any:

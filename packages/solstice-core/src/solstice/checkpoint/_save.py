@@ -60,8 +60,7 @@ def write(
 ) -> Path:
     """`save`, of what is on the host already."""
     library = safetensors()
-    if path.exists() and not (path / MANIFEST).exists() and not _is_empty(path):
-        raise CheckpointError(f"{path} is there and is no checkpoint: give another path")
+    check_replaceable(path)
     new, old = _beside(path, "new"), _beside(path, "old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +112,16 @@ def newest(path: Path) -> Path:
     """Where the checkpoint is: beside its name, if a process died as it was renamed."""
     old = _beside(path, "old")
     return old if not path.exists() and (old / MANIFEST).exists() else path
+
+
+def check_replaceable(path: Path) -> None:
+    """That `path` is a checkpoint, empty, or not there.
+
+    Raises:
+        CheckpointError: it is something else, which must not be lost.
+    """
+    if path.exists() and not (path / MANIFEST).exists() and not _is_empty(path):
+        raise CheckpointError(f"{path} is there and is no checkpoint: give another path")
 
 
 def _is_empty(path: Path) -> bool:

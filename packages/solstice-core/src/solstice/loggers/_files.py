@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from solstice._callback import Record
-from solstice._paths import local_path
+from solstice._paths import check_file, local_path
 from solstice.history._history import MOMENT, as_cells, as_json
 from solstice.loggers._logger import Logger, Start
 
@@ -42,6 +42,7 @@ class _File(Logger):
         super().on_fit_start(record)
         if record.mode == "train" or not self._at.is_absolute():
             self._at = self.path.absolute()
+        check_file(self._at, repr(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on in the file of the saved run."""

@@ -15,7 +15,7 @@ from solstice import _tree
 from solstice._arguments import mapping, whole_or_none
 from solstice._callback import Record
 from solstice._experiment import params_of
-from solstice._paths import local_path
+from solstice._paths import check_folder, local_path
 from solstice.history._history import metrics_in
 from solstice.loggers._files import free_name
 from solstice.loggers._logger import Logger, Start, is_missing, is_number
@@ -121,6 +121,7 @@ class TensorBoard(Logger):
             self._shown_at = None
         if record.mode == "train" or not self._folder.is_absolute():
             self._folder = self.directory.absolute()
+        check_folder(self._folder, repr(self))
         is_resumed = record.mode == "train" and record.step > 0
         self._resumed_with = record.experiment if is_resumed and self._histograms else None
 

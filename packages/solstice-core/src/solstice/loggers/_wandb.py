@@ -9,7 +9,7 @@ from typing import Any
 
 from solstice._arguments import mapping, text, text_or_none
 from solstice._callback import Record
-from solstice._paths import local_path
+from solstice._paths import check_folder, local_path
 from solstice.history._history import as_json
 from solstice.loggers._logger import Logger, Start, is_missing, is_number, numbers_of
 
@@ -72,6 +72,7 @@ class WandB(Logger):
         super().on_fit_start(record)
         if record.mode == "train" or not self._folder.is_absolute():
             self._folder = self.directory.absolute()
+        check_folder(self._folder, repr(self))
 
     def open(self, start: Start) -> None:
         """Begins a run, or goes on with one."""

@@ -1,0 +1,151 @@
+"""Metrics that callbacks monitor: whether there will be such, before the first step is taken."""
+
+import difflib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from solstice._callback import Callback, Record, overrides_hook
+from solstice._engine._merging import metrics_like
+from solstice._engine._program import unpack
+from solstice._engine._traced import Traced
+from solstice._metrics import Metrics, by_name
+
+_STEPS = {"train": "train_step", "val": "eval_step"}
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """The metrics of a step.
+
+    Attributes:
+        axes: how many axes each has, by name.
+        is_certain: whether there are no others, whatever the numbers are.
+    """
+
+    axes: dict[str, int]
+    is_certain: bool
+
+
+def check_monitors(callbacks: Sequence[Callback], steps: Mapping[str, object]) -> None:
+    """Refuses a `monitor` of a callback, such as "val/los", that the steps do not give.
+
+    Args:
+        callbacks: all of the run. Some `measure`, which nobody knows before they do.
+        steps: what is known of each step, by its name.
+
+    Raises:
+        KeyError: there is no such metric; the message lists those there are.
+        ValueError: it is an array.
+    """
+    measured = any(overrides_hook(callback, "measure") for callback in callbacks)
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        mode, _, name = monitor.partition("/") if isinstance(monitor, str) else ("", "", "")
+        step = steps.get(_STEPS.get(mode, ""))
+        expected = _expected(step) if isinstance(step, Traced) and name else None
+        if expected is not None and (name in expected.axes or not (measured and mode == "train")):
+            _check(callback, mode, name, expected)
+
+
+def check_validation(callback: Any, record: Record) -> None:
+    """Refuses a `monitor` of "val/..." in a run without a validation set.
+
+    Raises:
+        ValueError: there is none.
+    """
+    monitor: str | None = callback.monitor
+    if monitor is not None and monitor.startswith("val/") and not record.has_validation:
+        raise ValueError(
+            f"{type(callback).__name__} monitors {monitor!r} and there is no validation: give "
+            f'`fit` a val_ds, or monitor a "train/" metric'
+        )
+
+
+def value_of(monitor: str, record: Record) -> float:
+    """The value of "val/loss" at the end of an epoch of its mode.
+
+    Raises:
+        KeyError: there is no such metric; the message lists those there are.
+        ValueError: it is an array.
+    """
+    name = monitor.partition("/")[2]
+    if name not in record.metrics:
+        raise KeyError(_missing("a callback", monitor, record.mode, record.metrics))
+    value = record.metrics[name]
+    if np.ndim(value):
+        raise ValueError(_is_array("a callback", monitor, np.ndim(value)))
+    return float(value)
+
+
+def _check(callback: Callback, mode: str, name: str, expected: _Expected) -> None:
+    who, monitor = type(callback).__name__, f"{mode}/{name}"
+    if expected.axes.get(name, 0) > 0:
+        raise ValueError(_is_array(who, monitor, expected.axes[name]))
+    if name in expected.axes:
+        return
+    message = _missing(who, monitor, mode, expected.axes)
+    if expected.is_certain:
+        raise KeyError(message)
+    warnings.warn(f"{message}. `compute` may give others of other numbers", stacklevel=4)
+
+
+def _missing(who: str, monitor: str, mode: str, names: Mapping[str, Any]) -> str:
+    there = [f"{mode}/{name}" for name in names]
+    close = difflib.get_close_matches(monitor, there, 1)
+    instead = f"; did you mean {close[0]!r}?" if close else ""
+    return (
+        f"{who} monitors {monitor!r}: there is no metric {monitor!r}; there are: "
+        f"{', '.join(there) or 'none'}{instead}"
+    )
+
+
+def _is_array(who: str, monitor: str, axes: int) -> str:
+    return (
+        f"{who} monitors {monitor!r}, which is an array of {axes} axes: monitor a number, such as "
+        f"its mean, which `compute` gives under a name of its own"
+    )
+
+
+def _expected(step: Traced) -> _Expected | None:
+    """The metrics of a step; None where they cannot be known before it has run."""
+    like: Any = unpack(metrics_like(step.plan, step.structure, step.shapes))
+    if like is None:
+        return _Expected({}, is_certain=True)
+    for compute, is_certain in [(_of_shapes, True), (_of_ones, False)]:
+        try:
+            return _Expected(compute(like), is_certain)
+        except Exception:  # of the user's `compute`, which may need real numbers
+            continue
+    return None
+
+
+def _of_shapes(like: Metrics) -> dict[str, int]:
+    """What is computed where no number is known, so that no name can depend on one."""
+    found: dict[str, int] = {}
+
+    def compute(metrics: Metrics) -> None:
+        found.update(_axes(metrics))
+
+    eqx.filter_eval_shape(compute, like)
+    return found
+
+
+def _of_ones(like: Metrics) -> dict[str, int]:
+    """What is computed of some numbers, with NumPy or Python."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _axes(jax.tree.map(_ones, like))
+
+
+def _ones(leaf: Any) -> Any:
+    return np.ones(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+
+
+def _axes(metrics: Metrics) -> dict[str, int]:
+    return {name: np.ndim(value) for name, value in by_name(metrics.compute()).items()}
