@@ -190,6 +190,19 @@ def test_another_tree_is_named_by_its_path(tmp_path, like, message):
         checkpoint.load(tmp_path / "run", like=like)
 
 
+def test_a_class_of_another_name_loads_as_the_error_says(tmp_path):
+    class Renamed(type(run())):
+        pass
+
+    like = run()
+    object.__setattr__(like, "__class__", Renamed)
+    checkpoint.save(tmp_path / "run", run())
+    with pytest.raises(CheckpointError, match=r"`\.` was .*Run .*write `only='\*'`"):
+        checkpoint.load(tmp_path / "run", like=like)
+    found = checkpoint.load(tmp_path / "run", like=like, only="*")
+    assert checkpoint.diff(found, run()) == {}
+
+
 def test_leaves_of_one_shape_do_not_swap(tmp_path):
     checkpoint.save(tmp_path / "run", {"a": jnp.zeros(3), "b": jnp.ones(3)})
     with pytest.raises(CheckpointError, match=r"the checkpoint has nothing at `\['c'\]`"):

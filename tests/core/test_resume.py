@@ -1,9 +1,11 @@
 """A run that is ended anywhere and resumed ends with the bits of one that never was."""
 
+import dataclasses
 import json
 import os
 import signal
 import threading
+import warnings
 
 import equinox as eqx
 import jax
@@ -330,6 +332,66 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_is_lost(tmp_path):
     with pytest.raises(CheckpointError, match="is of another tree"):
         trainer.fit(other, batches((X, Y), 5), resume="last")
     assert checkpoint.manifest(tmp_path / "a" / "step-9")["note"]["run"]["step"] == STEPS
+
+
+def named(name, module="experiments", adds=1.0):
+    """An Experiment and its net, whose classes have such names."""
+
+    class Net(eqx.Module):
+        w: jax.Array
+        size: int = eqx.field(static=True)
+
+    class Exp(solstice.Experiment):
+        net: Net
+        config: object = eqx.field(static=True)
+
+        def train_step(self, batch):
+            w = self.net.w + adds * batch.mean()
+            return solstice.replace(self, net=Net(w, self.net.size)), {"loss": w.mean()}
+
+        def eval_step(self, batch):
+            return self, {"loss": self.net.w.mean()}
+
+    for kind, of in ((Net, "Net"), (Exp, "")):
+        kind.__qualname__ = kind.__name__ = f"{name}{of}"
+        kind.__module__ = module
+    return lambda size=3: Exp(Net(jnp.zeros(3), size), dataclasses.make_dataclass(name, ["a"])(1))
+
+
+DATA = [np.full(2, value, np.float32) for value in range(4)]
+
+
+@pytest.mark.parametrize("other", [named("New"), named("Old", module="moved.to")])
+def test_a_class_of_another_name_is_named_and_goes_on(tmp_path, other):
+    def fit(make, num_epochs, **options):
+        return solstice.Trainer([Checkpoint(tmp_path / "a")]).fit(
+            make(), DATA, DATA, num_epochs=num_epochs, **options
+        )
+
+    expected = solstice.Trainer().fit(named("Old")(), DATA, num_epochs=3)
+    fit(named("Old"), 1)
+    with pytest.raises(CheckpointError, match=r"`\.net` was experiments\.OldNet .*another name"):
+        fit(other, 2, resume="last", strict_resume=True)
+    with pytest.warns(UserWarning, match=r"`\.` was experiments\.Old .*another name"):
+        fit(other, 2, resume="last")
+    with warnings.catch_warnings():  # what is saved now has the names of now
+        warnings.simplefilter("error")
+        found = fit(other, 3, resume="last", strict_resume=True)
+    np.testing.assert_array_equal(found.net.w, expected.net.w)
+
+
+def test_a_class_of_another_name_that_computes_something_else_is_named(tmp_path):
+    saver = Checkpoint(tmp_path / "a")
+    solstice.Trainer([saver]).fit(named("Old")(), DATA)
+    with pytest.warns(UserWarning, match="train_step computes something else"):
+        solstice.Trainer([saver]).fit(named("New", adds=2.0)(), DATA, num_epochs=2, resume="last")
+
+
+def test_a_class_of_another_name_with_another_setting_is_refused(tmp_path):
+    saver = Checkpoint(tmp_path / "a")
+    solstice.Trainer([saver]).fit(named("Old")(), DATA)
+    with pytest.raises(CheckpointError, match=r"`\.net\.size` was 3 .* and is 4"):
+        solstice.Trainer([saver]).fit(named("New")(size=4), DATA, num_epochs=2, resume="last")
 
 
 @pytest.mark.parametrize("damage", ["arrays.safetensors", "manifest.json"])

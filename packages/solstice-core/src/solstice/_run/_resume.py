@@ -19,6 +19,7 @@ from solstice._run._computation import Computation
 from solstice._run._owners import matched, uncounted
 from solstice._run._snapshot import Position, named, owners_of
 from solstice.checkpoint import CheckpointError
+from solstice.checkpoint._load import load_renamed
 from solstice.checkpoint._rows import read_rows
 from solstice.data._source import Source
 
@@ -72,8 +73,7 @@ class SavedRun:
             The moment at which the run goes on, and what may be another now.
         """
         at, moment = self.position, self.moment(start, max_steps)
-        experiment = checkpoint.load(self.path, like=stepper.experiment)
-        inexact: list[str] = []
+        experiment, inexact = load_renamed(self.path, stepper.experiment)
         if has_ended(moment, at.stop, max_steps):
             self._say("it has ended", moment)
         else:

@@ -105,24 +105,34 @@ def described(tree: Any) -> dict[str, str]:
     It is what must agree between a checkpoint and the tree that it is loaded into.
     """
     found = list(_describe(tree, ""))
-    paths = _tree.distinct(path for path, _ in found)
-    return dict(zip(paths, [words for _, words in found], strict=True))
+    return dict(zip(_distinct(found), [words for _, words, _ in found], strict=True))
 
 
-def _describe(node: Any, path: str) -> Iterator[tuple[str, str]]:
+def modules(tree: Any) -> set[str]:
+    """The paths in `described` of Experiments and other Equinox modules: each names a class."""
+    found = list(_describe(tree, ""))
+    kinds = [is_module for _, _, is_module in found]
+    return {path for path, is_module in zip(_distinct(found), kinds, strict=True) if is_module}
+
+
+def _distinct(found: list[tuple[str, str, bool]]) -> list[str]:
+    return _tree.distinct(path for path, _, _ in found)
+
+
+def _describe(node: Any, path: str) -> Iterator[tuple[str, str, bool]]:
     if node is None or is_stored(node):
         if node is None:
-            yield path, "None"
+            yield path, "None", False
         return
     children = _children(node)
     if children is None:
-        yield path, in_words(node)
+        yield path, in_words(node), False
         return
-    yield path, _name(type(node))
+    yield path, _name(type(node)), isinstance(node, eqx.Module)
     if isinstance(node, eqx.Module):
         for field in dataclasses.fields(node):
             if field.metadata.get("static", False) and hasattr(node, field.name):
-                yield f"{path}.{field.name}", in_words(getattr(node, field.name))
+                yield f"{path}.{field.name}", in_words(getattr(node, field.name)), False
     for key, child in children:
         yield from _describe(child, path + key)
 

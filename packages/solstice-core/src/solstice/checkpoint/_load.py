@@ -1,6 +1,7 @@
 """Read a tree, into one that is like it."""
 
 import fnmatch
+import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -19,6 +20,7 @@ from solstice.checkpoint._leaves import (
     from_stored,
     is_stored,
     kind_of,
+    modules,
     stored_leaves,
 )
 from solstice.checkpoint._save import newest
@@ -50,7 +52,26 @@ def load(
             another tree; the message names the first path that differs.
         ValueError: `path` is a URL.
     """
-    folder = newest(local_path(path, "path"))
+    return _load(local_path(path, "path"), like, only, rename)[0]
+
+
+def load_renamed(path: Path, like: Any) -> tuple[Any, list[str]]:
+    """`load`, also where a class has another name now; in words, which.
+
+    What such a class computes is for the caller to compare.
+    """
+    return _load(path, like, are_names_alike=True)
+
+
+def _load(
+    path: Path,
+    like: Any,
+    only: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    *,
+    are_names_alike: bool = False,
+) -> tuple[Any, list[str]]:
+    folder, others = newest(path), list[str]()
     about = unseal(folder / MANIFEST)
     stored = _renamed(_read(folder, about), rename or {})
     leaves, structure = _tree.flatten(like)
@@ -61,7 +82,8 @@ def load(
         if is_stored(leaf) and (only is None or fnmatch.fnmatchcase(name, only))
     ]
     if only is None:
-        _check_words(folder, _renamed(about["described"], rename or {}), described(like))
+        saved = _renamed(about["described"], rename or {})
+        others = _check_words(folder, saved, described(like), modules(like), are_names_alike)
         _check_paths(folder, set(stored), set(stored_leaves(like)))
     elif not chosen:
         raise CheckpointError(f"only={only!r} matches no path; there are {_some(paths)}")
@@ -71,7 +93,7 @@ def load(
         _leaf(folder, name, stored, leaf) if name in wanted else leaf
         for name, leaf in zip(paths, leaves, strict=True)
     ]
-    return _tree.unflatten(structure, loaded)
+    return _tree.unflatten(structure, loaded), others
 
 
 def manifest(path: str | PathLike[str]) -> dict[str, Any]:
@@ -139,15 +161,41 @@ def _renamed(saved: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, A
     return found
 
 
-def _check_words(folder: Path, saved: dict[str, str], mine: dict[str, str]) -> None:
-    for path in [*mine, *saved]:
-        if not _same_words(saved.get(path), mine.get(path)):
-            raise CheckpointError(
-                f"{folder} is of another tree: `{path or '.'}` was "
-                f"{saved.get(path, 'numbers or nothing')!s:.200} when it was saved, and is "
-                f"{mine.get(path, 'numbers or nothing')!s:.200} in the tree to load it into. Make "
-                f"`like` as it was, or load a part: `only='*.params*'`"
-            )
+def _check_words(
+    folder: Path,
+    saved: dict[str, str],
+    mine: dict[str, str],
+    classes: set[str],
+    are_names_alike: bool,
+) -> list[str]:
+    """What is described must be the same, but perhaps for names of classes; those that differ."""
+    paths = list(dict.fromkeys([*mine, *saved]))
+    differ = [path for path in paths if not _same_words(saved.get(path), mine.get(path))]
+    real = [p for p in differ if not _is_renamed(saved.get(p), mine.get(p), p in classes)]
+    found = {
+        path: f"`{path or '.'}` was {saved.get(path, 'numbers or nothing')!s:.200} when it was "
+        f"saved, and is {mine.get(path, 'numbers or nothing')!s:.200}"
+        for path in differ
+    }
+    if real:
+        raise CheckpointError(
+            f"{folder} is of another tree: {found[real[0]]} in the tree to load it into. Make "
+            f"`like` as it was, or load a part: `only='*.params*'`"
+        )
+    if differ and not are_names_alike:
+        raise CheckpointError(
+            f"{folder} is of another tree: {found[differ[0]]} in the tree to load it into. Where "
+            f"that is the same class under another name, write `only='*'`"
+        )
+    return [f"{text} now, a class of another name" for text in found.values()]
+
+
+def _is_renamed(saved: str | None, mine: str | None, is_class: bool) -> bool:
+    """Whether all but the name of a class is the same: a module, or `Config(width=3)`."""
+    if saved is None or mine is None:
+        return False
+    rests = [_NAME.sub("", words, count=1) for words in (saved, mine)]
+    return rests[0] == rests[1] and (is_class or rests[0].startswith("("))
 
 
 def _same_words(one: str | None, other: str | None) -> bool:
@@ -211,6 +259,7 @@ def _type_of_like(like: Any, kind: str) -> str:
 
 
 _MAIN = "__main__."
+_NAME = re.compile(r"^[\w.<>]+")
 _KINDS = {"array": "a JAX", "numpy": "a NumPy", "scalar": "a NumPy scalar"}
 _IMPLEMENTATIONS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
 
