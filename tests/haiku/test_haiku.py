@@ -10,6 +10,7 @@ import pytest
 import toys
 
 import solstice
+import solstice.testing
 from solstice_haiku import HaikuModel
 
 KEY, X = toys.KEY, toys.X
@@ -213,3 +214,11 @@ def test_found_by_name_and_by_type():
     assert solstice.compat.HaikuModel is HaikuModel
     for transformed in TRANSFORMED.values():
         assert type(solstice.compat.as_model(transformed)) is HaikuModel
+
+
+def test_pixels_have_the_line_to_write():
+    pixels = np.zeros((4, 6, 6, 1), np.uint8)
+    net = hk.transform(lambda x: hk.Linear(2)(hk.Flatten()(hk.Conv2D(2, 3)(x))))
+    exp = solstice.ClassificationExperiment(net, solstice.testing.Sgd(0.1), 2)
+    with pytest.raises(solstice.DataError, match=r"write `\(x / 255\).astype\('float32'\)`"):
+        exp.train((pixels, np.arange(4) % 2), batch_size=2, callbacks=[])

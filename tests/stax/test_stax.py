@@ -7,6 +7,7 @@ import toys
 from jax.example_libraries import stax
 
 import solstice
+import solstice.testing
 from solstice_stax import StaxModel
 
 KEY, X = toys.KEY, toys.X
@@ -161,3 +162,11 @@ def test_found_by_name_and_by_type():
     assert solstice.compat.StaxModel is StaxModel
     assert type(solstice.compat.as_model(mlp())) is StaxModel
     assert type(solstice.compat.as_model(stax.Dense(3))) is StaxModel
+
+
+def test_pixels_have_the_line_to_write():
+    pixels = np.zeros((4, 6, 6, 1), np.uint8)
+    net = stax.serial(stax.Conv(2, (3, 3)), stax.Flatten, stax.Dense(2))
+    exp = solstice.ClassificationExperiment(net, solstice.testing.Sgd(0.1), 2)
+    with pytest.raises(solstice.DataError, match=r"write `\(x / 255\).astype\('float32'\)`"):
+        exp.train((pixels, np.arange(4) % 2), batch_size=2, callbacks=[])

@@ -201,7 +201,9 @@ class Trainer:
         callbacks, val = check_callbacks([*self._kept, *self.callbacks]), None
         validation = Validation(validate, self.val_every_n_steps)
         if val_ds is not None:
-            val = open_source(val_ds, "val_ds", batch_size, limit=self.limit_val_batches)
+            val = open_source(
+                val_ds, "val_ds", batch_size, limit=self.limit_val_batches, like=train_ds
+            )
             _check_rereadable(val, None if self.val_every_n_steps else num_epochs)
             callbacks = check_callbacks([*callbacks, validation])
             train.validation = val

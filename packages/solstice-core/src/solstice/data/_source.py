@@ -21,6 +21,7 @@ from solstice.data._kinds import check_kind, describe, is_array, is_examples, is
 from solstice.data._kinds import describe_batch as describe_batch
 from solstice.data._positions import Memory, fingerprint, is_seekable, opened
 from solstice.data._reader import END, Reader, chain
+from solstice.data._several import check_single
 
 _ENDLESS = 2**62
 """A longer length means that there is no end: grain says 2**63 - 1 of a repeated data set."""
@@ -299,8 +300,10 @@ def open_source(
     *,
     shuffle: bool = False,
     limit: int | None = None,
+    like: Any = None,
 ) -> Source:
     """A Source of what the user gave; arrays with a `batch_size` are cut into batches."""
+    check_single(data, name, batch_size, like)
     if batch_size is not None:
         batch_size = whole("batch_size", batch_size, 1, "examples", error=DataError)
         batched = _libraries.in_batches(data, batch_size, shuffle=shuffle)

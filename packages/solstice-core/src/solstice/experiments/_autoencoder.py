@@ -130,7 +130,7 @@ class AutoencoderExperiment(_Reconstructing):
 
     def predict_step(self, batch: Batch) -> Any:
         """`reconstructions = exp.predict_step(x)`."""
-        return self(features_of(batch))
+        return self(self._features(batch))
 
     def _usual_loss(self, outputs: Any, y: Any) -> Array:
         return squared_error(outputs, y)
@@ -227,7 +227,7 @@ class VAEExperiment(_Reconstructing):
 
     def predict_step(self, batch: Batch) -> Any:
         """`reconstructions = exp.predict_step(x)`: from the means of the latents."""
-        return self._activated(self(features_of(batch)))
+        return self._activated(self(self._features(batch)))
 
     def _activated(self, decoded: Any) -> Any:
         return decoded if self.activation is None else self.activation(decoded)

@@ -101,8 +101,9 @@ class ReadyMade(Experiment):
         """`predictions = exp.predict(x, batch_size=256)`: `predict_step` over a data set.
 
         Args:
-            ds: features, or a data set of batches; targets beside them are not looked at. What is
-                masked is predicted too, so that row i is example i.
+            ds: features, or a data set of batches; targets beside them are not looked at. Those of
+                a network of two inputs are `(a, b)`, or `((a, b), y)`. What is masked is predicted
+                too, so that row i is example i.
             batch_size: examples in a batch, for a data set given as arrays.
 
         Returns:
@@ -158,6 +159,13 @@ class OneModelExperiment(ReadyMade):
             DataError: the experiment has seen no batch yet, or `x` has other shapes.
         """
         return self._outputs(self.learner(x), x, None)
+
+    def _features(self, batch: Batch) -> Any:
+        """What to predict from: all inputs of a model of several, or as `features_of` has it."""
+        (whole, _), first = unmasked(batch), features_of(batch)
+        count = len(self.learner.inputs or ())
+        is_all = len(_tree.leaves(whole)) == count != len(_tree.leaves(first))
+        return whole if is_all else first
 
     def setup(self, batch: Batch) -> Self:
         """Initialises the model with the first batch, unless it is already."""

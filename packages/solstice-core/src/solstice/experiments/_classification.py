@@ -24,7 +24,6 @@ from solstice.experiments._base import (
     MetricsFunction,
     OneModelExperiment,
     Options,
-    features_of,
     num_rows,
     shape_of,
     spread,
@@ -115,7 +114,7 @@ class ClassificationExperiment(OneModelExperiment):
 
         The batch is `x` alone, or a tuple or list of `x` and labels, which are not looked at.
         """
-        return jax.nn.softmax(self(features_of(batch)))
+        return jax.nn.softmax(self(self._features(batch)))
 
     def _check_targets(self, y: Any) -> None:
         if getattr(y, "ndim", 0) != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
@@ -200,7 +199,7 @@ class BinaryClassificationExperiment(OneModelExperiment):
 
     def predict_step(self, batch: Batch) -> Array:
         """`probabilities = exp.predict_step(x)`: those of class 1, float of shape [n]."""
-        return jax.nn.sigmoid(self(features_of(batch)))
+        return jax.nn.sigmoid(self(self._features(batch)))
 
     def _check_targets(self, y: Any) -> None:
         if getattr(y, "ndim", 0) != 1 or not _is_binary(y):
@@ -283,7 +282,7 @@ class MultilabelClassificationExperiment(OneModelExperiment):
 
     def predict_step(self, batch: Batch) -> Array:
         """`probabilities = exp.predict_step(x)`: of each label, shape [n, num_labels]."""
-        return jax.nn.sigmoid(self(features_of(batch)))
+        return jax.nn.sigmoid(self(self._features(batch)))
 
     def _check_targets(self, y: Any) -> None:
         if getattr(y, "ndim", 0) != 2 or not _is_binary(y):

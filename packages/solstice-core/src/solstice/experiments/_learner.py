@@ -1,7 +1,8 @@
 """A model, its optimiser and all that both hold: what ready-made Experiments are made of."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, Protocol, Self, cast
 
 import equinox as eqx
@@ -226,12 +227,14 @@ class Learner(eqx.Module):
             raise DataError(
                 f"the model was initialised with features whose examples are "
                 f"{', '.join(self.inputs or ())}; these are {', '.join(self._shapes(x))}"
+                f"{_several_hint(self.inputs or (), self._shapes(x))}"
             )
 
     def _initial(self, x: Any) -> dict[str, Any]:
         """The fields that need inputs to be known."""
         init_key, key = jax.random.split(self.key)
-        params, state = self.model.init(init_key, x)
+        with _floating_expected(x):
+            params, state = self.model.init(init_key, x)
         _check_params(params)
         return {
             "params": params,
@@ -247,6 +250,42 @@ class Learner(eqx.Module):
             f"{path}{list(np.shape(leaf)[self.free_axes :])}"
             for path, leaf in _tree.leaves_by_path(x)
         )
+
+
+def _several_hint(expected: tuple[str, ...], given: tuple[str, ...]) -> str:
+    if len(expected) <= max(len(given), 1):
+        return ""
+    names = ", ".join("abcdefgh"[: len(expected)])
+    return f". The {len(expected)} inputs of the model are one tuple: `({names})`, `(({names}), y)`"
+
+
+@contextmanager
+def _floating_expected(x: Any) -> Generator[None, None, None]:
+    """Explains a model that fails on whole numbers, such as pixels: each framework says it else."""
+    try:
+        yield
+    except jax.errors.JAXTypeError:  # a value was needed while tracing
+        raise
+    except Exception as error:
+        whole = [leaf for leaf in _tree.leaves(x) if _is_whole(leaf) and _is_about(error, leaf)]
+        if not whole:
+            raise
+        numbers = "(x / 255)" if whole[0].dtype == np.uint8 else "x"
+        raise DataError(
+            f"the model takes floating point, and the features are {describe_batch(x)}: write "
+            f"`{numbers}.astype('float32')` ({str(error).splitlines()[0]:.200})"
+        ) from error
+
+
+def _is_whole(leaf: Any) -> bool:
+    dtype: Any = getattr(leaf, "dtype", None)
+    return dtype == np.bool_ or jnp.issubdtype(dtype, jnp.integer)
+
+
+def _is_about(error: Exception, leaf: Any) -> bool:
+    """Whether a model fails on the dtype of this leaf."""
+    text = str(error)
+    return leaf.dtype.name in text and any(word in text for word in ("dtype", "finfo", "float"))
 
 
 def key_of(seed: Any) -> Array:
@@ -333,9 +372,10 @@ class Forward:
         if key is not None and self._calls:
             key = jax.random.fold_in(key, self._calls)
         self._calls += 1
-        outputs, self.state = self._learner.model.forward(
-            self.params, self.state, x, train=self._train, key=key
-        )
+        with _floating_expected(x):
+            outputs, self.state = self._learner.model.forward(
+                self.params, self.state, x, train=self._train, key=key
+            )
         return outputs
 
 

@@ -16,7 +16,6 @@ from solstice.experiments._base import (
     MetricsFunction,
     OneModelExperiment,
     Options,
-    features_of,
     num_rows,
     shape_of,
     without_last_axis,
@@ -64,7 +63,7 @@ class RegressionExperiment(OneModelExperiment):
 
     def predict_step(self, batch: Batch) -> Array:
         """`predictions = exp.predict_step(x)`: the batch is `x` alone, or `x` and targets."""
-        return self(features_of(batch))
+        return self(self._features(batch))
 
     def _check_targets(self, y: Any) -> None:
         real = hasattr(y, "dtype") and (

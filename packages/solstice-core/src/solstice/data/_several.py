@@ -1,0 +1,89 @@
+"""Several data sets where one is taken: the error says where the others go."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+from solstice import _tree
+from solstice._errors import DataError
+from solstice.data._kinds import is_array, is_tree_of_arrays
+from solstice.data._masked import Masked
+from solstice.data._positions import is_seekable
+
+_PARTS: Any = (tuple, list, Mapping, Masked, str, bytes)
+"""What a batch is made of, and what may be in one."""
+
+
+def check_single(data: Any, name: str, batch_size: int | None, like: Any = None) -> None:
+    """Refuses a dict, a list or a tuple of data sets.
+
+    Args:
+        data: what the user gave.
+        name: what the user calls it ("val_ds"), for the message.
+        batch_size: as the user gave it.
+        like: the training set beside it, in `fit`. Where it is arrays, what has its structure is a
+            data set too.
+
+    Raises:
+        DataError: there are several.
+    """
+    keys = _keys(data, like)
+    if keys:
+        one, other = (f"{name}[{key!r}]" for key in (keys[0], keys[-1]))
+        kind = "dict" if isinstance(data, Mapping) else type(data).__name__
+        raise DataError(
+            f"{name} is a {kind} of {len(keys)} data sets, and one data set is taken: give "
+            f"`{name}={one}`. {_advice(name, one, other, batch_size, in_fit=like is not None)}"
+        )
+
+
+def _advice(name: str, one: str, other: str, batch_size: int | None, *, in_fit: bool) -> str:
+    size = "" if batch_size is None else f", batch_size={batch_size}"
+    if name == "val_ds" and in_fit:
+        return (
+            f"Evaluate on several sets in a callback, whose `on_epoch_end(self, record)` has "
+            f"`self.trainer.validate(record.experiment, {other}{size})`: it is `AlsoOn` in "
+            f"docs/howto/callbacks.md"
+        )
+    if name in ("val_ds", "test_ds"):
+        method = "validate" if name == "val_ds" else "test"
+        return f"Measure each by itself: `trainer.{method}(exp, {one}{size})`"
+    return "To read one after the other, give a function that yields the batches of all"
+
+
+def _keys(data: Any, like: Any) -> list[Any]:
+    """The keys of the data sets in a container; none if it is one data set itself."""
+    if isinstance(data, Mapping):
+        children = dict(cast("Mapping[Any, Any]", data))
+    elif isinstance(data, tuple | list):
+        children = dict(enumerate(cast("list[Any]", data)))
+    else:
+        return []
+    every = children.values()
+    are_lists = isinstance(data, Mapping) and all(_is_list_of_batches(child) for child in every)
+    if are_lists or all(_is_data_set(child) for child in every) or _are_like(data, every, like):
+        return [*children]
+    return []
+
+
+def _is_data_set(child: Any) -> bool:
+    """An iterable of batches, or a function that makes one, and nothing that a batch has in it."""
+    has_type = hasattr(child, "shape") and hasattr(child, "dtype")  # as a sparse matrix
+    if isinstance(child, _PARTS) or hasattr(child, "__array__") or has_type:
+        return False
+    return isinstance(child, Iterable) or callable(child) or is_seekable(child)
+
+
+def _is_list_of_batches(child: Any) -> bool:
+    """In a dict it is not a feature: those are arrays, or lists of numbers and of text."""
+    if not isinstance(child, list) or not child:
+        return False
+    batches = cast("list[Any]", child)
+    return all(isinstance(b, tuple | Mapping) or is_array(b) for b in batches)
+
+
+def _are_like(data: Any, every: Iterable[Any], like: Any) -> bool:
+    """Whether each has the structure of another data set, which the whole has not."""
+    if isinstance(data, list) or is_array(like) or not is_tree_of_arrays(like):
+        return False
+    one = _tree.structure(like)
+    return _tree.structure(data) != one and all(_tree.structure(child) == one for child in every)
