@@ -11,7 +11,9 @@ def test_the_map_is_that_of_the_code():
 
 
 def test_every_module_says_what_it_is():
-    assert [module.name for module in house.modules() if not module.summary.endswith((".", "?"))] == []
+    assert [
+        module.name for module in house.modules() if not module.summary.endswith((".", "?"))
+    ] == []
 
 
 @pytest.mark.parametrize(

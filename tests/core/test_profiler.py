@@ -67,5 +67,5 @@ def test_an_exception_closes_the_window(tmp_path):
 
 
 def test_bad_windows_are_refused():
-    with pytest.raises(ValueError, match="steps=0"):
+    with pytest.raises(ValueError, match="steps must be 1 or more; it is 0"):
         Profiler("a", steps=0)

@@ -252,8 +252,8 @@ def check_alive(name: str, value: Any) -> None:
     """Raises a ValueError on an array of JAX that was deleted."""
     if is_deleted(value):
         raise ValueError(
-            f"{name} is an array that has been deleted: it was donated to a compiled function, as "
-            f"by `jax.jit(..., donate_argnums=0)`. Give what that function returned"
+            f"the array {name} has been deleted: it was donated to a compiled function, as by "
+            f"`jax.jit(..., donate_argnums=0)`. Give what that function returned"
         )
 
 

@@ -198,7 +198,8 @@ class Stepper:
         self._shared = True
         for reader, numbers in enumerate(totals):
             if numbers is not None:
-                total = _filled(unpack(metrics_like(self._plan, *self._batch)), numbers)
+                like = unpack(metrics_like(self._plan, *self._batch))
+                total = _filled(like, numbers, self._config.grows)
                 self._totals[reader] = total if self._config.grows else pack(total)
         self._fresh = np.array([numbers is None for numbers in totals])
 
@@ -395,13 +396,18 @@ def _rows(count: int, like: Any) -> Array:
     return jnp.zeros((count, *like.shape), like.dtype)
 
 
-def _filled(like: Any, numbers: Mapping[str, Any]) -> Any:
+def _filled(like: Any, numbers: Mapping[str, Any], grows: bool) -> Any:
     """A tree of this structure with these numbers, by path."""
     paths = [path for path, _ in _tree.leaves_by_path(like)]
     missing = {*paths} ^ {*numbers}
     if missing:
         raise KeyError(min(missing))
-    return _tree.unflatten(_tree.structure(like), [jnp.asarray(numbers[path]) for path in paths])
+    arrays = [jnp.asarray(numbers[path]) for path in paths]
+    for path, array, wanted in zip(paths, arrays, _tree.leaves(like), strict=True):
+        start = 1 if grows else 0  # on axis 0 is the example
+        if (array.dtype, array.shape[start:]) != (wanted.dtype, wanted.shape[start:]):
+            raise KeyError(f"{path} of {array.dtype}{list(array.shape)}")
+    return _tree.unflatten(_tree.structure(like), arrays)
 
 
 def _shapes(batch: Batch) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -19,6 +19,35 @@ _Scalar: TypeAlias = bool | float
 _ARRAYS: Any = (jax.Array, np.ndarray, np.generic)
 
 
+@dataclass(frozen=True)
+class TopologyNote:
+    """What a checkpoint says of devices; {} where it says nothing."""
+
+    devices: int
+    kind: str
+    layout: str
+    jax_threefry_partitionable: bool
+
+
+@dataclass(frozen=True)
+class StepNote:
+    """What a checkpoint says of a step; `shapes` are pairs of a dtype and a shape."""
+
+    digest: str
+    operations: dict[str, int]
+    numbers: dict[str, int]
+    shapes: list[list[str | list[int]]]
+
+
+@dataclass(frozen=True)
+class ComputationNote:
+    """What a checkpoint says of a computation; see `Computation.note`."""
+
+    steps: dict[str, StepNote] = field(default_factory=dict[str, StepNote])
+    scalars: dict[str, bool | float] = field(default_factory=dict[str, bool | float])
+    topology: TopologyNote | None = None
+
+
 @dataclass
 class Computation:
     """What a run computes with: its steps, the scalars that it began with, its devices.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from solstice import checkpoint
@@ -9,6 +10,8 @@ from solstice._callback import Callback, Record, Stop
 from solstice._experiment import Experiment
 from solstice._finite import nonfinite
 from solstice._paths import local_path
+from solstice._run._snapshot import Position
+from solstice._schema import SchemaError, read
 from solstice._trainer import Trainer
 from solstice._types import Batch, Outs
 
@@ -64,19 +67,39 @@ def replay(
         CheckpointError: there is nothing recorded in the folder, or of another Experiment.
         Exception: whatever the step raises, where the run ended by that.
     """
-    note = checkpoint.manifest(local_path(directory, "directory"))["note"]
-    if "flight" not in note:
-        raise checkpoint.CheckpointError(
-            f"{directory} was not written by a FlightRecorder, which writes when a run fails"
-        )
-    watch = _Watch(note["flight"]["error"])
-    last = note["flight"]["failed_at"] + 1
-    Trainer([watch], limit_train_batches=note["run"]["steps_per_epoch"]).fit(
-        experiment, train_ds, max_steps=last, batch_size=batch_size, resume=directory
+    flight, limit = _recorded(local_path(directory, "directory"))
+    watch = _Watch(flight.error)
+    Trainer([watch], limit_train_batches=limit).fit(
+        experiment,
+        train_ds,
+        max_steps=flight.failed_at + 1,
+        batch_size=batch_size,
+        resume=directory,
     )
     if watch.found is None:
         raise checkpoint.CheckpointError(f"the run of {directory} failed before another step")
     return watch.found
+
+
+@dataclass(frozen=True)
+class _Flight:
+    failed_at: int
+    error: str
+
+
+def _recorded(folder: Path) -> tuple[_Flight, int | None]:
+    """What a FlightRecorder has written, and the batches of an epoch."""
+    note = checkpoint.manifest(folder)["note"]
+    if "flight" not in note:
+        raise checkpoint.CheckpointError(
+            f"{folder} was not written by a FlightRecorder, which writes when a run fails"
+        )
+    try:
+        position = Position.of(note, lambda _: [])
+        limit = None if position is None else position.steps_per_epoch or None
+        return read(_Flight, note["flight"], "note['flight']"), limit
+    except SchemaError as error:
+        raise checkpoint.CheckpointError(f"{folder / 'manifest.json'}: {error}") from error
 
 
 class _Watch(Callback):

@@ -18,6 +18,7 @@ from solstice._paths import local_path
 from solstice._run._computation import Computation
 from solstice._run._owners import matched, uncounted
 from solstice._run._snapshot import Position, named, owners_of
+from solstice._schema import SchemaError
 from solstice.checkpoint import CheckpointError
 from solstice.checkpoint._load import load_renamed
 from solstice.checkpoint._rows import read_rows
@@ -110,9 +111,18 @@ class SavedRun:
         there = named(callbacks.callbacks)
         for name, saved in self._taken(callbacks).items():
             if saved in self.position.callbacks:
-                there[name].load_state_dict(self.position.callbacks[saved])
+                self._restore_callback(name, there[name], self.position.callbacks[saved])
         if self.position.stop is not None:
             callbacks.stop = Stop(self.position.stop)
+
+    def _restore_callback(self, name: str, callback: Callback, state: Any) -> None:
+        try:
+            callback.load_state_dict(state)
+        except (SchemaError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise CheckpointError(
+                f"{self.path / 'manifest.json'} has a state of {name} that it does not take: "
+                f"{error!r:.200}"
+            ) from error
 
     def _taken(self, callbacks: CallbackList) -> dict[str, str]:
         """By the name of each callback, that of the saved one whose memory it takes up."""
@@ -201,7 +211,10 @@ def find_saved(
             say(f"{savers[0]!r} has nothing saved: beginning anew")
             return None
     manifest = checkpoint.manifest(path)
-    position = Position.of(manifest["note"], lambda about: read_rows(path, about))
+    try:
+        position = Position.of(manifest["note"], lambda about: read_rows(path, about))
+    except SchemaError as error:
+        raise CheckpointError(f"{path / 'manifest.json'}: {error}") from error
     if position is None:
         raise CheckpointError(
             f"{path} is no checkpoint of a run that this version of Solstice can go on with. For "

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from solstice import _tree
 from solstice._experiment import Experiment
+from solstice._run._computation import ComputationNote
 from solstice._run._owners import Owner
 from solstice._run._plain import from_plain, to_plain
+from solstice._schema import SchemaError, read
+from solstice.checkpoint import CheckpointError
 from solstice.checkpoint._rows import held
+from solstice.data._source import Stand
 
 VERSION = 1
 
@@ -72,6 +76,13 @@ class Position:
     computation: dict[str, Any] = field(default_factory=dict[str, Any])
     owners: dict[str, Owner] = field(default_factory=dict[str, Owner])
 
+    def __post_init__(self) -> None:
+        if self.step < max(self.epoch, self.epoch_step) or self.steps_per_call < 1:
+            raise SchemaError(
+                f"note['run'] cannot be at step {self.step} in epoch {self.epoch}, at batch "
+                f"{self.epoch_step} of it, with {self.steps_per_call} steps a call"
+            )
+
     @staticmethod
     def of(note: Mapping[str, Any], rows: Callable[[Any], list[Any]]) -> "Position | None":
         """The position in the note of a checkpoint; None if that is of no run.
@@ -79,13 +90,19 @@ class Position:
         Args:
             note: as in the manifest, or as `note` gives it.
             rows: reads a list that the checkpoint has in a file of its own.
+
+        Raises:
+            SchemaError: an entry is not what it must be.
         """
-        if not isinstance(note.get("run"), Mapping) or note["run"].get("version") != VERSION:
+        run: Any = note.get("run")
+        if not isinstance(run, dict) or run.get("version") != VERSION:
             return None
-        fields = {name: value for name, value in note["run"].items() if name != "version"}
-        values = {name: from_plain(value, rows) for name, value in fields.items()}
-        owners = {name: Owner(**about) for name, about in values.pop("owners", {}).items()}
-        return Position(**values, owners=owners)
+        fields = cast("dict[str, Any]", run)
+        values = {n: _value(n, value, rows) for n, value in fields.items() if n != "version"}
+        position = read(Position, values, "note['run']")
+        read(Stand, position.data, "note['run']['data']")
+        read(ComputationNote, position.computation, "note['run']['computation']")
+        return position
 
     def note(self) -> dict[str, Any]:
         """The note of a checkpoint."""
@@ -94,6 +111,17 @@ class Position:
         fields: dict[str, Any] = {**vars(self), "callbacks": {}, "owners": owners}
         plain = {name: to_plain(value, name) for name, value in fields.items()}
         return {"run": {**plain, "version": VERSION, "callbacks": {"dict": states}}}
+
+
+def _value(name: str, plain: Any, rows: Callable[[Any], list[Any]]) -> Any:
+    try:
+        return from_plain(plain, rows)
+    except CheckpointError:
+        raise
+    except RecursionError:
+        raise SchemaError(f"note['run'][{name!r}] is nested too deeply") from None
+    except Exception as error:  # whatever NumPy and base64 raise of what nobody has written so
+        raise SchemaError(f"note['run'][{name!r}] cannot be read: {error!r:.200}") from error
 
 
 def without_callbacks(note: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,20 @@
 """Stop when a metric no longer improves."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from solstice._arguments import choice, monitored, not_negative, whole
 from solstice._callback import Callback, Record, Stop
 from solstice._run._monitored import check_validation, value_of
+from solstice._schema import read
+
+
+@dataclass(frozen=True)
+class _State:
+    best: float | None
+    best_epoch: int | None
+    waited: int
 
 
 class EarlyStopping(Callback):
@@ -85,5 +94,5 @@ class EarlyStopping(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what `state_dict` gave, when a run is resumed."""
-        self.best, self.best_epoch = state["best"], state["best_epoch"]
-        self._waited = state["waited"]
+        at = read(_State, state, "EarlyStopping.state_dict()")
+        self.best, self.best_epoch, self._waited = at.best, at.best_epoch, at.waited

@@ -34,8 +34,8 @@ class Profiler(Callback):
     ) -> None:
         self.directory = local_path(directory, "directory")
         self._folder = self.directory
-        self._after = whole("start", start, 0, "steps")
-        self._steps = whole("steps", steps, 1, "steps")
+        self._after = whole("start", start, 0)
+        self._steps = whole("steps", steps)
         self._run_began = 0
         self._began: int | None = None
         self._is_done = False

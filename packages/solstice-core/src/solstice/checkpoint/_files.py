@@ -8,12 +8,14 @@ their own, see `_rows.py`.
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from solstice._paths import check_folder
+from solstice._paths import check_folder, check_regular
+from solstice._schema import SchemaError, read
 from solstice.checkpoint._errors import CheckpointError
 
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
@@ -76,27 +78,85 @@ def checksum(array: Any) -> str:
 
 def seal(manifest: dict[str, Any], default: Callable[[Any], Any] | None = None) -> str:
     """The manifest as text, with a checksum of itself; `default` is that of `json.dumps`."""
-    body = json.dumps(manifest, sort_keys=True, indent=1, default=default)
+    try:
+        body = json.dumps(manifest, sort_keys=True, indent=1, default=default)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"note must hold what JSON takes, such as {{'epoch': 3}}: {error}"
+        ) from error
     return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest()}) + "\n" + body + "\n"
 
 
+@dataclass(frozen=True)
+class Leaf:
+    """The entry of an array in a manifest; see `Stored`."""
+
+    kind: Literal["array", "numpy", "key", "bool", "int", "float", "complex", "scalar"]
+    dtype: str
+    shape: list[int]
+    sha256: str
+    impl: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest must hold.
+
+    Attributes:
+        leaves: by path, what each array is.
+        described: by path, what is no array, in words.
+        versions: of the packages.
+        note: what was given to `save`.
+        text: all of it, as JSON has it.
+    """
+
+    leaves: dict[str, Leaf]
+    described: dict[str, str]
+    versions: dict[str, str]
+    note: dict[str, Any]
+    text: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class _Format:
+    format: str
+    version: int
+
+
 def unseal(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, or a CheckpointError."""
+    """What a manifest holds, as JSON has it, or a CheckpointError."""
+    return read_manifest(path).text
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a checkpoint, or a CheckpointError that names the file and the entry."""
+    found = _sealed(path)
     try:
+        about = read(_Format, found, "the manifest")
+        if about.format == FORMAT and about.version <= VERSION:
+            return replace(read(Manifest, found, "the manifest"), text=found)
+    except SchemaError as error:
+        raise CheckpointError(f"{path} is not a manifest of Solstice: {error}") from error
+    raise CheckpointError(
+        f"{path} is of {about.format} {about.version}; this version of Solstice reads {FORMAT} up "
+        f"to {VERSION}. Upgrade solstice-core"
+    )
+
+
+def _sealed(path: Path) -> Any:
+    """What the manifest holds, whatever that is, if its checksum is right."""
+    try:
+        check_regular(path, "the manifest")
         text = path.read_bytes().decode()
         head, body = text.split("\n", 1)
         given = json.loads(head)["sha256"]
         whole = body.endswith("\n") and head == json.dumps({"sha256": given})
         if not whole or hashlib.sha256(body[:-1].encode()).hexdigest() != given:
             raise ValueError("its checksum is another")
-        manifest = json.loads(body)
+        return json.loads(body)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent} is no checkpoint: it has no {path.name}") from error
+    except RecursionError:
+        raise CheckpointError(f"{path} is damaged: it is nested too deeply") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if manifest["format"] != FORMAT or manifest["version"] > VERSION:
-        raise CheckpointError(
-            f"{path} is of {manifest['format']} {manifest['version']}; this version of Solstice "
-            f"reads {FORMAT} up to {VERSION}. Upgrade solstice-core"
-        )
-    return manifest

@@ -15,6 +15,11 @@ from solstice import _tree
 from solstice._numbers import to_little_endian, why_not_plain
 from solstice.checkpoint._errors import CheckpointError
 
+_DIGITS = re.compile(rb"-?[0-9]{1,4300}")
+"""Python reads no more digits."""
+
+_SCALARS = {"bool": ("bool",), "float": ("float64",), "complex": ("complex128",)}
+
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -75,6 +80,18 @@ def to_stored(path: str, leaf: Any) -> Stored:
             f"kept elsewhere"
         )
     return Stored(kind, to_little_endian(np.asarray(leaf)))
+
+
+def is_consistent(stored: Stored) -> bool:
+    """Whether the array can be of its kind."""
+    array: Any = stored.array
+    if stored.kind == "int":
+        return array.dtype == np.uint8 and bool(_DIGITS.fullmatch(array.tobytes()))
+    if stored.kind == "key":
+        return stored.impl is not None and array.dtype == np.uint32 and array.ndim > 0
+    if stored.kind in _SCALARS:
+        return array.shape == () and array.dtype.name in _SCALARS[stored.kind]
+    return array.shape == () or stored.kind != "scalar"
 
 
 def from_stored(stored: Stored, like: Any) -> Any:

@@ -10,14 +10,26 @@ from typing import Any
 import numpy as np
 
 from solstice import _tree
+from solstice._arguments import mapping, text_or_none
 from solstice._numbers import dtype_of
-from solstice._paths import local_path
+from solstice._paths import check_regular, local_path
 from solstice.checkpoint._errors import CheckpointError
-from solstice.checkpoint._files import ARRAYS, MANIFEST, checksum, from_bytes, safetensors, unseal
+from solstice.checkpoint._files import (
+    ARRAYS,
+    MANIFEST,
+    Leaf,
+    Manifest,
+    checksum,
+    from_bytes,
+    read_manifest,
+    safetensors,
+    unseal,
+)
 from solstice.checkpoint._leaves import (
     Stored,
     described,
     from_stored,
+    is_consistent,
     is_stored,
     kind_of,
     modules,
@@ -52,7 +64,8 @@ def load(
             another tree; the message names the first path that differs.
         ValueError: `path` is a URL.
     """
-    return _load(local_path(path, "path"), like, only, rename)[0]
+    only, rename = text_or_none("only", only, "*.params*"), _renames(rename)
+    return _load(_found(path), like, only, rename)[0]
 
 
 def load_renamed(path: Path, like: Any) -> tuple[Any, list[str]]:
@@ -60,20 +73,20 @@ def load_renamed(path: Path, like: Any) -> tuple[Any, list[str]]:
 
     What such a class computes is for the caller to compare.
     """
-    return _load(path, like, are_names_alike=True)
+    return _load(_found(path), like, are_names_alike=True)
 
 
 def _load(
-    path: Path,
+    folder: Path,
     like: Any,
     only: str | None = None,
     rename: Mapping[str, str] | None = None,
     *,
     are_names_alike: bool = False,
 ) -> tuple[Any, list[str]]:
-    folder, others = newest(path), list[str]()
-    about = unseal(folder / MANIFEST)
-    stored = _renamed(_read(folder, about), rename or {})
+    rename, others = rename or {}, list[str]()
+    about = read_manifest(folder / MANIFEST)
+    stored = _renamed(_read(folder, about), rename)
     leaves, structure = _tree.flatten(like)
     paths = [name for name, _ in _tree.leaves_by_path(like)]
     chosen = [
@@ -82,7 +95,7 @@ def _load(
         if is_stored(leaf) and (only is None or fnmatch.fnmatchcase(name, only))
     ]
     if only is None:
-        saved = _renamed(about["described"], rename or {})
+        saved = _renamed(about.described, rename)
         others = _check_words(folder, saved, described(like), modules(like), are_names_alike)
         _check_paths(folder, set(stored), set(stored_leaves(like)))
     elif not chosen:
@@ -106,41 +119,65 @@ def manifest(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no checkpoint, or the manifest is damaged.
     """
-    return unseal(newest(local_path(path, "path")) / MANIFEST)
+    return unseal(_found(path) / MANIFEST)
 
 
 def read(path: str | PathLike[str]) -> dict[str, Stored]:
     """All that a checkpoint holds, by path, checked."""
-    folder = newest(local_path(path, "path"))
-    return _read(folder, unseal(folder / MANIFEST))
+    folder = _found(path)
+    return _read(folder, read_manifest(folder / MANIFEST))
 
 
-def _read(folder: Path, manifest: dict[str, Any]) -> dict[str, Stored]:
+def _found(path: str | PathLike[str]) -> Path:
+    """The folder of a checkpoint."""
+    folder = local_path(path, "path")
     try:
+        return newest(folder)
+    except OSError as error:  # such as of a name that is too long
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+
+
+def _renames(rename: Any) -> dict[str, str]:
+    found = mapping("rename", rename, '{".net": ".learner"}')
+    for old, new in found.items():
+        if not isinstance(new, str):
+            raise TypeError(f"rename[{old!r}] must be a path, such as '.learner'; it is {new!r}")
+    return found
+
+
+def _read(folder: Path, manifest: Manifest) -> dict[str, Stored]:
+    try:
+        check_regular(folder / ARRAYS, "the file of arrays")
         arrays = safetensors().load_file(folder / ARRAYS)
     except ImportError:
         raise
     except Exception as error:  # of safetensors, in its own class
         raise CheckpointError(f"{folder / ARRAYS} is damaged: {error}") from error
-    leaves = manifest["leaves"]
+    leaves = manifest.leaves
     if set(arrays) != set(leaves):
         raise CheckpointError(f"{folder / ARRAYS} is damaged: its manifest has other arrays")
     return {name: _checked(folder, name, arrays[name], leaves[name]) for name in leaves}
 
 
-def _checked(folder: Path, name: str, array: Any, about: dict[str, Any]) -> Stored:
+def _checked(folder: Path, name: str, array: Any, about: Leaf) -> Stored:
     try:
-        dtype = dtype_of(about["dtype"])
-        whole = from_bytes(array, dtype, tuple(about["shape"]))
-        fits = list(whole.shape) == about["shape"] and checksum(whole) == about["sha256"]
-    except (TypeError, ValueError) as error:
+        dtype = dtype_of(about.dtype)
+        whole = from_bytes(array, dtype, tuple(about.shape))
+        fits = list(whole.shape) == about.shape and checksum(whole) == about.sha256
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{folder / ARRAYS} is damaged at `{name}`: {error}") from error
     if not fits:
         raise CheckpointError(
             f"{folder / ARRAYS} is damaged at `{name}`: its checksum is another than when it was "
             f"written. Take an earlier checkpoint"
         )
-    return Stored(about["kind"], whole, about.get("impl"))
+    stored = Stored(about.kind, whole, about.impl)
+    if not is_consistent(stored):
+        raise CheckpointError(
+            f"{folder / MANIFEST} says that `{name}` is of kind {about.kind!r}, which it cannot be "
+            f"as {about.dtype}{about.shape} with impl={about.impl!r}"
+        )
+    return stored
 
 
 def _renamed(saved: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
@@ -237,7 +274,10 @@ def _leaf(folder: Path, name: str, stored: Mapping[str, Stored], like: Any) -> A
             f"{folder} is of another tree: `{name}` was {was} when it was saved, and is {now} in "
             f"the tree to load it into"
         )
-    return from_stored(leaf, like)
+    try:
+        return from_stored(leaf, like)
+    except (TypeError, ValueError) as error:  # of JAX, such as for a key of another length
+        raise CheckpointError(f"{folder} has no {was} at `{name}`: {error}") from error
 
 
 def _type_of(leaf: Stored) -> str:

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from solstice._arguments import mapping
 from solstice._paths import local_path
 from solstice.checkpoint._errors import CheckpointError
 from solstice.checkpoint._files import (
@@ -49,10 +50,12 @@ def save(path: str | PathLike[str], tree: Any, *, note: Mapping[str, Any] | None
             refuses.
         ValueError: `path` is a URL.
         ImportError: safetensors is not installed.
+        TypeError: `note` holds what JSON does not take.
     """
     folder = local_path(path, "path")
+    note = mapping("note", note, '{"epoch": 3}')
     stored = {name: to_stored(name, leaf) for name, leaf in stored_leaves(tree).items()}
-    return write(folder, stored, described(tree), dict(note or {}))
+    return write(folder, stored, described(tree), note)
 
 
 def write(
@@ -60,9 +63,9 @@ def write(
 ) -> Path:
     """`save`, of what is on the host already."""
     library = safetensors()
-    check_replaceable(path)
     new, old = _beside(path, "new"), _beside(path, "old")
     try:
+        check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _finish_renaming(path)
         shutil.rmtree(new, ignore_errors=True)

@@ -53,7 +53,7 @@ class Batches:
                     f"expected arrays whose axis 0 is the example, as in "
                     f"`batches((images, labels), {batch_size})`; one leaf is {leaf!r:.80}"
                 )
-            check_alive("one of the arrays", leaf)
+            check_alive("among arrays", leaf)
         self._leaves = [np.asarray(leaf) for leaf in leaves]
         lengths = [len(leaf) for leaf in self._leaves]
         if len(set(lengths)) != 1:

@@ -6,12 +6,13 @@ A `tf.data.Dataset`, a grain pipeline and a torch `DataLoader` are iterables who
 
 import types
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
 from solstice._arguments import whole
 from solstice._errors import DataError
+from solstice._schema import SchemaError
 from solstice._types import Batch
 from solstice.data import _libraries
 from solstice.data._arrays import own, to_numpy
@@ -41,6 +42,32 @@ class Return:
     how: str
     is_same: bool
     changes: list[str]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which data a data set has, in a checkpoint."""
+
+    length: int | None
+    kind: str | None = None
+    checksum: str | None = None
+    describe: dict[str, int | bool] = field(default_factory=dict[str, int | bool])
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Where a data set stands, in a checkpoint; see `Source.stand`."""
+
+    state: Any
+    behind: int = 0
+    kind: str = ""
+    next: str | None = None
+    identity: Identity | None = None
+    validation: Identity | None = None
+
+    def __post_init__(self) -> None:
+        if self.behind > 1:
+            raise SchemaError(f"note['run']['data']['behind'] must be 0 or 1; it is {self.behind}")
 
 
 class Source:
@@ -228,6 +255,8 @@ class Source:
         read: Any = None
         for _ in range(count):
             read = next(cast("Iterator[Batch]", self._returned), END)
+            if read is END:
+                break
         return read
 
     def _reopen(self, epoch: int, start: int = 0) -> None:

@@ -39,7 +39,9 @@ def compare(
     from solstice.history._plot import draw, save
 
     if isinstance(runs, str | PathLike) or hasattr(runs, "history"):
-        raise TypeError(f"runs must be several: write `solstice.compare([{runs!r}, ...])`")
+        raise TypeError(
+            f"runs: compare takes several runs: write `solstice.compare([{runs!r}, ...])`"
+        )
     several: Any = runs
     if isinstance(runs, Mapping):
         named: dict[str, Any] = dict(several)
@@ -63,7 +65,7 @@ def _history(run: Any) -> History:
     history = getattr(run, "history", run)
     if not isinstance(history, History):
         raise TypeError(
-            f"runs must be a History, a Trainer or the path of a CSV or JSON lines file each; one "
-            f"is {run!r:.60}"
+            f"runs: a run is a History, a Trainer or the path of a CSV or JSON lines file; it is "
+            f"{run!r:.60}"
         )
     return history

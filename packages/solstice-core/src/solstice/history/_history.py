@@ -1,6 +1,7 @@
 """Keep the metrics of a run."""
 
 import csv
+import html
 import importlib
 import itertools
 import json
@@ -8,6 +9,7 @@ import numbers
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +19,7 @@ from solstice._arguments import choice, switch, text, whole_or_none
 from solstice._callback import Callback, Record
 from solstice._left_out import LeftOut
 from solstice._paths import local_path
+from solstice._schema import read
 from solstice.checkpoint import AppendOnly
 
 if TYPE_CHECKING:
@@ -96,8 +99,7 @@ class History(Callback):
 
     def _repr_html_(self) -> str:
         head, *lines = self._cells()
-        tags = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-        tags += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines]
+        tags = [_html_row("th", head), *(_html_row("td", line) for line in lines)]
         return f"<table>{''.join(tags)}</table>"
 
     def series(
@@ -243,7 +245,8 @@ class History(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the rows of a run that is resumed."""
-        self.rows = AppendOnly(state["rows"])
+        rows = read_rows(state.get("rows"), "History.state_dict()['rows']")
+        self.rows = AppendOnly(rows)
 
     def _keep(self, record: Record, span: str) -> None:
         metrics = record.metrics
@@ -297,6 +300,20 @@ class History(Callback):
         return table
 
 
+@dataclass(frozen=True)
+class _Row:
+    step: int
+    epoch: int
+    mode: Literal["train", "val", "test"]
+    span: Literal["epoch", "steps"]
+
+
+def read_rows(rows: Any, where: str) -> list[dict[str, Any]]:
+    """Rows as they were read from a file, or a SchemaError."""
+    read(list[_Row], rows, where)
+    return read(list[dict[str, Any]], rows, where)
+
+
 def row_of(record: Record, span: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The row of a moment."""
     moment = {"step": record.step, "epoch": record.epoch, "mode": record.mode, "span": span}
@@ -315,6 +332,11 @@ def metrics_in(row: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in row.items()
         if name not in MOMENT
     }
+
+
+def _html_row(tag: str, cells: list[str]) -> str:
+    """A name may be of a file of somebody else, and is shown as text whatever it holds."""
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def _by_metric(names: list[str]) -> list[str]:

@@ -5,8 +5,8 @@ import json
 from os import PathLike
 from typing import Any
 
-from solstice._paths import local_path
-from solstice.history._history import MOMENT, History
+from solstice._paths import check_regular, local_path
+from solstice.history._history import MOMENT, History, read_rows
 
 
 def read_history(path: str | PathLike[str]) -> History:
@@ -20,13 +20,12 @@ def read_history(path: str | PathLike[str]) -> History:
         ValueError: the file is no such table.
     """
     path = local_path(path, "path")
-    text = path.read_text(encoding="utf-8")
+    check_regular(path, "the table")
     try:
+        text = path.read_text(encoding="utf-8")
         rows = _from_json(text) if text.startswith("{") else _from_csv(text)
-        missing = {*MOMENT} - {*rows[0]} if rows else set[str]()
-        if missing:
-            raise KeyError(*sorted(missing))
-    except (KeyError, ValueError, TypeError) as error:
+        rows = read_rows(rows, "the table")
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise ValueError(
             f"{path} is no table of metrics as `history.to_csv(path)` writes it: {error!r}"
         ) from error

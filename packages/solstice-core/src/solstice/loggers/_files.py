@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from solstice._callback import Record
-from solstice._paths import check_file, local_path
+from solstice._paths import check_file, check_regular, local_path
 from solstice.history._history import MOMENT, as_cells, as_json
 from solstice.loggers._logger import Logger, Start
 
@@ -52,6 +52,7 @@ class _File(Logger):
 
     def open(self, start: Start) -> None:
         """Opens the file; that of an earlier run is kept under another name, such as `a-1.csv`."""
+        check_regular(self._at, f"the file of {type(self).__name__}")
         self._at.parent.mkdir(parents=True, exist_ok=True)
         if start.kind == "new" and self._at.exists():
             self._at.rename(free_name(self._at))
@@ -109,6 +110,7 @@ class _File(Logger):
         """The whole lines: one that a process began and did not end is none."""
         if not self._at.exists():
             return []
+        check_regular(self._at, f"the file of {type(self).__name__}")
         with self._at.open(newline="", encoding="utf-8") as file:
             return [line for line in file if line.endswith("\n")]
 

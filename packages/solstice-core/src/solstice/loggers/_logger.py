@@ -10,7 +10,8 @@ from typing import Any, Literal
 from solstice._arguments import names, whole_or_none
 from solstice._callback import Callback, Record
 from solstice._left_out import LeftOut
-from solstice.history._history import MOMENT, column_of, metrics_in, row_of
+from solstice._schema import read
+from solstice.history._history import MOMENT, column_of, metrics_in, read_rows, row_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class Start:
     rows: int = 0
     newest: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     about: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class _State:
+    rows: int
+    newest: list[dict[str, Any]]
+    about: dict[str, Any]
 
 
 class Logger(Callback):
@@ -128,11 +136,10 @@ class Logger(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there, if anything was logged."""
-        self._rows, self._newest = state["rows"], list(state["newest"])
-        if self._rows or state["about"]:
-            self._start = Start(
-                "resumed", self._start.step, self._rows, self._newest, dict(state["about"])
-            )
+        at = read(_State, state, f"{type(self).__name__}.state_dict()")
+        self._rows, self._newest = at.rows, read_rows(at.newest, "the state of a logger")
+        if self._rows or at.about:
+            self._start = Start("resumed", self._start.step, self._rows, self._newest, at.about)
 
     def log(self, row: dict[str, Any]) -> None:
         """`logger.log({**moment, "loss": 0.5})`: hands a row to the thread."""

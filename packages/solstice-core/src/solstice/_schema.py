@@ -1,0 +1,134 @@
+"""What a file must hold, declared by a frozen dataclass, and read in one place.
+
+A file with a right checksum may still hold anything: another tool has written it, or an attacker.
+"""
+
+import dataclasses
+import types
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+_T = TypeVar("_T")
+
+_LARGEST = 2**63
+"""Whole numbers of a file are counts and sizes, from 0 on and below this one."""
+
+
+class SchemaError(ValueError):
+    """An entry of a file is not what it must be; the message names it by its path."""
+
+
+def read(kind: type[_T], value: Any, where: str) -> _T:
+    """An object of a dataclass, of what was read from a file.
+
+    Fields of `Any` are taken as they are. Entries beyond the fields are left out, since a later
+    version may write more.
+
+    Args:
+        kind: a dataclass of these types: bool, int (0 or more), float, str, None, list, dict with
+            keys of text, Literal, Any, unions, and dataclasses.
+        value: what was read: dicts, lists and numbers.
+        where: the name of all of it, for messages.
+
+    Raises:
+        SchemaError: an entry is missing, or of another type.
+    """
+    return cast("_T", _read(kind, value, where))
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _read_fields(cast("type[Any]", kind), value, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _read_one_of(arguments, value, where)
+    if origin is Literal:
+        return _checked(isinstance(value, str) and value in arguments, kind, value, where)
+    if origin is list:
+        _checked(isinstance(value, list), list, value, where)
+        return [_read(arguments[0], x, f"{where}[{i}]") for i, x in enumerate(value)]
+    if origin is dict:
+        named = cast("dict[Any, Any]", value) if isinstance(value, dict) else {}
+        fits = isinstance(value, dict) and all(isinstance(key, str) for key in named)
+        _checked(fits, dict, value, where)
+        return {key: _read(arguments[1], x, f"{where}[{key!r:.60}]") for key, x in named.items()}
+    return _checked(_PLAIN[kind](value), kind, value, where)
+
+
+def _read_fields(kind: type[Any], value: Any, where: str) -> Any:
+    _checked(isinstance(value, dict), dict, value, where)
+    found: dict[str, Any] = {}
+    for name, (field_kind, is_required) in _fields(kind).items():
+        if name in value:
+            found[name] = _read(field_kind, value[name], f"{where}[{name!r}]")
+        elif is_required:
+            raise SchemaError(f"{where} has no {name!r}")
+    return kind(**found)
+
+
+def _read_one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    errors: list[SchemaError] = []
+    for kind in kinds:
+        if kind is not type(None):
+            try:
+                return _read(kind, value, where)
+            except SchemaError as error:
+                errors.append(error)
+    raise errors[0]
+
+
+@lru_cache
+def _fields(kind: type[Any]) -> dict[str, tuple[Any, bool]]:
+    """By name, the type of each field, and whether it must be there."""
+    hints = get_type_hints(kind)
+    none = dataclasses.MISSING
+    return {
+        field.name: (hints[field.name], field.default is none and field.default_factory is none)
+        for field in dataclasses.fields(kind)
+    }
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
+
+
+def _is_float(value: Any) -> bool:
+    return _is_whole(value) or isinstance(value, float | np.floating)
+
+
+_PLAIN: dict[Any, Callable[[Any], bool]] = {
+    bool: lambda value: isinstance(value, bool),
+    int: _is_whole,
+    float: _is_float,
+    str: lambda value: isinstance(value, str),
+}
+
+
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number, 0 or more",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a table with names for keys",
+}
+
+
+def _checked(fits: bool, kind: Any, value: Any, where: str) -> Any:
+    if not fits:
+        expected = _WORDS.get(kind) or f"one of {list(get_args(kind))}"
+        raise SchemaError(f"{where} must be {expected}; it is {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """Not the whole `repr` of a table, which may be deep without end."""
+    is_plain = value is None or isinstance(value, bool | float | str)
+    return f"{value!r:.60}" if is_plain else f"a {type(value).__name__}"
