@@ -4,6 +4,7 @@ import ast
 import io
 import pathlib
 import sys
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -134,3 +135,20 @@ def test_nobody_else_writes_to_a_stream():
         if isinstance(node, ast.Name) and node.id == "print"
     ]
     assert found == []
+
+
+def test_a_warning_needs_no_stream(monkeypatch):
+    def show(message, *about):  # as Python does, where pytest does not listen
+        sys.stderr.write(str(message))
+
+    class Vector(Mean):
+        def train_step(self, batch):
+            return self, batch
+
+    monkeypatch.setattr(warnings, "showwarning", show)
+    for kind in ("tee", "closed"):
+        monkeypatch.setattr(sys, "stderr", STREAMS[kind]())
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            solstice.train(Vector(), train_ds=batches())
+        assert kind == "closed" or "gives no metrics" in sys.stderr.text

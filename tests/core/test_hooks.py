@@ -298,3 +298,79 @@ def test_what_early_stopping_refuses_leaves_the_history_too():
     with pytest.raises(ValueError, match="validation"):
         trainer.fit(counter(), BATCHES)
     assert trainer.history.rows == rows
+
+
+class Rows(solstice.loggers.Logger):
+    """A logger with one of its two methods misspelt."""
+
+    def open(self, start):
+        pass
+
+    def writes(self, row):
+        raise AssertionError("it is never called")
+
+
+def test_a_logger_that_would_lose_its_rows_is_refused():
+    with pytest.raises(
+        TypeError, match=r"Rows has no `write`.*`def write\(self, row\):`.*`writes`"
+    ):
+        Trainer([Rows()])
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [("every", None, 1), ("every", 1, 2), ("needs", (), ("outs",)), ("may_stop", True, False)],
+)
+@pytest.mark.parametrize("when", ["on_fit_start", "load_state_dict", "on_epoch_end"])
+def test_what_is_read_once_must_not_change(name, before, now, when, tmp_path):
+    def changes(self, given):
+        setattr(self, name, now)
+
+    members = {name: before, when: changes, "on_step_end": hook if before is None else noop}
+    kind = type("Mine", (Callback,), {**members, "state_dict": lambda self: {"a": 1}})
+
+    def run_and_resume():
+        for num_epochs in (1, 3):
+            trainer = Trainer([kind(), Checkpoint(tmp_path)])
+            trainer.fit(counter(), BATCHES, num_epochs=num_epochs, resume="last")
+
+    with pytest.raises(TypeError, match=rf"Mine\.{name} was .* and is .*Set it in `__init__`"):
+        run_and_resume()
+
+
+def noop(self, record):
+    pass
+
+
+def test_settings_may_change_before_a_run():
+    callback = made(every=None, on_step_end=noop)
+    trainer = Trainer([callback])
+    callback.every = 2
+    trainer.fit(counter(), BATCHES)
+    callback.every = 3
+    trainer.fit(counter(), BATCHES)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("training_step", "write `train_step`"),
+        ("validation_step", "validation measures by `eval_step`"),
+        ("test_step", "`trainer.test` measures by `eval_step`"),
+        ("configure_optimizers", "hold the optimiser in a field"),
+        ("predict_steps", "did you mean `predict_step`"),
+        ("chek_batch", "did you mean `check_batch`"),
+        ("set_up", "did you mean `setup`"),
+        ("on_train_epoch_end", r"hooks are methods of a `solstice\.Callback`"),
+    ],
+)
+def test_a_method_of_an_experiment_that_is_never_called_is_named(name, words):
+    with pytest.warns(UserWarning, match=rf"Mine\.{name} is never called.*{words}"):
+        type("Mine", (Counter,), {name: hook})
+
+
+def test_usual_methods_of_an_experiment_are_nobodys_mistake():
+    names = ["train", "test", "predict", "loss", "step", "forward", "_training_step", "params"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        type("Mine", (Counter,), dict.fromkeys(names, hook))

@@ -1,7 +1,6 @@
 """What a callback monitors, and where it writes, is known to be right before the first step."""
 
 import os
-import subprocess
 import sys
 import warnings
 
@@ -252,32 +251,41 @@ def test_nothing_is_written_by_a_check(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-NO_SAFETENSORS = """
-import sys
-sys.modules["safetensors"] = None
-import numpy as np
-import solstice
-from solstice.callbacks import Checkpoint, FlightRecorder
-
-class Mean(solstice.Experiment):
-    def train_step(self, batch):
-        print("a step")
-        return self, {"loss": batch.mean()}
-    eval_step = train_step
-
-for callback in (Checkpoint("a"), FlightRecorder("b")):
-    try:
-        solstice.Trainer([callback]).fit(Mean(), [np.ones(2, np.float32)])
-    except ImportError as error:
-        print(error)
-solstice.Trainer([callback]).test(Mean(), [np.ones(2, np.float32)])
-"""
+@pytest.mark.parametrize("make", [Checkpoint, FlightRecorder])
+def test_missing_safetensors_are_said_before_the_first_step(make, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)  # `import` then raises
+    steps = Steps()
+    trainer = Trainer([make(tmp_path / "a"), steps])
+    with pytest.raises(ImportError, match=r"pip install 'solstice-core\[checkpoint\]'"):
+        trainer.fit(Mean(OUTS["scalar"]), BATCHES)
+    assert steps.taken == 0
+    trainer.test(Mean(OUTS["scalar"]), BATCHES)  # saves nothing
 
 
-def test_missing_safetensors_are_said_before_the_first_step(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", NO_SAFETENSORS], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("pip install 'solstice-core[checkpoint]'") == 2
-    assert list(tmp_path.iterdir()) == []
+ONLY = {
+    "CSV": lambda path, only: CSV(path / "a.csv", only=only),
+    "Logging": lambda path, only: solstice.callbacks.Logging(print, only=only),
+    "ProgressBar": lambda path, only: solstice.callbacks.ProgressBar(only=only),
+}
+
+
+@pytest.mark.parametrize("name", ONLY)
+def test_what_only_asks_for_in_vain_is_named(name, tmp_path):
+    with pytest.warns(UserWarning, match=rf"{name}\(only=.*'los'.*did you mean 'loss'"):
+        Trainer([ONLY[name](tmp_path, ["l2", "los"])]).fit(
+            Mean(lambda batch: {"loss": 1.0, "l2": 2.0}), BATCHES, BATCHES
+        )
+
+
+@pytest.mark.parametrize("name", ONLY)
+def test_what_only_asks_for_and_there_is_is_not(name, tmp_path):
+    class Other(Mean):
+        def eval_step(self, batch):
+            return self, {"accuracy": jnp.mean(batch)}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        callback = ONLY[name](tmp_path, ["loss", "accuracy"])
+        Trainer([callback]).fit(Other(OUTS["mapping"]), BATCHES, BATCHES)
+        callback = ONLY[name](tmp_path, ["loss", "temperature"])
+        Trainer([callback, Measures()]).fit(Mean(OUTS["mapping"]), BATCHES)

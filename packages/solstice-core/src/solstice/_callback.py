@@ -291,7 +291,24 @@ class CallbackList:
             if "metrics" in callback.needs or overrides_hook(callback, "state_dict")
         }
         self._readers = [id(c) for c, _ in self._at_end if "metrics" in c.needs]
+        self._settings = [_settings_of(callback) for callback in callbacks]
         self.stop: Stop | None = None
+
+    def check_settings(self) -> None:
+        """Refuses callbacks that have changed since: the run has been arranged for what they were.
+
+        Raises:
+            TypeError: one has another `every`, for instance, which it would not be called by.
+        """
+        for callback, before in zip(self.callbacks, self._settings, strict=True):
+            now = _settings_of(callback)
+            changed = [name for name in before if before[name] != now[name]]
+            if changed:
+                name, kind = changed[0], type(callback).__name__
+                raise TypeError(
+                    f"{kind}.{name} was {before[name]!r} when the run began, and is {now[name]!r}: "
+                    f"the Trainer reads it once. Set it in `__init__`, or before the run"
+                )
 
     @property
     def num_readers(self) -> int:
@@ -404,6 +421,15 @@ class CallbackList:
                 f"{type(callback).__name__}.{hook} raised StopIteration: a `next(...)` in it found "
                 f"nothing more. To end the run write `raise solstice.Stop(...)`"
             ) from error
+
+
+def _settings_of(callback: Callback) -> dict[str, Any]:
+    return {
+        "every": callback.every,
+        "needs": tuple(callback.needs),
+        "order": callback.order,
+        "may_stop": callback.may_stop,
+    }
 
 
 def overrides_hook(callback: Callback, hook: str) -> bool:

@@ -1,6 +1,7 @@
 """Text for people, on whatever stream there is: what is shown must never end a run."""
 
 import sys
+import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +25,17 @@ def write_line(text: str, stream: Any) -> None:
         stream.write(f"{encodable(text, stream)}\n")
         with suppress(AttributeError):
             stream.flush()
+
+
+def warn(message: str, stacklevel: int) -> None:
+    """`warnings.warn`, which raises where standard error is closed.
+
+    Args:
+        message: what to say.
+        stacklevel: as Python has it, of the function that calls this one.
+    """
+    with suppress(ValueError):
+        warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 def encodable(text: str, stream: Any) -> str:

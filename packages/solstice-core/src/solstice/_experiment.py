@@ -1,5 +1,6 @@
 """The Experiment base class."""
 
+import difflib
 from abc import abstractmethod
 from typing import Any, Self
 
@@ -7,6 +8,7 @@ import equinox as eqx
 
 from solstice import _tree
 from solstice._arguments import check_alive, is_deleted
+from solstice._console import warn
 from solstice._types import Batch, Outs
 
 
@@ -36,6 +38,17 @@ class Experiment(eqx.Module):
     "aux/l2". A scalar alone is "loss". `Metrics` in it are merged too. What gives no metrics is
     named by a warning, once in a run; callbacks receive it.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in vars(cls):
+            instead = _meant(name) if callable(vars(cls)[name]) else None
+            if instead is not None:
+                warn(
+                    f"{cls.__name__}.{name} is never called by the Trainer: {instead}. A method "
+                    f"that your own code calls needs another name, such as `_{name}`",
+                    stacklevel=5,  # through the metaclasses, to the line of the class
+                )
 
     @abstractmethod
     def train_step(self, batch: Batch) -> tuple[Self, Outs]:
@@ -93,6 +106,29 @@ def check_experiment(experiment: Any) -> None:
     if any(is_deleted(leaf) for leaf in _tree.leaves(experiment)):
         for path, leaf in _tree.leaves_by_path(experiment):
             check_alive(f"`{path}` of the {kind}", leaf)
+
+
+_STEPS = ("train_step", "eval_step", "predict_step", "setup", "check_batch")
+_ELSEWHERE = {
+    "training_step": "write `train_step`",
+    "test_step": "`trainer.test` measures by `eval_step`",
+    "validation_step": "validation measures by `eval_step`",
+    "val_step": "validation measures by `eval_step`",
+    "evaluation_step": "write `eval_step`",
+    "prediction_step": "write `predict_step`",
+    "configure_optimizers": "hold the optimiser in a field, and update in `train_step`",
+}
+"""Methods of other libraries, and what does the same here."""
+
+
+def _meant(name: str) -> str | None:
+    """What to write instead of a method that a step was meant by; None of a name of one's own."""
+    if name in _STEPS or name.startswith("_"):
+        return None
+    if name.startswith("on_"):
+        return "hooks are methods of a `solstice.Callback`, which the Trainer is given"
+    close = difflib.get_close_matches(name, _STEPS, 1, 0.85)
+    return _ELSEWHERE.get(name) or (f"did you mean `{close[0]}`?" if close else None)
 
 
 def overrides(kind: type[Experiment], method: str) -> bool:

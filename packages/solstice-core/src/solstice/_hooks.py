@@ -2,10 +2,11 @@
 
 import difflib
 import inspect
-import warnings
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, cast
+
+from solstice._console import warn
 
 _MODES = {
     "train": "train",
@@ -54,12 +55,26 @@ def check_hooks(callback: Any, base: type[Any]) -> None:
     Raises:
         TypeError: a method begins with "on_" and is not a hook, or a hook takes other arguments.
     """
+    _check_abstract(cast("type[Any]", type(callback)), base)
     for name in _strangers(callback, base):
         _check_name(callback, base, name)
     for hook in _hooks(base):
         method = getattr(callback, hook)
         if getattr(method, "__func__", None) is not getattr(base, hook):
             _check_method(callback, base, hook, method)
+
+
+def _check_abstract(kind: type[Any], base: type[Any]) -> None:
+    """Refuses a `Logger` without `write`, for one: rows would be lost in silence."""
+    for name in dir(kind):
+        method = getattr(kind, name)
+        if getattr(method, "__isabstractmethod__", False):
+            wrong = difflib.get_close_matches(name, set(dir(kind)) - set(dir(base)) - {name}, 1)
+            instead = f" It has `{wrong[0]}`" if wrong and wrong[0] in vars(kind) else ""
+            raise TypeError(
+                f"{kind.__name__} has no `{name}` of its own: write "
+                f"`{_line(kind, name)}` in it.{instead}"
+            )
 
 
 @cache
@@ -96,14 +111,14 @@ def _check_name(callback: Any, base: type[Any], name: str) -> None:
     if name.startswith("on_") and any(name in vars(kind) for kind in own):
         raise TypeError(message)
     if hook is not None:  # perhaps a hook of what else it is, or a method that the user calls
-        warnings.warn(message, stacklevel=4)
+        warn(message, stacklevel=4)
 
 
 def _check_setting(callback: Any, base: type[Any], name: str) -> None:
     """Names `evry = 100`: such a line changes nothing, and raises nothing."""
     settings = [setting for setting in _public(base) if setting not in _hooks(base)]
     for close in difflib.get_close_matches(name, settings, 1, _ALIKE):
-        warnings.warn(
+        warn(
             f"{type(callback).__name__}.{name} is not an attribute of solstice.Callback, and the "
             f"Trainer does not read it: write `{close}`. One of your own needs another name, such "
             f"as `_{name}`",

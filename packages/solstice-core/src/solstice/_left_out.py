@@ -1,10 +1,11 @@
 """Name what is left out, once a run."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+from solstice._console import warn
 
 
 class LeftOut:
@@ -32,7 +33,7 @@ class LeftOut:
             self._named |= {*new.items()}
             names = ", ".join(f"`{name}`, {text}" for name, text in new.items())
             advice = after if isinstance(after, str) else after({n: things[n] for n in new})
-            warnings.warn(f"{before} {names}. {advice}", stacklevel=3)
+            warn(f"{before} {names}. {advice}", stacklevel=3)
 
 
 def described(thing: Any) -> str:

@@ -2,7 +2,6 @@
 
 import linecache
 import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import equinox as eqx
 import jax
 
 from solstice import _tree
+from solstice._console import warn
 from solstice._engine._compiles import Kind, kinds_of
 from solstice._engine._digest import StepDigest, digest_of_code
 from solstice._engine._feed import Block
@@ -44,7 +44,7 @@ class EagerStepper:
         readers: int,
         look: Callable[[str, Outs], None],
     ) -> None:
-        warnings.warn(
+        warn(
             f"{type(experiment).__name__}.{method} cannot be compiled, and runs as it is, which is "
             f"slow: {_line(error)}. Write it with jax.numpy, jnp.where and jax.lax.cond",
             stacklevel=2,

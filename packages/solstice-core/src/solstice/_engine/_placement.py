@@ -1,12 +1,12 @@
 """Where the state and the batches of a run lie: on one device of one process."""
 
 import hashlib
-import warnings
 from typing import Any, cast
 
 import jax
 
 from solstice import _tree
+from solstice._console import warn
 
 
 def check_processes() -> None:
@@ -33,7 +33,7 @@ def warn_of_spread_state(experiment: Any) -> None:
         else f"all {count} devices compute each step on the whole batch, and exchange what they "
         f"compute"
     )
-    warnings.warn(
+    warn(
         f"{_named(path, len(spread), type(experiment).__name__)} on {count} devices, and the "
         f"Trainer does not split batches over devices: {loss}, which is slower than one device. "
         f"Put the arrays on one: `jax.tree.map(lambda x: jax.device_put(x, jax.devices()[0]) if "
@@ -47,7 +47,7 @@ def warn_of_spread_batch(batch: Any) -> bool:
     spread = _spread(batch)
     if spread:
         path, array = next(iter(spread.items()))
-        warnings.warn(
+        warn(
             f"{_named(f'batch{path}', len(spread), 'batch')} on {_num_devices(array)} "
             f"devices. The Trainer does not use that: it copies each batch to the host and runs "
             f"the step on the devices of the Experiment, which is slower than a batch of NumPy "

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from solstice._callback import Callback, Record, overrides_hook
+from solstice._console import warn
 from solstice._engine._merging import metrics_like
 from solstice._engine._program import unpack
 from solstice._engine._traced import Traced
@@ -35,6 +36,8 @@ class _Expected:
 def check_monitors(callbacks: Sequence[Callback], steps: Mapping[str, object]) -> None:
     """Refuses a `monitor` of a callback, such as "val/los", that the steps do not give.
 
+    What is asked for by `only=`, and is not there, is named by a warning.
+
     Args:
         callbacks: all of the run. Some `measure`, which nobody knows before they do.
         steps: what is known of each step, by its name.
@@ -43,14 +46,37 @@ def check_monitors(callbacks: Sequence[Callback], steps: Mapping[str, object]) -
         KeyError: there is no such metric; the message lists those there are.
         ValueError: it is an array.
     """
+    watched = [c for c in callbacks if isinstance(_asked(c, "monitor"), str) or _asked(c, "_only")]
+    if not watched:
+        return
     measured = any(overrides_hook(callback, "measure") for callback in callbacks)
-    for callback in callbacks:
-        monitor = getattr(callback, "monitor", None)
-        mode, _, name = monitor.partition("/") if isinstance(monitor, str) else ("", "", "")
-        step = steps.get(_STEPS.get(mode, ""))
-        expected = _expected(step) if isinstance(step, Traced) and name else None
-        if expected is not None and (name in expected.axes or not (measured and mode == "train")):
+    modes = {mode: step for mode, step in _STEPS.items() if step in steps}
+    there = {mode: _expected(steps[step]) for mode, step in modes.items()}
+    for callback in watched:
+        mode, _, name = str(_asked(callback, "monitor")).partition("/")
+        expected = there.get(mode)
+        if expected and name and (name in expected.axes or not (measured and mode == "train")):
             _check(callback, mode, name, expected)
+        if not measured:
+            _check_only(callback, there)
+
+
+def _asked(callback: Callback, name: str) -> Any:
+    return getattr(callback, name, None)
+
+
+def _check_only(callback: Callback, there: Mapping[str, _Expected | None]) -> None:
+    """Names what `only=` asks for in vain: nothing of it would be shown, in silence."""
+    names = {name for expected in there.values() if expected for name in expected.axes}
+    missing = [name for name in _asked(callback, "_only") or () if name not in names]
+    if missing and all(there.values()):
+        close = difflib.get_close_matches(str(missing[0]), names, 1)
+        warn(
+            f"{type(callback).__name__}(only=...) asks for {missing[0]!r}, and no step of this run "
+            f"gives such a metric; there are: {', '.join(sorted(names)) or 'none'}"
+            + (f"; did you mean {close[0]!r}?" if close else ""),
+            stacklevel=4,
+        )
 
 
 def check_validation(callback: Any, record: Record) -> None:
@@ -92,7 +118,7 @@ def _check(callback: Callback, mode: str, name: str, expected: _Expected) -> Non
     message = _missing(who, monitor, mode, expected.axes)
     if expected.is_certain:
         raise KeyError(message)
-    warnings.warn(f"{message}. `compute` may give others of other numbers", stacklevel=4)
+    warn(f"{message}. `compute` may give others of other numbers", stacklevel=4)
 
 
 def _missing(who: str, monitor: str, mode: str, names: Mapping[str, Any]) -> str:
@@ -112,8 +138,10 @@ def _is_array(who: str, monitor: str, axes: int) -> str:
     )
 
 
-def _expected(step: Traced) -> _Expected | None:
+def _expected(step: object) -> _Expected | None:
     """The metrics of a step; None where they cannot be known before it has run."""
+    if not isinstance(step, Traced):
+        return None
     like: Any = unpack(metrics_like(step.plan, step.structure, step.shapes))
     if like is None:
         return _Expected({}, is_certain=True)

@@ -1,6 +1,5 @@
 """Going on with a run that was saved."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -11,7 +10,7 @@ import jax
 
 from solstice import checkpoint
 from solstice._callback import Callback, CallbackList, Record, Stop
-from solstice._console import say
+from solstice._console import say, warn
 from solstice._engine._eager import EagerStepper
 from solstice._engine._step import Stepper
 from solstice._paths import local_path
@@ -158,7 +157,7 @@ class SavedRun:
         message = f"the run of {self.path} cannot be resumed exactly: {reasons}"
         if strict:
             raise CheckpointError(f"{message}. Without strict_resume it goes on all the same")
-        warnings.warn(message, stacklevel=4)
+        warn(message, stacklevel=4)
 
     def other_programs(
         self, stepper: Stepper | EagerStepper, computation: Computation

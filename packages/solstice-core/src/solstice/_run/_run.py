@@ -204,6 +204,7 @@ class Run:
             pace = None if self._steps_per_call else Pace(most, first)
             slots = Slots(most, self._memory.pop(start.mode, None), pace)
             self._slots[start.mode] = slots
+        self._callbacks.check_settings()
         self.has_begun = True
         self._pass = Pass(
             self._callbacks,

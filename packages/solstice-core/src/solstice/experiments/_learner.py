@@ -1,6 +1,5 @@
 """A model, its optimiser and all that both hold: what ready-made Experiments are made of."""
 
-import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Protocol, Self, cast
@@ -13,6 +12,7 @@ from jax import Array
 
 from solstice import _tree
 from solstice._arguments import check_alive, numeric, shown, whole
+from solstice._console import warn
 from solstice._errors import DataError
 from solstice._metrics import Metrics, at_least_float32
 from solstice._replace import replace
@@ -403,7 +403,7 @@ class _Loss:
 
         found = constants_of(loss, self.learner.params, self.learner.params)
         if found:
-            warnings.warn(
+            warn(
                 f"the loss depends on `learner.params{found[0]}`, which is constant in an "
                 f"objective: it has no gradient there. Write `model.params{found[0]}`, with the "
                 f"`model` that the objective is given; or, if a constant is meant, such as a "

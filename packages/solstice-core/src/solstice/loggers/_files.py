@@ -3,7 +3,6 @@
 import csv
 import io
 import os
-import warnings
 from abc import abstractmethod
 from collections.abc import Collection
 from os import PathLike
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from solstice._callback import Record
+from solstice._console import warn
 from solstice._paths import check_file, check_regular, local_path
 from solstice.history._history import MOMENT, as_cells, as_json
 from solstice.loggers._logger import Logger, Start
@@ -89,7 +89,7 @@ class _File(Logger):
         was = start.about.get("path")
         if len(rows) < start.rows and (not rows or was == str(self.path)):
             self._rows = len(rows)
-            warnings.warn(
+            warn(
                 f"{self!r} has {len(rows):,} of the {start.rows:,} rows that the resumed run had "
                 f"written to {was!r}: the others will be missing, unless you begin once more with "
                 f"that file at {self._at}",

@@ -2,7 +2,6 @@
 
 import importlib
 import uuid
-import warnings
 from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from solstice import _tree
 from solstice._arguments import mapping, whole_or_none
 from solstice._callback import Record
+from solstice._console import warn
 from solstice._experiment import params_of
 from solstice._paths import check_folder, local_path
 from solstice.history._history import metrics_in
@@ -141,7 +141,7 @@ class TensorBoard(Logger):
                 f"{self!r} has the events of another run than the resumed one, which had written "
                 f"{first} to {was!r}. Give TensorBoard that folder, or one without events"
             )
-        warnings.warn(
+        warn(
             f"{self!r} has no events of the resumed run: those up to step {self._start.step:,} "
             f"will be missing, unless you begin once more with those of {was!r} in {self._folder}",
             stacklevel=2,
