@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from solstice._console import warn
 
@@ -44,6 +45,9 @@ _ELSEWHERE = {
 
 _ALIKE = 0.85
 
+_checked: WeakKeyDictionary[type, set[frozenset[str]]] = WeakKeyDictionary()
+"""Classes, with the attributes of objects, that have been found right: each run begins with it."""
+
 
 def check_hooks(callback: Any, base: type[Any]) -> None:
     """Refuses a callback with a hook that the Trainer would not call, or could not.
@@ -55,13 +59,17 @@ def check_hooks(callback: Any, base: type[Any]) -> None:
     Raises:
         TypeError: a method begins with "on_" and is not a hook, or a hook takes other arguments.
     """
-    _check_abstract(cast("type[Any]", type(callback)), base)
+    kind, names = cast("type[Any]", type(callback)), frozenset(vars(callback))
+    if names in _checked.get(kind, ()):
+        return
+    _check_abstract(kind, base)
     for name in _strangers(callback, base):
         _check_name(callback, base, name)
     for hook in _hooks(base):
         method = getattr(callback, hook)
         if getattr(method, "__func__", None) is not getattr(base, hook):
             _check_method(callback, base, hook, method)
+    _checked.setdefault(kind, set()).add(names)
 
 
 def _check_abstract(kind: type[Any], base: type[Any]) -> None:

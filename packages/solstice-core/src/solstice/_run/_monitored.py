@@ -4,6 +4,7 @@ import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +14,7 @@ import numpy as np
 from solstice._callback import Callback, Record, overrides_hook
 from solstice._console import warn
 from solstice._engine._merging import metrics_like
-from solstice._engine._program import unpack
+from solstice._engine._program import Plan, unpack
 from solstice._engine._traced import Traced
 from solstice._metrics import Metrics, by_name
 
@@ -140,9 +141,12 @@ def _is_array(who: str, monitor: str, axes: int) -> str:
 
 def _expected(step: object) -> _Expected | None:
     """The metrics of a step; None where they cannot be known before it has run."""
-    if not isinstance(step, Traced):
-        return None
-    like: Any = unpack(metrics_like(step.plan, step.structure, step.shapes))
+    return _names(step.plan, step.structure, step.shapes) if isinstance(step, Traced) else None
+
+
+@lru_cache(maxsize=256)
+def _names(plan: Plan, batch_structure: Any, batch_shapes: Any) -> _Expected | None:
+    like: Any = unpack(metrics_like(plan, batch_structure, batch_shapes))
     if like is None:
         return _Expected({}, is_certain=True)
     for compute, is_certain in [(_of_shapes, True), (_of_ones, False)]:
