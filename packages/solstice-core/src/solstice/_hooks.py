@@ -59,7 +59,10 @@ def check_hooks(callback: Any, base: type[Any]) -> None:
     Raises:
         TypeError: a method begins with "on_" and is not a hook, or a hook takes other arguments.
     """
-    kind, names = cast("type[Any]", type(callback)), frozenset(vars(callback))
+    kind, names = (
+        cast("type[Any]", type(callback)),
+        frozenset(cast("dict[str, Any]", vars(callback))),
+    )
     if names in _checked.get(kind, ()):
         return
     _check_abstract(kind, base)
