@@ -140,6 +140,10 @@ class Callback:
     evaluation. Callbacks are called in the order in which the Trainer was given them, sorted by
     `order`: what shows and logs (0) before what monitors and stops (1) before what saves (2).
 
+    The Trainer refuses a method that begins with "on_" and is not a hook, since nothing would call
+    it. If there is an attribute `monitor`, such as "val/loss", `fit` refuses one that the metrics
+    of its steps do not have.
+
     Attributes:
         every: `on_step_start` and `on_step_end` are called at every so many steps. In training
             global steps are counted, so the cadence does not restart with an epoch. None is never.

@@ -253,7 +253,9 @@ class Learner(eqx.Module):
 
 
 def _several_hint(expected: tuple[str, ...], given: tuple[str, ...]) -> str:
-    if len(expected) <= max(len(given), 1):
+    """For a model whose inputs are a tuple of arrays, of which some were given alone."""
+    is_tuple = all(shape.startswith(f"[{index}][") for index, shape in enumerate(expected))
+    if not is_tuple or len(expected) <= max(len(given), 1):
         return ""
     names = ", ".join("abcdefgh"[: len(expected)])
     return f". The {len(expected)} inputs of the model are one tuple: `({names})`, `(({names}), y)`"
