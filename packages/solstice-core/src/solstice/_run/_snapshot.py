@@ -14,6 +14,7 @@ from solstice._run._plain import from_plain, to_plain
 from solstice._schema import SchemaError, read
 from solstice.checkpoint import CheckpointError
 from solstice.checkpoint._rows import held
+from solstice.data._arrays import is_numeric
 from solstice.data._source import Stand
 
 VERSION = 1
@@ -82,6 +83,10 @@ class Position:
                 f"note['run'] cannot be at step {self.step} in epoch {self.epoch}, at batch "
                 f"{self.epoch_step} of it, with {self.steps_per_call} steps a call"
             )
+        for reader, numbers in self.metrics.items():
+            for path, array in numbers.items():
+                if not is_numeric(array):
+                    raise SchemaError(f"note['run']['metrics'][{reader!r}][{path!r}] is no array")
 
     @staticmethod
     def of(note: Mapping[str, Any], rows: Callable[[Any], list[Any]]) -> "Position | None":

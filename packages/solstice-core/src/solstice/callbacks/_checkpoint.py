@@ -3,12 +3,12 @@
 import math
 import shutil
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from solstice import checkpoint
 from solstice._arguments import choice, monitored, positive, switch, whole, whole_or_none
@@ -16,6 +16,7 @@ from solstice._callback import Callback, Record
 from solstice._paths import local_path
 from solstice._run._monitored import check_validation, value_of
 from solstice._run._snapshot import Snapshot
+from solstice._schema import read
 from solstice.checkpoint import CheckpointError
 from solstice.checkpoint._files import check_store
 
@@ -243,14 +244,21 @@ class Checkpoint(Callback):
         return sorted(valued, key=lambda s: (sign * (s.value or 0.0), s.serial))
 
 
+@dataclass(frozen=True)
+class _About:
+    serial: int
+    value: str | None
+    monitor: str | None
+
+
 class _Saved:
     """A checkpoint in the folder: when in their order it was written, and how good it was."""
 
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, about: "_About") -> None:
         self.path = path
-        self.serial: int = about["serial"]
-        self.value = None if about["value"] is None else float.fromhex(about["value"])
-        self.monitor = about["monitor"]
+        self.serial = about.serial
+        self.value = None if about.value is None else float.fromhex(about.value)
+        self.monitor = about.monitor
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Saved) and self.path == other.path
@@ -264,7 +272,12 @@ class _Saved:
         if not (path / "manifest.json").exists():
             return None
         about = checkpoint.manifest(path)["note"].get("checkpoint")
-        return None if about is None else _Saved(path, about)
+        if about is None:
+            return None
+        try:
+            return _Saved(path, read(_About, about, "note['checkpoint']"))
+        except ValueError as error:
+            raise CheckpointError(f"{path / 'manifest.json'}: {error}") from error
 
 
 def _all(folder: Path) -> list[_Saved]:

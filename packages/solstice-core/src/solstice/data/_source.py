@@ -68,6 +68,8 @@ class Stand:
     def __post_init__(self) -> None:
         if self.behind > 1:
             raise SchemaError(f"note['run']['data']['behind'] must be 0 or 1; it is {self.behind}")
+        if self.state is not None and not self.kind:
+            raise SchemaError("note['run']['data'] has a state and no 'kind' of it")
 
 
 class Source:

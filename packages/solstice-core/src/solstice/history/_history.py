@@ -19,7 +19,7 @@ from solstice._arguments import choice, switch, text, whole_or_none
 from solstice._callback import Callback, Record
 from solstice._left_out import LeftOut
 from solstice._paths import local_path
-from solstice._schema import read
+from solstice._schema import SchemaError, read
 from solstice.checkpoint import AppendOnly
 
 if TYPE_CHECKING:
@@ -311,7 +311,13 @@ class _Row:
 def read_rows(rows: Any, where: str) -> list[dict[str, Any]]:
     """Rows as they were read from a file, or a SchemaError."""
     read(list[_Row], rows, where)
-    return read(list[dict[str, Any]], rows, where)
+    for row in read(list[dict[str, Any]], rows, where):
+        for name, value in row.items():
+            try:
+                np.ndim(value)
+            except ValueError as error:
+                raise SchemaError(f"{where} has no metric at {name!r:.60}: {error}") from error
+    return list(rows)
 
 
 def row_of(record: Record, span: str, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -175,6 +175,10 @@ class CSV(_File):
 
     _columns: list[str]
 
+    def name_of(self, metric: str) -> str:
+        """Without breaks of lines, since the head of the file is one line."""
+        return " ".join(metric.replace("\0", " ").splitlines())
+
     def open(self, start: Start) -> None:
         """Opens the file, and takes up its columns."""
         super().open(start)

@@ -12,6 +12,7 @@ from solstice._callback import Callback, Record
 from solstice._left_out import LeftOut
 from solstice._schema import read
 from solstice.history._history import MOMENT, column_of, metrics_in, read_rows, row_of
+from solstice.loggers._names import Names
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Logger(Callback):
     A row is as in `solstice.History`: "step", "epoch", "mode", "span", and the metrics by name:
     Python numbers, and NumPy arrays. `write` is called in a thread, row by row in order; what it
     raises ends the run, at the next row or at the end. Where the tool cannot take all kinds of
-    values, override `takes`.
+    values, override `takes`; where it does not take all names, `name_of`.
 
     Args:
         every: log the training metrics of every so many steps too.
@@ -73,6 +74,7 @@ class Logger(Callback):
         self.every = whole_or_none("every", every, 1, "steps")
         self._only = names("only", only)
         self._left_out = LeftOut()
+        self._names = Names(type(self).__name__, self.name_of)
         self._start = Start("more")
         self._is_open = False
         self._has_begun = False
@@ -94,6 +96,14 @@ class Logger(Callback):
         del value
         return True
 
+    def name_of(self, metric: str) -> str:
+        """`return metric.replace("@", "_")`: what the tool calls a metric.
+
+        It must depend on the name alone. A warning names what is renamed, once a run. Of two
+        metrics of one name, those that are renamed have a checksum behind it.
+        """
+        return metric
+
     def close(self, error: BaseException | None) -> None:
         """Ends, after the last row: `error` is what the run ended by, if it did."""
 
@@ -109,6 +119,7 @@ class Logger(Callback):
         else:
             self._start = Start("more", step=record.step, about=self.about())
         self._left_out = LeftOut()
+        self._names = Names(type(self).__name__, self.name_of)
 
     def on_step_end(self, record: Record) -> None:
         """Logs the steps since the last time."""
@@ -152,9 +163,11 @@ class Logger(Callback):
             f"{type(self).__name__} leaves out what it cannot show:",
             "Choose by `only=`; solstice.loggers.JSONLines takes all",
         )
-        kept = {column_of(name): v for name, v in metrics.items() if name not in lost}
+        kept = {name: value for name, value in metrics.items() if name not in lost}
         if not kept:
             return
+        named = self._names.of(kept)
+        kept = {column_of(named[name]): value for name, value in kept.items()}
         row = {name: row[name] for name in MOMENT} | kept
         self._submit(self.write, row)
         if self._newest and self._newest[-1]["step"] != row["step"]:

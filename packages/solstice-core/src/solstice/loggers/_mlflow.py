@@ -1,5 +1,6 @@
 """Log to MLflow."""
 
+import re
 import time
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -7,12 +8,17 @@ from typing import Any
 from solstice._arguments import mapping, text, text_or_none
 from solstice.loggers._logger import Logger, Start, is_missing, is_number, numbers_of
 
+_REFUSED = re.compile(r"[^/\w. -]")
+_LONGEST = 200
+"""Stores of MLflow take 250 characters, of which the mode has some."""
+
 
 class MLflow(Logger):
     """`MLflow("digits", tracking_uri="sqlite:///mlflow.db")`: a run of an experiment of MLflow's.
 
     Metrics are "train/loss" and "val/loss"; those of every so many steps "train_steps/loss". Arrays
-    are left out, and named once. Needs `mlflow`.
+    are left out, and named once. In names, characters that MLflow refuses become `_`: "recall@5" is
+    "recall_5", which a warning says once. Needs `mlflow`.
 
     Args:
         experiment: the name of the experiment, which is made if there is none.
@@ -67,8 +73,9 @@ class MLflow(Logger):
         )
         run = self._client.create_run(where, run_name=self._name)
         self.run_id = run.info.run_id
+        params = self._names.of(self._params)
         for name, value in self._params.items():
-            self._client.log_param(self.run_id, name, value)
+            self._client.log_param(self.run_id, params[name], value)
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes the numbers of a row, but those that are there already."""
@@ -80,6 +87,14 @@ class MLflow(Logger):
         new = [metric for metric in metrics if not self._is_there(metric)]
         if new:
             self._client.log_batch(self.run_id, metrics=new)
+
+    def name_of(self, metric: str) -> str:
+        """Letters, digits, and `_-. /`, in a path that goes neither up nor in circles."""
+        parts = [part for part in _REFUSED.sub("_", metric).split("/") if part]
+        return (
+            "/".join(part if part.strip(".") else "_" for part in parts)[:_LONGEST].rstrip("/")
+            or "_"
+        )
 
     def takes(self, value: Any) -> bool:
         """Numbers alone."""

@@ -1,6 +1,7 @@
 """Log to TensorBoard, without TensorFlow."""
 
 import importlib
+import re
 import uuid
 from collections.abc import Collection, Mapping
 from os import PathLike
@@ -19,6 +20,8 @@ from solstice._paths import check_folder, local_path
 from solstice.history._history import metrics_in
 from solstice.loggers._files import free_name
 from solstice.loggers._logger import Logger, Start, is_missing, is_number
+
+_REFUSED = re.compile(r"[^-/\w.]")
 
 _CURVES = {"epoch": "", "steps": "_steps"}
 
@@ -92,6 +95,10 @@ class TensorBoard(Logger):
         for name, value in metrics_in(row).items():
             self._show(f"{row['mode']}{suffix}/{name}", value, row["step"])
         self._board.flush()
+
+    def name_of(self, metric: str) -> str:
+        """Letters, digits, and `_-./`: tensorboardX makes `_` of others, in silence."""
+        return _REFUSED.sub("_", metric)
 
     def takes(self, value: Any) -> bool:
         """Numbers, and arrays of up to four axes."""
