@@ -15,28 +15,30 @@ LIBRARIES = ["jax", "jaxlib", "numpy", "optax", "equinox", "flax", "keras", "tor
 HEAD = """\
 # Benchmarks
 
-Of one run, whole, written by
+All numbers on this page come from one run of
 
 ```bash
 {command}
 ```
 
-How it is measured, and what each contender is, stands in
-`tests/benchmarks/README.md`.
+For the method and the contenders, see `tests/benchmarks/README.md`.
 
 {machine}
 
-Every ratio is taken within one round, in which each contender trains one epoch, and is the median
-of {rounds} rounds, or of {close} for those between which a few hundredths count: the limit, the
-hand-written loop, and Solstice with its default callbacks and with none, which had {more} further
-processes of {more_epochs} epochs each. The quartiles stand beside it. "The limit" is one `lax.scan`
-over an epoch that is already on the device. On the CPU it is no limit where the step has a
-convolution (C), which XLA runs slower in a loop: compare with the hand-written loop there; the
-limit had no further processes in C. The first step is timed from
-nothing, after the imports, to the end of one trained step, compilation included. Peak memory is
-above that after the imports and the data. Both are the median of the processes.
+In each round, every contender trains one epoch. A ratio compares two contenders within a round;
+the tables show its median over {rounds} rounds, and its quartiles. A few hundredths matter between
+the limit, the hand-written loop, and Solstice with its default callbacks and with none. These have
+{more} further processes of {more_epochs} epochs each, hence {close} rounds.
 
-![Time of an epoch over that of the limit, by workload](benchmarks.png)
+"The limit" is one `lax.scan` over an epoch already on the device. On the CPU, XLA runs a
+convolution slower inside a loop. In C the scan is therefore not a lower limit: compare with the
+hand-written loop. The limit had no further processes in C.
+
+The first-step time starts in a new process, after the imports, and ends with one trained step. It
+includes compilation. Peak memory excludes the memory in use after the imports and the data. Both
+are medians over the processes.
+
+![Epoch time relative to the limit, by workload](benchmarks.png)
 """
 
 COLUMNS = [
@@ -75,13 +77,13 @@ def page(training: Any, leaves: Any, command: str, counts: Any) -> str:
     for name, results in training.items():
         workload = workloads.get(name)
         steps = len(workload.batches)
-        parts.append(f"## {name}: {workload.title}\n\n{steps:,} steps an epoch.\n")
+        parts.append(f"## {name}: {workload.title}\n\n{steps:,} steps per epoch.\n")
         parts.append(_table(COLUMNS, [_row(r, results, steps) for r in results.values()]))
         parts.append(_cost_of_callbacks(results))
     if leaves:
         parts.append(
-            "## Leaf scaling\n\nMicroseconds for a step that adds 1 to each of so many arrays of "
-            "8 numbers, median of epochs.\n"
+            "## Leaf scaling\n\nMicroseconds per step, median over epochs. The step adds 1 to each "
+            "leaf, an array of 8 numbers.\n"
         )
         parts.append(_leaf_table(leaves))
     return "\n".join(parts)
@@ -135,7 +137,7 @@ def _cost_of_callbacks(results: Any) -> str:
     low, middle, high = ratios(*both)
     return (
         f"With its default callbacks, Solstice takes {middle:.2f} times ({low:.2f} to {high:.2f}) "
-        f"what it takes with none.\n"
+        "as long as with none.\n"
     )
 
 
