@@ -54,6 +54,35 @@ def plainly(values, mode, patience, min_delta):
     return epoch + 1, best, best_epoch
 
 
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("val/loss", "min"),
+        ("val/l2_error", "min"),
+        ("val/perplexity", "min"),
+        ("val/RMSE", "min"),
+        ("val/mae", "min"),
+        ("val/kl", "min"),
+        ("val/accuracy", "max"),
+        ("val/f1_macro", "max"),
+        ("val/r2", "max"),
+        ("val/fidelity", "max"),
+        ("train/maes_found", "max"),
+    ],
+)
+def test_the_name_of_a_metric_says_what_is_better(tmp_path, name, mode):
+    assert EarlyStopping(name).mode == mode
+    assert solstice.callbacks.Checkpoint(tmp_path, monitor=name).mode == mode
+    other = {"min": "max", "max": "min"}[mode]
+    assert EarlyStopping(name, mode=other).mode == other
+
+
+def test_a_rising_accuracy_does_not_stop_a_run():
+    """`Mean` gives 1 less the mean of the batch."""
+    assert fit(EarlyStopping("val/accuracy", patience=1), [0.5, 0.4, 0.3, 0.2]) == 4
+    assert fit(EarlyStopping("val/accuracy", patience=1), [0.5, 0.6, 0.7, 0.8]) == 2
+
+
 losses = st.one_of(st.integers(-4, 4).map(float), st.just(math.nan))
 rules = {
     "values": st.lists(losses, min_size=1, max_size=8),

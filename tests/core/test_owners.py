@@ -42,7 +42,7 @@ def fit(callbacks, folder, num_epochs, **options):
 
 
 def stopping(name, **options):
-    return EarlyStopping(f"train/{name}", **options)
+    return EarlyStopping(f"train/{name}", **{"mode": "min", **options})
 
 
 def best(name, epochs):

@@ -536,8 +536,12 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert names(tmp_path / "a") == ["step-27", "step-36"]
     assert saved.best == tmp_path / "a" / "step-27"
     assert saved.last == tmp_path / "a" / "step-36"
-    less = train(tmp_path / "b", values=[0.3, nan, 0.9, 0.5], monitor="val/value", keep=1)
+    less = train(
+        tmp_path / "b", values=[0.3, nan, 0.9, 0.5], monitor="val/value", mode="min", keep=1
+    )
     assert less.best == tmp_path / "b" / "step-9"
+    by_name = train(tmp_path / "d", values=[0.3, nan, 0.9, 0.5], monitor="val/value", keep=1)
+    assert by_name.best == tmp_path / "d" / "step-27"
     none = train(tmp_path / "c", values=[nan] * 4, monitor="val/value", keep=2)
     assert none.best is None
     assert names(tmp_path / "c") == ["step-27", "step-36"]

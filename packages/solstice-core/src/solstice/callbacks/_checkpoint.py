@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from solstice import checkpoint
-from solstice._arguments import choice, monitored, positive, switch, whole, whole_or_none
+from solstice._arguments import monitored, positive, switch, whole, whole_or_none
+from solstice._better import better
 from solstice._callback import Callback, Record
 from solstice._paths import local_path
 from solstice._run._monitored import check_validation, value_of
@@ -49,7 +50,9 @@ class Checkpoint(Callback):
         keep: how many of the newest checkpoints stay, 1 or more.
         monitor: a metric, named with its mode as in "val/loss"; what is saved right after it was
             measured is compared by it.
-        mode: whether less ("min") or more ("max") of it is better. NaN is never best.
+        mode: whether less ("min") or more ("max") of it is better. By default its name decides:
+            less for a loss, an error, a perplexity and the like, and more for all others.
+            NaN is never best.
         keep_best: how many of the best stay beside the newest.
         overwrite: remove the checkpoints of an earlier run that are in the folder, when a run
             begins anew.
@@ -79,7 +82,7 @@ class Checkpoint(Callback):
         every_epochs: int | None = 1,
         keep: int = 2,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         keep_best: int = 1,
         overwrite: bool = False,
     ) -> None:
@@ -89,7 +92,7 @@ class Checkpoint(Callback):
         self._is_running = False
         self.every = whole_or_none("every", every, 1, "steps")
         self.monitor = monitor
-        self.mode = choice("mode", mode, ("min", "max"))
+        self.mode = better(monitor or "", mode)
         self._minutes = None if minutes is None else positive("minutes", minutes)
         self._every_epochs = whole_or_none("every_epochs", every_epochs, 1, "epochs")
         self._keep = whole("keep", keep, 1, "checkpoints")

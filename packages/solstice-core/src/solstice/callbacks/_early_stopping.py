@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from solstice._arguments import choice, monitored, not_negative, whole
+from solstice._arguments import monitored, not_negative, whole
+from solstice._better import better
 from solstice._callback import Callback, Record, Stop
 from solstice._run._monitored import check_validation, value_of
 from solstice._schema import read
@@ -26,7 +27,8 @@ class EarlyStopping(Callback):
 
     Args:
         monitor: the metric, named with its mode: "val/loss", "train/accuracy".
-        mode: whether less ("min") or more ("max") of it is better.
+        mode: whether less ("min") or more ("max") of it is better. By default its name decides:
+            less for a loss, an error, a perplexity and the like, and more for all others.
         patience: epochs or validations in a row without improvement that end the run, 1 or more.
         min_delta: by how much one must be better to count, 0 or more.
 
@@ -46,13 +48,13 @@ class EarlyStopping(Callback):
         self,
         monitor: str = "val/loss",
         *,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         patience: int = 3,
         min_delta: float = 0.0,
     ) -> None:
         self._split, self._name = monitored(monitor)
         self.monitor = monitor
-        self.mode = choice("mode", mode, ("min", "max"))
+        self.mode = better(monitor, mode)
         self.patience = whole("patience", patience, 1, "epochs")
         self.min_delta = not_negative("min_delta", min_delta)
         self.best: float | None = None

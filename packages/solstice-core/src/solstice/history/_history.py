@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from solstice._arguments import choice, switch, text, whole_or_none
+from solstice._better import better
 from solstice._callback import Callback, Record
 from solstice._left_out import LeftOut
 from solstice._paths import local_path
@@ -144,8 +145,8 @@ class History(Callback):
 
         Args:
             name: the metric, named with its mode.
-            mode: whether less ("min") or more ("max") of it is better. Left out, its name tells:
-                more, unless it speaks of a loss, an error or a perplexity.
+            mode: whether less ("min") or more ("max") of it is better. By default its name decides:
+                less for a loss, an error, a perplexity and the like, and more for all others.
 
         Raises:
             KeyError: there is no such metric, or it is NaN throughout.
@@ -162,7 +163,7 @@ class History(Callback):
         ]
         if not rows:
             raise KeyError(f"{name!r} is NaN in all {len(self.rows)} rows")
-        mode = better(name) if mode is None else choice("mode", mode, ("min", "max"))
+        mode = better(name, mode)
         sign = 1 if mode == "min" else -1
         return min(rows, key=lambda row: sign * row[column])
 
@@ -353,12 +354,6 @@ def _by_metric(names: list[str]) -> list[str]:
 
 def _moment(epoch: int, step: int) -> list[str]:
     return [str(epoch + 1), f"{step:,}"] if step else ["-", "-"]  # an evaluation by itself
-
-
-def better(name: str) -> Literal["min", "max"]:
-    """Whether less or more of a metric is better, by its name."""
-    less = ("loss", "error", "perplexity", "mse", "mae", "rmse", "nll", "bits", "divergence")
-    return "min" if any(word in name.lower() for word in less) else "max"
 
 
 def as_json(row: Mapping[str, Any]) -> str:

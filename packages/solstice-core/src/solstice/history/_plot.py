@@ -7,8 +7,9 @@ from os import PathLike
 from typing import Any, Literal
 
 from solstice._arguments import names, share
+from solstice._better import better
 from solstice._paths import local_path
-from solstice.history._history import History, better, column_of
+from solstice.history._history import History, column_of
 
 try:
     from matplotlib.figure import Figure
