@@ -78,7 +78,7 @@ def check_hooks(callback: Any, base: type[Any]) -> None:
 def _check_abstract(kind: type[Any], base: type[Any]) -> None:
     """Refuses a `Logger` without `write`, for one: rows would be lost in silence."""
     for name in dir(kind):
-        method = getattr(kind, name)
+        method = inspect.getattr_static(kind, name, None)
         if getattr(method, "__isabstractmethod__", False):
             wrong = difflib.get_close_matches(name, set(dir(kind)) - set(dir(base)) - {name}, 1)
             instead = f" It has `{wrong[0]}`" if wrong and wrong[0] in vars(kind) else ""
