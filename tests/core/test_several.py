@@ -61,7 +61,9 @@ def test_several_validation_sets_are_refused_with_the_line_to_write(kind):
     assert "`AlsoOn` in docs/howto/callbacks.md" in text
 
 
-@pytest.mark.parametrize("val_ds", [{"day": PAIR, "night": PAIR}, (PAIR, PAIR)])
+@pytest.mark.parametrize(
+    "val_ds", [{"day": PAIR, "night": PAIR}, (PAIR, PAIR), {"day": [PAIR], "night": [PAIR, PAIR]}]
+)
 def test_several_sets_of_arrays_are_those_like_the_training_set(val_ds):
     with pytest.raises(DataError, match=r"2 data sets.*validate\(.*\], batch_size=4\)`"):
         Trainer().fit(Mean(), PAIR, val_ds, batch_size=4)
@@ -94,6 +96,8 @@ def test_wherever_a_data_set_is_taken_it_is_one(call, line):
         ((PAIR, PAIR), (PAIR, PAIR), 4),
         ({0: X}, {0: X}, 4),
         ({0: PAIR, 1: PAIR}, {0: PAIR, 1: PAIR}, 4),
+        ({0: [X, X]}, {0: [X, X]}, 4),
+        ({0: [PAIR, PAIR]}, {0: [PAIR, PAIR]}, 4),
         (Masked(PAIR, X > 1), Masked(PAIR, X > 1), 4),
     ],
 )

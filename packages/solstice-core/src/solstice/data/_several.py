@@ -26,7 +26,7 @@ def check_single(data: Any, name: str, batch_size: int | None, like: Any = None)
     Raises:
         DataError: there are several.
     """
-    keys = _keys(data, like)
+    keys = _keys(data, like, are_batches=batch_size is None)
     if keys:
         one, other = (f"{name}[{key!r}]" for key in (keys[0], keys[-1]))
         kind = "dict" if isinstance(data, Mapping) else type(data).__name__
@@ -50,7 +50,7 @@ def _advice(name: str, one: str, other: str, batch_size: int | None, *, in_fit: 
     return "To read one after the other, give a function that yields the batches of all"
 
 
-def _keys(data: Any, like: Any) -> list[Any]:
+def _keys(data: Any, like: Any, *, are_batches: bool) -> list[Any]:
     """The keys of the data sets in a container; none if it is one data set itself."""
     if isinstance(data, Mapping):
         children = dict(cast("Mapping[Any, Any]", data))
@@ -59,7 +59,7 @@ def _keys(data: Any, like: Any) -> list[Any]:
     else:
         return []
     every = children.values()
-    are_lists = isinstance(data, Mapping) and all(_is_list_of_batches(child) for child in every)
+    are_lists = are_batches and isinstance(data, Mapping) and all(map(_is_list_of_batches, every))
     if are_lists or all(_is_data_set(child) for child in every) or _are_like(data, every, like):
         return [*children]
     return []
@@ -74,16 +74,20 @@ def _is_data_set(child: Any) -> bool:
 
 
 def _is_list_of_batches(child: Any) -> bool:
-    """In a dict it is not a feature: those are arrays, or lists of numbers and of text."""
+    """In a dict it is not a feature: those are arrays, or lists of arrays, numbers and text."""
     if not isinstance(child, list) or not child:
         return False
-    batches = cast("list[Any]", child)
-    return all(isinstance(b, tuple | Mapping) or is_array(b) for b in batches)
+    return all(isinstance(batch, tuple | Mapping) for batch in cast("list[Any]", child))
 
 
 def _are_like(data: Any, every: Iterable[Any], like: Any) -> bool:
-    """Whether each has the structure of another data set, which the whole has not."""
+    """Whether each has the structure of another data set, or is a list of such, and not the whole."""
     if isinstance(data, list) or is_array(like) or not is_tree_of_arrays(like):
         return False
     one = _tree.structure(like)
-    return _tree.structure(data) != one and all(_tree.structure(child) == one for child in every)
+    parts = [part for child in every for part in _parts(child)]
+    return _tree.structure(data) != one and all(_tree.structure(part) == one for part in parts)
+
+
+def _parts(child: Any) -> list[Any]:
+    return cast("list[Any]", child) if isinstance(child, list) else [child]
