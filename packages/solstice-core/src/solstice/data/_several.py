@@ -81,12 +81,13 @@ def _is_list_of_batches(child: Any) -> bool:
 
 
 def _are_like(data: Any, every: Iterable[Any], like: Any) -> bool:
-    """Whether each has the structure of another data set, or is a list of such, and not the whole."""
+    """Whether each has the structure of another data set, which the whole has not, or lists it."""
     if isinstance(data, list) or is_array(like) or not is_tree_of_arrays(like):
         return False
     one = _tree.structure(like)
     parts = [part for child in every for part in _parts(child)]
-    return _tree.structure(data) != one and all(_tree.structure(part) == one for part in parts)
+    is_whole = not parts or _tree.structure(data) == one
+    return not is_whole and all(_tree.structure(part) == one for part in parts)
 
 
 def _parts(child: Any) -> list[Any]:
