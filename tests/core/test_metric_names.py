@@ -97,10 +97,11 @@ def test_a_csv_whose_metrics_have_breaks_in_their_names_is_read_back(tmp_path):
     assert {*history.names()} == {"train/two lines", "train/with,comma", 'train/a "quote"'}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_mlflow_takes_what_it_refused(tmp_path):
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     names = "recall-5", "recall@5", "f1(macro)", "größe"
-    logger = MLflow("e", tracking_uri=f"sqlite:///{tmp_path}/a.db", params={"rate@0": 1})
+    logger = MLflow("e", tracking_uri=f"sqlite:///{tmp_path}/a.db")
     with pytest.warns(UserWarning, match=r"`f1\(macro\)` as `f1_macro_`, `recall@5` as `recall_5`"):
         log(logger, *names)

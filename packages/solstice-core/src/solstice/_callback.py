@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, cast
 
 from solstice._arguments import number, shown, whole_or_none
@@ -448,7 +449,8 @@ def listens_to_steps(callback: Callback, hook: str) -> bool:
 
 
 def _at_cadence(hook: str, callbacks: list[Callback]) -> list[tuple[Callback, int]]:
-    return [(c, cast("int", c.every)) for c in callbacks if listens_to_steps(c, hook)]
+    heard = [c for c in callbacks if listens_to_steps(c, hook)]
+    return [(c, index(cast("int", c.every))) for c in heard]
 
 
 def _those_with(hook: str, callbacks: list[Callback]) -> list[Callback]:

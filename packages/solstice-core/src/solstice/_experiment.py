@@ -105,7 +105,7 @@ def check_experiment(experiment: Any) -> None:
         )
     if any(is_deleted(leaf) for leaf in _tree.leaves(experiment)):
         for path, leaf in _tree.leaves_by_path(experiment):
-            check_alive(f"`{path}` of the {kind}", leaf)
+            check_alive(f"`{path}` of the {kind} that is the experiment", leaf)
 
 
 _STEPS = ("train_step", "eval_step", "predict_step", "setup", "check_batch")

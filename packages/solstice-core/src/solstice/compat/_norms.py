@@ -11,7 +11,7 @@ from jax import Array
 from solstice import _tree
 from solstice._arguments import whole
 from solstice.compat._protocols import Optimizer, OptState, Params, has_updated
-from solstice.compat._registry import adapt
+from solstice.compat._registry import adapt_argument
 
 
 class Norms(eqx.Module):
@@ -42,7 +42,9 @@ def track_norms(optimizer: Any, *, depth: int = 1) -> Optimizer:
         TypeError, AdapterError: there is no adapter for `optimizer`.
         ValueError: `depth` is negative.
     """
-    return _Tracking(adapt("optimizer", optimizer, {}), whole("depth", depth, 0, "levels"))
+    return _Tracking(
+        adapt_argument("optimizer", "optimizer", optimizer), whole("depth", depth, 0, "levels")
+    )
 
 
 def norms_of(tree: Any, depth: int = 1) -> dict[str, Array]:

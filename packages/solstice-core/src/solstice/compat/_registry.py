@@ -84,6 +84,16 @@ def adapt(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
     return _MEMO.get_or_make(kind, obj)
 
 
+def adapt_argument(name: str, kind: Kind, given: Any) -> Any:
+    """The adapter of an argument, or an error that names it."""
+    try:
+        return adapt(kind, given, {})
+    except (TypeError, AdapterError) as error:
+        if type(error) not in (TypeError, AdapterError):
+            raise
+        raise type(error)(f"{name}: {error}") from error
+
+
 def _make(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
     claim = _claim_for(kind, obj)
     adapter = load(claim)(obj, **options)

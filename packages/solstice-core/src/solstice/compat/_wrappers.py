@@ -15,7 +15,7 @@ from jax import Array
 from solstice import _tree
 from solstice._arguments import names, share, switch
 from solstice.compat._protocols import Model, Optimizer, OptState, Params, State, has_updated
-from solstice.compat._registry import adapt
+from solstice.compat._registry import adapt_argument
 
 
 @runtime_checkable
@@ -60,7 +60,7 @@ def ema(optimizer: Any, decay: float = 0.999, *, debias: bool = True) -> Optimiz
         TypeError, AdapterError: there is no adapter for `optimizer`.
     """
     decay, debias = share("decay", decay, such_as="0.999"), switch("debias", debias)
-    return _Averaging(adapt("optimizer", optimizer, {}), decay, debias)
+    return _Averaging(adapt_argument("optimizer", "optimizer", optimizer), decay, debias)
 
 
 def freeze(optimizer: Any, frozen: str | Iterable[str] | Callable[[str], bool]) -> Optimizer:
@@ -85,7 +85,7 @@ def freeze(optimizer: Any, frozen: str | Iterable[str] | Callable[[str], bool]) 
             f'frozen must be a pattern such as "encoder/*", several, or a function of the path; it '
             f"is {frozen!r}"
         )
-    return _Freezing(adapt("optimizer", optimizer, {}), chosen)
+    return _Freezing(adapt_argument("optimizer", "optimizer", optimizer), chosen)
 
 
 def skip_nonfinite(optimizer: Any) -> Optimizer:
@@ -102,7 +102,7 @@ def skip_nonfinite(optimizer: Any) -> Optimizer:
     Raises:
         TypeError, AdapterError: there is no adapter for `optimizer`.
     """
-    return _Skipping(adapt("optimizer", optimizer, {}))
+    return _Skipping(adapt_argument("optimizer", "optimizer", optimizer))
 
 
 def mixed_precision(model: Any, policy: Any) -> Model:
@@ -128,7 +128,7 @@ def mixed_precision(model: Any, policy: Any) -> Model:
             f"policy must be a jmp.Policy, as in `jmp.get_policy('params=float32,compute="
             f"bfloat16')`, or that text alone; it is {policy!r:.60}"
         )
-    return _Casting(adapt("model", model, {}), policy)
+    return _Casting(adapt_argument("model", "model", model), policy)
 
 
 def _policy(text: str) -> Any:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from solstice import _tree
-from solstice._arguments import whole
+from solstice._arguments import check_alive, whole
 from solstice._errors import DataError
 from solstice._types import Batch
 
@@ -57,6 +57,8 @@ def pad_batch(batch: Batch, size: int) -> Masked:
         batch, mask = batch.batch, np.asarray(batch.mask)
     else:
         mask = None
+    for leaf in _tree.leaves((batch, mask)):
+        check_alive("in the batch", leaf)
     shapes = [np.shape(leaf) for leaf in _tree.leaves((batch, mask))]
     lengths = sorted({shape[0] for shape in shapes if shape})
     if len(lengths) != 1 or not 1 <= lengths[0] <= size or () in shapes:

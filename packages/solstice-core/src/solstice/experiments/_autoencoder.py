@@ -14,7 +14,8 @@ from solstice._arguments import function_or_none, not_negative, whole
 from solstice._errors import DataError
 from solstice._metrics import Metrics, at_least_float32
 from solstice._types import Batch
-from solstice.compat import Model, Params, State, as_model
+from solstice.compat import Model, Params, State
+from solstice.compat._registry import adapt_argument
 from solstice.data._source import describe_batch
 from solstice.experiments._base import (
     LossFunction,
@@ -27,7 +28,7 @@ from solstice.experiments._base import (
     shape_of,
     unmasked,
 )
-from solstice.experiments._learner import Learner, adapted, one_key
+from solstice.experiments._learner import Learner, one_key
 from solstice.experiments._losses import binary_cross_entropy, squared_error
 from solstice.metrics import Mean, MetricsCollection, RegressionMetrics
 
@@ -117,7 +118,9 @@ class AutoencoderExperiment(_Reconstructing):
         micro_batches: int = 1,
     ) -> None:
         self.options = Options(loss, metrics, micro_batches)
-        model = _Pair(adapted("encoder", as_model, encoder), adapted("decoder", as_model, decoder))
+        model = _Pair(
+            adapt_argument("encoder", "model", encoder), adapt_argument("decoder", "model", decoder)
+        )
         self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
 
     def encode(self, x: Any) -> Any:
@@ -202,8 +205,8 @@ class VAEExperiment(_Reconstructing):
         function_or_none("activation", activation, "activation=jax.nn.sigmoid")
         self.activation = jax.nn.sigmoid if loss is None and activation is None else activation
         model = _Pair(
-            adapted("encoder", as_model, encoder),
-            adapted("decoder", as_model, decoder),
+            adapt_argument("encoder", "model", encoder),
+            adapt_argument("decoder", "model", decoder),
             self.latent_size,
         )
         self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)

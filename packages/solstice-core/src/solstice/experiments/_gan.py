@@ -13,7 +13,7 @@ from solstice._arguments import whole
 from solstice._errors import DataError
 from solstice._replace import replace
 from solstice._types import Batch
-from solstice.compat import as_model, as_optimizer
+from solstice.compat._registry import adapt_argument
 from solstice.data._source import describe_batch
 from solstice.experiments._base import (
     Options,
@@ -26,7 +26,7 @@ from solstice.experiments._base import (
     shape_of,
     unmasked,
 )
-from solstice.experiments._learner import Forward, Learner, adapted, key_of, one_key
+from solstice.experiments._learner import Forward, Learner, key_of, one_key
 from solstice.experiments._losses import binary_cross_entropy
 from solstice.metrics import Mean, MetricsCollection
 
@@ -97,11 +97,13 @@ class GANExperiment(ReadyMade):
         latent_size = whole("latent_size", latent_size)
         self.micro_batches = Options(loss, None, micro_batches).micro_batches
         keys = jax.random.split(key_of(seed))
-        other = optimizer if discriminator_optimizer is None else discriminator_optimizer
+        optimizer = other = adapt_argument("optimizer", "optimizer", optimizer)
+        if discriminator_optimizer is not None:
+            name = "discriminator_optimizer"
+            other = adapt_argument(name, "optimizer", discriminator_optimizer)
         latents = None if sample_input is None else jnp.zeros((1, latent_size))
-        generator = adapted("generator", as_model, generator)
-        discriminator = adapted("discriminator", as_model, discriminator)
-        other = adapted("discriminator_optimizer", as_optimizer, other)
+        generator = adapt_argument("generator", "model", generator)
+        discriminator = adapt_argument("discriminator", "model", discriminator)
         self.generator = Learner(generator, optimizer, seed=keys[0], sample_input=latents)
         self.discriminator = Learner(discriminator, other, seed=keys[1], sample_input=sample_input)
         self.latent_size = latent_size

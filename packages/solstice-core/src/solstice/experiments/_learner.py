@@ -17,16 +17,8 @@ from solstice._errors import DataError
 from solstice._metrics import Metrics, at_least_float32
 from solstice._replace import replace
 from solstice._types import Batch, Outs
-from solstice.compat import (
-    AdapterError,
-    Model,
-    Optimizer,
-    OptState,
-    Params,
-    State,
-    as_model,
-    as_optimizer,
-)
+from solstice.compat import Model, Optimizer, OptState, Params, State
+from solstice.compat._registry import adapt_argument
 from solstice.data._source import describe_batch
 from solstice.experiments._constants import constants_of
 
@@ -116,8 +108,8 @@ class Learner(eqx.Module):
         sample_input: Any = None,
         free_axes: int = 1,
     ) -> None:
-        self.model = as_model(model)
-        self.optimizer = as_optimizer(optimizer)
+        self.model = adapt_argument("model", "model", model)
+        self.optimizer = adapt_argument("optimizer", "optimizer", optimizer)
         self.params = self.state = self.opt_state = self.inputs = None
         self.key = key_of(seed)
         self.step = jnp.zeros((), jnp.int32)
@@ -327,16 +319,6 @@ def _is_seed(seed: Any) -> bool:
         return not isinstance(seed, bool) and -(2**63) <= seed < 2**63
     kinds = jax.Array | np.ndarray | np.generic
     return isinstance(seed, kinds) and not seed.shape and jnp.issubdtype(seed.dtype, jnp.integer)
-
-
-def adapted(name: str, adapt: Callable[[Any], Any], given: Any) -> Any:
-    """`adapted("encoder", as_model, encoder)`: an adapter, or an error that names the argument."""
-    try:
-        return adapt(given)
-    except (TypeError, AdapterError) as error:
-        if type(error) not in (TypeError, AdapterError):
-            raise
-        raise type(error)(f"{name}: {error}") from error
 
 
 def _check_sample(sample_input: Any) -> None:

@@ -73,7 +73,7 @@ class BinaryMetrics(Additive):
         num_bins: int = 512,
         from_logits: bool = False,
     ) -> None:
-        self.threshold = probability("threshold", threshold)
+        self.threshold = threshold = probability("threshold", threshold)
         self.num_bins = num_bins = whole("num_bins", num_bins)
         _check_pair(scores, targets, 1, switch("from_logits", from_logits))
         scores, (positive, negative) = at_least_float32(scores), _classes(targets)
@@ -235,10 +235,10 @@ class MultilabelMetrics(Additive):
         mask: ArrayLike | None = None,
         threshold: float = 0.5,
     ) -> None:
-        self.threshold = probability("threshold", threshold)
+        self.threshold = threshold = probability("threshold", threshold)
         _check_pair(scores, targets, 2)
         scores, (positive, negative) = at_least_float32(scores), _classes(targets)
-        rows = None if mask is None else jnp.asarray(mask)
+        rows = None if mask is None else jnp.asarray(real("mask", mask))
         if rows is not None and rows.shape == scores.shape[:1]:
             rows = jnp.broadcast_to(rows[:, None], scores.shape)
         given, nan = as_mask(rows, scores.shape), has_nan(scores)

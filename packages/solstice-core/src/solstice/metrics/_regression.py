@@ -174,7 +174,7 @@ def _squeezed(preds: Array, targets: Array) -> str:
 
 def _mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
     """Of the shape of the predictions; a mask of rows serves all of a row."""
-    given = None if mask is None else jnp.asarray(mask)
+    given = None if mask is None else jnp.asarray(real("mask", mask))
     if given is not None and len(shape) > 1 and given.shape == shape[:1]:
         given = jnp.broadcast_to(given.reshape(-1, *[1] * (len(shape) - 1)), shape)
     return as_mask(given, shape)

@@ -28,8 +28,8 @@ class Sgd:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        number("rate", self.rate)
-        number("momentum", self.momentum)
+        self.rate = number("rate", self.rate)
+        self.momentum = number("momentum", self.momentum)
 
     def init(self, params: Any, /) -> Any:
         """`opt_state = optimizer.init(params)`: zeros, for momentum."""
@@ -65,7 +65,7 @@ class Linear:
     size: int = CLASSES
 
     def __post_init__(self) -> None:
-        whole("size", self.size)
+        self.size = whole("size", self.size)
 
     def init(self, key: Any, x: Any, /) -> tuple[Any, Any]:
         """`params, state = model.init(key, x)`: a kernel and a bias."""
