@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from solstice import _tree
-from solstice._engine._program import Plan, Program, pack, unpack
+from solstice._engine._program import PROGRAMS, Plan, Program, pack, unpack
 from solstice._metrics import as_metrics
 from solstice._sums import ADDITIONS
 from solstice._types import Batch, Outs
@@ -30,16 +30,15 @@ class Merging:
     sums: tuple[bool, ...] | None
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=PROGRAMS)
 def merging_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Merging:
     """How metrics merge, which is read from the jaxpr of their `merge`."""
     metrics = metrics_like(plan, batch_structure, batch_shapes)
     if metrics is None:
         return Merging(None, ())
+    merge = partial(_packed_merge)  # JAX keeps what it traced for as long as the function
     try:
-        jaxpr, merged = cast(
-            "Any", jax.make_jaxpr(_packed_merge, return_shape=True)(metrics, metrics)
-        )
+        jaxpr, merged = cast("Any", jax.make_jaxpr(merge, return_shape=True)(metrics, metrics))
     except Exception:  # a merge that needs the host runs there, and raises there
         return Merging(None, None)
     if _types(merged) != _types(metrics):  # a collection of outputs grows

@@ -33,6 +33,10 @@ class _Marker:
 
 _ARRAY = _Marker()
 
+PROGRAMS = 32
+"""Programs that are kept, traced and compiled: the newest. Each holds its model and optimizer, and
+megabytes, so that a sweep which makes new ones cannot keep them all."""
+
 
 class Program:
     """What a step is beside its arrays.
@@ -207,6 +211,16 @@ class Plan:
     cost: Cost
 
 
+def program_of(
+    experiment: Experiment, function: Callable[..., Any], name: str
+) -> tuple[Program, list[Any]]:
+    """A function of an Experiment as a Program, and the arrays of that Experiment."""
+    leaves = _tree.leaves(experiment)
+    constants = [_ARRAY if _is_array(leaf) else leaf for leaf in leaves]
+    program = Program(function, name, _tree.structure(experiment), constants)
+    return program, [leaf for leaf in leaves if _is_array(leaf)]
+
+
 def prepare(experiment: Experiment, method: str, batch: Batch) -> tuple[Plan, list[Array]]:
     """The plan of a step, and the arrays to begin with.
 
@@ -215,22 +229,20 @@ def prepare(experiment: Experiment, method: str, batch: Batch) -> tuple[Plan, li
     constants. What has been traced once is not traced again.
     """
     function = undecorated(getattr(type(experiment), method))
-    leaves = _tree.leaves(experiment)
-    constants = [_ARRAY if _is_array(leaf) else leaf for leaf in leaves]
-    whole = Program(function, method, _tree.structure(experiment), constants)
-    types = tuple(type_of(_as_jax(leaf)) for leaf in leaves if _is_array(leaf))
+    whole, given = program_of(experiment, function, method)
+    types = tuple(type_of(_as_jax(array)) for array in given)
     batch_types = tuple(type_of(leaf) for leaf in _tree.leaves(batch))
     try:
         plan = _trace(whole, types, _tree.structure(batch), batch_types)
     except Exception as error:
         _explain(error, function, method, batch)
         raise
-    kept = plan.program.constants
+    leaves, kept = _tree.leaves(experiment), plan.program.constants
     arrays = [_as_jax(leaf) for leaf, c in zip(leaves, kept, strict=True) if c is _ARRAY]
     return plan, [_as_type(x, t) for x, t in zip(arrays, plan.types, strict=True)]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=PROGRAMS)
 def _trace(
     whole: Program,
     types: tuple[jax.ShapeDtypeStruct, ...],

@@ -7,7 +7,7 @@ trained state does not depend on how an epoch is cut into blocks. Nothing is rea
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 from typing import Any, TypeAlias, cast
 
 import jax
@@ -20,7 +20,7 @@ from solstice._engine._compiles import Kind, kinds_of
 from solstice._engine._feed import Block
 from solstice._engine._interrupts import interrupts_held
 from solstice._engine._merging import merged_with, merging_of, metrics_like, packed_metrics
-from solstice._engine._program import Plan, Program, pack, prepare, type_of, unpack
+from solstice._engine._program import PROGRAMS, Plan, Program, pack, prepare, type_of, unpack
 from solstice._engine._traced import Traced
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
@@ -103,6 +103,7 @@ class Stepper:
         self.kind = type(experiment)
         self.name = f"{self.kind.__name__}.{method}"
         self._donates = method == "train_step" and not can_rewind
+        self._compiled = _compiled(self._config, self._donates)
         self._arrays: list[Any] = arrays
         self._shared = True
         self._totals: list[Any] = [self._merging.empty] * readers
@@ -226,10 +227,9 @@ class Stepper:
 
     def _call(self, stacked: Batch, count: int) -> tuple[Array, Any]:
         """Calls the program once; returns what says that it has ended, and the outs."""
-        run = _run_in_place if self._donates else _run
         totals = None if self._config.grows else self._totals
-        done, self._arrays, totals, (outs, grown) = run(
-            self._config, self._arrays, totals, self._fresh, stacked, np.uint32(count)
+        done, self._arrays, totals, (outs, grown) = self._compiled(
+            self._arrays, totals, self._fresh, stacked, np.uint32(count)
         )
         self._totals = self._merge_grown(grown, count) if self._config.grows else totals
         self._fresh = np.zeros_like(self._fresh)
@@ -325,8 +325,13 @@ def _run_block(
 
 
 _Runs: TypeAlias = Callable[..., tuple[Any, list[Any], Any, tuple[Any, Any]]]
-_run = cast("_Runs", jax.jit(_run_block, static_argnums=0))
-_run_in_place = cast("_Runs", jax.jit(_run_block, static_argnums=0, donate_argnums=1))
+
+
+@lru_cache(maxsize=PROGRAMS)
+def _compiled(config: _Config, donates: bool) -> _Runs:
+    """The program of a block. JAX frees what it compiled for a function with that function."""
+    donated = 0 if donates else ()
+    return cast("_Runs", jax.jit(partial(_run_block, config), donate_argnums=donated))
 
 
 def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[int, int, str]:

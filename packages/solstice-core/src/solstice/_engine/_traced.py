@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from solstice._engine._digest import StepDigest, digest_of_jaxpr
-from solstice._engine._program import Plan
+from solstice._engine._program import PROGRAMS, Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Traced:
         return self if len(shapes) != len(self.shapes) else replace(self, shapes=shapes)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=PROGRAMS)
 def _digest_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> StepDigest:
     batch = jax.tree.unflatten(batch_structure, batch_shapes)
     return digest_of_jaxpr(plan.program.trace(list(plan.types), batch)[0])

@@ -1,5 +1,7 @@
 """Language modelling with any model and any optimiser."""
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, cast
 
 import equinox as eqx
@@ -10,6 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from solstice._arguments import integers, not_negative, whole
+from solstice._engine._program import PROGRAMS, Program, program_of
 from solstice._errors import DataError
 from solstice._hints import mask_hint
 from solstice._metrics import at_least_float32
@@ -120,8 +123,9 @@ class LanguageModelExperiment(OneModelExperiment):
         self._check_values(np.asarray(prompts))
         if num_tokens == 0:
             return prompts.astype(jnp.int32)
-        tokens, bad = _generate(
-            self, prompts.astype(jnp.int32), num_tokens, key, jnp.float32(temperature)
+        program, arrays = program_of(self, _generate, "generate")
+        tokens, bad = _compiled(program)(
+            arrays, prompts.astype(jnp.int32), num_tokens, key, jnp.float32(temperature)
         )
         if bad:
             raise FloatingPointError(
@@ -195,7 +199,16 @@ class LanguageModelExperiment(OneModelExperiment):
         return LanguageModelMetrics(outputs, y, mask=mask, num_bytes=num_bytes)
 
 
-@eqx.filter_jit
+@lru_cache(maxsize=PROGRAMS)
+def _compiled(program: Program) -> Callable[..., tuple[Array, Array]]:
+    """`_generate` for Experiments alike but for their arrays; as the engine keeps its programs."""
+
+    def generate(arrays: list[Any], *given: Any) -> tuple[Array, Array]:
+        return program.function(program.merge(arrays), *given)
+
+    return cast("Any", jax.jit(generate, static_argnums=2))
+
+
 def _generate(
     exp: LanguageModelExperiment, prompts: Array, num_tokens: int, key: Array, temperature: Array
 ) -> tuple[Array, Array]:

@@ -163,12 +163,21 @@ def _traced(experiment: Any, method: str, batch: Batch) -> tuple[_Step, list[Any
             f"experiment must be an Experiment, or a function that makes one; it is "
             f"{experiment!r:.60}"
         )
-    eqx.filter_eval_shape(look, experiment, batch)
+    # JAX remembers the structures that it is given: it is given a list, not an Experiment.
+    arrays, rest = eqx.partition((experiment, batch), _is_abstract_or_array)
+    leaves, structure = _tree.flatten(arrays)
+    _tree.eval_shape(
+        lambda leaves: look(*eqx.combine(_tree.unflatten(structure, leaves), rest)), leaves
+    )
     return found[0]
 
 
 def _rate(name: str, given: float | None) -> float | None:
     return None if given is None else positive(name, given)
+
+
+def _is_abstract_or_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 @lru_cache
