@@ -358,6 +358,13 @@ def bench_digest(session: nox.Session) -> None:
     session.run("python", "tests/benchmarks/digest.py", env=ENV)
 
 
+@nox.session
+def bench_many_fits(session: nox.Session) -> None:
+    """Measure the memory of 300 fits in a process; `-- --fits 100` for fewer."""
+    install_all(session, "optax")
+    session.run("python", "tests/benchmarks/many_fits.py", *session.posargs, env=ENV)
+
+
 @nox.session(venv_backend="virtualenv")
 def bench_saving(session: nox.Session) -> None:
     """Measure what saving 500 MB costs a run, beside Orbax and Equinox."""

@@ -14,7 +14,7 @@ import numpy as np
 from solstice._callback import Callback, Record, overrides_hook
 from solstice._console import warn
 from solstice._engine._merging import metrics_like
-from solstice._engine._program import Plan, unpack
+from solstice._engine._program import PROGRAMS, Plan, unpack
 from solstice._engine._traced import Traced
 from solstice._metrics import Metrics, by_name
 
@@ -144,7 +144,7 @@ def _expected(step: object) -> _Expected | None:
     return _names(step.plan, step.structure, step.shapes) if isinstance(step, Traced) else None
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=PROGRAMS)
 def _names(plan: Plan, batch_structure: Any, batch_shapes: Any) -> _Expected | None:
     like: Any = unpack(metrics_like(plan, batch_structure, batch_shapes))
     if like is None:

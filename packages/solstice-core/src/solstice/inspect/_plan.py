@@ -146,9 +146,16 @@ class _Step:
 
 def _traced(experiment: Any, method: str, batch: Batch) -> tuple[_Step, list[Any], Batch]:
     """The program of a step, and the types of its arrays and of what it sees of the batch."""
+    if not isinstance(experiment, Experiment) and not callable(experiment):
+        raise TypeError(
+            f"experiment must be an Experiment, or a function that makes one; it is "
+            f"{experiment!r:.60}"
+        )
+    leaves, rebuild = _arrays_and_rest((experiment, batch))
     found: list[tuple[_Step, list[Any], Batch]] = []
 
-    def look(given: Any, batch: Batch) -> None:
+    def look(leaves: list[Any]) -> None:
+        given, batch = rebuild(leaves)
         made = given if isinstance(given, Experiment) else given()
         if not isinstance(made, Experiment):
             raise TypeError(f"the function given to `plan` made {made!r:.60}, no Experiment")
@@ -158,18 +165,20 @@ def _traced(experiment: Any, method: str, batch: Batch) -> tuple[_Step, list[Any
         types = _tree.map(type_of, seen)
         found.append((_Step(name, step.program), list(step.types), types))
 
-    if not isinstance(experiment, Experiment) and not callable(experiment):
-        raise TypeError(
-            f"experiment must be an Experiment, or a function that makes one; it is "
-            f"{experiment!r:.60}"
-        )
-    # JAX remembers the structures that it is given: it is given a list, not an Experiment.
-    arrays, rest = eqx.partition((experiment, batch), _is_abstract_or_array)
-    leaves, structure = _tree.flatten(arrays)
-    _tree.eval_shape(
-        lambda leaves: look(*eqx.combine(_tree.unflatten(structure, leaves), rest)), leaves
-    )
+    _tree.eval_shape(look, leaves)  # of an Experiment, JAX would keep the structure
     return found[0]
+
+
+def _arrays_and_rest(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The arrays of a tree, abstract ones too, and what puts others in their place."""
+    given, structure = _tree.flatten(tree)
+    indices = [i for i, leaf in enumerate(given) if _is_abstract_or_array(leaf)]
+
+    def rebuild(arrays: list[Any]) -> Any:
+        replaced = dict(zip(indices, arrays, strict=True))
+        return _tree.unflatten(structure, [replaced.get(i, leaf) for i, leaf in enumerate(given)])
+
+    return [given[i] for i in indices], rebuild
 
 
 def _rate(name: str, given: float | None) -> float | None:
