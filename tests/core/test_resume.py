@@ -592,6 +592,12 @@ def test_what_cannot_be_written_is_raised_and_the_experiment_is_there(tmp_path):
     trainer = solstice.Trainer([Checkpoint(tmp_path / "a", every=2), InTheWay()])
     with pytest.raises(CheckpointError, match="could not be written"):
         trainer.fit(experiment(), batches((X, Y), 5))
+    assert int(trainer.experiment.step) == 0  # before anything is trained
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "step-2").write_text("not a folder")  # which cannot be known
+    trainer = solstice.Trainer([Checkpoint(tmp_path / "a", every=2)])
+    with pytest.raises(CheckpointError, match="is there and is no checkpoint"):
+        trainer.fit(experiment(), batches((X, Y), 5))
     assert int(trainer.experiment.step) == 4
 
 

@@ -329,7 +329,7 @@ class CallbackList:
     @property
     def saves(self) -> bool:
         """Whether a callback saves the run when a signal ends it."""
-        return any(callback.saves for callback in self.callbacks)
+        return any(c.saves and overrides_hook(c, "on_call_end") for c in self.callbacks)
 
     @property
     def takes_snapshots(self) -> bool:

@@ -1,10 +1,10 @@
 """Going on with a run that was saved."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import jax
 
@@ -17,6 +17,7 @@ from solstice._paths import local_path
 from solstice._run._computation import Computation
 from solstice._run._owners import matched, uncounted
 from solstice._run._snapshot import Position, named, owners_of
+from solstice._saver import Saver
 from solstice._schema import SchemaError
 from solstice.checkpoint import CheckpointError
 from solstice.checkpoint._load import load_renamed
@@ -198,28 +199,69 @@ def find_saved(
         return None
     path: Path | None = local_path(resume, "resume")
     if resume in ("last", "best"):
-        savers: list[Any] = [c for c in callbacks if hasattr(c, "find")]
-        if not savers:
-            raise ValueError(
-                f"resume={resume!r} asks a Checkpoint callback, and there is none: write "
-                f"`Trainer([solstice.callbacks.Checkpoint('runs/a')])`, or give the path of a "
-                f"checkpoint"
-            )
-        path = savers[0].find(resume)
+        path = _asked(cast("Literal['last', 'best']", resume), callbacks)
         if path is None:
-            say(f"{savers[0]!r} has nothing saved: beginning anew")
             return None
-    manifest = checkpoint.manifest(path)
-    try:
-        position = Position.of(manifest["note"], lambda about: read_rows(path, about))
-    except SchemaError as error:
-        raise CheckpointError(f"{path / 'manifest.json'}: {error}") from error
+    manifest, position = _read(path, lambda about: read_rows(path, about))
     if position is None:
         raise CheckpointError(
             f"{path} is no checkpoint of a run that this version of Solstice can go on with. For "
             f"its weights alone write `exp = solstice.checkpoint.load({str(path)!r}, like=exp)`"
         )
     return SavedRun(path, position, manifest["versions"])
+
+
+def _asked(which: Literal["last", "best"], callbacks: Sequence[Callback]) -> Path | None:
+    """The checkpoint that the Savers among the callbacks name; None if they have none."""
+    savers = [callback for callback in callbacks if isinstance(callback, Saver)]
+    if not savers:
+        raise ValueError(
+            f"resume={which!r} asks a Checkpoint callback, and there is none: write "
+            f"`Trainer([solstice.callbacks.Checkpoint('runs/a')])`, or give the path of a "
+            f"checkpoint. A callback of your own that saves is a `solstice.callbacks.Saver`"
+        )
+    found = list(dict.fromkeys(_found(which, savers)))
+    if not found:
+        those = " and ".join(map(repr, savers))
+        have = "has" if len(savers) == 1 else "have"
+        say(f"{those} {have} nothing saved: beginning anew")
+        return None
+    if which == "best" and len(found) > 1:
+        lines = " or ".join(f"`resume={str(path)!r}`" for path in found)
+        raise ValueError(
+            f"resume='best' has {len(found)} answers, as several callbacks compare: write {lines}"
+        )
+    return found[0] if len(found) == 1 else max(found, key=_moment)
+
+
+def _found(which: Literal["last", "best"], savers: Sequence[Saver]) -> list[Path]:
+    """What each of them names."""
+    found: list[Path] = []
+    unknowing: list[ValueError] = []
+    for saver in savers:
+        try:
+            path = saver.find(which)
+        except ValueError as error:  # one that does not compare leaves it to those that do
+            unknowing.append(error)
+            continue
+        found += [] if path is None else [path]
+    if len(unknowing) == len(savers):
+        raise unknowing[0]
+    return found
+
+
+def _moment(path: Path) -> tuple[float, int]:
+    """When a run was saved, by the clock, and how far it was."""
+    _, position = _read(path, lambda _: [])
+    return (0.0, 0) if position is None else (position.saved_at, position.step)
+
+
+def _read(path: Path, rows: Callable[[Any], list[Any]]) -> tuple[dict[str, Any], Position | None]:
+    manifest = checkpoint.manifest(path)
+    try:
+        return manifest, Position.of(manifest["note"], rows)
+    except SchemaError as error:
+        raise CheckpointError(f"{path / 'manifest.json'}: {error}") from error
 
 
 def next_epoch(moment: Record) -> Record:

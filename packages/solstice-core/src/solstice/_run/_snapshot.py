@@ -1,5 +1,6 @@
 """All that a run needs to go on from a step as though it had never ended."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -58,6 +59,7 @@ class Position:
             within it, from these metrics.
         steps_per_epoch: the length that the data set told, or None.
         computation: what the run computed with; see `Computation.note`.
+        saved_at: when, in seconds since 1970.
     """
 
     step: int
@@ -76,6 +78,7 @@ class Position:
     steps_per_epoch: int | None = None
     computation: dict[str, Any] = field(default_factory=dict[str, Any])
     owners: dict[str, Owner] = field(default_factory=dict[str, Owner])
+    saved_at: float = 0.0
 
     def __post_init__(self) -> None:
         if self.step < max(self.epoch, self.epoch_step) or self.steps_per_call < 1:
@@ -113,7 +116,8 @@ class Position:
         """The note of a checkpoint."""
         states = [[n, to_plain(s, f"{n}.state_dict()", held)] for n, s in self.callbacks.items()]
         owners = {name: vars(owner) for name, owner in self.owners.items()}
-        fields: dict[str, Any] = {**vars(self), "callbacks": {}, "owners": owners}
+        now = {"callbacks": {}, "owners": owners, "saved_at": time.time()}
+        fields: dict[str, Any] = {**vars(self), **now}
         plain = {name: to_plain(value, name) for name, value in fields.items()}
         return {"run": {**plain, "version": VERSION, "callbacks": {"dict": states}}}
 

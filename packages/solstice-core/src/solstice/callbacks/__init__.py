@@ -1,5 +1,6 @@
 """Ready-made callbacks, each on the public `solstice.Callback`."""
 
+from solstice._saver import Saver
 from solstice.callbacks._checkpoint import Checkpoint
 from solstice.callbacks._compile_monitor import CompileMonitor
 from solstice.callbacks._early_stopping import EarlyStopping
@@ -24,5 +25,6 @@ __all__ = [
     "NormMonitor",
     "Profiler",
     "ProgressBar",
+    "Saver",
     "Throughput",
 ]

@@ -1,11 +1,9 @@
 """Save a run while it goes on, so that it can be resumed."""
 
 import math
-import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -13,18 +11,18 @@ from typing import Literal
 from solstice import checkpoint
 from solstice._arguments import monitored, positive, switch, whole, whole_or_none
 from solstice._better import better
-from solstice._callback import Callback, Record
+from solstice._callback import Record
 from solstice._paths import local_path
 from solstice._run._monitored import check_validation, value_of
 from solstice._run._snapshot import Snapshot
-from solstice._schema import read
+from solstice._saver import Saver
+from solstice.callbacks._lock import FolderLock
+from solstice.callbacks._saved import Folder, Saved
 from solstice.checkpoint import CheckpointError
 from solstice.checkpoint._files import check_store
 
-_NAME = "step-"
 
-
-class Checkpoint(Callback):
+class Checkpoint(Saver):
     """`Checkpoint("runs/a", every=1000)`: save the run, so that nothing is lost.
 
     ```python
@@ -42,7 +40,9 @@ class Checkpoint(Callback):
     once.
 
     Args:
-        directory: a folder for the checkpoints of this run alone. A relative one is in the working
+        directory: a folder for the checkpoints of this run alone: one run saves into it at a time.
+            What else is there stays: only folders named `step-<digits>` that `Checkpoint` wrote are
+            ever removed, and of links to such nothing is. A relative one is in the working
             directory in which a run begins, wherever the run goes from there.
         every: save after every so many training steps.
         minutes: save after so many minutes, at the end of the steps under way.
@@ -54,24 +54,21 @@ class Checkpoint(Callback):
             less for a loss, an error, a perplexity and the like, and more for all others.
             NaN is never best.
         keep_best: how many of the best stay beside the newest.
-        overwrite: remove the checkpoints of an earlier run that are in the folder, when a run
-            begins anew.
+        overwrite: when a run begins anew, remove the checkpoints of an earlier run that are in the
+            folder, once its own first is saved; of those that are links, the links.
 
     Raises:
         ValueError: an argument is out of range, `directory` is a URL, or "val/" is monitored
             without a `val_ds`.
-        CheckpointError: at the start of a run, the folder cannot be written to, or it has
-            checkpoints and the run is not resumed; or one could not be written, which is raised at
-            the next or at the end.
+        CheckpointError: at the start of a run, another one saves into the folder, or it cannot be
+            written to, or it has checkpoints and the run is not resumed; or one could not be
+            written, which is raised at the next or at the end.
         ImportError: at the start of a run, safetensors is not installed.
         KeyError: there is no such metric; the message lists those there are. It is raised before
             the first step, but where only numbers tell which metrics there are.
     """
 
-    order = 2
     needs = ("snapshot",)
-    leaves_traces = True
-    saves = True
 
     def __init__(
         self,
@@ -88,8 +85,9 @@ class Checkpoint(Callback):
     ) -> None:
         self._split, self._name = ("val", "") if monitor is None else monitored(monitor)
         self.directory = local_path(directory, "directory")
-        self._folder = self.directory
-        self._is_running = False
+        self._folder = Folder(self.directory)
+        self._first = 0
+        self._lock: FolderLock[Checkpoint] | None = None
         self.every = whole_or_none("every", every, 1, "steps")
         self.monitor = monitor
         self.mode = better(monitor or "", mode)
@@ -125,32 +123,55 @@ class Checkpoint(Callback):
 
         Raises:
             ValueError: the best is asked for, and there is no `monitor`.
+            CheckpointError: the best is asked for, and no checkpoint has a value of `monitor`.
         """
-        return self._find(which, self._folder if self._is_running else self.directory)
+        folder = self._folder if self._lock is not None else Folder(self.directory)
+        found = self._find(which, folder)
+        saved = [] if found is not None or self._lock is not None else folder.saved()
+        if saved:
+            raise CheckpointError(
+                f"{str(self.directory)!r} has {len(saved)} checkpoints, and none has a value of "
+                f"{self.monitor!r}: it was NaN, or was not measured where they were saved. Write "
+                f'`resume="last"`, or the path of one: `resume={str(saved[-1].path)!r}`'
+            )
+        return found
 
-    def _find(self, which: Literal["last", "best"], folder: Path) -> Path | None:
+    def _find(self, which: Literal["last", "best"], folder: Folder) -> Path | None:
         if which == "best" and self.monitor is None:
             raise ValueError(
                 f"{self!r} does not know which checkpoint is best: write "
                 f'`Checkpoint({str(self.directory)!r}, monitor="val/loss")`'
             )
         self._wait()
-        for path in folder.glob(f"{_NAME}*"):
-            _Saved.at(path)  # one that is damaged is told, and not passed over
-        saved = _all(folder)
+        if self._lock is None and folder.has_left():
+            with (
+                suppress(CheckpointError, OSError),  # another process writes, and settles that
+                closing(FolderLock(folder.path, self, _clash)),
+            ):
+                folder.settle()
+        saved = self._of_this_run(folder.saved(strict=True))
         ranked = saved if which == "last" else self._ranked(saved)[::-1]
         return ranked[-1].path if ranked else None
 
+    def _of_this_run(self, saved: list[Saved]) -> list[Saved]:
+        """Those that are not of a run that was, or is to be, overwritten."""
+        first = self._first if self._lock is not None else 0
+        first = max([first, *(s.first for s in saved[-1:])])
+        return [s for s in saved if s.serial >= first]
+
     def on_fit_start(self, record: Record) -> None:
-        """Sweeps away what an earlier process left half-written."""
+        """Takes the folder for this run, and sweeps away what an earlier one left half-written."""
         if record.mode != "train":
             return
         check_validation(self, record)
-        self._folder, self._is_running = self.directory.absolute(), True
-        check_store(self._folder, repr(self))
-        checkpoint.sweep(self._folder)
+        self._release()
+        self._folder = Folder(self.directory.absolute())
+        check_store(self._folder.path, repr(self))
+        self._lock = FolderLock(self._folder.path, self, _clash)
+        self._folder.settle()
         self._measured, self._saved_at, self._latest = None, None, time.monotonic()
-        there = _all(self._folder)
+        there = self._folder.saved()
+        self._first = there[-1].first if there else 0
         if record.step == 0 and there:
             if not self._overwrite:
                 raise CheckpointError(
@@ -158,8 +179,7 @@ class Checkpoint(Callback):
                     f'{there[-1].path.name}. Go on with it by `fit(..., resume="last")`, give '
                     f"this run a folder of its own, or write `overwrite=True` to remove them"
                 )
-            for saved in there:
-                _remove(saved.path)
+            self._first = there[-1].serial + 1
 
     def on_step_end(self, record: Record) -> None:
         """Saves at a step."""
@@ -189,11 +209,13 @@ class Checkpoint(Callback):
 
     def on_fit_end(self, record: Record) -> None:
         """Waits for what is being written."""
-        self._close()
+        if record.mode == "train":
+            self._close()
 
     def on_exception(self, record: Record, error: BaseException) -> None:
         """Waits for what is being written: it is whole, and the run can go on from it."""
-        self._close()
+        if record.mode == "train":
+            self._close()
 
     def _save(self, record: Record, *, is_closed: bool) -> None:
         """Hands the run to the thread, when it has written the one before."""
@@ -211,19 +233,25 @@ class Checkpoint(Callback):
 
     def _write(self, snapshot: Snapshot, step: int, value: float | None) -> None:
         """In the thread: writes, and then removes what need not stay."""
-        there = _all(self._folder)
+        there = self._folder.saved()
         about = {
             "serial": there[-1].serial + 1 if there else 0,
+            "first": self._first,
             "value": None if value is None or math.isnan(value) else value.hex(),
             "monitor": self.monitor,
         }
         note = {**snapshot.note, "checkpoint": about}
-        checkpoint.save(self._folder / f"{_NAME}{step}", snapshot.experiment, note=note)
-        there = _all(self._folder)
-        stay = there[-self._keep :] + self._ranked(there)[: self._keep_best]
+        checkpoint.save(self._folder.path / f"step-{step}", snapshot.experiment, note=note)
+        self._rotate()
+
+    def _rotate(self) -> None:
+        there = self._folder.saved()
+        own = self._of_this_run(there)
+        stay = own[-self._keep :] + self._ranked(own)[: self._keep_best]
         for saved in there:
-            if saved not in stay:
-                _remove(saved.path)
+            # A link is the user's, who has moved that checkpoint; `overwrite` asks for its end.
+            if saved not in stay and (saved not in own or not saved.path.is_symlink()):
+                checkpoint.remove(saved.path)
 
     def _wait(self) -> None:
         """Until nothing is being written. Raises what went wrong."""
@@ -232,70 +260,39 @@ class Checkpoint(Callback):
             writing.result()
 
     def _close(self) -> None:
-        self._is_running = False
         try:
             self._wait()
         finally:
             if self._writer is not None:
                 self._writer.shutdown()
                 self._writer = None
+            self._release()
 
-    def _ranked(self, saved: list["_Saved"]) -> list["_Saved"]:
+    def _release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
+
+    def _ranked(self, saved: list[Saved]) -> list[Saved]:
         """Those with a value of this monitor, best first; of equals, the earlier."""
         valued = [s for s in saved if s.value is not None and s.monitor == self.monitor]
         sign = 1 if self.mode == "min" else -1
         return sorted(valued, key=lambda s: (sign * (s.value or 0.0), s.serial))
 
 
-@dataclass(frozen=True)
-class _About:
-    serial: int
-    value: str | None
-    monitor: str | None
+def _clash(one: Checkpoint, other: Checkpoint) -> str:
+    """What to say where two save into one folder."""
+    names = [(c.monitor or "newest").replace("/", "-") for c in (other, one)]
+    names = names if names[0] != names[1] else ["a", "b"]
+    lines = " and ".join(_line(c, name) for c, name in zip((other, one), names, strict=True))
+    return (
+        f"two Checkpoints save into {str(one.directory)!r} at once, and would remove each other's "
+        f"checkpoints. Give each a folder of its own: {lines}"
+    )
 
 
-class _Saved:
-    """A checkpoint in the folder: when in their order it was written, and how good it was."""
-
-    def __init__(self, path: Path, about: "_About") -> None:
-        self.path = path
-        self.serial = about.serial
-        self.value = None if about.value is None else float.fromhex(about.value)
-        self.monitor = about.monitor
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Saved) and self.path == other.path
-
-    def __hash__(self) -> int:
-        return hash(self.path)
-
-    @staticmethod
-    def at(path: Path) -> "_Saved | None":
-        """What is there; None if it is no checkpoint of a run."""
-        if not (path / "manifest.json").exists():
-            return None
-        about = checkpoint.manifest(path)["note"].get("checkpoint")
-        if about is None:
-            return None
-        try:
-            return _Saved(path, read(_About, about, "note['checkpoint']"))
-        except ValueError as error:
-            raise CheckpointError(f"{path / 'manifest.json'}: {error}") from error
-
-
-def _all(folder: Path) -> list[_Saved]:
-    """The checkpoints that there are and are not damaged, oldest first."""
-    found: list[_Saved] = []
-    for path in folder.glob(f"{_NAME}*"):
-        with suppress(CheckpointError):
-            saved = _Saved.at(path)
-            found += [] if saved is None else [saved]
-    return sorted(found, key=lambda saved: saved.serial)
-
-
-def _remove(path: Path) -> None:
-    """Under the name of what is half-written, which nothing takes for a checkpoint."""
-    hidden = path.parent / f".{path.name}.new"
-    shutil.rmtree(hidden, ignore_errors=True)
-    path.rename(hidden)
-    shutil.rmtree(hidden)
+def _line(saver: Checkpoint, name: str) -> str:
+    """The line for a Checkpoint with a folder of its own within this one."""
+    monitor = "" if saver.monitor is None else f', monitor="{saver.monitor}"'
+    mode = "" if saver.mode == better(saver.monitor or "") else f', mode="{saver.mode}"'
+    return f"`Checkpoint({str(saver.directory / name)!r}{monitor}{mode})`"

@@ -4,14 +4,16 @@ from solstice.checkpoint._diff import diff
 from solstice.checkpoint._errors import CheckpointError
 from solstice.checkpoint._load import load, manifest
 from solstice.checkpoint._rows import AppendOnly
-from solstice.checkpoint._save import save, sweep, versions
+from solstice.checkpoint._save import exists, remove, save, sweep, versions
 
 __all__ = [
     "AppendOnly",
     "CheckpointError",
     "diff",
+    "exists",
     "load",
     "manifest",
+    "remove",
     "save",
     "sweep",
     "versions",

@@ -35,7 +35,7 @@ from solstice.checkpoint._leaves import (
     modules,
     stored_leaves,
 )
-from solstice.checkpoint._save import newest
+from solstice.checkpoint._places import newest
 
 
 def load(

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 from solstice._run._plain import from_plain, to_plain
 from solstice.checkpoint._errors import CheckpointError
+from solstice.checkpoint._places import newest
 
 _T = TypeVar("_T")
 _NAME = re.compile(r"rows-[0-9]+\.jsonl")
@@ -196,7 +197,7 @@ def read_rows(folder: Path, about: Any) -> list[Any]:
         CheckpointError: the file is gone or damaged.
     """
     try:
-        path = folder / about["file"]
+        path = newest(folder) / about["file"]
         if not _NAME.fullmatch(about["file"]) or not path.is_file():
             raise ValueError("there is no such file")
         with path.open("rb") as file:

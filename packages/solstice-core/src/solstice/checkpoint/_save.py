@@ -3,7 +3,7 @@
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -23,6 +23,16 @@ from solstice.checkpoint._files import (
     seal,
 )
 from solstice.checkpoint._leaves import Stored, described, stored_leaves, to_stored
+from solstice.checkpoint._places import (
+    beside,
+    finish_renaming,
+    free_beside,
+    holds_checkpoint,
+    is_ours,
+    left_in,
+    newest,
+    real,
+)
 from solstice.checkpoint._rows import RowFiles
 
 _TOLD = ["jax", "jaxlib", "numpy", "equinox", "flax", "dm-haiku", "optax", "solstice-core"]
@@ -63,58 +73,78 @@ def write(
 ) -> Path:
     """`save`, of what is on the host already."""
     library = safetensors()
-    new, old = _beside(path, "new"), _beside(path, "old")
+    place = real(path)
     try:
         check_replaceable(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _finish_renaming(path)
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        arrays = {name: as_bytes(leaf.array) for name, leaf in stored.items()}
-        library.save_file(arrays, new / ARRAYS)
-        rows = RowFiles(new, path)  # on the disk before the manifest speaks of them
-        (new / MANIFEST).write_text(seal(_manifest(stored, words, note), rows))
-        for name in (ARRAYS, MANIFEST):
-            _to_disk(new / name)
-        _to_disk(new)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-        _to_disk(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _settle(place)
+        _replace(place, library, stored, words, note)
     except OSError as error:
         raise CheckpointError(f"the checkpoint {path} could not be written: {error}") from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise
         raise CheckpointError(f"the checkpoint {path} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return path
 
 
-def sweep(folder: str | PathLike[str]) -> list[Path]:
+def _replace(
+    place: Path,
+    library: Any,
+    stored: Mapping[str, Stored],
+    words: Mapping[str, str],
+    note: dict[str, Any],
+) -> None:
+    """Writes it beside its place, and renames it when it is whole."""
+    new, old = free_beside(place, "new"), free_beside(place, "old")
+    try:
+        new.mkdir()
+        arrays = {name: as_bytes(leaf.array) for name, leaf in stored.items()}
+        library.save_file(arrays, new / ARRAYS)
+        rows = RowFiles(new, place)  # on the disk before the manifest speaks of them
+        (new / MANIFEST).write_text(seal(_manifest(stored, words, note), rows))
+        for name in (ARRAYS, MANIFEST):
+            _to_disk(new / name)
+        _to_disk(new)
+        if place.exists():
+            place.rename(old)
+        new.rename(place)
+        _to_disk(place.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        finish_renaming(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(folder: str | PathLike[str], names: Collection[str] | None = None) -> list[Path]:
     """`solstice.checkpoint.sweep("runs")`: remove what processes that died left half-written.
 
-    Not while another process writes there.
+    Not while another process writes there. Folders that hold anything but parts of a checkpoint
+    are not touched, whatever their names are.
+
+    Args:
+        folder: where the checkpoints are.
+        names: those of the checkpoints to look after; all by default.
 
     Returns:
         What was removed.
     """
     folder, removed = local_path(folder, "folder"), list[Path]()
-    for left in sorted(folder.glob(".*.new")) + sorted(folder.glob(".*.old")):
-        path = left.parent / left.name[1:-4]
-        _finish_renaming(path)
-        if left.exists():
-            shutil.rmtree(left)
-            removed.append(left)
+    for left, path, what in left_in(folder):
+        if names is None or path.name in names:
+            finish_renaming(path)
+            if _is_waste(left, path, what, is_named=names is not None):
+                shutil.rmtree(left)
+                removed.append(left)
     return removed
 
 
-def newest(path: Path) -> Path:
-    """Where the checkpoint is: beside its name, if a process died as it was renamed."""
-    old = _beside(path, "old")
-    return old if not path.exists() and (old / MANIFEST).exists() else path
+def _is_waste(left: Path, path: Path, what: str, *, is_named: bool) -> bool:
+    """Whether nobody needs what is left of a checkpoint."""
+    is_beside = holds_checkpoint(path)
+    if not is_ours(left) or (what == "old" and not is_beside):
+        return False
+    return is_named or is_beside or any(left.iterdir())  # an empty folder may be of anybody
 
 
 def check_replaceable(path: Path) -> None:
@@ -123,23 +153,42 @@ def check_replaceable(path: Path) -> None:
     Raises:
         CheckpointError: it is something else, which must not be lost.
     """
-    if path.exists() and not (path / MANIFEST).exists() and not _is_empty(path):
-        raise CheckpointError(f"{path} is there and is no checkpoint: give another path")
+    place = real(path)
+    if os.path.lexists(place) and not is_ours(place):
+        raise CheckpointError(f"{path} is there and is not a checkpoint: give another path")
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _settle(place: Path) -> None:
+    """Ends what a process that died has begun here."""
+    if any(os.path.lexists(beside(place, what)) for what in ("new", "old")):
+        sweep(place.parent, [place.name])
 
 
-def _beside(path: Path, what: str) -> Path:
-    return path.parent / f".{path.name}.{what}"
+def remove(path: str | PathLike[str]) -> None:
+    """`solstice.checkpoint.remove("runs/old")`: remove a checkpoint; of a link, the link alone.
+
+    If the process dies meanwhile, `sweep` removes the rest.
+
+    Raises:
+        CheckpointError: it is not a checkpoint, or cannot be removed.
+    """
+    folder = local_path(path, "path")
+    if not holds_checkpoint(folder):
+        raise CheckpointError(f"{folder} is not a checkpoint, and was not removed")
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+            return
+        hidden = free_beside(folder, "new")  # which nothing takes for a checkpoint
+        folder.rename(hidden)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint {folder} could not be removed: {error}") from error
 
 
-def _finish_renaming(path: Path) -> None:
-    """Puts back what was there, if a process died before the new one had its name."""
-    where = newest(path)
-    if where != path:
-        where.rename(path)
+def exists(path: str | PathLike[str]) -> bool:
+    """`solstice.checkpoint.exists("runs/best")`: is a checkpoint there, perhaps damaged?"""
+    return holds_checkpoint(newest(local_path(path, "path")))
 
 
 def _to_disk(path: Path) -> None:

@@ -65,6 +65,7 @@ class TensorBoard(Logger):
         self._histograms = whole_or_none("histograms", histograms, 1, "epochs")
         self._board: Any = None
         self._files = 0
+        self._first: str | None = None
         self._shown_at: int | None = None
         self._resumed_with: Any = None
         _writer_class()
@@ -118,8 +119,10 @@ class TensorBoard(Logger):
 
     def about(self) -> dict[str, Any]:
         """Where the events are."""
-        first = next(iter(_events(self._folder)), None)
-        return {"directory": str(self.directory), "shown_at": self._shown_at, "first": first}
+        # Kept, since each save adds a file: looking through all would cost more with each.
+        if self._first is None or not (self._folder / self._first).exists():
+            self._first = next(iter(_events(self._folder)), None)
+        return {"directory": str(self.directory), "shown_at": self._shown_at, "first": self._first}
 
     def on_fit_start(self, record: Record) -> None:
         """Takes down what a resumed run begins with."""
