@@ -160,6 +160,23 @@ def test_the_only_whole_checkpoint_is_never_waste(tmp_path):
     assert names(tmp_path) == [".best.old", "best"]
 
 
+def test_a_manifest_that_has_changed_is_read_again(tmp_path):
+    """Each is read once, so that a save costs the same however many there are."""
+    run(tmp_path / "a", 2, monitor="val/loss")
+    saver = Checkpoint(tmp_path / "a", monitor="val/loss")
+    assert saver.best == tmp_path / "a" / "step-4"
+    manifest = tmp_path / "a" / "step-4" / "manifest.json"
+    whole = manifest.read_bytes()
+    for length in (len(whole) - 1, 3, 0):
+        manifest.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="step-4"):
+            print(saver.last)
+    manifest.unlink()
+    assert saver.last == tmp_path / "a" / "step-2"
+    manifest.write_bytes(whole)
+    assert saver.last == tmp_path / "a" / "step-4"
+
+
 def test_remove_and_exists(tmp_path):
     path = checkpoint.save(tmp_path / "a", {"a": np.zeros(2)})
     (tmp_path / "link").symlink_to(path)
@@ -335,11 +352,15 @@ def test_another_process_in_the_folder_is_refused_until_it_dies(tmp_path):
 
 
 def test_a_file_that_cannot_be_locked_is_no_obstacle(tmp_path):
-    for make in (lambda p: p.mkdir(), lambda p: p.symlink_to("nowhere"), os.mkfifo, Path.touch):
+    (tmp_path / "precious").write_text("precious")
+    to_file = link("", tmp_path / "precious")[1]
+    for make in (to_file, link("", "nowhere")[1], Path.mkdir, os.mkfifo, Path.touch):
         (tmp_path / "a").mkdir()
         make(tmp_path / "a" / ".solstice.lock")
         assert run(tmp_path / "a", 1) == 2
+        assert "nowhere" not in names(tmp_path / "a")
         shutil.rmtree(tmp_path / "a")
+    assert (tmp_path / "precious").read_text() == "precious"
 
 
 # A kill between the two renames

@@ -100,13 +100,17 @@ class Counted(Mapping):
         return 1
 
 
-def test_a_save_writes_the_new_rows_alone(tmp_path):
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_save_writes_the_new_rows_alone(tmp_path, monkeypatch, has_links):
     rows, Counted.written = AppendOnly(), 0
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuses)
     for step in range(30):
         rows.append(Counted())
         save(tmp_path / f"step-{step}", {"rows": rows})
     assert Counted.written == 30
-    assert len({(tmp_path / f"step-{i}" / "rows-1.jsonl").stat().st_ino for i in range(30)}) == 1
+    files = {(tmp_path / f"step-{i}" / "rows-1.jsonl").stat().st_ino for i in range(30)}
+    assert len(files) == (1 if has_links else 30)
     sizes = {(tmp_path / f"step-{i}" / "manifest.json").stat().st_size // 20 for i in (1, 29)}
     assert len(sizes) == 1
     # In a folder of its own, another saver starts afresh, once.
