@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from solstice import checkpoint
-from solstice._run._plain import from_plain, to_plain
+from solstice._plain import from_plain, to_plain
 from solstice.checkpoint import CheckpointError
 
 pytest.importorskip("safetensors")

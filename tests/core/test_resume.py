@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import solstice
 from solstice import checkpoint
-from solstice._run._plain import from_plain, to_plain
+from solstice._plain import from_plain, to_plain
 from solstice.callbacks import Checkpoint, EarlyStopping, History
 from solstice.checkpoint import CheckpointError
 from solstice.compat import EquinoxModel, ema

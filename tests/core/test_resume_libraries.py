@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from solstice._run._plain import from_plain, to_plain
+from solstice._plain import from_plain, to_plain
 from solstice.data._positions import fingerprint
 from solstice.data._source import open_source
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import solstice
 from solstice import checkpoint
-from solstice._run._plain import from_plain, to_plain
+from solstice._plain import from_plain, to_plain
 from solstice.callbacks import Checkpoint, History
 from solstice.checkpoint import AppendOnly, CheckpointError
 from solstice.checkpoint._rows import held, read_rows

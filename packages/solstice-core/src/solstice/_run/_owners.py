@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import PurePath
 from typing import Any, cast
 
-from solstice._run._plain import to_plain
+from solstice._plain import to_plain
 
 _SCRIPT = {"__main__", "__mp_main__"}
 """What a script defines is in `__main__` while it runs, and in its module when it is imported."""

@@ -9,9 +9,9 @@ import numpy as np
 
 from solstice import _tree
 from solstice._experiment import Experiment
+from solstice._plain import from_plain, to_plain
 from solstice._run._computation import ComputationNote
 from solstice._run._owners import Owner
-from solstice._run._plain import from_plain, to_plain
 from solstice._schema import SchemaError, read
 from solstice.checkpoint import CheckpointError
 from solstice.checkpoint._rows import held

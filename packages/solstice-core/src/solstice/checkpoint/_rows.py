@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NoReturn, TypeVar
 
-from solstice._run._plain import from_plain, to_plain
+from solstice._plain import from_plain, to_plain
 from solstice.checkpoint._errors import CheckpointError
 from solstice.checkpoint._places import newest
 

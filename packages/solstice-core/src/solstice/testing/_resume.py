@@ -19,7 +19,7 @@ from solstice import checkpoint
 from solstice._arguments import function, positive, whole
 from solstice._callback import Callback, Record
 from solstice._experiment import Experiment
-from solstice._run._plain import from_plain, to_plain
+from solstice._plain import from_plain, to_plain
 from solstice._run._snapshot import by_path, named
 from solstice._trainer import Trainer
 
