@@ -322,7 +322,7 @@ class Needing(Callback):
         self.ends.append(record)
 
 
-NEEDS = ["outs", "batch", "experiment", "metrics"]
+NEEDS = ["outputs", "batch", "experiment", "metrics"]
 
 
 def test_at_the_end_of_a_step_everything_asked_for_is_there():
@@ -330,8 +330,8 @@ def test_at_the_end_of_a_step_everything_asked_for_is_there():
     solstice.Trainer([needing]).fit(zero(), some(1, 2, 3))
     for value, record in zip((1, 2, 3), needing.ends, strict=True):
         assert record.batch.tolist() == [value, value]
-        assert isinstance(record.outs["mean"], np.generic)
-        assert record.outs["mean"] == value
+        assert isinstance(record.outputs["mean"], np.generic)
+        assert record.outputs["mean"] == value
         assert record.metrics == {"mean": value}
     assert [float(record.experiment.total) for record in needing.ends] == [2, 6, 12]
 
@@ -341,7 +341,7 @@ def test_at_the_start_of_a_step_batch_and_experiment_are_those_before_it():
     solstice.Trainer([needing]).fit(zero(), some(1, 2, 3))
     assert [record.batch.tolist() for record in needing.starts] == [[1, 1], [2, 2], [3, 3]]
     assert [float(record.experiment.total) for record in needing.starts] == [0, 2, 6]
-    for name in ("outs", "metrics"):
+    for name in ("outputs", "metrics"):
         with pytest.raises(AttributeError, match=name):
             getattr(needing.starts[0], name)
 
@@ -465,7 +465,7 @@ def test_stop_ends_a_run_that_does_not_train_in_order(mode, hook, steps):
     assert_ended_in_order(stops, other)
     assert [each[0] for each in other.heard].count("on_step_end") == steps
     if mode == "predict":
-        assert [outs.tolist() for outs in result] == [[1, 1], [2, 2], [3, 3]][:steps]
+        assert [outputs.tolist() for outputs in result] == [[1, 1], [2, 2], [3, 3]][:steps]
     else:
         assert result == ({"mean": np.mean([1, 2, 3][:steps])} if steps else {})
 
@@ -627,7 +627,7 @@ def test_a_string_of_needs_is_told_to_be_a_tuple():
 def test_unknown_needs_are_named_with_those_there_are():
     callback = Heard()
     callback.needs = ("metrics", "loss")
-    with pytest.raises(ValueError, match=r"Heard.needs: \['loss'\] .*'outs', 'batch'"):
+    with pytest.raises(ValueError, match=r"Heard.needs: \['loss'\] .*'outputs', 'batch'"):
         solstice.Trainer([callback])
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import solstice
 from solstice._engine._compiles import compiled_so_far
-from solstice._engine._feed import Feeder, Slots
+from solstice._engine._feed import Feeder, StagingBuffers
 from solstice._engine._pace import Pace
 from solstice._engine._step import Stepper
 
@@ -40,8 +40,8 @@ class Convolves(solstice.Experiment):
             return jnp.mean((jax.lax.conv(batch, kernel, (1, 1), "VALID") - 1) ** 2)
 
         value, grad = jax.value_and_grad(loss)(self.kernel)
-        outs = Means(batch.mean((1, 2, 3))) if self.grows else {"loss": value}
-        return solstice.replace(self, kernel=self.kernel - 0.1 * grad), outs
+        outputs = Means(batch.mean((1, 2, 3))) if self.grows else {"loss": value}
+        return solstice.replace(self, kernel=self.kernel - 0.1 * grad), outputs
 
     def eval_step(self, batch: Any) -> Any:
         return self, {"sum": jax.lax.conv(batch, self.kernel, (1, 1), "VALID").sum()}
@@ -53,14 +53,14 @@ class Convolves(solstice.Experiment):
 class Reads(solstice.Callback):
     """Keeps what it is given."""
 
-    needs = ("outs", "batch")
+    needs = ("outputs", "batch")
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.batches: list[str] = []
 
     def on_step_end(self, record: solstice.Record) -> None:
-        self.losses.append(float(record.outs["loss"]))
+        self.losses.append(float(record.outputs["loss"]))
         self.batches.append(hashlib.sha256(record.batch.tobytes()).hexdigest())
 
 
@@ -158,7 +158,7 @@ def test_how_long_they_took_is_divided_by_all_of_them():
 
     data = images([3] * 27)
     stepper = Stepper(start(), "train_step", data[0])
-    feeder = Feeder(iter(data), Slots(8, pace=Learns(8, 8)), lambda batch: None)
+    feeder = Feeder(iter(data), StagingBuffers(8, pace=Learns(8, 8)), lambda batch: None)
     while (block := feeder.take(8)) is not None:
         stepper.run(block)
     assert learned == [8, 8]  # of the calls that read the two slots before they were filled again
@@ -166,7 +166,7 @@ def test_how_long_they_took_is_divided_by_all_of_them():
 
 def test_a_program_that_is_called_many_times_at_once_is_compiled_once():
     stepper = Stepper(start(), "train_step", images([5])[0])
-    feeder = Feeder(iter(images([5] * 20)), Slots(8), lambda batch: None)
+    feeder = Feeder(iter(images([5] * 20)), StagingBuffers(8), lambda batch: None)
     programs: list[int] = []
     while (block := feeder.take(8 if programs else 1)) is not None:
         before, _ = compiled_so_far()

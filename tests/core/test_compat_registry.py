@@ -506,7 +506,9 @@ def test_the_newest_registration_counts(registry):
     assert type(as_model(Thing())) is Other
 
 
-@pytest.mark.parametrize(("adapter", "lacks"), [(Thing, "step, eval_params"), (3, "eval_params")])
+@pytest.mark.parametrize(
+    ("adapter", "unsupported"), [(Thing, "step, eval_params"), (3, "eval_params")]
+)
 def test_what_is_no_adapter_is_not_registered(registry, adapter, lacks):
     with pytest.raises(TypeError, match=f"is no adapter.*{lacks}"):
         compat.register("thing", adapter)

@@ -106,16 +106,18 @@ def test_a_static_field_and_a_dtype_are_named():
 
 def test_another_set_of_callbacks_is_named():
     class Reader(solstice.Callback):
-        needs = ("outs",)
-        may_stop = False
+        needs = ("outputs",)
+        can_stop = False
 
         def on_step_end(self, record):
-            self.last = record.outs
+            self.last = record.outputs
 
     solstice.Trainer().fit(Scale(jnp.ones(())), some(10))
     monitor = CompileMonitor()
     solstice.Trainer([monitor, Reader()]).fit(Scale(jnp.ones(())), some(10))
-    assert any("callbacks that read outs" in reason for reason in monitor.compilations[0].reasons)
+    assert any(
+        "callbacks that read outputs" in reason for reason in monitor.compilations[0].reasons
+    )
 
 
 def test_a_budget_is_an_error_that_keeps_the_experiment():

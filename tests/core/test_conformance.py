@@ -684,7 +684,7 @@ def test_a_wrong_optimizer_fails_its_clause(adapter: Any):
 @pytest.mark.slow
 def test_a_line_search_passes_and_declares_that_it_needs_the_loss():
     class Suite(OptimizerConformance):
-        lacks = {"test_a_step_needs_no_value": "it searches along a line"}
+        unsupported = {"test_a_step_needs_no_value": "it searches along a line"}
 
         def build(self, *, learning_rate):
             return Armijo(learning_rate)
@@ -1007,13 +1007,13 @@ def test_a_mixin_cannot_override_a_check():
 
 def test_a_suite_may_derive_from_one_and_lack_less():
     class Without(ModelConformance):
-        lacks = {"dropout": "not yet"}
+        unsupported = {"dropout": "not yet"}
 
         def build(self, *, hidden, classes, batch_norm, dropout):
             return Toy(hidden, classes, batch_norm, dropout)
 
     class With(Without):
-        lacks = {}
+        unsupported = {}
 
     with pytest.raises(pytest.fail.Exception, match="it works"):
         Without().test_dropout_needs_a_key()
@@ -1024,19 +1024,19 @@ def test_a_basic_check_cannot_be_declared_lacking():
     with pytest.raises(TypeError, match=r"'test_it_learns', which every adapter must do.*dropout"):
 
         class Suite(ModelConformance):
-            lacks = {"test_it_learns": "it is too hard"}
+            unsupported = {"test_it_learns": "it is too hard"}
 
 
 def test_a_lack_has_a_reason():
     with pytest.raises(TypeError, match="must say why"):
 
         class Suite(ModelConformance):
-            lacks = {"dropout": ""}
+            unsupported = {"dropout": ""}
 
 
 def test_a_lack_that_works_fails():
     class Suite(ModelConformance):
-        lacks = {"batch_norm": "so I thought", "test_it_maps_over_seeds": "so I thought"}
+        unsupported = {"batch_norm": "so I thought", "test_it_maps_over_seeds": "so I thought"}
 
         def build(self, *, hidden, classes, batch_norm, dropout):
             return Toy(hidden, classes, batch_norm, dropout)
@@ -1096,16 +1096,18 @@ def test_a_lack_that_names_nothing_is_called_unknown():
     with pytest.raises(TypeError, match=r"'dropuot', which names nothing here.*dropout"):
 
         class Suite(ModelConformance):
-            lacks = {"dropuot": "a slip"}
+            unsupported = {"dropuot": "a slip"}
 
 
 def test_an_optional_check_that_fails_says_how_it_is_declared():
     with pytest.raises(AssertionError) as caught:
         suite_of(Promotes)().test_it_keeps_half_precision()
-    assert any('lacks = {"test_it_keeps_half_precision"' in note for note in caught.value.__notes__)
+    assert any(
+        'unsupported = {"test_it_keeps_half_precision"' in note for note in caught.value.__notes__
+    )
     with pytest.raises(AssertionError) as caught:
         suite_of(OneMask)().test_dropout_differs_between_rows()
-    assert any('lacks = {"dropout"' in note for note in caught.value.__notes__)
+    assert any('unsupported = {"dropout"' in note for note in caught.value.__notes__)
 
 
 def test_a_failure_names_the_net_that_was_ordered():

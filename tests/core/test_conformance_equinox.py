@@ -9,7 +9,7 @@ from solstice.testing import ModelConformance, OptimizerConformance, Sgd
 
 
 class TestEquinox(ModelConformance):
-    lacks = {"batch_norm": "a module without eqx.nn.State has no statistics"}
+    unsupported = {"batch_norm": "a module without eqx.nn.State has no statistics"}
 
     def build(self, *, hidden, classes, batch_norm, dropout):
         if batch_norm:

@@ -78,7 +78,7 @@ class Keeps(solstice.Callback):
     """Keeps all that it is given, beside copies of the numbers at that moment."""
 
     needs = ("experiment", "batch")
-    may_stop = False
+    can_stop = False
 
     def __init__(self, every: int | None) -> None:
         self.every = every

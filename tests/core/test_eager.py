@@ -48,7 +48,7 @@ def test_the_warning_names_the_line():
 @pytest.mark.filterwarnings("ignore:.*cannot be compiled")
 def test_predictions_are_those_of_the_plain_step():
     found = list(solstice.Trainer().predict(Branching(np.float32(0)), BATCHES))
-    assert [list(outs) for outs in found] == [[1, 3], [4, 4], [9]]
+    assert [list(outputs) for outputs in found] == [[1, 3], [4, 4], [9]]
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot be compiled")

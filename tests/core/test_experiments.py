@@ -143,10 +143,10 @@ def test_what_is_masked_counts_for_nothing(kind):
     if kind == "vae":
         make = noiseless
     exp = make()
-    new, outs = exp.train_step(Masked(batch, MASK))
+    new, outputs = exp.train_step(Masked(batch, MASK))
     expected, of_rest = exp.train_step(rows(batch, MASK))
     close(new.params, expected.params)
-    close(outs.compute(), of_rest.compute())
+    close(outputs.compute(), of_rest.compute())
     close(computed(exp, Masked(batch, MASK)), computed(exp, rows(batch, MASK)))
 
 
@@ -202,10 +202,10 @@ def test_parts_of_a_batch_train_as_the_whole(kind):
     make, batch = KINDS[kind]
     if kind == "vae":
         make = noiseless
-    whole, outs = make().train_step(Masked(batch, MASK))
+    whole, outputs = make().train_step(Masked(batch, MASK))
     cut, merged = make(micro_batches=3).train_step(Masked(batch, MASK))
     close(cut.params, whole.params)
-    close(merged.compute(), outs.compute())
+    close(merged.compute(), outputs.compute())
 
 
 @each_kind
@@ -308,8 +308,8 @@ def test_logits_far_out_have_finite_losses_and_gradients():
         eqx.tree_at(lambda layer: layer.weight, exp.params, jnp.full((1, 1), 1e4))
     )
     x = np.array([[1.0], [1.0], [-1.0], [-1.0]], np.float32)
-    new, outs = exp.train_step((x, y))
-    assert np.isfinite(outs.compute()["loss"])
+    new, outputs = exp.train_step((x, y))
+    assert np.isfinite(outputs.compute()["loss"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new.params))
 
 
@@ -329,9 +329,9 @@ def test_targets_that_are_masked_may_be_nan_one_by_one():
     y = RNG.normal(size=(N, 3)).astype(np.float32)
     y[:, 1] = np.nan
     exp = solstice.RegressionExperiment(THREE, SGD, sample_input=X)
-    new, outs = exp.train_step(Masked((X, y), ~np.isnan(y)))
-    assert np.isfinite(outs.compute()["loss"])
-    assert outs.compute()["num_nan"] == 0
+    new, outputs = exp.train_step(Masked((X, y), ~np.isnan(y)))
+    assert np.isfinite(outputs.compute()["loss"])
+    assert outputs.compute()["num_nan"] == 0
     np.testing.assert_array_equal(new.params.weight[1], exp.params.weight[1])
     assert np.all(new.params.weight[0] != exp.params.weight[0])
 
@@ -391,10 +391,10 @@ def test_latents_are_drawn_in_training_with_the_variance_of_the_encoder():
 @pytest.mark.slow
 def test_each_player_goes_down_its_own_gradient():
     exp = gan()
-    new, outs = exp.train_step(PIXELS)
+    new, outputs = exp.train_step(PIXELS)
     assert int(new.step) == int(new.discriminator.step) == 1
     names = ["discriminator_loss", "generator_loss", "real_accuracy", "generated_accuracy"]
-    assert sorted(outs.compute()) == sorted(names)
+    assert sorted(outputs.compute()) == sorted(names)
 
     keys = jax.random.split(jax.random.fold_in(exp.generator.key, 0), 4)
     fake = jax.vmap(exp.generator.params)(jax.random.normal(keys[0], (N, 2)))
@@ -406,7 +406,7 @@ def test_each_player_goes_down_its_own_gradient():
     params = exp.discriminator.params
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(of_discriminator)(params))
     close(new.discriminator.params, expected)
-    assert outs.compute()["discriminator_loss"] == pytest.approx(
+    assert outputs.compute()["discriminator_loss"] == pytest.approx(
         float(of_discriminator(params)), rel=1e-5
     )
 
@@ -417,7 +417,9 @@ def test_each_player_goes_down_its_own_gradient():
     params = exp.generator.params
     moved = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(of_generator)(params))
     close(new.generator.params, moved)
-    assert outs.compute()["generator_loss"] == pytest.approx(float(of_generator(params)), rel=1e-5)
+    assert outputs.compute()["generator_loss"] == pytest.approx(
+        float(of_generator(params)), rel=1e-5
+    )
 
 
 def test_a_generator_learns_the_mean_of_the_data():
@@ -434,8 +436,8 @@ def test_masked_examples_train_no_player(parts):
     exp = gan(micro_batches=parts)
     poisoned = np.where(MASK[:, None], PIXELS, np.float32(1e6))
     for pixels in (PIXELS, poisoned):
-        new, outs = exp.train_step(Masked(pixels, MASK))
-        assert outs.compute()["discriminator_loss"] < 10
+        new, outputs = exp.train_step(Masked(pixels, MASK))
+        assert outputs.compute()["discriminator_loss"] < 10
         assert all(np.abs(leaf).max() < 10 for leaf in jax.tree.leaves(new.discriminator.params))
 
 
@@ -455,9 +457,9 @@ def test_a_gan_of_least_squares_and_two_optimizers():
     exp = gan(
         loss=lambda logits, is_real: (logits - is_real) ** 2, discriminator_optimizer=Sgd(0.0)
     )
-    new, outs = exp.train_step(PIXELS)
+    new, outputs = exp.train_step(PIXELS)
     close(new.discriminator.params, exp.discriminator.params)
-    assert outs.compute()["discriminator_loss"] >= 0
+    assert outputs.compute()["discriminator_loss"] >= 0
 
 
 # Hooks, and what comes out
@@ -697,8 +699,8 @@ def test_a_model_of_random_layers_trains_and_evaluates():
     """Dropout in both halves of an autoencoder gets keys in training, and none in evaluation."""
     encoder = EquinoxModel(lambda key: eqx.nn.Sequential([layer(2), eqx.nn.Dropout(0.5)]))
     exp = solstice.AutoencoderExperiment(encoder, BACK, SGD)
-    exp, outs = exp.train_step(PIXELS)
-    assert np.isfinite(outs.compute()["loss"])
+    exp, outputs = exp.train_step(PIXELS)
+    assert np.isfinite(outputs.compute()["loss"])
     np.testing.assert_array_equal(exp(PIXELS), exp(PIXELS))
 
 

@@ -77,7 +77,7 @@ def test_a_convolution_on_the_cpu_runs_one_a_call(capsys: Any):
 def test_large_batches_run_as_many_as_fit(capsys: Any):
     data = [np.ones(2**19, np.float32)] * 2  # 2 MiB each
     text = explained(capsys, data=data)
-    assert "up to 3 steps a call: a batch and its outs have 2,097,156 bytes" in text
+    assert "up to 3 steps a call: a batch and its outputs have 2,097,156 bytes" in text
 
 
 def test_what_a_step_returns_counts_as_well(capsys: Any):
@@ -88,7 +88,7 @@ def test_what_a_step_returns_counts_as_well(capsys: Any):
     trainer = solstice.Trainer()
     assert len(list(trainer.predict(Wide(jnp.zeros(())), SMALL))) == 3
     trainer.explain()
-    expected = f"up to 1 steps a call: a batch and its outs have {4 * 2**20 + 16:,} bytes"
+    expected = f"up to 1 steps a call: a batch and its outputs have {4 * 2**20 + 16:,} bytes"
     assert expected in capsys.readouterr().out
 
 

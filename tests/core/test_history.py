@@ -80,18 +80,18 @@ def test_every_trainer_keeps_one():
 
 
 def test_the_one_of_its_own_keeps_no_large_arrays_and_names_them():
-    class Kept(solstice.Metrics):
+    class BlockOutputs(solstice.Metrics):
         total: object
 
         def merge(self, other):
-            return Kept(self.total + other.total)
+            return BlockOutputs(self.total + other.total)
 
         def compute(self):
             return {"total": self.total, "first": self.total[0], "few": self.total[:256]}
 
     class Vectors(Mean):
         def train_step(self, batch):
-            return self, Kept(batch)
+            return self, BlockOutputs(batch)
 
     data = [np.ones(257, np.float32)] * 2
     own, asked, alone = solstice.Trainer(), History(), History(scalars_only=True)

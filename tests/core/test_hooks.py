@@ -75,10 +75,10 @@ def test_methods_and_settings_that_are_nearly_ours_are_named():
     for members, word in [
         ({"epoch_end": hook}, "def on_epoch_end"),
         ({"mesure": hook}, "def measure"),
-        ({"need": ("outs",)}, "`needs`"),
+        ({"need": ("outputs",)}, "`needs`"),
         ({"evry": 100}, "`every`"),
-        ({"may_stops": False}, "`may_stop`"),
-        ({"leave_traces": True}, "`leaves_traces`"),
+        ({"may_stops": False}, "`can_stop`"),
+        ({"leave_traces": True}, "`has_side_effects`"),
     ]:
         with pytest.warns(UserWarning, match=word):
             Trainer([made(**members)])
@@ -181,7 +181,7 @@ def test_callbacks_added_to_a_trainer_are_looked_at_when_it_runs():
 class Promises(Callback):
     """At the third step it raises, although it promised not to."""
 
-    may_stop = False
+    can_stop = False
 
     def __init__(self, error, hook="on_step_end"):
         self.error = error
@@ -222,8 +222,8 @@ def test_a_stop_against_a_promise_is_named(name, may_go_back):
             raise Stop("enough")
 
     others = [made(on_step_end=lambda self, record: None)] if may_go_back else []
-    trainer = Trainer([made(**{name: stops}, may_stop=False), *others], steps_per_call=4)
-    with pytest.raises(RuntimeError, match=rf"Mine\.{name} asked to stop.*may_stop = False"):
+    trainer = Trainer([made(**{name: stops}, can_stop=False), *others], steps_per_call=4)
+    with pytest.raises(RuntimeError, match=rf"Mine\.{name} asked to stop.*can_stop = False"):
         trainer.fit(counter(), BATCHES)
     assert int(trainer.experiment.total) in (3, 4)
 
@@ -319,7 +319,7 @@ def test_a_logger_that_would_lose_its_rows_is_refused():
 
 @pytest.mark.parametrize(
     ("name", "before", "now"),
-    [("every", None, 1), ("every", 1, 2), ("needs", (), ("outs",)), ("may_stop", True, False)],
+    [("every", None, 1), ("every", 1, 2), ("needs", (), ("outputs",)), ("can_stop", True, False)],
 )
 @pytest.mark.parametrize("when", ["on_fit_start", "load_state_dict", "on_epoch_end"])
 def test_what_is_read_once_must_not_change(name, before, now, when, tmp_path):

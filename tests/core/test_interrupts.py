@@ -11,7 +11,7 @@ import pytest
 
 import solstice
 from solstice._engine import _feed
-from solstice._engine._feed import Feeder, Slots
+from solstice._engine._feed import Feeder, StagingBuffers
 from solstice._engine._interrupts import interrupts_guarded, interrupts_held
 
 MAIN: Any = threading.main_thread().ident
@@ -94,7 +94,7 @@ def test_a_slow_data_set_gives_what_it_has(monkeypatch: pytest.MonkeyPatch):
             clock[0] += 0.1
             yield np.ones(1, np.float32)
 
-    slots = Slots(32)
+    slots = StagingBuffers(32)
     feeder = Feeder(slow(), slots, lambda batch: None, clock=lambda: clock[0])
     while (block := feeder.take(32)) is not None:
         seen.append(len(block))

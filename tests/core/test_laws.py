@@ -125,7 +125,7 @@ spies = st.builds(
     lambda cls, every, needs: cls(every, tuple(needs), False),
     st.sampled_from([Spy, SpyBefore]),
     st.integers(1, 40),
-    st.sets(st.sampled_from(["outs", "batch", "experiment", "metrics"])),
+    st.sets(st.sampled_from(["outputs", "batch", "experiment", "metrics"])),
 )
 ready = st.sampled_from(
     [lambda: EarlyStopping("val/loss", patience=9), lambda: ProgressBar(file=Null())]
@@ -205,11 +205,11 @@ def test_the_engine_equals_a_plain_loop():
         for batch in batches(4):
             experiment, metrics = step(experiment, batch)
             losses.append(float(metrics.compute()["loss"]))
-    spy = Spy(1, ("outs",), False)
+    spy = Spy(1, ("outputs",), False)
     result = solstice.Trainer([spy]).fit(Net(), batches(4), num_epochs=2)
     np.testing.assert_allclose(result.w, experiment.w, rtol=1e-5, atol=1e-6)
     assert int(result.count) == int(experiment.count) == 76
-    seen = [outs.compute()["loss"] for _, outs in spy.seen]
+    seen = [outputs.compute()["loss"] for _, outputs in spy.seen]
     np.testing.assert_allclose(seen, losses, rtol=1e-5)
 
 

@@ -105,8 +105,8 @@ def history(batches, micro_batches, place):
     exp, step = place(exp, False), jax.jit(lambda exp, batch: exp.train_step(batch))
     told = []
     for batch in batches:
-        exp, outs = step(exp, place(batch, True))
-        told.append((exp.opt_state, [float(v) for v in outs.compute().values()]))
+        exp, outputs = step(exp, place(batch, True))
+        told.append((exp.opt_state, [float(v) for v in outputs.compute().values()]))
     return told, exp.params
 
 
@@ -183,10 +183,10 @@ def test_the_history_is_the_same_however_a_batch_is_cut_padded_and_spread(num_de
 def test_a_batch_in_parts_is_the_whole_batch(size, parts):
     batch = examples(size)
     learner = Learner(Linear(), Descent(), sample_input=batch[0])
-    whole, outs = learner.update(squares, batch)
+    whole, outputs = learner.update(squares, batch)
     cut, merged = learner.update(squares, batch, micro_batches=parts)
     assert_close((cut.params, cut.opt_state), (whole.params, whole.opt_state))
-    assert_close(merged.compute(), outs.compute())
+    assert_close(merged.compute(), outputs.compute())
     assert int(cut.state) == -(-size // -(-size // parts))  # each part went through the model
 
 
@@ -198,8 +198,8 @@ def test_parts_draw_their_own_noise_and_a_line_search_sees_the_same():
         found = model(batch[0])
         return jnp.square(found), None, metrics.Collect(outputs=found)
 
-    new, outs = learner.update(outputs, batch, micro_batches=2)
-    assert len(np.unique(outs.compute()["outputs"])) == 4
+    new, outputs = learner.update(outputs, batch, micro_batches=2)
+    assert len(np.unique(outputs.compute()["outputs"])) == 4
     _, value, worked_out = new.opt_state
     np.testing.assert_allclose(worked_out, value, rtol=1e-6)
     again, _ = new.update(outputs, batch, micro_batches=2)
@@ -260,16 +260,16 @@ def test_nothing_that_counts_is_no_gradient():
 
 
 @pytest.mark.parametrize(
-    ("outs", "error", "message"),
+    ("outputs", "error", "message"),
     [
         (lambda losses: {"loss": losses.mean()}, TypeError, "so they must be Metrics"),
         (lambda losses: losses, TypeError, "so they must be Metrics"),
     ],
 )
-def test_outs_in_parts_must_merge(outs, error, message):
+def test_outs_in_parts_must_merge(outputs, error, message):
     def objective(model, batch):
         losses = jnp.square(model(batch))
-        return losses, None, outs(losses)
+        return losses, None, outputs(losses)
 
     learner = Learner(Linear(), Descent(), sample_input=examples(4)[0])
     with pytest.raises(error, match=message):
@@ -301,8 +301,8 @@ def test_a_mean_is_not_a_loss_of_each_example():
 
 def penalised(model, batch):
     """With a penalty, as by hand in `by_hand`."""
-    losses, weights, outs = squares(model, batch)
-    return losses + 0.3 * jnp.sum(model.params["w"] ** 2), weights, outs
+    losses, weights, outputs = squares(model, batch)
+    return losses + 0.3 * jnp.sum(model.params["w"] ** 2), weights, outputs
 
 
 def by_hand(params, batch):
@@ -342,12 +342,12 @@ class Penalty(solstice.Experiment):
     term: object
 
     def losses(self, model, batch):
-        losses, weights, outs = squares(model, batch)
-        return losses + self.term(self, model, batch), weights, outs
+        losses, weights, outputs = squares(model, batch)
+        return losses + self.term(self, model, batch), weights, outputs
 
     def train_step(self, batch):
-        learner, outs = self.learner.update(self.losses, batch)
-        return solstice.replace(self, learner=learner), outs
+        learner, outputs = self.learner.update(self.losses, batch)
+        return solstice.replace(self, learner=learner), outputs
 
     def eval_step(self, batch):
         return self, self.learner.evaluate(self.losses, batch)
@@ -390,8 +390,8 @@ def test_it_is_noticed_in_a_function_within_the_step_and_in_parts_too():
     @jax.jit
     def step(learner, batch):
         def losses(model, batch):
-            values, weights, outs = squares(model, batch)
-            return values + square_of(learner.params), weights, outs
+            values, weights, outputs = squares(model, batch)
+            return values + square_of(learner.params), weights, outputs
 
         return learner.update(losses, batch, micro_batches=2)
 

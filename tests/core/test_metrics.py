@@ -55,19 +55,19 @@ class Collected(solstice.Metrics):
 
 
 class Measure(solstice.Experiment):
-    """Gives whatever `outs` makes of a batch."""
+    """Gives whatever `outputs` makes of a batch."""
 
-    outs: object
+    outputs: object
 
     def train_step(self, batch):
-        return self, self.outs(batch)
+        return self, self.outputs(batch)
 
     def eval_step(self, batch):
-        return self, self.outs(batch)
+        return self, self.outputs(batch)
 
 
-def metrics_over(batches, outs):
-    return solstice.Trainer().test(Measure(outs), batches)
+def metrics_over(batches, outputs):
+    return solstice.Trainer().test(Measure(outputs), batches)
 
 
 def both_means(batch):
@@ -183,14 +183,14 @@ def test_the_mean_of_no_examples_is_nan():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_one_bad_value_spoils_its_own_key_alone(bad):
-    def outs(batch):
+    def outputs(batch):
         return {"bad": jnp.mean(batch["bad"]), "good": jnp.mean(batch["good"])}
 
     batches = [
         {"bad": np.array([b], np.float32), "good": np.array([g], np.float32)}
         for b, g in ((1, 1), (bad, 2), (3, 6))
     ]
-    computed = metrics_over(batches, outs)
+    computed = metrics_over(batches, outputs)
     assert not np.isfinite(computed["bad"])
     assert computed["good"] == pytest.approx(3)
 
@@ -204,13 +204,13 @@ class Pair(NamedTuple):
 
 
 @pytest.mark.parametrize(
-    ("outs", "averaged", "lost"),
+    ("outputs", "averaged", "lost"),
     [
         (None, {}, []),
         ({}, {}, []),
         (ONE, {"loss": 1.0}, []),
         (2.0, {"loss": 2.0}, []),
-        (jnp.ones(3), {}, ["outs"]),
+        (jnp.ones(3), {}, ["outputs"]),
         ({"loss": ONE, "logits": jnp.ones(3)}, {"loss": 1.0}, ["logits"]),
         ({"loss": ONE, "one": jnp.ones(1)}, {"loss": 1.0}, ["one"]),
         ({"loss": ONE, "none": None}, {"loss": 1.0}, ["none"]),
@@ -228,10 +228,10 @@ class Pair(NamedTuple):
         ({"loss": ONE, "hit": True}, {"loss": 1.0, "hit": 1.0}, []),
     ],
 )
-def test_scalars_are_averaged_by_their_paths_and_the_rest_is_known(outs, averaged, lost):
-    metrics = as_metrics(outs, np.zeros(3, np.float32))
+def test_scalars_are_averaged_by_their_paths_and_the_rest_is_known(outputs, averaged, lost):
+    metrics = as_metrics(outputs, np.zeros(3, np.float32))
     assert (metrics.compute() if metrics else {}) == averaged
-    assert list(without_metrics(outs)) == lost
+    assert list(without_metrics(outputs)) == lost
 
 
 class Extra(solstice.Metrics):
@@ -246,10 +246,10 @@ class Extra(solstice.Metrics):
         return {"sum": self.value}
 
 
-def test_metrics_beside_other_outs_are_merged_too():
+def test_metrics_beside_other_outputs_are_merged_too():
     batches = [np.arange(n, dtype=np.float32) for n in (3, 1, 2)]
 
-    def outs(batch):
+    def outputs(batch):
         return {
             "mean": batch.mean(),
             "high": Largest(batch.max()),
@@ -257,39 +257,39 @@ def test_metrics_beside_other_outs_are_merged_too():
             "sum": Extra(batch.sum()),
         }
 
-    computed = metrics_over(batches, outs)
+    computed = metrics_over(batches, outputs)
     np.testing.assert_array_equal(computed.pop("all/of/values"), np.concatenate(batches))
     expected = {"mean": 4 / 6, "high/largest": 2.0, "all/of/median": 0.5, "sum/sum": 4.0}
     assert computed == pytest.approx(expected)
 
 
 def test_metrics_in_a_pair_keep_their_names():
-    def outs(batch):
+    def outputs(batch):
         return Extra(batch.sum()), batch
 
     with pytest.warns(UserWarning, match=r"Measure.eval_step returns .*: `1`, float32\[2\]"):
-        assert metrics_over([np.ones(2, np.float32)] * 2, outs) == {"sum": 4.0}
+        assert metrics_over([np.ones(2, np.float32)] * 2, outputs) == {"sum": 4.0}
 
 
 @pytest.mark.parametrize(
-    "outs",
+    "outputs",
     [
         lambda batch: {"a/b": batch.mean(), "a": {"b": batch.mean()}},
         lambda batch: {"a": Extra(batch.sum()), "a/sum": batch.mean()},
     ],
 )
-def test_two_of_one_name_are_refused(outs):
+def test_two_of_one_name_are_refused(outputs):
     with pytest.raises((solstice.ExperimentError, ValueError), match=r"'a/(b|sum)'.*: rename one"):
-        metrics_over([np.ones(2, np.float32)], outs)
+        metrics_over([np.ones(2, np.float32)], outputs)
 
 
 def test_what_gives_no_metrics_is_named_once_in_a_run():
-    def outs(batch):
+    def outputs(batch):
         return {"x": {"loss": batch.mean(), "each": batch}}
 
     with pytest.warns(UserWarning, match="leaves out|gives no metrics|cannot be compiled") as said:
         solstice.Trainer(sanity_val_batches=1, val_every_n_steps=1).fit(
-            Measure(outs), [np.ones(2, np.float32)] * 3, [np.ones(2, np.float32)], num_epochs=2
+            Measure(outputs), [np.ones(2, np.float32)] * 3, [np.ones(2, np.float32)], num_epochs=2
         )
     (message,) = [str(warning.message) for warning in said]
     assert message.startswith(
@@ -298,7 +298,7 @@ def test_what_gives_no_metrics_is_named_once_in_a_run():
         "`solstice.metrics.Collect(each=each)`"
     )
     with pytest.warns(UserWarning, match="Measure.eval_step returns"):  # another run
-        assert metrics_over([np.ones(2, np.float32)], outs) == {"x/loss": 1.0}
+        assert metrics_over([np.ones(2, np.float32)], outputs) == {"x/loss": 1.0}
 
 
 def test_each_other_thing_is_named():
@@ -318,11 +318,11 @@ def test_each_other_thing_is_named():
 
 
 def test_steps_that_are_not_compiled_name_it_too():
-    def outs(batch):
+    def outputs(batch):
         return {"loss": float(np.asarray(batch).mean()), "each": batch}
 
     with pytest.warns(UserWarning, match="leaves out|gives no metrics|cannot be compiled") as said:
-        assert metrics_over([np.ones(2, np.float32)] * 2, outs) == {"loss": 1.0}
+        assert metrics_over([np.ones(2, np.float32)] * 2, outputs) == {"loss": 1.0}
     assert ["cannot be compiled" in str(w.message) for w in said] == [True, False]
     assert "`each`, float32[2]" in str(said[1].message)
 

@@ -132,7 +132,7 @@ class TestBinary(Binary):
 
 
 class TestCurves(Binary):
-    lacks = {"fixed_size": "it keeps all scores"}
+    unsupported = {"fixed_size": "it keeps all scores"}
 
     def build(self, examples, mask=None):
         return metrics.BinaryCurves(*examples, mask=mask)
@@ -273,7 +273,10 @@ class TestWithLoss(MetricsConformance):
 
 
 class TestCollect(MetricsConformance):
-    lacks = {"fixed_size": "it keeps what it is given", "order": "in the order that it came in"}
+    unsupported = {
+        "fixed_size": "it keeps what it is given",
+        "order": "in the order that it came in",
+    }
 
     def examples(self, rng, size):
         return rng.normal(size=(size, 2)).astype(np.float32)

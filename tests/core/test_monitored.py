@@ -22,15 +22,15 @@ BATCHES = [np.full(2, value, np.float32) for value in range(3)]
 
 
 class Mean(solstice.Experiment):
-    """The outs of its steps are what a test says."""
+    """The outputs of its steps are what a test says."""
 
-    outs: object
+    outputs: object
 
     def train_step(self, batch):
-        return self, self.outs(batch)
+        return self, self.outputs(batch)
 
     def eval_step(self, batch):
-        return self, self.outs(batch)
+        return self, self.outputs(batch)
 
 
 class Host(solstice.Metrics):
@@ -75,11 +75,11 @@ class Steps(Callback):
         self.taken += 1
 
 
-def refused(callback, outs, val_ds=BATCHES):
+def refused(callback, outputs, val_ds=BATCHES):
     """What is raised before the first step."""
     steps = Steps()
     with pytest.raises((KeyError, ValueError)) as caught:
-        Trainer([callback, steps]).fit(Mean(outs), BATCHES, val_ds)
+        Trainer([callback, steps]).fit(Mean(outputs), BATCHES, val_ds)
     assert steps.taken == 0
     return str(caught.value)
 

@@ -82,13 +82,13 @@ def test_the_step_that_failed_is_run_once_more(tmp_path, every, guard):
     assert "solstice.replay(" in raised.value.__notes__[0]
     found = solstice.replay(tmp_path, experiment(), data())
     assert found.step == 10
-    assert found.nonfinite == ["batch[0]", "outs['loss']", "experiment.weight"]
+    assert found.nonfinite == ["batch[0]", "outputs['loss']", "experiment.weight"]
     np.testing.assert_array_equal(found.batch[1], np.arange(36, 40))
     assert np.isfinite(found.before.weight).all()
     assert "FloatingPointError" in found.error
-    again, outs = found.before.train_step(found.batch)
+    again, outputs = found.before.train_step(found.batch)
     np.testing.assert_array_equal(again.weight, found.after.weight)
-    np.testing.assert_array_equal(outs["loss"], found.outs["loss"])
+    np.testing.assert_array_equal(outputs["loss"], found.outputs["loss"])
     assert "step=10" in repr(found)
 
 
@@ -137,7 +137,7 @@ def test_another_process_runs_it_once_more(tmp_path):
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    assert said.strip() == "['batch[0]', \"outs['loss']\", 'experiment.weight']"
+    assert said.strip() == "['batch[0]', \"outputs['loss']\", 'experiment.weight']"
 
 
 # Updates that are left out

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import solstice
 from solstice._engine import _feed, _pace
-from solstice._engine._feed import Feeder, Slots, _Slot
+from solstice._engine._feed import Feeder, StagingBuffers, _Buffer
 from solstice._engine._pace import Pace
 
 SECONDS_PER_CALL = 0.25
@@ -55,10 +55,10 @@ def test_compilation_is_no_part_of_a_call(
     monkeypatch: pytest.MonkeyPatch, compiles: bool, room: int
 ):
     clock = stopped(monkeypatch, _feed)
-    slots = Slots(8, pace=Pace(8, 1))
+    slots = StagingBuffers(8, pace=Pace(8, 1))
     block = Feeder(iter([np.ones(1)]), slots, lambda batch: None).take(1)
     assert block is not None
-    block.slot.lend([jnp.ones(())], 1, clock.now)
+    block.slot.mark_in_use([jnp.ones(())], 1, clock.now)
     clock.now += 100
     if compiles:
         block.slot.begin()
@@ -146,14 +146,14 @@ def test_the_choice_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_trainer_leaves_out_what_a_call_compiles(monkeypatch: pytest.MonkeyPatch):
-    begun: list[_Slot] = []
-    begin = _Slot.begin
+    begun: list[_Buffer] = []
+    begin = _Buffer.begin
 
-    def told(slot: _Slot) -> None:
+    def told(slot: _Buffer) -> None:
         begun.append(slot)
         begin(slot)
 
-    monkeypatch.setattr(_Slot, "begin", told)
+    monkeypatch.setattr(_Buffer, "begin", told)
     for _ in range(2):  # the second compiles nothing
         start = Multiplies(jnp.ones((3, 3)))  # a shape of this test alone
         solstice.Trainer(steps_per_call=2).fit(start, [np.int32(0)] * 5)

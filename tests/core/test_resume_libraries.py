@@ -24,11 +24,11 @@ def resumed(make, epoch, index):
         else:
             expected.append(np.asarray(batch).tolist())
         if count == index:
-            at = from_plain(to_plain(first.stand(index, is_closed=False), "train_ds"))
+            at = from_plain(to_plain(first.position(index, is_closed=False), "train_ds"))
     assert len(expected) > 0
     second = open_source(make(), "train_ds")
     second.first()  # as setup does
-    back = second.go_to(epoch, index, at, fingerprint(last))
+    back = second.seek(epoch, index, at, fingerprint(last))
     assert back.is_same
     return [np.asarray(batch).tolist() for batch in second.epoch(epoch)], expected, back.how
 
@@ -78,9 +78,9 @@ def test_an_endless_grain_data_set_goes_on_by_its_state():
     source = open_source(make(), "train_ds", limit=4)
     source.keep_states(8)
     list(source.epoch(0))
-    stand = source.stand(4, is_closed=True)
+    stand = source.position(4, is_closed=True)
     later = open_source(make(), "train_ds", limit=4)
     later.first()
-    later.go_to(1, 0, stand, None)
+    later.seek(1, 0, stand, None)
     assert [np.asarray(b).tolist() for b in later.epoch(1)] == epochs[1]
     assert [np.asarray(b).tolist() for b in later.epoch(2)] == epochs[2]

@@ -169,8 +169,8 @@ def test_each_batch_is_trained_validated_predicted_and_kept_as_it_was(make, pref
     assert seen.examples[:COUNT] == list(itertools.accumulate(map(size, range(COUNT))))
     mean = sum(size(i) * i for i in range(COUNT)) / sum(map(size, range(COUNT)))
     assert trainer.history.series("val/x")[1] == pytest.approx([mean] * 2, rel=1e-6)
-    outs = list(trainer.predict(exp, data))
-    assert [float(out[0]) for out in outs] == list(range(COUNT))
+    outputs = list(trainer.predict(exp, data))
+    assert [float(out[0]) for out in outputs] == list(range(COUNT))
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot be compiled")

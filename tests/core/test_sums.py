@@ -210,13 +210,13 @@ def test_a_million_equal_batches_do_not_drift(kind):
 
 class Reports(solstice.Experiment):
     steps: Any
-    outs: Any
+    outputs: Any
 
     def train_step(self, batch: Any) -> Any:
-        return solstice.replace(self, steps=self.steps + 1), self.outs(batch)
+        return solstice.replace(self, steps=self.steps + 1), self.outputs(batch)
 
     def eval_step(self, batch: Any) -> Any:
-        return self, self.outs(batch)
+        return self, self.outputs(batch)
 
 
 def as_classes(batch: Any) -> Any:
@@ -228,29 +228,29 @@ def as_scalars(batch: Any) -> Any:
     return {"loss": jnp.mean(batch)}
 
 
-@pytest.mark.parametrize("outs", [as_classes, as_scalars])
-def test_all_that_two_words_hold_begins_at_zero(outs):
+@pytest.mark.parametrize("outputs", [as_classes, as_scalars])
+def test_all_that_two_words_hold_begins_at_zero(outputs):
     """So that XLA need not choose at each step between the total and the first step's own."""
-    stepper = Stepper(Reports(jnp.zeros(()), outs), "train_step", np.ones(4, np.float32))
+    stepper = Stepper(Reports(jnp.zeros(()), outputs), "train_step", np.ones(4, np.float32))
     sums = stepper._config.sums  # pyright: ignore[reportPrivateUsage]
     assert sums
     assert all(sums)
 
 
-@pytest.mark.parametrize("outs", [as_classes, as_scalars])
-def test_an_empty_batch_does_not_spoil_the_mean_of_an_epoch(outs):
+@pytest.mark.parametrize("outputs", [as_classes, as_scalars])
+def test_an_empty_batch_does_not_spoil_the_mean_of_an_epoch(outputs):
     batches = [np.full(n, value, np.float32) for n, value in ((0, 0), (4, 1), (0, 0), (2, 4))]
-    found = solstice.Trainer().test(Reports(jnp.zeros(()), outs), batches)
+    found = solstice.Trainer().test(Reports(jnp.zeros(()), outputs), batches)
     assert found["loss"] == 2
 
 
-@pytest.mark.parametrize("outs", [as_classes, as_scalars])
-def test_a_total_past_32_bits_is_restored_by_path(outs):
+@pytest.mark.parametrize("outputs", [as_classes, as_scalars])
+def test_a_total_past_32_bits_is_restored_by_path(outputs):
     batch = np.full(4, 0.1, np.float32)
-    one = as_metrics(outs(batch), batch)
+    one = as_metrics(outputs(batch), batch)
     assert one is not None
     total = times(one, 40)
-    stepper = Stepper(Reports(jnp.zeros(()), outs), "train_step", batch)
+    stepper = Stepper(Reports(jnp.zeros(()), outputs), "train_step", batch)
     stepper.restore(stepper.experiment, [by_path(total)])
     restored = stepper.take_metrics()
     assert restored is not None

@@ -35,11 +35,11 @@ class Highest(Totals):
         return Highest(self.one + other.one, jnp.maximum(self.other, other.other))
 
 
-class Kept(Totals):
+class BlockOutputs(Totals):
     """The first of all, and the last."""
 
-    def merge(self, other: "Kept", /) -> "Kept":
-        return Kept(self.one, other.other)
+    def merge(self, other: "BlockOutputs", /) -> "BlockOutputs":
+        return BlockOutputs(self.one, other.other)
 
 
 class Crossed(Totals):
@@ -56,7 +56,7 @@ class Shifted(Totals):
         return Shifted(self.one + other.one + 1, self.other * other.other)
 
 
-KINDS: list[Any] = [Sums, Highest, Kept, Crossed, Shifted]
+KINDS: list[Any] = [Sums, Highest, BlockOutputs, Crossed, Shifted]
 
 
 class Reports(solstice.Experiment):
@@ -119,7 +119,7 @@ def test_a_total_is_the_merge_of_its_steps_wherever_it_is_taken(kind, numbers, e
     [
         (Sums, (True, True)),
         (Highest, (True, False)),
-        (Kept, (False, False)),
+        (BlockOutputs, (False, False)),
         (Crossed, (True, False)),
         (Shifted, (False, False)),
     ],

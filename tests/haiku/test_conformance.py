@@ -25,7 +25,7 @@ class TestTransformWithState(ModelConformance):
 
 
 class TestTransform(ModelConformance):
-    lacks = {"batch_norm": "hk.transform has no state"}
+    unsupported = {"batch_norm": "hk.transform has no state"}
 
     def build(self, *, hidden, classes, batch_norm, dropout):
         return hk.transform(net(hidden, classes, batch_norm, dropout))

@@ -104,7 +104,7 @@ def test_an_epoch_is_taken_up_again_in_its_middle(stream, epoch, index):
     second = make()
     second.first()
     last = fingerprint(whole[epoch][index - 1])
-    back = second.go_to(epoch, index, first.stand(index, is_closed=False), last)
+    back = second.seek(epoch, index, first.position(index, is_closed=False), last)
     rest = list(second.epoch(epoch))
     assert back.is_same
     assert back.how == f"exactly, {f'by reading {index} batches again' if stream else 'at once'}"

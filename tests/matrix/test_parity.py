@@ -75,13 +75,13 @@ CASES: dict[str, tuple[Any, Any]] = {
 class Losses(solstice.Callback):
     """The loss of each step."""
 
-    needs = ("outs",)
+    needs = ("outputs",)
 
     def __init__(self) -> None:
         self.losses: list[float] = []
 
     def on_step_end(self, record: solstice.Record) -> None:
-        self.losses.append(float(record.outs.compute()["loss"]))
+        self.losses.append(float(record.outputs.compute()["loss"]))
 
 
 def curve(name: str) -> list[float]:

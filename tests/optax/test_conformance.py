@@ -81,7 +81,7 @@ NEEDS_THE_LOSS = {"test_a_step_needs_no_value": "it needs the loss at each step"
 
 
 class TestPolyak(OptimizerConformance):
-    lacks = NEEDS_THE_LOSS
+    unsupported = NEEDS_THE_LOSS
 
     def build(self, *, learning_rate):
         return optax.polyak_sgd(max_learning_rate=learning_rate)
@@ -89,7 +89,7 @@ class TestPolyak(OptimizerConformance):
 
 @pytest.mark.slow
 class TestLBFGS(OptimizerConformance):
-    lacks = NEEDS_THE_LOSS
+    unsupported = NEEDS_THE_LOSS
 
     def build(self, *, learning_rate):
         return optax.lbfgs()
@@ -97,7 +97,7 @@ class TestLBFGS(OptimizerConformance):
 
 @pytest.mark.slow
 class TestReduceOnPlateau(OptimizerConformance):
-    lacks = NEEDS_THE_LOSS
+    unsupported = NEEDS_THE_LOSS
 
     def build(self, *, learning_rate):
         return optax.chain(optax.sgd(learning_rate), contrib.reduce_on_plateau(patience=5))
@@ -105,7 +105,7 @@ class TestReduceOnPlateau(OptimizerConformance):
 
 @pytest.mark.slow
 class TestArmijo(OptimizerConformance):
-    lacks = NEEDS_THE_LOSS
+    unsupported = NEEDS_THE_LOSS
 
     def build(self, *, learning_rate):
         search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)

@@ -7,7 +7,7 @@ from solstice.testing import ModelConformance, OptimizerConformance
 
 
 class TestStax(ModelConformance):
-    lacks = {"batch_norm": "BatchNorm of Stax has no running statistics"}
+    unsupported = {"batch_norm": "BatchNorm of Stax has no running statistics"}
 
     def build(self, *, hidden, classes, batch_norm, dropout):
         def layers(mode):
@@ -19,7 +19,7 @@ class TestStax(ModelConformance):
 
 
 class TestStaxPair(ModelConformance):
-    lacks = {
+    unsupported = {
         "batch_norm": "BatchNorm of Stax has no running statistics",
         "test_dropout_sleeps_in_evaluation": "a pair has one mode; a function of it has both",
     }

@@ -137,7 +137,7 @@ def test_a_seeded_tf_data_set_is_taken_up_again_by_reading_all_epochs(epoch: int
     first, second = make(), make()
     epochs = [[batch.tolist() for batch in first.epoch(number)] for number in range(epoch + 2)]
     second.first()
-    back = second.go_to(epoch, index, first.stand(index, is_closed=False), None)
+    back = second.seek(epoch, index, first.position(index, is_closed=False), None)
     assert back.how == f"exactly, by reading {6 * epoch + index} batches again"
     assert [batch.tolist() for batch in second.epoch(epoch)] == epochs[epoch][index:]
     assert [batch.tolist() for batch in second.epoch(epoch + 1)] == epochs[epoch + 1]

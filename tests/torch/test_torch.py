@@ -99,7 +99,7 @@ def test_a_seeded_loader_is_taken_up_again(stateful, epoch, index):
     first, second = (open_source(shuffled(stateful), "train_ds") for _ in range(2))
     epochs = [numbers(first.epoch(e)) for e in range(epoch + 2)]
     second.first()
-    back = second.go_to(epoch, index, first.stand(index, is_closed=False), None)
+    back = second.seek(epoch, index, first.position(index, is_closed=False), None)
     assert back.how == f"exactly, by reading {6 * epoch + index} batches again"
     assert numbers(second.epoch(epoch)) == epochs[epoch][index:]
     assert numbers(second.epoch(epoch + 1)) == epochs[epoch + 1]

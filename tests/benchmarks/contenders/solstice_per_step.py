@@ -1,4 +1,4 @@
-"""Solstice with a callback that reads the outs of every step."""
+"""Solstice with a callback that reads the outputs of every step."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ import solstice
 
 class Losses(solstice.Callback):
     every = 1
-    needs = ("outs",)
+    needs = ("outputs",)
 
     def __init__(self) -> None:
         self.losses: list[float] = []
 
     def on_step_end(self, record: solstice.Record) -> None:
-        self.losses.append(float(record.outs["loss"]))
+        self.losses.append(float(record.outputs["loss"]))
 
 
 def make(workload: Workload) -> Any:

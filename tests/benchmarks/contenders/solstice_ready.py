@@ -5,7 +5,7 @@ from typing import Any
 from models.solstice import Training
 from workloads import Workload
 
-from solstice._engine._feed import Block, Feeder, Slots
+from solstice._engine._feed import Block, Feeder, StagingBuffers
 from solstice._engine._step import Stepper
 from solstice._metrics import to_host
 
@@ -19,7 +19,8 @@ def make(workload: Workload) -> Any:
             size = stepper.steps_per_call
             starts = range(0, len(batches), size)
             feeders = (
-                Feeder(iter(batches[i : i + size]), Slots(size), lambda batch: None) for i in starts
+                Feeder(iter(batches[i : i + size]), StagingBuffers(size), lambda batch: None)
+                for i in starts
             )
             blocks[len(batches)] = [block for f in feeders if (block := f.take(size)) is not None]
         for block in blocks[len(batches)]:

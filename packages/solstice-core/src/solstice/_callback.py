@@ -13,9 +13,9 @@ from solstice._hooks import check_hooks
 from solstice._metrics import on_host
 from solstice._run._owners import is_setting, kept_arguments
 from solstice._run._snapshot import Snapshot, named
-from solstice._types import Batch, Mode, Outs
+from solstice._types import Batch, Mode, Outputs
 
-NEEDS = ("outs", "batch", "experiment", "metrics", "snapshot")
+NEEDS = ("outputs", "batch", "experiment", "metrics", "snapshot")
 _NEEDS_BEFORE = ("batch", "experiment")
 _AT_STEPS = ("on_step_start", "on_step_end")
 
@@ -29,7 +29,7 @@ class Stop(Exception):  # noqa: N818, a request and no error
     """
 
 
-class Later:
+class Lazy:
     """Stands in a record for what is made when it is read, since that costs something."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -40,7 +40,7 @@ class Later:
 class Record:
     """What a callback is told at one moment of a run.
 
-    At a step, `outs`, `batch`, `experiment`, `metrics` and `snapshot` are there for the callback
+    At a step, `outputs`, `batch`, `experiment`, `metrics` and `snapshot` are there for the callback
     whose `needs` names them; reading one that was not asked for raises an AttributeError.
 
     Attributes:
@@ -54,7 +54,7 @@ class Record:
         has_validation: whether `fit` was given a validation set.
         interrupted: whether SIGTERM or Ctrl-C ends the run at this moment.
         times: where the time of training has gone so far.
-        given: what this record holds of "outs", "batch", "experiment", "metrics" and "snapshot".
+        given: what this record holds of "outputs", "batch", "experiment", "metrics" and "snapshot".
     """
 
     mode: Mode
@@ -75,9 +75,9 @@ class Record:
         return self._get("experiment")
 
     @property
-    def outs(self) -> Outs:
+    def outputs(self) -> Outputs:
         """What the step returned beside the Experiment (at a step only), as NumPy arrays."""
-        return self._get("outs")
+        return self._get("outputs")
 
     @property
     def batch(self) -> Batch:
@@ -115,7 +115,7 @@ class Record:
                 f'a step for a callback that asks for it: write `needs = ("{name}",)` in its class'
             )
         value = self.given[name]
-        return value.make() if isinstance(value, Later) else value
+        return value.make() if isinstance(value, Lazy) else value
 
 
 def changed(record: Record, **values: Any) -> Record:
@@ -148,13 +148,13 @@ class Callback:
     Attributes:
         every: `on_step_start` and `on_step_end` are called at every so many steps. In training
             global steps are counted, so the cadence does not restart with an epoch. None is never.
-        needs: what the step hooks read from their record, of "outs", "batch", "experiment",
+        needs: what the step hooks read from their record, of "outputs", "batch", "experiment",
             "metrics" and "snapshot". Ask for no more than you use: it costs time.
         order: its rank among the callbacks at one moment. `fit` validates between 0 and 1.
-        may_stop: False is a promise that the hooks of steps raise nothing, not even `Stop`: the
+        can_stop: False is a promise that the hooks of steps raise nothing, not even `Stop`: the
             Trainer then need not be able to go back to that step, which saves memory. If one raises
             all the same, the run ends with the Experiment of the end of the call.
-        leaves_traces: True for what writes files or reports elsewhere: left out of a
+        has_side_effects: True for what writes files or reports elsewhere: left out of a
             `Trainer(fast_dev_run=True)`.
         saves: True for what saves the run in `on_call_end` if `record.interrupted`. With such a
             callback, SIGTERM and Ctrl-C end the run where it can be saved; a second one at once.
@@ -163,8 +163,8 @@ class Callback:
     every: int | None = 1
     needs: Collection[str] = ()
     order: float = 0
-    may_stop: bool = True
-    leaves_traces: bool = False
+    can_stop: bool = True
+    has_side_effects: bool = False
     saves: bool = False
 
     def on_fit_start(self, record: Record) -> None:
@@ -361,14 +361,14 @@ class CallbackList:
         """Which reader a callback is; 0 is the epoch's end."""
         return 1 + self._readers.index(id(callback))
 
-    def tell(self, hook: str, make_record: Callable[[], Record]) -> None:
+    def notify(self, hook: str, make_record: Callable[[], Record]) -> None:
         """Tells all of a moment that is no step; the record is made if there is a listener."""
         listeners = _those_with(hook, self.callbacks)
         record = make_record() if listeners else None
         for callback in listeners:
             self._call(callback, hook, cast("Record", record))
 
-    def tell_step_start(
+    def notify_step_start(
         self, record: Record, count: int, given: Callable[[str, Callback], Any]
     ) -> None:
         """Tells those whose cadence falls on the step to come, the `count`-th."""
@@ -379,14 +379,14 @@ class CallbackList:
                 }
                 self._call(callback, "on_step_start", changed(record, given=asked))
 
-    def hears_of_end(self, count: int) -> bool:
+    def is_due(self, count: int) -> bool:
         """Whether the cadence of any falls on the `count`-th step, when it is taken."""
         for every in self._ends:  # noqa: SIM110, `any` takes twice as long, at each step
             if count % every == 0:
                 return True
         return False
 
-    def tell_step_end(
+    def notify_step_end(
         self, record: Record, count: int, given: Callable[[str, Callback], Any]
     ) -> None:
         """Tells those whose cadence falls on the step just taken, the `count`-th."""
@@ -402,7 +402,7 @@ class CallbackList:
                 else:
                     self._call(callback, "on_step_end", record)
 
-    def tell_exception(self, record: Record, error: BaseException) -> None:
+    def notify_exception(self, record: Record, error: BaseException) -> None:
         """Tells all, whatever they raise themselves, which becomes a note of the error."""
         for callback in self.callbacks:
             try:
@@ -414,9 +414,9 @@ class CallbackList:
         try:
             return getattr(callback, hook)(record)
         except Stop as stop:
-            if hook in _AT_STEPS and not callback.may_stop:
+            if hook in _AT_STEPS and not callback.can_stop:
                 raise RuntimeError(
-                    f"{type(callback).__name__}.{hook} asked to stop, and its `may_stop = False` "
+                    f"{type(callback).__name__}.{hook} asked to stop, and its `can_stop = False` "
                     f"promises that it does not: leave that line out"
                 ) from stop
             self.stop = self.stop or stop
@@ -433,7 +433,7 @@ def _settings_of(callback: Callback) -> dict[str, Any]:
         "every": callback.every,
         "needs": tuple(callback.needs),
         "order": callback.order,
-        "may_stop": callback.may_stop,
+        "can_stop": callback.can_stop,
     }
 
 

@@ -9,7 +9,7 @@ import equinox as eqx
 from solstice import _tree
 from solstice._arguments import check_alive, is_deleted
 from solstice._console import warn
-from solstice._types import Batch, Outs
+from solstice._types import Batch, Outputs
 
 
 class Experiment(eqx.Module):
@@ -32,7 +32,7 @@ class Experiment(eqx.Module):
 
     It is an `equinox.Module`: annotate fields as in a dataclass, or write an `__init__`. A step
     may be decorated with `jax.jit` or `equinox.filter_jit`, or not at all; the Trainer compiles
-    it in any case. `outs`, the second thing a step returns, is a `Metrics`, which is merged over
+    it in any case. `outputs`, the second thing a step returns, is a `Metrics`, which is merged over
     the epoch; or a pytree such as a mapping, whose scalars are averaged over examples (the weight
     of a batch is the length of axis 0 of its first array) and named by their paths, as in
     "aux/l2". A scalar alone is "loss". `Metrics` in it are merged too. What gives no metrics is
@@ -51,25 +51,25 @@ class Experiment(eqx.Module):
                 )
 
     @abstractmethod
-    def train_step(self, batch: Batch) -> tuple[Self, Outs]:
-        """`exp, outs = exp.train_step(batch)`: one update on one batch.
+    def train_step(self, batch: Batch) -> tuple[Self, Outputs]:
+        """`exp, outputs = exp.train_step(batch)`: one update on one batch.
 
         The Experiment that comes back has the same tree structure, shapes and dtypes.
         """
 
     @abstractmethod
-    def eval_step(self, batch: Batch) -> tuple[Self, Outs]:
-        """`exp, outs = exp.eval_step(batch)`: measure one batch.
+    def eval_step(self, batch: Batch) -> tuple[Self, Outputs]:
+        """`exp, outputs = exp.eval_step(batch)`: measure one batch.
 
         Evaluation cannot change training: the Experiment that comes back is handed to the next
         `eval_step` of the same evaluation, and dropped at its end.
         """
 
-    def predict_step(self, batch: Batch) -> Outs:
-        """`outs = exp.predict_step(batch)`: what `Trainer.predict` yields. Optional."""
+    def predict_step(self, batch: Batch) -> Outputs:
+        """`outputs = exp.predict_step(batch)`: what `Trainer.predict` yields. Optional."""
         raise NotImplementedError(
             f"{type(self).__name__} has no predict_step: to predict, write "
-            f"`def predict_step(self, batch): return outs` in it"
+            f"`def predict_step(self, batch): return outputs` in it"
         )
 
     def setup(self, batch: Batch) -> Self:

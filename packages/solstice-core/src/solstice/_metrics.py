@@ -1,4 +1,4 @@
-"""The Metrics base class, and how a step's outs become one."""
+"""The Metrics base class, and how a step's outputs become one."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from jax import Array
 from solstice import _tree
 from solstice._errors import ExperimentError
 from solstice._sums import Counts, Totals, at_least_float32
-from solstice._types import Batch, Outs
+from solstice._types import Batch, Outputs
 
 
 class Metrics(eqx.Module):
@@ -56,7 +56,7 @@ class Metrics(eqx.Module):
 
 
 class Means(Metrics):
-    """The mean of each named scalar over examples: what scalars among outs become."""
+    """The mean of each named scalar over examples: what scalars among outputs become."""
 
     sums: Totals
     count: Counts
@@ -72,7 +72,7 @@ class Means(Metrics):
 
 
 class Beside(Metrics):
-    """Metrics that a step returns beside other outs, with the means of the scalars there."""
+    """Metrics that a step returns beside other outputs, with the means of the scalars there."""
 
     parts: tuple[Metrics, ...]
     names: tuple[str, ...] = eqx.field(static=True)
@@ -93,15 +93,16 @@ class Beside(Metrics):
         return values
 
 
-def as_metrics(outs: Outs, batch: Batch) -> Metrics | None:
+def as_metrics(outputs: Outputs, batch: Batch) -> Metrics | None:
     """Metrics as they are; else the scalars by their paths, as `Means` weighted by examples.
 
-    A scalar alone is "loss". Metrics beside other outs have their path before their names, unless
-    there is one and its place has no name, as in `(metrics, outputs)`. None if there is nothing.
+    A scalar alone is "loss". Metrics beside other outputs have their path before their names,
+    unless there is one and its place has no name, as in `(metrics, outputs)`. None if there is
+    nothing.
     """
-    if isinstance(outs, Metrics):
-        return outs
-    leaves = _by_path(outs)
+    if isinstance(outputs, Metrics):
+        return outputs
+    leaves = _by_path(outputs)
     parts = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Metrics)}
     scalars = {path or "loss": leaf for path, leaf in leaves.items() if _is_scalar(leaf)}
     means = {"": _means(scalars, batch)} if scalars else {}
@@ -112,29 +113,29 @@ def as_metrics(outs: Outs, batch: Batch) -> Metrics | None:
     return Beside((*means.values(), *parts.values()), (*means, *parts))
 
 
-def without_metrics(outs: Outs) -> dict[str, Any]:
-    """What gives no metrics in the outs of a step, by its path."""
-    if outs is None or isinstance(outs, Metrics):
+def without_metrics(outputs: Outputs) -> dict[str, Any]:
+    """What gives no metrics in the outputs of a step, by its path."""
+    if outputs is None or isinstance(outputs, Metrics):
         return {}
     return {
-        path or "outs": leaf
-        for path, leaf in _by_path(outs).items()
+        path or "outputs": leaf
+        for path, leaf in _by_path(outputs).items()
         if not isinstance(leaf, Metrics) and not _is_scalar(leaf)
     }
 
 
-def _by_path(outs: Outs) -> dict[str, Any]:
+def _by_path(outputs: Outputs) -> dict[str, Any]:
     """Leaves by path, Metrics and None among them."""
 
     def is_leaf(node: Any) -> bool:
         return node is None or isinstance(node, Metrics)
 
-    leaves = _tree.leaves_with_slashes(outs, is_leaf)
+    leaves = _tree.leaves_with_slashes(outputs, is_leaf)
     found = dict(leaves)
     if len(found) < len(leaves):
         paths = [path for path, _ in leaves]
         twice = next(path for path in paths if paths.count(path) > 1)
-        raise ExperimentError(f"two outs of a step have the path {twice!r}: rename one")
+        raise ExperimentError(f"two outputs of a step have the path {twice!r}: rename one")
     return found
 
 

@@ -36,7 +36,7 @@ class Saver(Callback, ABC):
     """
 
     order = 2
-    leaves_traces = True
+    has_side_effects = True
     saves = True
 
     @abstractmethod

@@ -14,7 +14,7 @@ from solstice._arguments import switch, whole, whole_or_none
 from solstice._callback import Callback, CallbackList, Record, as_callbacks, check_callbacks
 from solstice._console import write_line
 from solstice._engine._eager import EagerStepper
-from solstice._engine._feed import Rings, Slots
+from solstice._engine._feed import BuffersByKind, StagingBuffers
 from solstice._engine._interrupts import Guard, interrupts_guarded, waiting
 from solstice._engine._placement import check_processes, warn_of_spread_state
 from solstice._engine._prefetch import prefetched
@@ -26,7 +26,7 @@ from solstice._run._resume import find_saved, has_ended, next_epoch
 from solstice._run._run import Run
 from solstice._run._snapshot import Snapshot
 from solstice._run._validation import Validation
-from solstice._types import Batch, Mode, Outs
+from solstice._types import Batch, Mode, Outputs
 from solstice.data._arrays import arrays_of
 from solstice.data._source import Source, open_source
 from solstice.history import History
@@ -57,10 +57,8 @@ class Trainer:
             of after each epoch.
         prefetch: batches that a thread reads ahead; for a data set that is slow. 0 is none: on
             small steps, a thread costs more than it gains.
-        steps_per_call: the most steps that one compiled call runs. Left out, it is chosen by
-            rule: 1 where the step has a convolution and the device is the CPU, in which case up to
-            8 calls are made one after the other; else 32, or up to 512 where batches and outs are
-            small, and less where so many would take long. `explain` tells.
+        steps_per_call: the most steps in one compiled call. By default chosen from the step's
+            cost and the size of a batch (1 to 512); `trainer.explain()` shows the choice.
         fast_dev_run: try the whole of a run in a moment: True is one batch, a number so many, of
             training and of each evaluation, in one epoch. Callbacks that leave traces, such as
             loggers and checkpoints, are left out, and `resume` is not heeded.
@@ -92,7 +90,7 @@ class Trainer:
         self.callbacks = check_callbacks(as_callbacks(callbacks))
         self.fast_dev_run = _num_tried(fast_dev_run)
         if self.fast_dev_run:
-            self.callbacks = [c for c in self.callbacks if not c.leaves_traces]
+            self.callbacks = [c for c in self.callbacks if not c.has_side_effects]
             limit_train_batches = limit_val_batches = self.fast_dev_run
         self.overfit_batches = whole_or_none("overfit_batches", overfit_batches)
         self.sanity_val_batches = whole_or_none("sanity_val_batches", sanity_val_batches)
@@ -104,7 +102,7 @@ class Trainer:
         self._kept: list[Callback] = []
         if not any(isinstance(callback, History) for callback in self.callbacks):
             self._kept.append(History(max_size=_MAX_SIZE))
-        self._memory: dict[str, Rings] = {}
+        self._memory: dict[str, BuffersByKind] = {}
         self._newest: Run | None = None
         self._training: Run | None = None
 
@@ -238,7 +236,7 @@ class Trainer:
                     pass
                 validation.closes_epochs = run.stopped is None
                 training.end()
-                if not training.is_cut and run.stopped is None:
+                if not training.ended_by_max_steps and run.stopped is None:
                     train.end_epoch(start.epoch)
                 start = next_epoch(training.record)
         return cast("_E", run.experiment)
@@ -270,11 +268,11 @@ class Trainer:
 
     def predict(
         self, experiment: Experiment, ds: Any, *, batch_size: int | None = None
-    ) -> Iterator[Outs]:
-        """`for outs in trainer.predict(exp, ds): ...`: what `predict_step` gives, batch by batch.
+    ) -> Iterator[Outputs]:
+        """`for outputs in trainer.predict(exp, ds): ...`: the outputs of `predict_step`, by batch.
 
         Nothing is kept: `np.concatenate(list(trainer.predict(exp, ds)))` has it all, where the
-        outs are arrays whose axis 0 is the example.
+        outputs are arrays whose axis 0 is the example.
 
         Args:
             experiment: what to predict with; it is not changed.
@@ -282,7 +280,7 @@ class Trainer:
             batch_size: examples in a batch, for a data set given as arrays.
 
         Yields:
-            The outs of one batch, with NumPy arrays for JAX arrays.
+            The outputs of one batch, with NumPy arrays for JAX arrays.
 
         Raises:
             DataError: the data set or a batch cannot be used.
@@ -307,20 +305,20 @@ class Trainer:
         if self.sanity_val_batches is None or val.is_iterator:
             return
         nobody = CallbackList([])
-        slots = Slots(stepper.steps_per_block)
+        slots = StagingBuffers(stepper.steps_per_block)
         trial = Pass(nobody, stepper, slots, Record(mode="val"), _no_snapshot, Guard())
         for _ in trial.blocks(self._read(val, epoch), self.sanity_val_batches):
             pass
         trial.end()
 
-    def _predict(self, experiment: Experiment, source: Source) -> Iterator[Outs]:
+    def _predict(self, experiment: Experiment, source: Source) -> Iterator[Outputs]:
         start = Record(mode="predict", steps_per_epoch=source.length)
         with self._running(experiment, start) as run:
             stepper = run.stepper(experiment, "predict_step", _first(source))
             run.begin(experiment, stepper, source)
             prediction = run.begin_pass(stepper, start)
-            for outs in prediction.blocks(self._read(source, 0)):
-                yield from outs
+            for outputs in prediction.blocks(self._read(source, 0)):
+                yield from outputs
             prediction.end()
 
     def _run_evaluation(

@@ -4,7 +4,7 @@ from solstice.testing import ModelConformance
 
 
 class TestPenzai(ModelConformance):
-    lacks = {"batch_norm": "Penzai has no BatchNorm"}
+    unsupported = {"batch_norm": "Penzai has no BatchNorm"}
 
     def build(self, *, hidden, classes, batch_norm, dropout):
         return net(hidden, classes, dropout)

@@ -17,7 +17,7 @@ from solstice._engine._feed import Block
 from solstice._engine._program import check_pair, undecorated
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics, as_metrics
-from solstice._types import Outs
+from solstice._types import Outputs
 from solstice.data._arrays import arrays_of
 
 
@@ -29,7 +29,7 @@ class EagerStepper:
         method: "train_step", "eval_step" or "predict_step".
         error: why it cannot be compiled; a warning names the line.
         readers: how many read metrics.
-        look: called with the name of a step and its outs.
+        look: called with the name of a step and its outputs.
     """
 
     steps_per_call = steps_per_block = first_steps = 1
@@ -42,7 +42,7 @@ class EagerStepper:
         method: str,
         error: Exception,
         readers: int,
-        look: Callable[[str, Outs], None],
+        look: Callable[[str, Outputs], None],
     ) -> None:
         warn(
             f"{type(experiment).__name__}.{method} cannot be compiled, and runs as it is, which is "
@@ -74,18 +74,18 @@ class EagerStepper:
         constants = [x for x in _tree.leaves(self.experiment) if not eqx.is_array_like(x)]
         return Code(digest_of_code(undecorated(getattr(self.kind, self._method)), constants))
 
-    def run(self, block: Block) -> "EagerKept":
+    def run(self, block: Block) -> "EagerOutputs":
         """Runs the one step of a block."""
         batch = arrays_of(block.batches[0])
         result: Any = getattr(self.experiment, self._method)(batch)
         if self._method == "predict_step":
-            return EagerKept(result)
-        self.experiment, outs = check_pair(result, type(self.experiment).__name__, self._method)
-        self._look(self.name, outs)
-        metrics = as_metrics(outs, batch)
+            return EagerOutputs(result)
+        self.experiment, outputs = check_pair(result, type(self.experiment).__name__, self._method)
+        self._look(self.name, outputs)
+        metrics = as_metrics(outputs, batch)
         if metrics is not None:
             self._totals = [metrics if t is None else t.merge(metrics) for t in self._totals]
-        return EagerKept(outs)
+        return EagerOutputs(outputs)
 
     def rewind(self, block: Block, count: int) -> None:
         """There is nothing to go back over: a call is one step."""
@@ -127,13 +127,13 @@ class Code:
         return self
 
 
-class EagerKept(list[Outs]):
-    """The outs of one step."""
+class EagerOutputs(list[Outputs]):
+    """The outputs of one step."""
 
-    def __init__(self, outs: Outs) -> None:
-        super().__init__([outs])
+    def __init__(self, outputs: Outputs) -> None:
+        super().__init__([outputs])
 
-    def first(self, count: int) -> "EagerKept":
+    def first(self, count: int) -> "EagerOutputs":
         """The same: there is one."""
         del count
         return self

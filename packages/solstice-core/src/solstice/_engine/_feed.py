@@ -49,7 +49,7 @@ class Block:
 
     size: int
     stacked: Batch
-    slot: "_Slot"
+    slot: "_Buffer"
     batches: list[Batch]
 
     def __len__(self) -> int:
@@ -81,7 +81,7 @@ class Feeder:
     def __init__(
         self,
         batches: Iterator[Batch],
-        slots: "Slots",
+        slots: "StagingBuffers",
         check: Callable[[Batch], None],
         times: Times | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -93,7 +93,7 @@ class Feeder:
         self._slots = slots
         self._check = check
         self._times = times or Times()
-        self._held: _Flat | None = None
+        self._held: _FlatBatch | None = None
         self._error: Exception | None = None
 
     def take(self, count: int) -> Block | None:
@@ -128,7 +128,7 @@ class Feeder:
             batch = self._next() if more else None
         return Block(size, slot.stacked, slot, kept)
 
-    def _next(self) -> "_Flat | None":
+    def _next(self) -> "_FlatBatch | None":
         held, self._held = self._held, None
         if held is not None or self._error is not None:
             return held
@@ -145,10 +145,10 @@ class Feeder:
             return None
         finally:
             end_wait()
-        return None if batch is None else _Flat(batch)
+        return None if batch is None else _FlatBatch(batch)
 
 
-class _Flat:
+class _FlatBatch:
     """A batch, flattened once."""
 
     def __init__(self, batch: Batch) -> None:
@@ -162,22 +162,24 @@ class _Flat:
         return self.treedef, tuple(shapes)
 
 
-class Slots:
+class StagingBuffers:
     """The memory that blocks are filled into: two slots for each of the newest shapes.
 
     Args:
         size: K, the most batches in a block.
-        rings: the `rings` of Slots that are no longer used, whose memory is used again.
+        rings: the `rings` of StagingBuffers that are no longer used, whose memory is used again.
         pace: says how many batches the next block may have; K if there is none.
 
     Attributes:
         rings: the slots by kind of batch.
     """
 
-    def __init__(self, size: int, rings: "Rings | None" = None, pace: Pace | None = None) -> None:
+    def __init__(
+        self, size: int, rings: "BuffersByKind | None" = None, pace: Pace | None = None
+    ) -> None:
         self.size = size
         self._pace = pace
-        self.rings: Rings = {
+        self.rings: BuffersByKind = {
             kind: ring for kind, ring in (rings or {}).items() if ring[0].size == size
         }
         self._first: dict[str, str] | None = None
@@ -199,7 +201,7 @@ class Slots:
         """How many shapes of batches there were, each of which has a compiled program."""
         return len(self._seen)
 
-    def next(self, batch: _Flat) -> "_Slot":
+    def next(self, batch: _FlatBatch) -> "_Buffer":
         """A slot for batches of this kind, which no program reads any more."""
         kind = batch.kind
         if kind not in self._seen:
@@ -210,14 +212,14 @@ class Slots:
         if ring is None:
             while len(self.rings) >= _SHAPES:
                 self.rings.pop(next(iter(self.rings)))
-            ring = [_Slot(batch, self.size) for _ in range(_SLOTS)]
+            ring = [_Buffer(batch, self.size) for _ in range(_SLOTS)]
         self.rings[kind] = ring
         slot = ring.pop(0)
         ring.append(slot)
         slot.wait(self._pace)
         return slot
 
-    def _check_structure(self, batch: _Flat) -> None:
+    def _check_structure(self, batch: _FlatBatch) -> None:
         """Raises a DataError that names the leaf where a batch is unlike the first."""
         now = _leaf_kinds(batch)
         was = self._first = now if self._first is None else self._first
@@ -231,7 +233,7 @@ class Slots:
         )
 
 
-def _leaf_kinds(batch: _Flat) -> dict[str, str]:
+def _leaf_kinds(batch: _FlatBatch) -> dict[str, str]:
     """What must not change from batch to batch: the leaves, their dtypes and ranks."""
     return {
         path: f"{leaf.dtype} of {leaf.ndim} axes" if is_numeric(leaf) else "no array"
@@ -239,7 +241,7 @@ def _leaf_kinds(batch: _Flat) -> dict[str, str]:
     }
 
 
-class _Slot:
+class _Buffer:
     """Memory for K batches of one kind.
 
     Attributes:
@@ -247,7 +249,7 @@ class _Slot:
         stacked: this memory, as one batch with a leading axis of K.
     """
 
-    def __init__(self, batch: _Flat, size: int) -> None:
+    def __init__(self, batch: _FlatBatch, size: int) -> None:
         self.size = size
         self._call: tuple[list[Any], int, float] | None = None
         self._treedef = batch.treedef
@@ -260,7 +262,7 @@ class _Slot:
         memory = [column[0] for column in self._columns]
         self.stacked: Batch = jax.tree.unflatten(self._treedef, memory)
 
-    def put(self, index: int, batch: _Flat) -> bool:
+    def put(self, index: int, batch: _FlatBatch) -> bool:
         """Copies a batch into row `index`; False if it is of another kind."""
         if batch.treedef != self._treedef:
             return False
@@ -279,7 +281,7 @@ class _Slot:
         """The size of this memory."""
         return sum(memory.nbytes for memory, _, _ in self._columns if memory is not None)
 
-    def lend(self, ends: list[Any], steps: int, began: float) -> None:
+    def mark_in_use(self, ends: list[Any], steps: int, began: float) -> None:
         """Calls of so many steps, which began then, read this memory until all ends are there."""
         self._call = ends, steps, began
 
@@ -300,7 +302,7 @@ class _Slot:
                 pace.learn(steps, time.monotonic() - began, was_awaited=was_awaited)
 
 
-Rings: TypeAlias = dict[Hashable, list[_Slot]]
+BuffersByKind: TypeAlias = dict[Hashable, list[_Buffer]]
 
 
 def _aligned(size: int, like: Any) -> Any:

@@ -14,7 +14,7 @@ from solstice import _tree
 from solstice._engine._program import PROGRAMS, Plan, Program, pack, unpack
 from solstice._metrics import as_metrics
 from solstice._sums import ADDITIONS
-from solstice._types import Batch, Outs
+from solstice._types import Batch, Outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +46,10 @@ def merging_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Merging:
     return Merging(jax.device_put(_tree.map(_zeros, metrics)), _sums(jaxpr.jaxpr))
 
 
-def packed_metrics(program: Program, outs: Outs, batch: Batch) -> Any:
+def packed_metrics(program: Program, outputs: Outputs, batch: Batch) -> Any:
     if program.name == "predict_step":  # its outputs are not metrics, whatever they are
         return None
-    return pack(as_metrics(unpack(outs), batch))
+    return pack(as_metrics(unpack(outputs), batch))
 
 
 def merged_with(sums: tuple[bool, ...], total: Any, one: Any, begins: Array) -> Any:
@@ -92,7 +92,7 @@ def _additions(equation: Any) -> Iterator[tuple[Any, Any, Any]]:
 def metrics_like(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Any:
     """The shapes of the metrics of one step, packed; None if there are none."""
     batch = jax.tree.unflatten(batch_structure, batch_shapes)
-    return _tree.eval_shape(partial(packed_metrics, plan.program), plan.outs, batch)
+    return _tree.eval_shape(partial(packed_metrics, plan.program), plan.outputs, batch)
 
 
 def _zeros(like: Any) -> Any:

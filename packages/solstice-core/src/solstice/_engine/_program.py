@@ -20,7 +20,7 @@ from solstice._engine._cost import Cost, cost_of
 from solstice._engine._structure import first_change
 from solstice._errors import DataError, ExperimentError
 from solstice._experiment import Experiment
-from solstice._types import Batch, Outs
+from solstice._types import Batch, Outputs
 from solstice.data._source import describe_batch
 
 
@@ -94,28 +94,28 @@ class Program:
                 )
         return arrays
 
-    def call(self, arrays: Sequence[Any], batch: Batch) -> tuple[list[Any], Outs]:
-        """One step: the arrays after it, and its outs."""
+    def call(self, arrays: Sequence[Any], batch: Batch) -> tuple[list[Any], Outputs]:
+        """One step: the arrays after it, and its outputs."""
         experiment = self.merge(arrays)
         result: Any = self.function(experiment, batch)
         if self.name == "predict_step":
             return list(arrays), result
         owner = type(experiment).__name__
-        new, outs = check_pair(result, owner, self.name)
-        return [_keep_type(o, n) for o, n in zip(arrays, self.split(new), strict=True)], outs
+        new, outputs = check_pair(result, owner, self.name)
+        return [_keep_type(o, n) for o, n in zip(arrays, self.split(new), strict=True)], outputs
 
-    def packed_call(self, arrays: list[Any], batch: Batch) -> tuple[list[Any], Outs]:
-        """The same with packed outs."""
-        new, outs = self.call(arrays, batch)
-        return new, pack(outs)
+    def packed_call(self, arrays: list[Any], batch: Batch) -> tuple[list[Any], Outputs]:
+        """The same with packed outputs."""
+        new, outputs = self.call(arrays, batch)
+        return new, pack(outputs)
 
     @cached_property
-    def traced_call(self) -> Callable[[list[Any], Batch], tuple[list[Any], Outs]]:
+    def traced_call(self) -> Callable[[list[Any], Batch], tuple[list[Any], Outputs]]:
         """`packed_call`, whose Python runs once for a kind of batch and settings of JAX."""
         return cast("Any", jax.jit(self.packed_call))
 
     def trace(self, types: list[jax.ShapeDtypeStruct], batch: Batch) -> tuple[Any, Any]:
-        """The jaxpr of a step and the shapes of its packed outs."""
+        """The jaxpr of a step and the shapes of its packed outputs."""
         jaxpr, shapes = cast(
             "Any", jax.make_jaxpr(self.traced_call, return_shape=True)(types, batch)
         )
@@ -169,16 +169,16 @@ def _mended(before: Any, after: Any) -> str:
     return f"give an array of shape {before.shape} there"
 
 
-def check_pair(result: Any, owner: str, method: str) -> tuple[Any, Outs]:
-    """What a step returned, if it is an Experiment and outs; an ExperimentError otherwise."""
+def check_pair(result: Any, owner: str, method: str) -> tuple[Any, Outputs]:
+    """What a step returned, if it is an Experiment and outputs; an ExperimentError otherwise."""
     hint = "Write `return solstice.replace(self, ...), metrics`"
-    must = f"{owner}.{method} must return a pair, the Experiment and its outs"
+    must = f"{owner}.{method} must return a pair, the Experiment and its outputs"
     if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != 2:
         raise ExperimentError(f"{must}; it returned {_kind(result)}. {hint}")
-    new, outs = cast("tuple[Any, Outs]", result)
+    new, outputs = cast("tuple[Any, Outputs]", result)
     if not isinstance(new, Experiment):
         raise ExperimentError(f"{must}; the first thing it returned is {_kind(new)}. {hint}")
-    return new, outs
+    return new, outputs
 
 
 class ConstantChanged(Exception):  # noqa: N818, caught and mended
@@ -201,13 +201,13 @@ class Plan:
     Attributes:
         program: the step, to be given to compiled calls.
         types: shape and dtype of each array that goes from step to step.
-        outs: the shapes of what a step returns beside the Experiment, packed.
+        outputs: the shapes of what a step returns beside the Experiment, packed.
         cost: what a step costs.
     """
 
     program: Program
     types: tuple[jax.ShapeDtypeStruct, ...]
-    outs: Any
+    outputs: Any
     cost: Cost
 
 
@@ -296,9 +296,9 @@ def _attempt_with_constants(
 def _settle(program: Program, types: list[jax.ShapeDtypeStruct], batch: Batch) -> Plan:
     """Types that the step keeps: a Python number takes the type that the step gives it."""
     new: list[jax.ShapeDtypeStruct] = []
-    jaxpr = outs = None
+    jaxpr = outputs = None
     for _ in range(3):
-        jaxpr, outs = program.trace(types, batch)
+        jaxpr, outputs = program.trace(types, batch)
         new = [type_of(aval) for aval in jaxpr.out_avals[: len(types)]]
         settled = [_settle_type(old, after) for old, after in zip(types, new, strict=True)]
         done = settled == types
@@ -306,7 +306,7 @@ def _settle(program: Program, types: list[jax.ShapeDtypeStruct], batch: Batch) -
         if done:
             break
     program.check_drift(types, new)
-    return Plan(program, tuple(types), outs, cost_of(cast("Any", jaxpr).jaxpr))
+    return Plan(program, tuple(types), outputs, cost_of(cast("Any", jaxpr).jaxpr))
 
 
 def _settle_type(old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -347,7 +347,7 @@ def _is_weak(x: Any) -> bool:
 
 @jax.tree_util.register_static
 class _Constant:
-    """A leaf of outs that is no array, on its way through a compiled call."""
+    """A leaf of outputs that is no array, on its way through a compiled call."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

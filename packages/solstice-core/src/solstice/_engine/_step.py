@@ -24,7 +24,7 @@ from solstice._engine._program import PROGRAMS, Plan, Program, pack, prepare, ty
 from solstice._engine._traced import Traced
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
-from solstice._types import Batch, Outs
+from solstice._types import Batch, Outputs
 from solstice.data._arrays import arrays_of
 
 STEPS_PER_CALL = 32
@@ -34,10 +34,10 @@ SMALL_STEPS_PER_CALL = 512
 """Steps in a block that has few bytes: for an Experiment of many arrays a call costs more."""
 
 SMALL_BYTES_PER_CALL = 2**20
-"""Batches and outs of such a block, together."""
+"""Batches and outputs of such a block, together."""
 
 BYTES_PER_CALL = 2**23
-"""Batches and outs in a block, together: more than the caches hold is slower to fill and read."""
+"""Bytes of batches and outputs in a block: beyond the caches, filling and reading are slower."""
 
 FLOPS_PER_CALL = {"cpu": 2**33}
 """Operations in a block: a fraction of a second, which Ctrl-C and a callback wait for."""
@@ -60,7 +60,7 @@ class Stepper:
         method: "train_step", "eval_step" or "predict_step".
         batch: one like those to come; the step is checked with it before it runs.
         steps_per_call: the most steps in a call; chosen by rule if None.
-        keeps_outs: whether `run` gives the outs of each step.
+        keeps_outputs: whether `run` gives the outputs of each step.
         can_rewind: whether `rewind` may be called; if not, memory is reused in place.
         readers: how many read metrics. Each has a total of its own, merged step by step, so that
             what one reads does not depend on when another does, in no bit.
@@ -86,7 +86,7 @@ class Stepper:
         batch: Batch,
         *,
         steps_per_call: int | None = None,
-        keeps_outs: bool = False,
+        keeps_outputs: bool = False,
         can_rewind: bool = False,
         readers: int = 1,
     ) -> None:
@@ -98,7 +98,7 @@ class Stepper:
         self._batch = _tree.structure(batch), _shapes(batch)
         self._merging = merging_of(self._plan, *self._batch)
         self._config = _Config(
-            self._plan.program, self.steps_per_call > 1, keeps_outs, self._merging.sums
+            self._plan.program, self.steps_per_call > 1, keeps_outputs, self._merging.sums
         )
         self.kind = type(experiment)
         self.name = f"{self.kind.__name__}.{method}"
@@ -107,13 +107,13 @@ class Stepper:
         self._arrays: list[Any] = arrays
         self._shared = True
         self._totals: list[Any] = [self._merging.empty] * readers
-        self._fresh = np.ones(readers, bool)
+        self._is_empty = np.ones(readers, bool)
         self._before: Any = None
 
     @property
-    def outs(self) -> Outs:
+    def outputs(self) -> Outputs:
         """The shapes of what a step returns beside the Experiment."""
-        return unpack(self._plan.outs)
+        return unpack(self._plan.outputs)
 
     @property
     def state_bytes(self) -> int:
@@ -152,7 +152,7 @@ class Stepper:
         callbacks = {
             "steps in a call": self.steps_per_call > 1,
             "callbacks that read metrics": len(self._totals),
-            "callbacks that read outs": self._config.keeps_outs,
+            "callbacks that read outputs": self._config.keeps_outputs,
             "callbacks that may stop the run": not self._donates,
         }
         name = f"{self.kind.__module__}.{self.kind.__qualname__}.{self.name}"
@@ -162,31 +162,31 @@ class Stepper:
             **{path: Kind(str(value)) for path, value in callbacks.items()},
         }
 
-    def run(self, block: Block) -> "Kept":
+    def run(self, block: Block) -> "BlockOutputs":
         """Runs a block of steps; returns what is kept of each, on the device."""
-        self._before = None if self._donates else (self._arrays, self._totals, self._fresh)
+        self._before = None if self._donates else (self._arrays, self._totals, self._is_empty)
         return self._run(block, len(block))
 
     def rewind(self, block: Block, count: int) -> None:
         """Goes back to after the `count`-th step of the block that was run last."""
-        self._arrays, self._totals, self._fresh = self._before
+        self._arrays, self._totals, self._is_empty = self._before
         self._run(block, count)
 
     def take_metrics(self, reader: int = 0) -> Metrics | None:
         """The merged metrics of the steps since this reader last took them, or None."""
-        if self._fresh[reader]:
+        if self._is_empty[reader]:
             return None
         readers = range(len(self._totals))
         total, empty = self._totals[reader], self._merging.empty
         self._totals = [empty if r == reader else self._totals[r] for r in readers]
-        self._fresh = np.array([r == reader or self._fresh[r] for r in readers])
+        self._is_empty = np.array([r == reader or self._is_empty[r] for r in readers])
         return unpack(total)
 
     def totals(self) -> list[Metrics | None]:
         """The merged metrics of each reader since it last took them; none are taken."""
         return [
-            None if fresh else unpack(total)
-            for fresh, total in zip(self._fresh, self._totals, strict=True)
+            None if is_empty else unpack(total)
+            for is_empty, total in zip(self._is_empty, self._totals, strict=True)
         ]
 
     def restore(self, experiment: Experiment, totals: Sequence[Mapping[str, Any] | None]) -> None:
@@ -202,9 +202,9 @@ class Stepper:
                 like = unpack(metrics_like(self._plan, *self._batch))
                 total = _filled(like, numbers, self._config.grows)
                 self._totals[reader] = total if self._config.grows else pack(total)
-        self._fresh = np.array([numbers is None for numbers in totals])
+        self._is_empty = np.array([numbers is None for numbers in totals])
 
-    def _run(self, block: Block, count: int) -> "Kept":
+    def _run(self, block: Block, count: int) -> "BlockOutputs":
         if self._donates and self._shared:  # what others hold must never be donated
             _tree.copy_in_place(self._arrays)
             self._shared = False
@@ -213,11 +213,11 @@ class Stepper:
         began = time.monotonic()
         with interrupts_held():
             for stacked, steps in self._calls(block.stacked, count):
-                done, outs = self._call(stacked, steps)
+                done, outputs = self._call(stacked, steps)
                 ends.append(done)
-                kept.append(outs)
-                block.slot.lend(ends, len(ends) * steps, began)
-        return Kept(kept, count)
+                kept.append(outputs)
+                block.slot.mark_in_use(ends, len(ends) * steps, began)
+        return BlockOutputs(kept, count)
 
     def _calls(self, stacked: Batch, count: int) -> list[tuple[Batch, int]]:
         """The batches of each call, and how many of them count."""
@@ -226,45 +226,45 @@ class Stepper:
         return [(_tree.map(partial(_one_row, index), stacked), 1) for index in range(count)]
 
     def _call(self, stacked: Batch, count: int) -> tuple[Array, Any]:
-        """Calls the program once; returns what says that it has ended, and the outs."""
+        """Calls the program once; returns what says that it has ended, and the outputs."""
         totals = None if self._config.grows else self._totals
-        done, self._arrays, totals, (outs, grown) = self._compiled(
-            self._arrays, totals, self._fresh, stacked, np.uint32(count)
+        done, self._arrays, totals, (outputs, grown) = self._compiled(
+            self._arrays, totals, self._is_empty, stacked, np.uint32(count)
         )
         self._totals = self._merge_grown(grown, count) if self._config.grows else totals
-        self._fresh = np.zeros_like(self._fresh)
-        return done, outs
+        self._is_empty = np.zeros_like(self._is_empty)
+        return done, outputs
 
     def _merge_grown(self, grown: Any, count: int) -> list[Any]:
         """Metrics that grow cannot be carried by a compiled loop: they are merged after it."""
         steps = [unpack(_tree.row(grown, index)) for index in range(count)]
-        starts = [[] if new else [t] for new, t in zip(self._fresh, self._totals, strict=True)]
+        starts = [[] if new else [t] for new, t in zip(self._is_empty, self._totals, strict=True)]
         return [reduce(lambda total, one: total.merge(one), [*start, *steps]) for start in starts]
 
 
-class Kept:
-    """The outs of the steps of one block, read back when the first is asked for.
+class BlockOutputs:
+    """The outputs of the steps of one block, read back when the first is asked for.
 
     Args:
-        outs: of each call, those of its steps.
+        outputs: of each call, those of its steps.
         count: how many steps count.
     """
 
-    def __init__(self, outs: list[Any], count: int) -> None:
-        self._outs = outs
+    def __init__(self, outputs: list[Any], count: int) -> None:
+        self._outputs = outputs
         self._count = count
         self._host: Any = None
 
-    def first(self, count: int) -> "Kept":
+    def first(self, count: int) -> "BlockOutputs":
         """The same, of the first steps alone."""
-        return Kept(self._outs, count)
+        return BlockOutputs(self._outputs, count)
 
-    def __iter__(self) -> Iterator[Outs]:
+    def __iter__(self) -> Iterator[Outputs]:
         return (self[index] for index in range(self._count))
 
-    def __getitem__(self, index: int) -> Outs:
+    def __getitem__(self, index: int) -> Outputs:
         if self._host is None:
-            self._host = jax.device_get(self._outs)
+            self._host = jax.device_get(self._outputs)
         call, row = (0, index) if len(self._host) == 1 else (index, 0)
         return unpack(_tree.row(self._host[call], row))
 
@@ -275,7 +275,7 @@ class _Config:
 
     program: Program
     loops: bool
-    keeps_outs: bool
+    keeps_outputs: bool
     sums: tuple[bool, ...] | None
 
     @property
@@ -288,7 +288,7 @@ def _run_block(
     config: _Config,
     arrays: list[Array],
     totals: Any,
-    fresh: Array,
+    is_empty: Array,
     stacked: Batch,
     count: Array,
 ) -> tuple[Array, list[Array], Any, Any]:
@@ -299,9 +299,9 @@ def _run_block(
     """
 
     def take(arrays: list[Array], batch: Batch) -> Any:
-        new, outs = config.program.traced_call(arrays, batch)
-        one = packed_metrics(config.program, outs, batch)
-        return new, one, (outs if config.keeps_outs else None, one if config.grows else None)
+        new, outputs = config.program.traced_call(arrays, batch)
+        one = packed_metrics(config.program, outputs, batch)
+        return new, one, (outputs if config.keeps_outputs else None, one if config.grows else None)
 
     def step(carry: Any) -> Any:
         index, arrays, totals, kept = carry
@@ -309,13 +309,13 @@ def _run_block(
         new, one, now = take(arrays, batch)
         config.program.check_drift(arrays, new)
         if config.sums is not None:
-            begins = fresh & (index == 0)
+            begins = is_empty & (index == 0)
             totals = [merged_with(config.sums, t, one, begins[r]) for r, t in enumerate(totals)]
         kept = _tree.map(partial(_write_row, index), kept, now)
         return index + 1, new, totals, kept
 
     kept: Any = (None, None)
-    if config.keeps_outs or config.grows:
+    if config.keeps_outputs or config.grows:
         shapes = _tree.eval_shape(take, arrays, _tree.row(stacked, 0))[-1]
         kept = _tree.map(partial(_rows, len(_tree.leaves(stacked)[0])), shapes)
     start = (jnp.zeros((), jnp.uint32), arrays, totals, kept)
@@ -350,14 +350,14 @@ def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[
 
 def _steps_by_size(plan: Plan, batch: Batch) -> tuple[int, str]:
     """How many steps are short, and small enough for the caches, and why no more."""
-    size = max(_bytes_of(batch) + _bytes_of(plan.outs), 1)
+    size = max(_bytes_of(batch) + _bytes_of(plan.outputs), 1)
     few = min(SMALL_BYTES_PER_CALL // size, SMALL_STEPS_PER_CALL)
     flops, most = plan.cost.flops, _flops_per_call()
     choices = [
         (max(few, STEPS_PER_CALL), "small steps cost less when one call runs many"),
         (
             BYTES_PER_CALL // size,
-            f"a batch and its outs have {size:,} bytes, and those of a call at most "
+            f"a batch and its outputs have {size:,} bytes, and those of a call at most "
             f"{BYTES_PER_CALL:,}",
         ),
         (

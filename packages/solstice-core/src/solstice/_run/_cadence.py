@@ -51,7 +51,7 @@ def watchers_within(callbacks: Iterable[Callback]) -> list[Callback]:
     return [
         callback
         for callback in callbacks
-        if callback.may_stop
+        if callback.can_stop
         and (
             listens_to_steps(callback, "on_step_start")
             or (listens_to_steps(callback, "on_step_end") and not _reads_between(callback))

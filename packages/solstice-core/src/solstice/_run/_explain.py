@@ -2,7 +2,7 @@
 
 from solstice._callback import Callback, CallbackList
 from solstice._engine._eager import EagerStepper
-from solstice._engine._feed import Slots
+from solstice._engine._feed import StagingBuffers
 from solstice._engine._pace import SECONDS_PER_CALL
 from solstice._engine._step import Stepper
 from solstice._run._cadence import cadence_of, watchers_between, watchers_within
@@ -12,7 +12,7 @@ from solstice.data._source import Source
 def explanation(
     mode: str,
     stepper: Stepper | EagerStepper,
-    slots: Slots,
+    slots: StagingBuffers,
     callbacks: CallbackList,
     source: Source,
 ) -> str:

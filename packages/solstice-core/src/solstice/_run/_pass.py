@@ -6,12 +6,12 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from solstice._callback import Callback, CallbackList, Later, Record, changed
+from solstice._callback import Callback, CallbackList, Lazy, Record, changed
 from solstice._engine._compiles import Compilation, compiled_so_far, reasons
-from solstice._engine._eager import EagerKept, EagerStepper
-from solstice._engine._feed import Block, Feeder, Slots
+from solstice._engine._eager import EagerOutputs, EagerStepper
+from solstice._engine._feed import Block, Feeder, StagingBuffers
 from solstice._engine._interrupts import Guard, end_if_asked
-from solstice._engine._step import Kept, Stepper
+from solstice._engine._step import BlockOutputs, Stepper
 from solstice._engine._times import Times
 from solstice._experiment import overrides
 from solstice._metrics import Metrics, to_host
@@ -42,7 +42,7 @@ class Pass:
         self,
         callbacks: CallbackList,
         stepper: Stepper | EagerStepper,
-        slots: Slots,
+        slots: StagingBuffers,
         record: Record,
         snapshot: Callable[["Pass", bool], Snapshot],
         guard: Guard,
@@ -67,14 +67,14 @@ class Pass:
 
     def blocks(
         self, batches: Generator[Batch, None, None], max_count: int | None = None
-    ) -> Iterator[Kept | EagerKept]:
+    ) -> Iterator[BlockOutputs | EagerOutputs]:
         """Yields what is kept of each block, until the batches end or a callback asks to stop.
 
         Args:
             batches: the batches of the pass.
             max_count: the count of steps at which to end, as cadences count them.
         """
-        self._callbacks.tell("on_epoch_start", self._with_experiment)
+        self._callbacks.notify("on_epoch_start", self._with_experiment)
         if self._callbacks.stop is None:
             with closing(batches):  # a thread that reads ahead ends here, however the pass ends
                 feeder = Feeder(batches, self._slots, self._check(), self._times, keep=self._keep())
@@ -83,21 +83,23 @@ class Pass:
         if enough and self.record.epoch_step != self.record.steps_per_epoch:
             self._cut = self._stepper.totals()
 
-    def _blocks(self, feeder: Feeder, max_count: int | None) -> Iterator[Kept | EagerKept]:
+    def _blocks(
+        self, feeder: Feeder, max_count: int | None
+    ) -> Iterator[BlockOutputs | EagerOutputs]:
         block = self._take(feeder, self._count, max_count)
         while block is not None:
             before = self._point_before(block)
             self._guard.point, self._guard.has_begun = None, True
-            self._callbacks.tell_step_start(self.record, self._count + 1, self._giver(block))
+            self._callbacks.notify_step_start(self.record, self._count + 1, self._giver(block))
             kept, self._following = self._run(block), None
             try:  # the next block is filled while the device works on this one
                 self._guard.point = self._interrupted
                 following = self._take(feeder, self._count + len(block), max_count)
                 self._following = following
             finally:
-                taken = self._tell_steps(block, kept, before)
+                taken = self._notify_steps(block, kept, before)
                 self._guard.point = self._interrupted
-            self._tell_compilation()
+            self._notify_compilation()
             yield taken
             if self._callbacks.stop is not None:
                 return
@@ -106,7 +108,7 @@ class Pass:
                 return
             block = following
 
-    def _run(self, block: Block) -> Kept | EagerKept:
+    def _run(self, block: Block) -> BlockOutputs | EagerOutputs:
         """Runs a block, and tells what had to be compiled for it."""
         compiled, began = compiled_so_far(), time.perf_counter()
         kept = self._stepper.run(block)
@@ -118,20 +120,20 @@ class Pass:
             self._compilation = Compilation(self._stepper.name, now[1] - compiled[1], why)
         return kept
 
-    def _tell_compilation(self) -> None:
+    def _notify_compilation(self) -> None:
         """Tells what the call just told of had to compile."""
         if self._compilation is not None:
             given, self._compilation = {"compilation": self._compilation}, None
-            self._callbacks.tell("on_compile", partial(changed, self.record, given=given))
+            self._callbacks.notify("on_compile", partial(changed, self.record, given=given))
 
     def _end_call(self) -> None:
         """Between two calls: the run can be saved, and is where a signal asks for its end."""
         end_if_asked()
-        self._callbacks.tell("on_call_end", self._between_calls)
+        self._callbacks.notify("on_call_end", self._between_calls)
 
     def _between_calls(self) -> Record:
-        given = {"metrics": Later(self._metrics_so_far)}
-        given |= {"snapshot": Later(self.snapshot)} if self.record.mode == "train" else {}
+        given = {"metrics": Lazy(self._metrics_so_far)}
+        given |= {"snapshot": Lazy(self.snapshot)} if self.record.mode == "train" else {}
         return changed(self.record, given=given)
 
     def _interrupted(self) -> Record:
@@ -142,7 +144,7 @@ class Pass:
         """As `_interrupted`, made now: callbacks and arrays may move on."""
         record = self._interrupted()
         metrics = partial(to_host, self._stepper.totals()[0])
-        given = {"snapshot": record.snapshot, "metrics": Later(metrics)}
+        given = {"snapshot": record.snapshot, "metrics": Lazy(metrics)}
         return partial(changed, record, given=given)
 
     def _point_before(self, block: Block) -> Callable[[], Record] | None:
@@ -154,7 +156,7 @@ class Pass:
         return self._point() if any(n and last % n == 0 for n in validations) else None
 
     @property
-    def is_cut(self) -> bool:
+    def ended_by_max_steps(self) -> bool:
         """Whether it has ended by the count of steps, where there may be more batches."""
         return self._cut is not None
 
@@ -190,7 +192,7 @@ class Pass:
             told = {**metrics, **self._measure(), **metrics}
             return self._with_experiment({"metrics": told})
 
-        self._callbacks.tell("on_epoch_end", now)
+        self._callbacks.notify("on_epoch_end", now)
         self._guard.point = self._interrupted
         return metrics
 
@@ -215,9 +217,9 @@ class Pass:
             room = min(room, max_count - position)
         return feeder.take(room) if room > 0 else None
 
-    def _tell_steps(
-        self, block: Block, kept: Kept | EagerKept, before: Callable[[], Record] | None
-    ) -> Kept | EagerKept:
+    def _notify_steps(
+        self, block: Block, kept: BlockOutputs | EagerOutputs, before: Callable[[], Record] | None
+    ) -> BlockOutputs | EagerOutputs:
         """Tells of each step of a block; goes back to the step at which one asks to stop.
 
         Meanwhile the run can be saved as of `before`, or as of a step of which no callback is
@@ -226,16 +228,16 @@ class Pass:
         start, first = self.record, self._count + 1
         for index in range(len(block)):
             stops = self._callbacks.stop is not None  # before the first step, which is taken
-            if not stops and not self._callbacks.hears_of_end(first + index):
+            if not stops and not self._callbacks.is_due(first + index):
                 continue
             self._stand_after(block, index + 1, start)
             give = self._giver(block, index, kept)
             is_whole = before is None and not self._callbacks.is_remembered(first + index)
             self._guard.point = self._interrupted if is_whole else before
             try:
-                self._callbacks.tell_step_end(self.record, first + index, give)
+                self._callbacks.notify_step_end(self.record, first + index, give)
             except BaseException:
-                if self._stepper.works_in_place:  # nobody was to raise here: see `may_stop`
+                if self._stepper.works_in_place:  # nobody was to raise here: see `can_stop`
                     is_last = index + 1 == len(block)
                     self._guard.point = self._guard.point if is_last else None
                     self._stand_after(block, len(block), start)
@@ -258,14 +260,16 @@ class Pass:
         if count < len(block):
             self._stepper.rewind(block, count)
 
-    def _giver(self, block: Block, index: int = 0, kept: Kept | EagerKept | None = None) -> Any:
+    def _giver(
+        self, block: Block, index: int = 0, kept: BlockOutputs | EagerOutputs | None = None
+    ) -> Any:
         """What gives a callback each thing that it needs at a step."""
 
         def give(name: str, callback: Callback) -> Any:
             if name == "experiment":
                 return self._stepper.experiment
             if name == "snapshot":
-                return Later(self.snapshot)
+                return Lazy(self.snapshot)
             if name == "metrics":
                 metrics = self._take_metrics(self._callbacks.reader(callback))
                 return {**metrics, **self._measure(), **metrics}
@@ -297,7 +301,7 @@ class Pass:
     def _with_experiment(self, more: dict[str, Any] | None = None) -> Record:
         given = {"experiment": self._stepper.experiment, **(more or {})}
         if self.record.mode == "train":
-            given["snapshot"] = Later(self.snapshot)
+            given["snapshot"] = Lazy(self.snapshot)
         return changed(self.record, given=given)
 
 

@@ -13,7 +13,7 @@ from solstice._paths import local_path
 from solstice._run._snapshot import Position
 from solstice._schema import SchemaError, read
 from solstice._trainer import Trainer
-from solstice._types import Batch, Outs
+from solstice._types import Batch, Outputs
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Replay:
     Attributes:
         step: its number, counted over the run.
         nonfinite: the arrays that are NaN or infinite after it, and were not before: of the batch,
-            the outs and the Experiment, by their paths. Empty if there was no such step.
+            the outputs and the Experiment, by their paths. Empty if there was no such step.
         before, after: the Experiment before and after it.
         batch: its batch, NumPy arrays.
-        outs: what it returned beside the Experiment.
+        outputs: what it returned beside the Experiment.
         error: the error by which the run had ended.
     """
 
@@ -35,7 +35,7 @@ class Replay:
     before: Experiment = field(repr=False)
     after: Experiment = field(repr=False)
     batch: Batch = field(repr=False)
-    outs: Outs = field(repr=False)
+    outputs: Outputs = field(repr=False)
     error: str
 
 
@@ -105,7 +105,7 @@ def _recorded(folder: Path) -> tuple[_Flight, int | None]:
 class _Watch(Callback):
     """Looks at each step, and stops at the first that is not finite."""
 
-    needs = ("batch", "experiment", "outs")
+    needs = ("batch", "experiment", "outputs")
 
     def __init__(self, error: str) -> None:
         self.found: Replay | None = None
@@ -122,11 +122,11 @@ class _Watch(Callback):
         new = [path for path in nonfinite(after) if path not in self._expected]
         bad = [
             *(f"batch{path}" for path in nonfinite(record.batch)),
-            *(f"outs{path}" for path in nonfinite(record.outs)),
+            *(f"outputs{path}" for path in nonfinite(record.outputs)),
             *(f"experiment{path}" for path in new),
         ]
         self.found = Replay(
-            record.step, bad, self._before, after, record.batch, record.outs, self._error
+            record.step, bad, self._before, after, record.batch, record.outputs, self._error
         )
         if bad:
             raise Stop("found")

@@ -51,7 +51,9 @@ class SavedRun:
         )
         if not at.is_closed:
             return within
-        has_more = at.is_cut and not has_ended(replace(within, epoch_step=0), at.stop, max_steps)
+        has_more = at.ended_by_max_steps and not has_ended(
+            replace(within, epoch_step=0), at.stop, max_steps
+        )
         return within if has_more else next_epoch(within)
 
     def epoch(self, start: Record, max_steps: int | None) -> int:
@@ -74,12 +76,12 @@ class SavedRun:
             The moment at which the run goes on, and what may be another now.
         """
         at, moment = self.position, self.moment(start, max_steps)
-        experiment, inexact = load_renamed(self.path, stepper.experiment)
+        experiment, caveats = load_renamed(self.path, stepper.experiment)
         if has_ended(moment, at.stop, max_steps):
             self._say("it has ended", moment)
         else:
-            inexact += self._go_on_in(source, moment)
-            if at.is_cut and source.is_at_end():
+            caveats += self._go_on_in(source, moment)
+            if at.ended_by_max_steps and source.is_at_end():
                 moment = next_epoch(moment)
         taken = self._taken(callbacks)
         readers = {"epoch": "epoch", **taken}
@@ -90,13 +92,13 @@ class SavedRun:
             stepper.restore(experiment, totals)
         except KeyError as error:
             stepper.restore(experiment, [None] * len(totals))
-            inexact.append(f"the metrics of the epoch so far are lost ({error})")
-        inexact += self._other_callbacks(callbacks, taken)
-        return moment, inexact
+            caveats.append(f"the metrics of the epoch so far are lost ({error})")
+        caveats += self._other_callbacks(callbacks, taken)
+        return moment, caveats
 
     def _go_on_in(self, source: Source, moment: Record) -> list[str]:
         at, is_over = self.position, moment.epoch != self.position.epoch
-        back = source.go_to(at.epoch, at.epoch_step, at.data, at.last_batch, is_closed=is_over)
+        back = source.seek(at.epoch, at.epoch_step, at.data, at.last_batch, is_closed=is_over)
         self._say(f"the data set goes on {back.how}", moment)
         if back.is_same:
             return back.changes
@@ -150,11 +152,11 @@ class SavedRun:
         ]
         return [*gone, *new, *uncounted(saved, now)]
 
-    def tell(self, inexact: list[str], strict: bool) -> None:
+    def report(self, caveats: list[str], strict: bool) -> None:
         """Warns of what may be another than without a break, or refuses it."""
-        if not inexact:
+        if not caveats:
             return
-        reasons = "; ".join(inexact)
+        reasons = "; ".join(caveats)
         message = f"the run of {self.path} cannot be resumed exactly: {reasons}"
         if strict:
             raise CheckpointError(f"{message}. Without strict_resume it goes on all the same")

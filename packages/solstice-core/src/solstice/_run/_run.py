@@ -8,9 +8,9 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from solstice._callback import CallbackList, Later, Record, Stop
+from solstice._callback import CallbackList, Lazy, Record, Stop
 from solstice._engine._eager import EagerStepper
-from solstice._engine._feed import Rings, Slots
+from solstice._engine._feed import BuffersByKind, StagingBuffers
 from solstice._engine._interrupts import Guard
 from solstice._engine._pace import Pace
 from solstice._engine._step import Stepper
@@ -24,7 +24,7 @@ from solstice._run._monitored import check_monitors
 from solstice._run._pass import Pass
 from solstice._run._resume import SavedRun
 from solstice._run._snapshot import Position, Snapshot, by_path, owners_of, states_of
-from solstice._types import Batch, Outs
+from solstice._types import Batch, Outputs
 from solstice.data._positions import fingerprint
 from solstice.data._source import Source
 
@@ -39,14 +39,14 @@ _BLOCKS_AHEAD = 3
 
 
 def _advice(lost: Mapping[str, Any]) -> str:
-    """What to write in place of outs that give no metrics."""
+    """What to write in place of outputs that give no metrics."""
     arrays = [path.split("/")[-1] for path, leaf in lost.items() if np.ndim(leaf)]
     if not arrays:
         return "Leave it out, or return a number"
     return (
         f"Return a scalar, such as `{arrays[0]}.mean()`, or a solstice.Metrics, such as "
         f"`solstice.metrics.Collect({arrays[0]}={arrays[0]})`; or leave it to callbacks with "
-        f'`needs = ("outs",)`, and filter this warning'
+        f'`needs = ("outputs",)`, and filter this warning'
     )
 
 
@@ -87,7 +87,7 @@ class Run:
         start: Record,
         steps_per_call: int | None,
         prefetch: int,
-        memory: dict[str, Rings],
+        memory: dict[str, BuffersByKind],
     ) -> None:
         self._callbacks = callbacks
         self._experiment = experiment
@@ -96,7 +96,7 @@ class Run:
         self._stepper: Stepper | EagerStepper | None = None
         self._source: Source | None = None
         self._memory = memory
-        self._slots: dict[str, Slots] = {}
+        self._slots: dict[str, StagingBuffers] = {}
         self._pass: Pass | None = None
         self._saved: SavedRun | None = None
         self._prefetch = prefetch
@@ -140,7 +140,8 @@ class Run:
                 method,
                 batch,
                 steps_per_call=steps_per_call or self._steps_per_call,
-                keeps_outs=method == "predict_step" or any("outs" in c.needs for c in callbacks),
+                keeps_outputs=method == "predict_step"
+                or any("outputs" in c.needs for c in callbacks),
                 can_rewind=bool(watchers_within(callbacks)),
                 readers=readers,
             )
@@ -148,14 +149,14 @@ class Run:
             stepper = EagerStepper(experiment, method, error, readers, self._look)
         else:
             if method != "predict_step":
-                self._look(stepper.name, stepper.outs)
+                self._look(stepper.name, stepper.outputs)
         self._computation.add_step(method, stepper)
         return stepper
 
-    def _look(self, name: str, outs: Outs) -> None:
-        """Names what gives no metrics in the outs of a step."""
+    def _look(self, name: str, outputs: Outputs) -> None:
+        """Names what gives no metrics in the outputs of a step."""
         self._left_out.name(
-            without_metrics(outs), f"{name} returns what gives no metrics:", _advice
+            without_metrics(outputs), f"{name} returns what gives no metrics:", _advice
         )
 
     @contextmanager
@@ -168,7 +169,7 @@ class Run:
             if guard.asked is not None and guard.point is not None and not guard.is_urgent:
                 moment, guard.point = guard.point(), None
                 if moment.step > 0:
-                    self._callbacks.tell("on_call_end", lambda: moment)
+                    self._callbacks.notify("on_call_end", lambda: moment)
             raise
 
     @contextmanager
@@ -192,7 +193,7 @@ class Run:
         source.keep_states(ahead if self._callbacks.takes_snapshots else 0)
         if self._start.mode == "train":
             check_monitors(self._callbacks.callbacks, self._computation.steps)
-        self._callbacks.tell("on_fit_start", self._now)
+        self._callbacks.notify("on_fit_start", self._now)
         if self._saved is not None:
             self._saved.restore_callbacks(self._callbacks)
 
@@ -202,7 +203,7 @@ class Run:
         if slots is None:
             most, first = stepper.steps_per_block, stepper.first_steps
             pace = None if self._steps_per_call else Pace(most, first)
-            slots = Slots(most, self._memory.pop(start.mode, None), pace)
+            slots = StagingBuffers(most, self._memory.pop(start.mode, None), pace)
             self._slots[start.mode] = slots
         self._callbacks.check_settings()
         self.has_begun = True
@@ -234,9 +235,9 @@ class Run:
             stepper = self.stepper(stepper.experiment, "train_step", source.first(), size)
         self._saved = saved
         self._computation.begin_with(stepper.experiment)
-        inexact = saved.other_programs(stepper, self._computation)
+        caveats = saved.other_programs(stepper, self._computation)
         self._start, more = saved.restore(stepper, source, self._callbacks, start, max_steps)
-        saved.tell([*inexact, *more], strict)
+        saved.report([*caveats, *more], strict)
         # Those of the checkpoint are in force, so a later resume compares with these.
         self._computation.scalars |= at.computation.get("scalars", {})
         return stepper, self._start
@@ -257,15 +258,15 @@ class Run:
             steps_per_call=stepper.steps_per_call,
             backend=jax.default_backend(),
             last_batch=None if last is None else fingerprint(last),
-            data=source.stand(
+            data=source.position(
                 record.epoch_step,
-                is_closed=has_ended and not training.is_cut,
+                is_closed=has_ended and not training.ended_by_max_steps,
                 following=training.next_batch,
             ),
             metrics={name: by_path(total) for name, total in totals if total is not None},
             callbacks=states_of(self._callbacks.callbacks),
             owners=owners_of(self._callbacks.callbacks),
-            is_cut=has_ended and training.is_cut,
+            ended_by_max_steps=has_ended and training.ended_by_max_steps,
             steps_per_epoch=record.steps_per_epoch,
             computation=self._computation.note(),
         )
@@ -295,7 +296,7 @@ class Run:
 
     def end(self) -> None:
         """Tells the callbacks that the run has ended."""
-        self._callbacks.tell("on_fit_end", self._now)
+        self._callbacks.notify("on_fit_end", self._now)
 
     def fail(self, error: BaseException) -> None:
         """Tells the callbacks that the run ends by an error, which takes the Experiment along."""
@@ -303,7 +304,7 @@ class Run:
         if stepper is not None and isinstance(error, Exception):  # Ctrl-C waits for nothing
             self._is_lost = stepper.is_lost
         record = self._now()
-        self._callbacks.tell_exception(record, error)
+        self._callbacks.notify_exception(record, error)
         _name_exhausted(error)
         if self._is_lost:
             error.add_note(_LOST)
@@ -317,5 +318,5 @@ class Run:
 
     def _now(self) -> Record:
         record = self._start if self._pass is None else self._pass.record
-        experiment = Later(lambda: self.experiment) if self._is_lost else self.experiment
+        experiment = Lazy(lambda: self.experiment) if self._is_lost else self.experiment
         return replace(record, mode=self._start.mode, given={"experiment": experiment})

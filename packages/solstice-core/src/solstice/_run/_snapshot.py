@@ -16,7 +16,7 @@ from solstice._schema import SchemaError, read
 from solstice.checkpoint import CheckpointError
 from solstice.checkpoint._rows import held
 from solstice.data._arrays import is_numeric
-from solstice.data._source import Stand
+from solstice.data._source import SourcePosition
 
 VERSION = 1
 
@@ -51,12 +51,12 @@ class Position:
         steps_per_call: the most steps in a call of that run.
         backend: the kind of device.
         last_batch: the fingerprint of the newest batch; None before the first.
-        data: where the data set stands; see `Source.stand`.
+        data: where the data set stands; see `Source.position`.
         metrics: the metrics so far of each reader, leaves by path.
         callbacks: what each callback remembers, by name.
         owners: who each callback is, by name; see `Owner`.
-        is_cut: whether that epoch has ended by `max_steps` alone: a run with more steps goes on
-            within it, from these metrics.
+        ended_by_max_steps: whether only `max_steps` ended that epoch: a run with more steps
+            continues within it, from these metrics.
         steps_per_epoch: the length that the data set told, or None.
         computation: what the run computed with; see `Computation.note`.
         saved_at: when, in seconds since 1970.
@@ -74,7 +74,7 @@ class Position:
     data: dict[str, Any]
     metrics: dict[str, dict[str, Any]]
     callbacks: dict[str, Any]
-    is_cut: bool = False
+    ended_by_max_steps: bool = False
     steps_per_epoch: int | None = None
     computation: dict[str, Any] = field(default_factory=dict[str, Any])
     owners: dict[str, Owner] = field(default_factory=dict[str, Owner])
@@ -108,7 +108,7 @@ class Position:
         fields = cast("dict[str, Any]", run)
         values = {n: _value(n, value, rows) for n, value in fields.items() if n != "version"}
         position = read(Position, values, "note['run']")
-        read(Stand, position.data, "note['run']['data']")
+        read(SourcePosition, position.data, "note['run']['data']")
         read(ComputationNote, position.computation, "note['run']['computation']")
         return position
 

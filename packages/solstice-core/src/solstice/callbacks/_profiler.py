@@ -27,7 +27,7 @@ class Profiler(Callback):
     """
 
     every = None
-    leaves_traces = True
+    has_side_effects = True
 
     def __init__(
         self, directory: str | PathLike[str], *, start: int = 100, steps: int = 20

@@ -29,7 +29,7 @@ _ENDLESS = 2**62
 
 
 @dataclass(frozen=True)
-class Return:
+class Seek:
     """How a data set has been taken up again.
 
     Attributes:
@@ -55,8 +55,8 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Stand:
-    """Where a data set stands, in a checkpoint; see `Source.stand`."""
+class SourcePosition:
+    """Where a data set stands, in a checkpoint; see `Source.position`."""
 
     state: Any
     behind: int = 0
@@ -130,10 +130,10 @@ class Source:
         """From now on, the states of an iterator that has some are kept of the newest batches."""
         self._reader.kept_states = count
 
-    def stand(
+    def position(
         self, index: int, *, is_closed: bool, following: Batch | None = None
     ) -> dict[str, Any]:
-        """Where the data set stands after `index` batches of an epoch, for `go_to`.
+        """Where the data set stands after `index` batches of an epoch, for `seek`.
 
         Args:
             index: batches of the epoch that have been used.
@@ -158,73 +158,73 @@ class Source:
             return {"state": None}
         return {"state": states[at], "behind": index - at, "kind": memory.kind}
 
-    def go_to(
+    def seek(
         self,
         epoch: int,
         index: int,
-        stand: Mapping[str, Any],
+        position: Mapping[str, Any],
         last: str | None,
         *,
         is_closed: bool = False,
-    ) -> Return:
+    ) -> Seek:
         """The next epoch read is this one from batch `index` on, or if it is closed the next.
 
         Args:
             epoch: the epoch.
             index: batches of it that have been used.
-            stand: what `stand` gave.
+            position: what `position` gave.
             last: the fingerprint of the batch before, or None if there was none.
             is_closed: whether the epoch has ended.
         """
-        changes = self._changes(stand)
+        changes = self._changes(position)
         how, read = (
-            self._by_state(epoch, index, stand, changes, is_closed)
+            self._by_state(epoch, index, position, changes, is_closed)
             or self._by_index(epoch, index, is_closed)
             or self._by_reading(epoch, index, is_closed)
         )
         is_same = read is None or self._is_same(read, last)
-        if not is_closed and stand.get("next") is not None:
-            is_same = self._goes_on_with(stand["next"]) and is_same
+        if not is_closed and position.get("next") is not None:
+            is_same = self._goes_on_with(position["next"]) and is_same
         exactly = "exactly, " if is_same and not changes else ""
-        return Return(f"{exactly}{how}", is_same, changes)
+        return Seek(f"{exactly}{how}", is_same, changes)
 
     def _by_state(
         self,
         epoch: int,
         index: int,
-        stand: Mapping[str, Any],
+        position: Mapping[str, Any],
         changes: list[str],
         is_closed: bool,
     ) -> tuple[str, Any] | None:
         """Goes on by the saved state, if there is one that this data set takes."""
-        if stand.get("state") is None:
+        if position.get("state") is None:
             return None
-        refused = self._give_state(epoch, index, stand)
+        refused = self._give_state(epoch, index, position)
         if refused is not None:
-            kind = stand["kind"]
+            kind = position["kind"]
             changes.append(f"the place in {self.name} is the state of a {kind}, and {refused}")
             return None
-        read = self._skip(stand["behind"])
+        read = self._skip(position["behind"])
         if is_closed:
             self._reopen(epoch + 1)
         return "by the state of its iterator", read
 
-    def _give_state(self, epoch: int, index: int, stand: Mapping[str, Any]) -> str | None:
+    def _give_state(self, epoch: int, index: int, position: Mapping[str, Any]) -> str | None:
         """Opens an epoch at a state; else the reason why not, in words."""
         reader = self._reader
         reader.first(0)  # for its memory, where that has not been done
         if reader.memory is None:
             return "the data set that is given now takes no state"
-        if reader.memory.kind != stand["kind"]:
+        if reader.memory.kind != position["kind"]:
             return f"the iterator is a {reader.memory.kind} now"
         reader.forget()
         made = reader.make(epoch)
         batches, memory = opened(made)
         try:
-            cast("Memory", memory).set(stand["state"])
+            cast("Memory", memory).set(position["state"])
         except Exception as error:  # whatever the iterator raises
             return f"the iterator does not take it now: {error!r:.200}"
-        self._returned = reader.read(made, batches, memory, index - stand["behind"])
+        self._returned = reader.read(made, batches, memory, index - position["behind"])
         return None
 
     def _by_index(self, epoch: int, index: int, is_closed: bool) -> tuple[str, Any] | None:
@@ -275,9 +275,9 @@ class Source:
         self._returned = chain(batch, rest)
         return self._is_same(batch, expected)
 
-    def _changes(self, stand: Mapping[str, Any]) -> list[str]:
+    def _changes(self, position: Mapping[str, Any]) -> list[str]:
         """What is not as it was when a run was saved, in words."""
-        was, val, now = stand.get("identity"), stand.get("validation"), self.validation
+        was, val, now = position.get("identity"), position.get("validation"), self.validation
         found = [] if was is None else self._unlike(was, "an epoch")
         if val is None:
             return found

@@ -113,8 +113,8 @@ class ReadyMade(Experiment):
         Raises:
             DataError: the experiment has seen no batch yet, or the features have other shapes.
         """
-        outs = Trainer().predict(self, ds, batch_size=batch_size)
-        return _tree.map(lambda *parts: np.concatenate(parts), *outs)
+        outputs = Trainer().predict(self, ds, batch_size=batch_size)
+        return _tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
 
 class OneModelExperiment(ReadyMade):

@@ -16,7 +16,7 @@ from solstice._console import warn
 from solstice._errors import DataError
 from solstice._metrics import Metrics, at_least_float32
 from solstice._replace import replace
-from solstice._types import Batch, Outs
+from solstice._types import Batch, Outputs
 from solstice.compat import Model, Optimizer, OptState, Params, State
 from solstice.compat._registry import adapt_argument
 from solstice.data._source import describe_batch
@@ -24,11 +24,11 @@ from solstice.experiments._constants import constants_of
 
 
 class Objective(Protocol):
-    """`losses, weights, outs = objective(model, batch)`: what a Learner makes small.
+    """`losses, weights, outputs = objective(model, batch)`: what a Learner makes small.
 
     `model(x)` gives the model's outputs, in training or evaluation as the Learner has it. `losses`
     are numbers of shape [n, ...], and `weights`, which broadcast against them, what each counts
-    (None: all alike). The loss is their weighted mean. `outs` are Metrics, usually.
+    (None: all alike). The loss is their weighted mean. `outputs` are Metrics, usually.
 
     `model.params` are the params that it computes with, for a term of the loss in the weights:
 
@@ -44,7 +44,9 @@ class Objective(Protocol):
     `learner.params`: a warning names a loss that depends on these, when the step is compiled.
     """
 
-    def __call__(self, model: "Forward", batch: Batch, /) -> tuple[Array, Array | None, Outs]: ...
+    def __call__(
+        self, model: "Forward", batch: Batch, /
+    ) -> tuple[Array, Array | None, Outputs]: ...
 
 
 class Learner(eqx.Module):
@@ -57,8 +59,8 @@ class Learner(eqx.Module):
         return losses, None, solstice.metrics.Mean(losses)
 
     learner = learner.setup(x)                              # values for inputs like x
-    learner, outs = learner.update(objective, (x, y))       # one step of training
-    outs = learner.evaluate(objective, (x, y))              # with the weights for evaluation
+    learner, outputs = learner.update(objective, (x, y))       # one step of training
+    outputs = learner.evaluate(objective, (x, y))              # with the weights for evaluation
     outputs = learner(x)
     ```
 
@@ -149,8 +151,8 @@ class Learner(eqx.Module):
 
     def update(
         self, objective: Objective, batch: Batch, *, micro_batches: int = 1
-    ) -> tuple[Self, Outs]:
-        """`learner, outs = learner.update(objective, batch)`: one step of training.
+    ) -> tuple[Self, Outputs]:
+        """`learner, outputs = learner.update(objective, batch)`: one step of training.
 
         Args:
             objective: the losses of a batch.
@@ -158,17 +160,17 @@ class Learner(eqx.Module):
             micro_batches: into how many parts the batch is cut, one after the other in memory. The
                 gradient is that of the whole batch, exactly, also where parts differ in size or
                 weight: what is summed are weighted losses. BatchNorm and Dropout see each part
-                by itself. The outs must be Metrics, which are merged.
+                by itself. The outputs must be Metrics, which are merged.
 
         Returns:
-            The learner after the step, and the outs of the objective.
+            The learner after the step, and the outputs of the objective.
         """
         whole = _Loss(self, objective, jax.random.fold_in(self.key, self.step))
         whole.check_constants(batch)
         if micro_batches == 1:
-            loss, grads, state, outs = whole.gradient(batch)
+            loss, grads, state, outputs = whole.gradient(batch)
         else:
-            loss, grads, state, outs = whole.gradient_in_parts(batch, micro_batches)
+            loss, grads, state, outputs = whole.gradient_in_parts(batch, micro_batches)
         params, opt_state = self.optimizer.step(
             grads,
             self.opt_state,
@@ -177,10 +179,10 @@ class Learner(eqx.Module):
             value_fn=lambda params: whole.value(params, batch, micro_batches),
         )
         new = replace(self, params=params, state=state, opt_state=opt_state, step=self.step + 1)
-        return new, outs
+        return new, outputs
 
-    def evaluate(self, objective: Objective, batch: Batch) -> Outs:
-        """`outs = learner.evaluate(objective, batch)`: of the weights for evaluation."""
+    def evaluate(self, objective: Objective, batch: Batch) -> Outputs:
+        """`outputs = learner.evaluate(objective, batch)`: of the weights for evaluation."""
         return objective(self.forward(train=False), batch)[2]
 
     def __call__(self, x: Any) -> Any:
@@ -395,42 +397,44 @@ class _Loss:
                 stacklevel=3,
             )
 
-    def gradient(self, batch: Batch) -> tuple[Array, Params, State, Outs]:
-        """Loss, gradient, model state and outs of a batch."""
+    def gradient(self, batch: Batch) -> tuple[Array, Params, State, Outputs]:
+        """Loss, gradient, model state and outputs of a batch."""
 
-        def mean(params: Params) -> tuple[Array, tuple[State, Outs]]:
-            total, weight, state, outs = self._sums(params, self.learner.state, batch, self.key)
-            return _quotient(total, weight), (state, outs)
+        def mean(params: Params) -> tuple[Array, tuple[State, Outputs]]:
+            total, weight, state, outputs = self._sums(params, self.learner.state, batch, self.key)
+            return _quotient(total, weight), (state, outputs)
 
-        (loss, (state, outs)), grads = jax.value_and_grad(mean, has_aux=True)(self.learner.params)
-        return loss, grads, state, outs
+        (loss, (state, outputs)), grads = jax.value_and_grad(mean, has_aux=True)(
+            self.learner.params
+        )
+        return loss, grads, state, outputs
 
-    def gradient_in_parts(self, batch: Batch, parts: int) -> tuple[Array, Params, State, Outs]:
+    def gradient_in_parts(self, batch: Batch, parts: int) -> tuple[Array, Params, State, Outputs]:
         """The same, of a part of the batch at a time: sums are added up, and divided at the end."""
         params = self.learner.params
 
         def total_of(params: Params, state: State, part: Batch, key: Array) -> Any:
-            total, weight, state, outs = self._sums(params, state, part, key)
-            return total, (weight, state, _as_metrics(outs))
+            total, weight, state, outputs = self._sums(params, state, part, key)
+            return total, (weight, state, _as_metrics(outputs))
 
-        def add(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, Outs]:
+        def add(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, Outputs]:
             state, total, weight, sums = carry
             key = jax.random.fold_in(self.key, part[0])
-            (more, (shares, state, outs)), grads = jax.value_and_grad(total_of, has_aux=True)(
+            (more, (shares, state, outputs)), grads = jax.value_and_grad(total_of, has_aux=True)(
                 params, state, part[1], key
             )
             sums = _tree.map(_added, sums, grads)
-            return (state, total + more, weight + shares, sums), outs
+            return (state, total + more, weight + shares, sums), outputs
 
         zero = jnp.zeros(())
         start = self.learner.state, zero, zero, _tree.map(_wide_zeros, params)
-        (state, total, weight, sums), outs = _over_parts(add, start, batch, parts)
+        (state, total, weight, sums), outputs = _over_parts(add, start, batch, parts)
 
         def mean(sum_: Array, param: Array) -> Array:
             return _quotient(sum_, weight).astype(param.dtype)
 
         grads = _tree.map(mean, sums, params)
-        return _quotient(total, weight), grads, state, outs
+        return _quotient(total, weight), grads, state, outputs
 
     def value(self, params: Params, batch: Batch, parts: int) -> Array:
         """The loss at other params, with the same randomness, as a line search asks for it."""
@@ -438,11 +442,11 @@ class _Loss:
             total, weight, _, _ = self._sums(params, self.learner.state, batch, self.key)
             return _quotient(total, weight)
 
-        def add(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, Outs]:
+        def add(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, Outputs]:
             state, total, weight = carry
             key = jax.random.fold_in(self.key, part[0])
-            more, shares, state, outs = self._sums(params, state, part[1], key)
-            return (state, total + more, weight + shares), _as_metrics(outs)
+            more, shares, state, outputs = self._sums(params, state, part[1], key)
+            return (state, total + more, weight + shares), _as_metrics(outputs)
 
         zero = jnp.zeros(())
         (_, total, weight), _ = _over_parts(add, (self.learner.state, zero, zero), batch, parts)
@@ -450,16 +454,16 @@ class _Loss:
 
     def _sums(
         self, params: Params, state: State, batch: Batch, key: Array
-    ) -> tuple[Array, Array, State, Outs]:
+    ) -> tuple[Array, Array, State, Outputs]:
         """The sum of weighted losses, of weights, and what else comes of a batch."""
         model = Forward(self.learner, params, state, train=True, key=key)
-        losses, weights, outs = self.objective(model, batch)
+        losses, weights, outputs = self.objective(model, batch)
         total, weight = _weighted_sums(losses, weights)
-        return total, weight, model.state, outs
+        return total, weight, model.state, outputs
 
 
 def _over_parts(add: Callable[[Any, Any], Any], start: Any, batch: Batch, parts: int) -> Any:
-    """`add` over the parts of a batch, in a loop; the outs of all parts merged.
+    """`add` over the parts of a batch, in a loop; the outputs of all parts merged.
 
     All parts are of one size but the last, which may be smaller and is done after the loop.
     """
@@ -471,13 +475,13 @@ def _over_parts(add: Callable[[Any, Any], Any], start: Any, batch: Batch, parts:
     def stacked(leaf: Any) -> Any:
         return leaf[:cut].reshape(full, size, *leaf.shape[1:])
 
-    carry, outs = jax.lax.scan(add, start, (jnp.arange(full), _tree.map(stacked, batch)))
-    merged = _tree.row(outs, 0)
+    carry, outputs = jax.lax.scan(add, start, (jnp.arange(full), _tree.map(stacked, batch)))
+    merged = _tree.row(outputs, 0)
     for index in range(1, full):
-        merged = merged.merge(_tree.row(outs, index))
+        merged = merged.merge(_tree.row(outputs, index))
     if rest:
-        carry, outs = add(carry, (jnp.asarray(full), _tree.row(batch, slice(cut, None))))
-        merged = merged.merge(outs)
+        carry, outputs = add(carry, (jnp.asarray(full), _tree.row(batch, slice(cut, None))))
+        merged = merged.merge(outputs)
     return carry, merged
 
 
@@ -491,13 +495,13 @@ def _length(batch: Batch) -> int:
     return lengths.pop()
 
 
-def _as_metrics(outs: Outs) -> Metrics:
-    if not isinstance(outs, Metrics):
+def _as_metrics(outputs: Outputs) -> Metrics:
+    if not isinstance(outputs, Metrics):
         raise TypeError(
-            f"with micro_batches, the outs of an objective are merged, so they must be Metrics, "
-            f"such as `solstice.metrics.Mean(losses, weights)`; they are {outs!r:.60}"
+            f"with micro_batches, the outputs of an objective are merged, so they must be Metrics, "
+            f"such as `solstice.metrics.Mean(losses, weights)`; they are {outputs!r:.60}"
         )
-    return outs
+    return outputs
 
 
 def _weighted_sums(losses: Array, weights: Array | None) -> tuple[Array, Array]:

@@ -17,7 +17,7 @@ from solstice._experiment import Experiment, check_experiment
 from solstice._rates import injected_rates, scaled_beside
 from solstice._replace import replace
 from solstice._trainer import Trainer
-from solstice._types import Batch, Outs
+from solstice._types import Batch, Outputs
 from solstice.data._arrays import arrays_of
 from solstice.data._source import open_source
 
@@ -208,16 +208,16 @@ class _Rising(Experiment):
                 f"here, and make the optimiser with {_MAKE}"
             )
 
-    def train_step(self, batch: Batch) -> tuple[Self, Outs]:
+    def train_step(self, batch: Batch) -> tuple[Self, Outputs]:
         rate = self.rates[self.index]
         injected = injected_rates(self.inner)
         leaves = _tree.leaves_by_slashes(self.inner)
         leaves |= {path: jnp.full_like(leaf, rate) for path, leaf in injected.items()}
         inner = _tree.unflatten(_tree.structure(self.inner), leaves.values())
-        inner, outs = inner.train_step(batch)
-        return replace(self, inner=inner, index=self.index + 1), outs
+        inner, outputs = inner.train_step(batch)
+        return replace(self, inner=inner, index=self.index + 1), outputs
 
-    def eval_step(self, batch: Batch) -> tuple[Self, Outs]:
+    def eval_step(self, batch: Batch) -> tuple[Self, Outputs]:
         return self, self.inner.eval_step(batch)[1]
 
     def check_batch(self, batch: Batch) -> None:

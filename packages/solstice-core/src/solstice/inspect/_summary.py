@@ -148,7 +148,7 @@ def _changes(plan: Plan, batch: Batch) -> dict[str, bool]:
     """Whether a step gives back another array, by path: the same variable in its jaxpr is kept."""
     jaxpr: Any = jax.make_jaxpr(plan.program.packed_call)(list(plan.types), batch).jaxpr
     paths = list(_arrays(plan.program.merge(plan.types)))
-    pairs = zip(paths, jaxpr.invars, jaxpr.outvars, strict=False)  # batch and outs come after
+    pairs = zip(paths, jaxpr.invars, jaxpr.outvars, strict=False)  # batch and outputs come after
     return {path: old is not new for path, old, new in pairs}
 
 

@@ -68,7 +68,7 @@ class Logger(Callback):
     """
 
     needs = ("metrics",)
-    leaves_traces = True
+    has_side_effects = True
 
     def __init__(self, *, every: int | None = None, only: Collection[str] | None = None) -> None:
         self.every = whole_or_none("every", every, 1, "steps")

@@ -119,7 +119,7 @@ class TensorBoard(Logger):
 
     def about(self) -> dict[str, Any]:
         """Where the events are."""
-        # Kept, since each save adds a file: looking through all would cost more with each.
+        # BlockOutputs, since each save adds a file: looking through all would cost more with each.
         if self._first is None or not (self._folder / self._first).exists():
             self._first = next(iter(_events(self._folder)), None)
         return {"directory": str(self.directory), "shown_at": self._shown_at, "first": self._first}

@@ -5,7 +5,7 @@ import toynet
 from solstice.testing import ModelConformance
 
 class TestToynet(ModelConformance):
-    lacks = {"batch_norm": "toynet has no BatchNorm"}
+    unsupported = {"batch_norm": "toynet has no BatchNorm"}
 
     def build(self, *, hidden, classes, batch_norm, dropout):
         return toynet.Net(hidden, classes, dropout)

@@ -28,7 +28,7 @@ PARTS = [(16,), (1, 15), (15, 1), (8, 8), (5, 5, 6), (1, 2, 5, 8), (3, 3, 5, 5)]
 class MetricsConformance(Conformance, is_suite=True):
     """`class TestAccuracy(MetricsConformance)`: everything that a `solstice.Metrics` must do.
 
-    Write `examples`, `build` and `reference`, and declare in `lacks` what the metric cannot do:
+    Write `examples`, `build` and `reference`. Declare in `unsupported` what the metric cannot do:
     "mask", "empty", "fixed_size" (it keeps its outputs), "order" (it keeps their order), or the
     name of an optional check.
 
@@ -192,12 +192,12 @@ class MetricsConformance(Conformance, is_suite=True):
         total, _ = jax.lax.scan(step, first, rest)
         self._alike(self._computed(total), self._computed(self._built(examples)), "scan")
 
-    # Optional: declared by name in `lacks`
+    # Optional: declared by name in `unsupported`
 
     @optional
     def test_many_batches_do_not_overflow(self) -> None:
         """Of 2^40 equal batches, each value is that of one, or 2^40 times as much."""
-        if "fixed_size" in self.lacks:
+        if "fixed_size" in self.unsupported:
             pytest.skip("it grows with its batches")
         few = self._built(self._examples())
         double = jax.jit(lambda total: total.merge(total))

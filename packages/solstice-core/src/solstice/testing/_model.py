@@ -19,7 +19,7 @@ class ModelConformance(ModelTransforms, is_suite=True):
     """`class TestToynet(ModelConformance)`: everything that a `solstice.compat.Model` must do.
 
     Write `build`, which makes the net that the suite orders: a plain one, or one with batch norm
-    and dropout. Declare in `lacks` what the framework cannot do: "batch_norm", "dropout",
+    and dropout. Declare in `unsupported` what the framework cannot do: "batch_norm", "dropout",
     "test_it_maps_over_seeds", "test_it_keeps_half_precision", "test_it_makes_no_double_precision",
     "test_it_works_sharded", or one of the checks of a feature.
     """
@@ -29,9 +29,9 @@ class ModelConformance(ModelTransforms, is_suite=True):
     def test_dropout_follows_its_key(self) -> None:
         """In training, the same key gives the same outputs, and another gives others."""
         net = self.order(dropout=0.5)
-        outs = [net.train(key=jax.random.PRNGKey(seed))[0] for seed in (0, 0, 1)]
-        equal(outs[0], outs[1], "dropout is keyed: the same key gave two outputs")
-        assert differ(outs[0], outs[2]), (
+        outputs = [net.train(key=jax.random.PRNGKey(seed))[0] for seed in (0, 0, 1)]
+        equal(outputs[0], outputs[1], "dropout is keyed: the same key gave two outputs")
+        assert differ(outputs[0], outputs[2]), (
             "dropout is keyed: two keys gave the same outputs; forward(train=True) drops nothing, "
             "or one key is used again and again: draw from the key that it is given"
         )

@@ -88,7 +88,7 @@ class ModelTransforms(ModelCalls, is_suite=True):
         accuracy = train(self.found(**self.most(dropout=0.1)), Sgd())
         assert accuracy > 0.9, f"it learns: the accuracy is {accuracy:.2f} after 8 epochs"
 
-    # Optional: declared by name in `lacks`
+    # Optional: declared by name in `unsupported`
 
     @optional
     @rests_on("test_a_step_works_compiled")

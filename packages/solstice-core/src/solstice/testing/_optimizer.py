@@ -69,7 +69,7 @@ def _start(optimizer: Optimizer, params: Any) -> Any:
 class OptimizerConformance(Rebuilt, is_suite=True):
     """`class TestToyopt(OptimizerConformance)`: everything that an `Optimizer` must do.
 
-    Write `build`, and declare in `lacks` the optional checks that the library cannot pass:
+    Write `build`, and declare in `unsupported` the optional checks that the library cannot pass:
     "test_a_step_needs_no_value", "test_it_keeps_half_precision",
     "test_it_makes_no_double_precision", "test_it_maps_over_params", "test_it_works_sharded". All
     other checks give the loss, `value` and `value_fn`, to each step.
@@ -221,7 +221,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
         accuracy = train(Linear(), self._ready()[0])
         assert accuracy > 0.9, f"it trains: the accuracy is {accuracy:.2f} after 8 epochs"
 
-    # Optional: declared by name in `lacks`
+    # Optional: declared by name in `unsupported`
 
     @optional
     @rests_on("test_a_step_keeps_types")

@@ -57,13 +57,13 @@ class Conformance:
     """The base of the suites: a subclass of a suite, named `Test...`, is collected by pytest.
 
     Attributes:
-        lacks: what the framework cannot do, and why: names of features or of optional checks. A
-            check that is declared so must fail, since a lack that is none is not to be declared.
+        unsupported: features or optional checks that the framework cannot support, each with the
+            reason. A declared check must fail.
     """
 
-    lacks: ClassVar[Mapping[str, str]] = {}
+    unsupported: ClassVar[Mapping[str, str]] = {}
     _suite: ClassVar[type["Conformance"]]
-    _lacks: ClassVar[Mapping[str, str]] = {}
+    _unsupported: ClassVar[Mapping[str, str]] = {}
     _declared: ClassVar[Mapping[str, str]] = {}
     _known: ClassVar[dict[str, bool]] = {}
     _shared: ClassVar[dict[Any, Any]] = {}
@@ -78,8 +78,12 @@ class Conformance:
         _refuse_overrides(cls, cls._suite)
         tiers = {name: getattr(check, "tier", "basic") for name, check in _checks(cls._suite)}
         _refuse_lacks(cls, tiers)
-        reasons = {name: cls.lacks.get(name) or cls.lacks.get(tiers[name]) for name in tiers}
-        cls._lacks = dict(cls.lacks)  # what is set afterwards is not enforced, and not printed
+        reasons = {
+            name: cls.unsupported.get(name) or cls.unsupported.get(tiers[name]) for name in tiers
+        }
+        cls._unsupported = dict(
+            cls.unsupported
+        )  # what is set afterwards is not enforced, and not printed
         cls._declared = {name: reason for name, reason in reasons.items() if reason}
         cls._known, cls._shared = {}, {}
         for name, check in _checks(cls._suite):
@@ -114,7 +118,7 @@ class Conformance:
         if summary is None:
             summary = _Summary()
             manager.register(summary, _Summary.NAME)
-        summary.suites[type(self).__name__] = self._lacks
+        summary.suites[type(self).__name__] = self._unsupported
 
 
 def _refuse_overrides(cls: type[Conformance], suite: type[Conformance]) -> None:
@@ -123,7 +127,7 @@ def _refuse_overrides(cls: type[Conformance], suite: type[Conformance]) -> None:
         if any(not hasattr(vars(c).get(name, check), "_of_the_suite") for c in below):
             raise TypeError(
                 f"{cls.__name__} overrides the check {name}. If the framework cannot do it, "
-                f'write `lacks = {{"{name}": "why"}}` instead, where the check is optional'
+                f'write `unsupported = {{"{name}": "why"}}` instead, where the check is optional'
             )
 
 
@@ -131,15 +135,15 @@ def _refuse_lacks(cls: type[Conformance], tiers: Mapping[str, str]) -> None:
     """Refuses a lack that is unknown, or of what every adapter must do, or without a reason."""
     may_lack = {tier for tier in tiers.values() if tier not in ("basic", "optional")}
     may_lack |= {name for name, tier in tiers.items() if tier != "basic"}
-    for name, reason in cls.lacks.items():
+    for name, reason in cls.unsupported.items():
         if name not in may_lack:
             why = "which every adapter must do" if name in tiers else "which names nothing here"
             raise TypeError(
-                f"{cls.__name__}.lacks names {name!r}, {why}. What may be lacking: "
+                f"{cls.__name__}.unsupported names {name!r}, {why}. What may be lacking: "
                 f"{', '.join(sorted(may_lack))}"
             )
         if not reason:
-            raise TypeError(f"{cls.__name__}.lacks[{name!r}] must say why")
+            raise TypeError(f"{cls.__name__}.unsupported[{name!r}] must say why")
 
 
 class _Summary:
@@ -152,7 +156,7 @@ class _Summary:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         terminalreporter.section("solstice conformance")
-        for name, lacks in self.suites.items():
+        for name, unsupported in self.suites.items():
             counts = {
                 outcome: sum(
                     f"::{name}::" in r.nodeid for r in terminalreporter.getreports(outcome)
@@ -162,7 +166,7 @@ class _Summary:
             total = f"{sum(counts.values())} checks"
             each = [f"{count} {outcome}" for outcome, count in counts.items() if count]
             terminalreporter.line(f"{name}: {', '.join([total, *each])}")
-            for lack, reason in lacks.items():
+            for lack, reason in unsupported.items():
                 terminalreporter.line(f"  lacks {lack}: {reason}")
 
 
@@ -198,7 +202,7 @@ def _may_be_declared(check: Callable[..., None], tier: str) -> Callable[..., Non
         try:
             check(self)
         except Exception as error:
-            error.add_note(f'If the framework cannot do it: lacks = {{"{name}": "why"}}')
+            error.add_note(f'If the framework cannot do it: unsupported = {{"{name}": "why"}}')
             raise
 
     return declarable

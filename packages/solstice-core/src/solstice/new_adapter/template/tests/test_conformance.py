@@ -5,7 +5,7 @@ from solstice_toynet._net import Net
 
 
 class TestToynet(ModelConformance):
-    lacks = {"batch_norm": "toynet has no BatchNorm"}
+    unsupported = {"batch_norm": "toynet has no BatchNorm"}
 
     def build(self, *, hidden, classes, batch_norm, dropout):
         if batch_norm:
