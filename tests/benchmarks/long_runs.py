@@ -36,7 +36,7 @@ class Tiny(solstice.Experiment):
 class Lengthens(solstice.Callback):
     """Puts rows into the history, and takes the CPU time of epochs and of their saving thread."""
 
-    order = 3
+    phase = solstice.Phase.SAVE
     every = None
 
     def __init__(self, history, folder):

@@ -79,7 +79,7 @@ def measure(make):
         kept = {}
 
         class Watch(solstice.Callback):
-            order = 2
+            phase = solstice.Phase.SAVE
             needs = ("metrics", "snapshot")
 
             def on_step_end(self, record):

@@ -127,7 +127,7 @@ def make(name):
 class Begun(solstice.Callback):
     """Says that training has begun: what is killed before that proves little."""
 
-    every, order = None, 3
+    every, phase = None, solstice.Phase.SAVE
 
     def on_fit_start(self, record):
         print("begun", flush=True)

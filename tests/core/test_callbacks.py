@@ -154,18 +154,20 @@ def test_the_order_of_hooks_in_a_run_that_does_not_train(mode):
     ]
 
 
-def test_callbacks_are_called_by_their_order_and_else_as_given():
+def test_callbacks_are_called_by_their_phase_and_else_as_given():
     called = []
 
     class Named(Callback):
-        def __init__(self, name, order):
-            self.name, self.order = name, order
+        def __init__(self, name, phase):
+            self.name, self.phase = name, phase
 
         def on_step_end(self, record):
             called.append(self.name)
 
-    given_order = [("saves", 2), ("logs", 0), ("stops", 1), ("shows", 0)]
-    run("test", [Named(*each) for each in given_order], some(1))
+    phases = solstice.Phase
+    given = [("saves", phases.SAVE), ("logs", phases.LOG)]
+    given += [("stops", phases.MONITOR), ("shows", phases.LOG)]
+    run("test", [Named(*each) for each in given], some(1))
     assert called == ["logs", "shows", "stops", "saves"]
 
 

@@ -410,7 +410,7 @@ def test_overwriting_removes_nothing_before_something_is_saved(tmp_path):
     seen = []
 
     class Fails(solstice.Callback):
-        order = 3
+        phase = solstice.Phase.SAVE
 
         def on_fit_start(self, record):
             seen.append(saver.last)

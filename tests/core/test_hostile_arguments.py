@@ -216,7 +216,7 @@ class Watches(solstice.Callback):
 ATTRIBUTES = [
     *[("every", value) for value in (2.5, 2.0, float("nan"), float("inf"), "3", True, 0, -1, [1])],
     *[("needs", value) for value in (5, None, "metrics", ["loss"], [5], [None])],
-    *[("order", value) for value in ("x", None, float("nan"), [1])],
+    *[("phase", value) for value in ("x", None, float("nan"), [1], 2)],
 ]
 
 

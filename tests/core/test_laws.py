@@ -84,7 +84,7 @@ class Spy(solstice.Callback):
         self.every, self.needs = every, needs
         self.seen: list[Any] = []
         if before:
-            self.order = 3
+            self.phase = solstice.Phase.SAVE
 
     def on_step_end(self, record: solstice.Record) -> None:
         self.seen.append([record.step, *[getattr(record, name) for name in self.needs]])

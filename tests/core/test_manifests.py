@@ -268,7 +268,7 @@ def test_what_is_not_a_file_is_refused_at_once(tmp_path):
 
 def test_a_flight_that_is_not_one_is_told(tmp_path):
     class Fails(solstice.Callback):
-        order = 3
+        phase = solstice.Phase.SAVE
 
         def on_step_end(self, record):
             raise RuntimeError("as asked")

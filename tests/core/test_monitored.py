@@ -66,7 +66,7 @@ OUTS = {
 class Steps(Callback):
     """What a run has called, so that a test sees whether a step was taken."""
 
-    order = 3
+    phase = solstice.Phase.SAVE
 
     def __init__(self):
         self.taken = 0

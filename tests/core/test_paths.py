@@ -132,7 +132,7 @@ class ChangesTo(solstice.Callback):
 
 
 class Fails(solstice.Callback):
-    order = 9
+    phase = solstice.Phase.SAVE
 
     def on_step_end(self, record):
         if record.step == 3:

@@ -40,7 +40,7 @@ class BoomError(Exception):
 class Dies(solstice.Callback):
     """Raises after the callbacks that save, at a step or at the end of an epoch."""
 
-    order = 3
+    phase = solstice.Phase.SAVE
 
     def __init__(self, step, *, at_epoch_end=False):
         self.at, self.at_epoch_end = step, at_epoch_end
@@ -257,7 +257,7 @@ def test_a_run_that_was_asked_to_stop_stops(tmp_path, step):
     """The checkpoint is written after the callback asks, and before the run has ended."""
 
     class Stops(solstice.Callback):
-        order = 1
+        phase = solstice.Phase.MONITOR
 
         def __init__(self):
             self.epochs = []

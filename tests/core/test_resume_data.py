@@ -40,7 +40,7 @@ class KilledError(Exception):
 class Dies(solstice.Callback):
     """Ends a run after what saves, at a step or, of the last of an epoch, at its end."""
 
-    order = 3
+    phase = solstice.Phase.SAVE
 
     def __init__(self, step):
         self.step = step

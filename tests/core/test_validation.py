@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
+from solstice import Phase
 from solstice.callbacks import Checkpoint, EarlyStopping, History
 
 
@@ -26,8 +27,8 @@ class Sum(solstice.Experiment):
 class Heard(solstice.Callback):
     """Notes the moments of steps and epochs in a list that several share."""
 
-    def __init__(self, name, order, notes, every=1):
-        self.name, self.order, self.notes, self.every = name, order, notes, every
+    def __init__(self, name, phase, notes, every=1):
+        self.name, self.phase, self.notes, self.every = name, phase, notes, every
 
     def on_step_end(self, record):
         if record.mode == "train":
@@ -39,8 +40,8 @@ class Heard(solstice.Callback):
 
 
 class StopAt(solstice.Callback):
-    def __init__(self, step, order=0, mode="train"):
-        self.step, self.order, self.mode = step, order, mode
+    def __init__(self, step, phase=Phase.LOG, mode="train"):
+        self.step, self.phase, self.mode = step, phase, mode
 
     def on_step_end(self, record):
         if record.mode == self.mode and record.step == self.step:
@@ -77,7 +78,7 @@ def test_it_comes_at_every_so_many_steps_of_the_run(every, length, num_epochs, s
 def test_logs_come_before_it_and_monitors_and_savers_after(every):
     notes = []
     names = ["log", "monitor", "save"]
-    callbacks = [Heard(name, order, notes, every=2) for order, name in enumerate(names)]
+    callbacks = [Heard(name, Phase[name.upper()], notes, every=2) for name in names[::-1]]
     solstice.Trainer(callbacks, val_every_n_steps=every).fit(zero(), ones(2), ones(1))
     evaluation = [(name, "validation", 2) for name in names]
     step = [(name, "step", 2) for name in names]
@@ -100,10 +101,12 @@ def test_early_stopping_counts_validations():
     assert stopping.best == 5.0
 
 
-@pytest.mark.parametrize(("order", "mode"), [(0, "train"), (1, "train"), (0, "val")])
-def test_a_stop_at_a_step_with_a_validation_ends_the_run_after_it(order, mode):
+@pytest.mark.parametrize(
+    ("phase", "mode"), [(Phase.LOG, "train"), (Phase.MONITOR, "train"), (Phase.LOG, "val")]
+)
+def test_a_stop_at_a_step_with_a_validation_ends_the_run_after_it(phase, mode):
     history = History()
-    trainer = solstice.Trainer([StopAt(4, order, mode), history], val_every_n_steps=4)
+    trainer = solstice.Trainer([StopAt(4, phase, mode), history], val_every_n_steps=4)
     assert trainer.fit(zero(), ones(9), ones(3)).total == 4
     seen = 4.0 if mode == "val" else 4.0 * (1 + 2 + 4) / 3  # stopped in its first step, or whole
     assert validated(history) == [(4, pytest.approx(seen))]

@@ -37,7 +37,7 @@ class Mean(solstice.Experiment):
 class Ends(solstice.Callback):
     """After all others at a step, the checkpoint too."""
 
-    order = 9
+    phase = solstice.Phase.SAVE
 
     def __init__(self, at, how, checkpoint):
         self.at, self.how = at, how

@@ -27,7 +27,7 @@ class Counts(solstice.Experiment):
 
 
 class Dies(solstice.Callback):
-    order = 9
+    phase = solstice.Phase.SAVE
 
     def __init__(self, step):
         self.step = step
@@ -46,10 +46,11 @@ class Late(solstice.Callback):
         return {"pair": np.arange(2.0)} | ({"new": 0.1} if record.epoch else {})
 
 
-def fit(folder, callbacks, num_epochs=3, **options):
+def fit(folder, callbacks, num_epochs=3, after=(), **options):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        solstice.Trainer([Late(), *callbacks, Checkpoint(folder / "ck", every=2)]).fit(
+        saver = Checkpoint(folder / "ck", every=2)
+        solstice.Trainer([Late(), *callbacks, saver, *after]).fit(
             Counts(np.float32(0)), DATA, DATA, num_epochs=num_epochs, resume="last", **options
         )
     return [str(warning.message) for warning in caught]
@@ -57,7 +58,7 @@ def fit(folder, callbacks, num_epochs=3, **options):
 
 def broken(folder, callbacks, step):
     with pytest.raises(KeyError, match="as asked"):
-        fit(folder, [*callbacks, Dies(step)])
+        fit(folder, callbacks, after=[Dies(step)])
 
 
 def make(kind, folder):

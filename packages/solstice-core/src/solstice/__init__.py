@@ -13,7 +13,7 @@ from solstice import (
     loggers,
     metrics,
 )
-from solstice._callback import Callback, Record, Stop
+from solstice._callback import Callback, Phase, Record, Stop
 from solstice._errors import CompileBudgetError, DataError, ExperimentError
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
@@ -53,6 +53,7 @@ __all__ = [
     "LanguageModelExperiment",
     "Metrics",
     "MultilabelClassificationExperiment",
+    "Phase",
     "Record",
     "RegressionExperiment",
     "Replay",

@@ -1,11 +1,12 @@
 """Callback, the record that it receives, and how it stops a run."""
 
+import enum
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any, cast
 
-from solstice._arguments import number, shown, whole_or_none
+from solstice._arguments import instance, shown, whole_or_none
 from solstice._engine._compiles import Compilation
 from solstice._engine._times import Times
 from solstice._experiment import Experiment
@@ -125,6 +126,20 @@ def changed(record: Record, **values: Any) -> Record:
     return new
 
 
+class Phase(enum.IntEnum):
+    """`phase = solstice.Phase.SAVE`: the turn of a callback among those of one moment.
+
+    Attributes:
+        LOG: it shows and logs. Validation comes after these.
+        MONITOR: it watches, and may stop the run.
+        SAVE: it saves the run, with the state of the monitors.
+    """
+
+    LOG = 0
+    MONITOR = 1
+    SAVE = 2
+
+
 class Callback:
     """Watch a run, and stop it: subclass, and override the hooks you want.
 
@@ -138,8 +153,8 @@ class Callback:
     ```
 
     The hooks are called in this order, each with a `Record`; `record.mode` tells training from
-    evaluation. Callbacks are called in the order in which the Trainer was given them, sorted by
-    `order`: what shows and logs (0) before what monitors and stops (1) before what saves (2).
+    evaluation. At one moment, callbacks are called by their `phase`, and within a phase in the
+    order of the Trainer's list.
 
     The Trainer refuses a method that begins with "on_" and is not a hook, since nothing would call
     it. If there is an attribute `monitor`, such as "val/loss", `fit` refuses one that the metrics
@@ -150,7 +165,7 @@ class Callback:
             global steps are counted, so the cadence does not restart with an epoch. None is never.
         needs: what the step hooks read from their record, of "outputs", "batch", "experiment",
             "metrics" and "snapshot". Ask for no more than you use: it costs time.
-        order: its rank among the callbacks at one moment. `fit` validates between 0 and 1.
+        phase: its turn at one moment, a `solstice.Phase`. `fit` validates between LOG and MONITOR.
         can_stop: False is a promise that the hooks of steps raise nothing, not even `Stop`: the
             Trainer then need not be able to go back to that step, which saves memory. If one raises
             all the same, the run ends with the Experiment of the end of the call.
@@ -162,7 +177,7 @@ class Callback:
 
     every: int | None = 1
     needs: Collection[str] = ()
-    order: float = 0
+    phase: Phase = Phase.LOG
     can_stop: bool = True
     has_side_effects: bool = False
     saves: bool = False
@@ -258,7 +273,7 @@ def as_callbacks(given: Any) -> list[Any]:
 
 
 def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
-    """The callbacks by their `order`; an error that names the first that is not usable."""
+    """The callbacks by their `phase`; an error that names the first that is not usable."""
     for callback in callbacks:
         name = type(callback).__name__
         if isinstance(callback, type):
@@ -268,7 +283,7 @@ def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks: {name} is no solstice.Callback; subclass it: {callback!r}")
         whole_or_none(f"{name}.every", callback.every, 1, "steps")
-        number(f"{name}.order", callback.order)
+        instance(f"{name}.phase", callback.phase, Phase, "solstice.Phase.LOG, MONITOR or SAVE")
         if isinstance(callback.needs, str):
             raise TypeError(f'{name}.needs is a string; write `needs = ("{callback.needs}",)`')
         if not isinstance(cast("Any", callback.needs), Collection):
@@ -279,7 +294,13 @@ def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
         if unknown:
             raise ValueError(f"{name}.needs: {unknown} is not one of {list(NEEDS)}")
         check_hooks(callback, Callback)
-    return sorted(callbacks, key=lambda callback: callback.order)
+    return sorted(callbacks, key=lambda callback: callback.phase)
+
+
+def before_monitors(callbacks: list[Callback], validation: Callback) -> list[Callback]:
+    """The callbacks, and a validation after those that log."""
+    logs = [callback for callback in callbacks if callback.phase is Phase.LOG]
+    return [*logs, validation, *callbacks[len(logs) :]]
 
 
 class CallbackList:
@@ -432,7 +453,7 @@ def _settings_of(callback: Callback) -> dict[str, Any]:
     return {
         "every": callback.every,
         "needs": tuple(callback.needs),
-        "order": callback.order,
+        "phase": callback.phase,
         "can_stop": callback.can_stop,
     }
 

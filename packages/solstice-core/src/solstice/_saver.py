@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal
 
-from solstice._callback import Callback
+from solstice._callback import Callback, Phase
 
 
 class Saver(Callback, ABC):
@@ -35,7 +35,7 @@ class Saver(Callback, ABC):
     `solstice.callbacks.Checkpoint` is one.
     """
 
-    order = 2
+    phase = Phase.SAVE
     has_side_effects = True
     saves = True
 

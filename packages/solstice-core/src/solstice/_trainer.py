@@ -11,7 +11,14 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from solstice._arguments import switch, whole, whole_or_none
-from solstice._callback import Callback, CallbackList, Record, as_callbacks, check_callbacks
+from solstice._callback import (
+    Callback,
+    CallbackList,
+    Record,
+    as_callbacks,
+    before_monitors,
+    check_callbacks,
+)
 from solstice._console import write_line
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import BuffersByKind, StagingBuffers
@@ -203,7 +210,7 @@ class Trainer:
                 val_ds, "val_ds", batch_size, limit=self.limit_val_batches, like=train_ds
             )
             _check_rereadable(val, None if self.val_every_n_steps else num_epochs)
-            callbacks = check_callbacks([*callbacks, validation])
+            callbacks = before_monitors(callbacks, validation)
             train.validation = val
         elif self.val_every_n_steps:
             raise ValueError(

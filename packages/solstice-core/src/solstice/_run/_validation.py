@@ -8,8 +8,8 @@ from solstice._callback import Callback, Record
 class Validation(Callback):
     """Evaluates after each epoch of training, or at every so many steps instead.
 
-    It is a callback like any other, so that a call ends where it looks, and its rank makes the
-    published order: step, log, validation, monitors, checkpoint.
+    It is a callback like any other, so that a call ends where it looks; the Trainer calls it after
+    those that log.
 
     Args:
         evaluate: called with the moment, whose Experiment is there.
@@ -19,7 +19,6 @@ class Validation(Callback):
         closes_epochs: whether an epoch that ends now is validated.
     """
 
-    order = 0.5
     needs = ("experiment",)
 
     def __init__(self, evaluate: Callable[[Record], object], every: int | None) -> None:

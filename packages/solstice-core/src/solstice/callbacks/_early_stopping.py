@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from solstice._arguments import monitored, not_negative, whole
 from solstice._better import better
-from solstice._callback import Callback, Record, Stop
+from solstice._callback import Callback, Phase, Record, Stop
 from solstice._run._monitored import check_validation, value_of
 from solstice._schema import read
 
@@ -42,7 +42,7 @@ class EarlyStopping(Callback):
             the first step, but where only numbers tell which metrics there are.
     """
 
-    order = 1
+    phase = Phase.MONITOR
 
     def __init__(
         self,

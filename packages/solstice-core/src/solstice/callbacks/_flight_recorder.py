@@ -4,7 +4,7 @@ from os import PathLike
 
 from solstice import checkpoint
 from solstice._arguments import whole
-from solstice._callback import Callback, Record
+from solstice._callback import Callback, Phase, Record
 from solstice._paths import local_path
 from solstice._run._snapshot import Snapshot, without_callbacks
 from solstice.checkpoint._files import check_store
@@ -28,7 +28,7 @@ class FlightRecorder(Callback):
         ValueError: `every` is below 1, or `directory` is a URL.
     """
 
-    order = 2
+    phase = Phase.SAVE
 
     def __init__(self, directory: str | PathLike[str], *, every: int = 200) -> None:
         self.directory = local_path(directory, "directory")

@@ -1,7 +1,7 @@
 """End a run whose numbers are no longer finite."""
 
 from solstice._arguments import whole
-from solstice._callback import Callback, Record
+from solstice._callback import Callback, Phase, Record
 from solstice._finite import nonfinite
 
 
@@ -21,7 +21,7 @@ class NaNGuard(Callback):
         FloatingPointError: in training, naming the arrays.
     """
 
-    order = 1
+    phase = Phase.MONITOR
     needs = ("experiment",)
 
     def __init__(self, *, every: int = 100) -> None:

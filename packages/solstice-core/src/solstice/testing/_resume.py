@@ -17,7 +17,7 @@ import equinox as eqx
 
 from solstice import checkpoint
 from solstice._arguments import function, positive, whole
-from solstice._callback import Callback, Record
+from solstice._callback import Callback, Phase, Record
 from solstice._experiment import Experiment
 from solstice._plain import from_plain, to_plain
 from solstice._run._snapshot import by_path, named
@@ -167,7 +167,7 @@ def _train(make_run: Callable[[], Run], folder: Path, kill_at: int | None) -> No
 class _Dies(Callback):
     """Saves the run after a step, and then kills its process."""
 
-    order = 3
+    phase = Phase.SAVE
     needs = ("snapshot",)
 
     def __init__(self, path: Path, step: int) -> None:
