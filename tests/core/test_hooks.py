@@ -77,8 +77,8 @@ def test_methods_and_settings_that_are_nearly_ours_are_named():
         ({"mesure": hook}, "def measure"),
         ({"need": ("outputs",)}, "`needs`"),
         ({"evry": 100}, "`every`"),
-        ({"may_stops": False}, "`can_stop`"),
-        ({"leave_traces": True}, "`has_side_effects`"),
+        ({"can_stops": False}, "`can_stop`"),
+        ({"has_side_effect": True}, "`has_side_effects`"),
     ]:
         with pytest.warns(UserWarning, match=word):
             Trainer([made(**members)])

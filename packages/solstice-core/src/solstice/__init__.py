@@ -13,13 +13,12 @@ from solstice import (
     loggers,
     metrics,
 )
-from solstice._callback import Callback, Phase, Record, Stop
+from solstice._callback import Callback, Phase
 from solstice._errors import CompileBudgetError, DataError, ExperimentError
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
+from solstice._record import Record, Snapshot, Stop
 from solstice._replace import replace
-from solstice._run._replay import Replay, replay
-from solstice._run._snapshot import Snapshot
 from solstice._train import test, train
 from solstice._trainer import Trainer
 from solstice.experiments import (
@@ -34,6 +33,7 @@ from solstice.experiments import (
 )
 from solstice.history import History, compare, read_history
 from solstice.inspect import find_learning_rate, plan, summary, watch_compiles
+from solstice.inspect._replay import Replay, replay
 from solstice.metrics import ClassificationMetrics
 
 __version__ = _version("solstice-core")

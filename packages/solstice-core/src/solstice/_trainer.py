@@ -11,14 +11,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from solstice._arguments import switch, whole, whole_or_none
-from solstice._callback import (
-    Callback,
-    CallbackList,
-    Record,
-    as_callbacks,
-    before_monitors,
-    check_callbacks,
-)
+from solstice._callback import Callback
 from solstice._console import write_line
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import BuffersByKind, StagingBuffers
@@ -28,10 +21,11 @@ from solstice._engine._prefetch import prefetched
 from solstice._engine._step import Stepper
 from solstice._errors import DataError
 from solstice._experiment import Experiment, check_experiment
+from solstice._record import Record, Snapshot
+from solstice._run._callbacks import CallbackList, as_callbacks, before_monitors, check_callbacks
 from solstice._run._pass import Pass
 from solstice._run._resume import find_saved, has_ended, next_epoch
 from solstice._run._run import Run
-from solstice._run._snapshot import Snapshot
 from solstice._run._validation import Validation
 from solstice._types import Batch, Mode, Outputs
 from solstice.data._arrays import arrays_of

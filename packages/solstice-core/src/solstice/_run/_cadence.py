@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from solstice._callback import Callback, listens_to_steps
+from solstice._callback import Callback
+from solstice._run._callbacks import listens_to_steps
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """What `Trainer.explain` prints."""
 
-from solstice._callback import Callback, CallbackList
+from solstice._callback import Callback
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import StagingBuffers
 from solstice._engine._pace import SECONDS_PER_CALL
 from solstice._engine._step import Stepper
 from solstice._run._cadence import cadence_of, watchers_between, watchers_within
+from solstice._run._callbacks import CallbackList
 from solstice.data._source import Source
 
 

@@ -1,9 +1,7 @@
 """Which callback of a resumed run takes up the memory of which of the saved run."""
 
 import hashlib
-import inspect
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import PurePath
@@ -96,21 +94,6 @@ def uncounted(saved: Mapping[str, Owner], now: Mapping[str, Owner]) -> list[str]
                 f"order, since nothing tells them apart; override `state_key`"
             ] = None
     return list(found)
-
-
-def kept_arguments(callback: Any) -> dict[str, Any]:
-    """The arguments of its constructor that an object keeps: numbers, text and paths alone."""
-    kept = cast("dict[str, Any]", vars(callback))
-    with suppress(TypeError, ValueError):  # the constructor of a class may hide what it takes
-        names = inspect.signature(cast("Any", type(callback))).parameters
-        given: dict[str, Any] = {name: kept.get(name, kept.get(f"_{name}", ...)) for name in names}
-        return {name: value for name, value in given.items() if is_setting(value)}
-    return {}
-
-
-def is_setting(value: Any) -> bool:
-    """Whether a value says how an object was made, and not what it has become."""
-    return isinstance(value, str | PurePath) or type(value) in (bool, int, float, type(None))
 
 
 def _public(module: str) -> str:

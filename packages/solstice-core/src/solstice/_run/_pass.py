@@ -6,7 +6,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from solstice._callback import Callback, CallbackList, Lazy, Record, changed
+from solstice._callback import Callback
 from solstice._engine._compiles import Compilation, compiled_so_far, reasons
 from solstice._engine._eager import EagerOutputs, EagerStepper
 from solstice._engine._feed import Block, Feeder, StagingBuffers
@@ -15,8 +15,9 @@ from solstice._engine._step import BlockOutputs, Stepper
 from solstice._engine._times import Times
 from solstice._experiment import overrides
 from solstice._metrics import Metrics, to_host
+from solstice._record import Lazy, Record, Snapshot, changed
 from solstice._run._cadence import cadence_of
-from solstice._run._snapshot import Snapshot
+from solstice._run._callbacks import CallbackList
 from solstice._run._validation import Validation
 from solstice._types import Batch
 from solstice.data._arrays import own

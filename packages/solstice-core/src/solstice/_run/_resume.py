@@ -9,11 +9,13 @@ from typing import Any, Literal, cast
 import jax
 
 from solstice import checkpoint
-from solstice._callback import Callback, CallbackList, Record, Stop
+from solstice._callback import Callback
 from solstice._console import say, warn
 from solstice._engine._eager import EagerStepper
 from solstice._engine._step import Stepper
 from solstice._paths import local_path
+from solstice._record import Record, Stop
+from solstice._run._callbacks import CallbackList
 from solstice._run._computation import Computation
 from solstice._run._owners import matched, uncounted
 from solstice._run._snapshot import Position, named, owners_of

@@ -8,7 +8,6 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from solstice._callback import CallbackList, Lazy, Record, Stop
 from solstice._engine._eager import EagerStepper
 from solstice._engine._feed import BuffersByKind, StagingBuffers
 from solstice._engine._interrupts import Guard
@@ -17,13 +16,15 @@ from solstice._engine._step import Stepper
 from solstice._experiment import Experiment
 from solstice._left_out import LeftOut
 from solstice._metrics import without_metrics
+from solstice._record import Lazy, Record, Snapshot, Stop
 from solstice._run._cadence import watchers_within
+from solstice._run._callbacks import CallbackList
 from solstice._run._computation import Computation
 from solstice._run._explain import explanation
 from solstice._run._monitored import check_monitors
 from solstice._run._pass import Pass
 from solstice._run._resume import SavedRun
-from solstice._run._snapshot import Position, Snapshot, by_path, owners_of, states_of
+from solstice._run._snapshot import Position, by_path, owners_of, states_of
 from solstice._types import Batch, Outputs
 from solstice.data._positions import fingerprint
 from solstice.data._source import Source

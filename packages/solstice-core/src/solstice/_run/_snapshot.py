@@ -8,7 +8,6 @@ from typing import Any, cast
 import numpy as np
 
 from solstice import _tree
-from solstice._experiment import Experiment
 from solstice._plain import from_plain, to_plain
 from solstice._run._computation import ComputationNote
 from solstice._run._owners import Owner
@@ -19,25 +18,6 @@ from solstice.data._arrays import is_numeric
 from solstice.data._source import SourcePosition
 
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """`record.snapshot`: a run at one moment, which `Trainer.fit(resume=...)` goes on from.
-
-    ```python
-    snapshot = record.snapshot
-    solstice.checkpoint.save(path, snapshot.experiment, note=snapshot.note)
-    ```
-
-    Attributes:
-        experiment: the Experiment, whose arrays stay valid while the run goes on.
-        note: the rest, as `checkpoint.save` takes it: step, epoch, position in the epoch, where
-            the data set stands, metrics of the epoch so far, what callbacks remember.
-    """
-
-    experiment: Experiment
-    note: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from solstice._callback import Callback, Record
+from solstice._callback import Callback
+from solstice._record import Record
 
 
 class Validation(Callback):

@@ -3,9 +3,10 @@
 import logging
 
 from solstice._arguments import whole_or_none
-from solstice._callback import Callback, Record
+from solstice._callback import Callback
 from solstice._engine._compiles import Compilation
 from solstice._errors import CompileBudgetError
+from solstice._record import Record
 
 logger = logging.getLogger("solstice")
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 from solstice._arguments import function_or_none, names, whole_or_none
-from solstice._callback import Callback, Record
+from solstice._callback import Callback
 from solstice._left_out import LeftOut
+from solstice._record import Record
 
 logger = logging.getLogger("solstice")
 

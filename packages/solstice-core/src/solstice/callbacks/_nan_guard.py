@@ -1,8 +1,9 @@
 """End a run whose numbers are no longer finite."""
 
 from solstice._arguments import whole
-from solstice._callback import Callback, Phase, Record
+from solstice._callback import Callback, Phase
 from solstice._finite import nonfinite
+from solstice._record import Record
 
 
 class NaNGuard(Callback):

@@ -5,9 +5,10 @@ from os import PathLike
 import jax
 
 from solstice._arguments import whole
-from solstice._callback import Callback, Record
+from solstice._callback import Callback
 from solstice._console import say
 from solstice._paths import check_folder, local_path
+from solstice._record import Record
 
 
 class Profiler(Callback):

@@ -11,8 +11,9 @@ from collections.abc import Collection, Mapping
 from typing import Any, TextIO, cast
 
 from solstice._arguments import names, not_negative
-from solstice._callback import Callback, Record
+from solstice._callback import Callback
 from solstice._console import encodable, is_terminal, write_line
+from solstice._record import Record
 
 _SHOWN = 2
 """Metrics in a line, where the user does not say which."""

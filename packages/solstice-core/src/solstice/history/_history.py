@@ -17,9 +17,10 @@ import numpy as np
 
 from solstice._arguments import choice, switch, text, whole_or_none
 from solstice._better import better
-from solstice._callback import Callback, Record
+from solstice._callback import Callback
 from solstice._left_out import LeftOut
 from solstice._paths import local_path
+from solstice._record import Record
 from solstice._schema import SchemaError, read
 from solstice.checkpoint import AppendOnly
 

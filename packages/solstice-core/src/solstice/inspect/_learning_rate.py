@@ -12,9 +12,10 @@ from jax import Array
 
 from solstice import _tree
 from solstice._arguments import number, positive, share, text, whole
-from solstice._callback import Callback, Record, Stop
+from solstice._callback import Callback
 from solstice._experiment import Experiment, check_experiment
 from solstice._rates import injected_rates, scaled_beside
+from solstice._record import Record, Stop
 from solstice._replace import replace
 from solstice._trainer import Trainer
 from solstice._types import Batch, Outputs

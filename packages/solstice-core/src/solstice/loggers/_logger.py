@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from solstice._arguments import names, whole_or_none
-from solstice._callback import Callback, Record
+from solstice._callback import Callback
 from solstice._left_out import LeftOut
+from solstice._record import Record
 from solstice._schema import read
 from solstice.history._history import MOMENT, column_of, metrics_in, read_rows, row_of
 from solstice.loggers._names import Names
