@@ -22,7 +22,7 @@ def test_every_module_says_what_it_is():
         ("suppressions", 23),
         ("lines of the median function", 6),
         ("lines of the longest function", 62),
-        ("pairs of folders that import each other", 2),
+        ("pairs of folders that import each other", 0),
     ],
 )
 def test_measures_do_not_get_worse(measure: str, most: float):
