@@ -283,7 +283,9 @@ def test_the_hook_of_a_callback_is_not_taken_for_that_of_keras():
             self.calls.append(record.epoch)
 
     data = Both()
-    solstice.Trainer([data]).fit(Null(), data, num_epochs=2)
+    with pytest.warns(UserWarning, match="on_epoch_begin is not a hook of solstice.Callback"):
+        trainer = solstice.Trainer([data])
+    trainer.fit(Null(), data, num_epochs=2)
     assert data.calls == [0, 1]
 
 

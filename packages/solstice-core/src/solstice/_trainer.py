@@ -71,6 +71,10 @@ class Trainer:
     Attributes:
         callbacks: the callbacks, in the order in which they are called.
 
+    Raises:
+        ValueError: a number is out of range, or not a whole number.
+        TypeError: `callbacks` is not a list of callbacks.
+
     At one step, things happen in this order: the step, callbacks that log, validation, callbacks
     that monitor, callbacks that save.
     """
@@ -177,8 +181,9 @@ class Trainer:
             The trained Experiment.
 
         Raises:
-            ValueError: `num_epochs` or `max_steps` is below 1, there is nothing to resume, or the
-                Experiment has arrays that were deleted.
+            ValueError: `num_epochs` or `max_steps` is not a whole number from 1 on, there is
+                nothing to resume, or the Experiment has arrays that were deleted.
+            TypeError: `experiment` is not an Experiment.
             CheckpointError: the checkpoint is damaged, or of another Experiment.
             DataError: a data set or a batch cannot be used, or a one-shot iterator is exhausted.
             ExperimentError: a step does not return what it must.

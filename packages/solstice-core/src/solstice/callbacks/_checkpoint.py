@@ -85,7 +85,7 @@ class Checkpoint(Saver):
         self._split, self._name = ("val", "") if monitor is None else monitored(monitor)
         self.directory = local_path(directory, "directory")
         self._folder = Folder(self.directory)
-        self._first = 0
+        self._first, self._serial = 0, 0
         self._lock: FolderLock[Checkpoint] | None = None
         self.every = whole_or_none("every", every, 1, "steps")
         self.monitor = monitor
@@ -171,6 +171,7 @@ class Checkpoint(Saver):
         self._measured, self._saved_at, self._latest = None, None, time.monotonic()
         there = self._folder.saved()
         self._first = there[-1].first if there else 0
+        self._serial = there[-1].serial + 1 if there else 0
         if record.step == 0 and there:
             if not self._overwrite:
                 raise CheckpointError(
@@ -178,7 +179,7 @@ class Checkpoint(Saver):
                     f'{there[-1].path.name}. Go on with it by `fit(..., resume="last")`, give '
                     f"this run a folder of its own, or write `overwrite=True` to remove them"
                 )
-            self._first = there[-1].serial + 1
+            self._first = self._serial
 
     def on_step_end(self, record: Record) -> None:
         """Saves at a step."""
@@ -232,21 +233,21 @@ class Checkpoint(Saver):
 
     def _write(self, snapshot: Snapshot, step: int, value: float | None) -> None:
         """In the thread: writes, and then removes what need not stay."""
-        there = self._folder.saved()
         about = {
-            "serial": there[-1].serial + 1 if there else 0,
+            "serial": self._serial,
             "first": self._first,
             "value": None if value is None or math.isnan(value) else value.hex(),
             "monitor": self.monitor,
         }
         note = {**snapshot.note, "checkpoint": about}
         checkpoint.save(self._folder.path / f"step-{step}", snapshot.experiment, note=note)
+        self._serial += 1
         self._rotate()
 
     def _rotate(self) -> None:
         there = self._folder.saved()
         own = self._of_this_run(there)
-        stay = own[-self._keep :] + self._ranked(own)[: self._keep_best]
+        stay = {*own[-self._keep :], *self._ranked(own)[: self._keep_best]}
         for saved in there:
             # A link is the user's, who has moved that checkpoint; `overwrite` asks for its end.
             if saved not in stay and (saved not in own or not saved.path.is_symlink()):

@@ -26,6 +26,7 @@ class CompileMonitor(Callback):
         compilations: those of the newest run.
 
     Raises:
+        ValueError: `max_compiles` is not a whole number from 0 on.
         CompileBudgetError: there were more.
     """
 

@@ -26,7 +26,7 @@ class FlightRecorder(Callback):
             a `NaNGuard`. Each costs a copy of the Experiment's arrays.
 
     Raises:
-        ValueError: `every` is below 1, or `directory` is a URL.
+        ValueError: `every` is not a whole number from 1 on, or `directory` is a URL.
     """
 
     phase = Phase.SAVE

@@ -29,7 +29,8 @@ class Logging(Callback):
         only: names of the metrics to log, without the mode, as in ("loss", "accuracy").
 
     Raises:
-        ValueError: `every` is below 1.
+        ValueError: `every` is not a whole number from 1 on.
+        TypeError: `only` holds no names.
     """
 
     def __init__(

@@ -29,7 +29,8 @@ class LearningRate(Callback):
             `optax.cosine_decay_schedule(1e-3, 1000)`, or a number.
 
     Raises:
-        ValueError: at the start of a run, if the rate is neither given nor to be found.
+        ValueError: `schedule` is neither a function nor a number; or, at the start of a run, the
+            rate is neither given nor to be found.
     """
 
     every = None
@@ -71,6 +72,10 @@ class NormMonitor(Callback):
         params: what to take the params from; left out, `exp.params` or `exp.learner.params`, and
             else all floating-point arrays.
         depth: how deep subtrees are told apart; 0 for the whole alone.
+
+    Raises:
+        ValueError: `depth` is not a whole number from 0 on.
+        TypeError: `params` is not a function.
     """
 
     every = None

@@ -19,6 +19,7 @@ class NaNGuard(Callback):
         every: training steps from one look to the next, 1 or more. Each costs a copy of the arrays.
 
     Raises:
+        ValueError: `every` is not a whole number from 1 on.
         FloatingPointError: in training, naming the arrays.
     """
 

@@ -50,7 +50,8 @@ class ProgressBar(Callback):
         file: where to write; standard error by default.
 
     Raises:
-        ValueError: `seconds` is negative.
+        ValueError: `seconds` is negative, or not a number.
+        TypeError: `only` holds no names, or `file` cannot be written to.
     """
 
     every = None

@@ -76,8 +76,9 @@ def freeze(optimizer: Any, frozen: str | Iterable[str] | Callable[[str], bool]) 
             or a function of the path. In a pattern, `*` stands for anything, slashes too.
 
     Raises:
-        TypeError, AdapterError: there is no adapter for `optimizer`.
-        ValueError: at `init`, where a pattern matches no param, or all params are frozen.
+        TypeError, AdapterError: there is no adapter for `optimizer`, or `frozen` holds no text.
+        ValueError: `frozen` is empty; or, at `init`, a pattern matches no param, or all params are
+            frozen.
     """
     chosen = frozen if callable(frozen) else names("frozen", frozen)
     if not chosen:

@@ -68,6 +68,9 @@ class History(Callback):
         rows: the rows, oldest first, a list to which rows are only added. A new run of training
             begins anew; one that is resumed has those up to where it goes on. A checkpoint writes a
             row once, so do not change one: what you note yourself belongs in a callback.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     needs = ("metrics",)

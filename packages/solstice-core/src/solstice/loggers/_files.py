@@ -141,8 +141,8 @@ class JSONLines(_File):
         only: names of the metrics to log, without the mode; all by default.
 
     Raises:
-        ValueError: `every` is below 1, or `path` is a URL; or, when a run is resumed, the file is
-            another than the one that it had written.
+        ValueError: `every` is not a whole number from 1 on, or `path` is a URL; or, when a run is
+            resumed, the file is another than the one that it had written.
     """
 
     def write(self, row: dict[str, Any]) -> None:
@@ -167,8 +167,8 @@ class CSV(_File):
         only: names of the metrics to log, without the mode; all by default.
 
     Raises:
-        ValueError: `every` is below 1, or `path` is a URL; or, when a run is resumed, the file is
-            another than the one that it had written.
+        ValueError: `every` is not a whole number from 1 on, or `path` is a URL; or, when a run is
+            resumed, the file is another than the one that it had written.
     """
 
     _head = 1

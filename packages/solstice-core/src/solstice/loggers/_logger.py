@@ -65,7 +65,8 @@ class Logger(Callback):
         only: names of the metrics to log, without the mode; all by default.
 
     Raises:
-        ValueError: `every` is below 1.
+        ValueError: `every` is not a whole number from 1 on.
+        TypeError: `only` holds no names.
     """
 
     needs = ("metrics",)

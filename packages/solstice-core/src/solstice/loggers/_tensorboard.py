@@ -45,8 +45,8 @@ class TensorBoard(Logger):
 
     Raises:
         ImportError: tensorboardX is not installed.
-        ValueError: `every` or `histograms` is below 1, or `directory` is a URL; or, when a run is
-            resumed, the folder has the events of another one.
+        ValueError: `every` or `histograms` is not a whole number from 1 on, or `directory` is a
+            URL; or, when a run is resumed, the folder has the events of another one.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class WandB(Logger):
 
     Raises:
         ImportError: wandb is not installed.
-        ValueError: `every` is below 1, or `directory` is a URL.
+        ValueError: `every` is not a whole number from 1 on, or `directory` is a URL.
     """
 
     def __init__(

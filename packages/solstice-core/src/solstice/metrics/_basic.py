@@ -35,6 +35,7 @@ class Mean(Additive):
             1 if left out. One that is negative or NaN makes the mean NaN.
 
     Raises:
+        TypeError: an array does not hold real numbers.
         ValueError: `weights` are of another shape.
     """
 
@@ -62,6 +63,7 @@ class Sum(Additive):
         mask: which count, boolean of the same shape; all if left out.
 
     Raises:
+        TypeError: an array does not hold real numbers.
         ValueError: the mask is of another shape; or a sum of integers is merged with one of floats.
     """
 

@@ -54,6 +54,7 @@ class BinaryMetrics(Additive):
         from_logits: whether `scores` are logits, as a model gives them.
 
     Raises:
+        TypeError: an array does not hold real numbers.
         ValueError: shapes do not match, `num_bins` is below 1, or metrics of another `threshold`
             or `num_bins` are merged.
     """
@@ -139,6 +140,7 @@ class BinaryCurves(Growing):
         mask: which examples count, boolean of shape [n]; all if left out.
 
     Raises:
+        TypeError: an array does not hold real numbers.
         ValueError: shapes do not match.
     """
 
@@ -220,6 +222,7 @@ class MultilabelMetrics(Additive):
         threshold: what is taken to hold.
 
     Raises:
+        TypeError: an array does not hold real numbers.
         ValueError: shapes do not match, or metrics of another `threshold` are merged.
     """
 

@@ -59,6 +59,7 @@ class ClassificationMetrics(Additive):
             that are equal to the label's count as above it.
 
     Raises:
+        TypeError: an array does not hold real numbers.
         ValueError: shapes do not match; `top_k` is given and `preds` are no scores, or it is not
             in [1, num_classes]; or metrics of different `num_classes` or `top_k` are merged.
     """

@@ -39,6 +39,7 @@ class ConfusionMatrix(Additive):
         mask: which examples count, boolean of shape [n]; all if left out.
 
     Raises:
+        TypeError: an array does not hold real numbers.
         ValueError: shapes do not match, or metrics of different `num_classes` are merged.
     """
 
@@ -103,6 +104,7 @@ class CalibrationError(Additive):
         num_bins: how many bins, 1 or more.
 
     Raises:
+        TypeError: an array does not hold real numbers.
         ValueError: shapes do not match, or metrics of different `num_bins` are merged.
     """
 

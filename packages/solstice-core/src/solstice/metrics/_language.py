@@ -42,6 +42,7 @@ class LanguageModelMetrics(Additive):
             that is summed.
 
     Raises:
+        TypeError: an array does not hold real numbers.
         ValueError: shapes do not match, or what has `num_bytes` is merged with what has not.
     """
 

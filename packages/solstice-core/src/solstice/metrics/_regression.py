@@ -40,6 +40,7 @@ class RegressionMetrics(Metrics):
         mask: which count, boolean of the same shape, or of that of axis 0; all if left out.
 
     Raises:
+        TypeError: an array does not hold real numbers.
         ValueError: shapes do not match.
     """
 
