@@ -120,7 +120,6 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("mixed_precision", "model"): "as in Learner, and needs a policy",
     ("norms_of", "tree"): "any tree: what is no array does not count",
     ("EquinoxModel", "axis_name"): "equinox checks it, in the layers that have one",
-    ("EquinoxModel", "unpack"): "read as true or false",
     ("checkpoint.save", "tree"): "any tree; test_checkpoint has what is refused",
     ("checkpoint.load", "like"): "any tree; test_checkpoint has what is refused",
 }

@@ -97,6 +97,7 @@ def deep():
 CHANGES: dict[str, Any] = {
     "null": lambda _: None,
     "text": lambda _: "hostile",
+    "a kind": lambda _: "int",
     "-1": lambda _: -1,
     "2^70": lambda _: 2**70,
     "a float": lambda _: 0.5,
@@ -139,6 +140,7 @@ def test_load_takes_no_entry_for_another(tmp_path):
         for how in HOW:
             path.write_text(seal(changed(manifest, place, how)))
             try:
+                assert isinstance(checkpoint.diff(path.parent, whole), dict)
                 found = checkpoint.load(path.parent, like=begin())
             except CheckpointError as error:
                 assert str(path.parent) in str(error)  # noqa: PT017, most raise and some do not
@@ -146,6 +148,23 @@ def test_load_takes_no_entry_for_another(tmp_path):
             else:
                 assert checkpoint.diff(found, whole) == {}, (place, how)
     assert named > 500
+
+
+KINDS = {"int": 3, "float": 0.5, "bool": True, "complex": 1j, "scalar": np.float64(1)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("array", [np.arange(3.0), np.ones((), np.float32), np.uint8([51, 46])])
+def test_an_array_is_not_taken_for_a_number(tmp_path, kind, array):
+    """Also where the tree to load into has such a number there."""
+    folder = checkpoint.save(tmp_path / "run", {"a": array})
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text().split("\n", 1)[1])
+    manifest["leaves"]["['a']"]["kind"] = kind
+    manifest["described"] = {}
+    path.write_text(seal(manifest))
+    with pytest.raises(CheckpointError):
+        checkpoint.load(folder, like={"a": KINDS[kind]}, only="*")
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +203,17 @@ def run_places(saved):
     return [p for p in places(manifest) if p[:1] == ("note",)]
 
 
+def test_a_resumed_run_takes_no_entry_of_its_data_for_another(saved, room):
+    """All that says where the data set stands, one by one."""
+    entries = [p for p in run_places(saved) if p[:3] == ("note", "run", "data") and len(p) <= 8]
+    assert len(entries) > 20
+    for place in entries:
+        for how in HOW:
+            check(saved, room, place, how)
+
+
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_a_resumed_run_takes_no_entry_for_another(saved, room, data):

@@ -179,6 +179,22 @@ def test_a_manifest_that_speaks_of_no_rows_is_named(tmp_path, about):
         read_rows(tmp_path / "step-1", about)
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_note_that_was_read_can_be_saved_with_other_weights(tmp_path, monkeypatch, has_links):
+    rows = AppendOnly([1.5, 2.5])
+    save(tmp_path / "step-1", {"a": [{"rows": rows}], "b": AppendOnly(["x"])})
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuses)
+    for name, source in (("edited", "step-1"), ("again", "edited")):
+        note = json.loads(json.dumps(checkpoint.manifest(tmp_path / source)["note"]))
+        checkpoint.save(tmp_path / name, {"a": np.ones(1)}, note={**note, "mine": {"rows": 3}})
+    rows.append(3.5)
+    save(tmp_path / "step-1", {"rows": rows})
+    shutil.rmtree(tmp_path / "edited")
+    assert rows_in(tmp_path / "again") == {"a": [{"rows": [1.5, 2.5]}], "b": ["x"]}
+    assert checkpoint.manifest(tmp_path / "again")["note"]["mine"] == {"rows": 3}
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -664,7 +665,10 @@ TARGETS: dict[str, Target] = {
         {"obj": "as_optimizer|wraps"},
     ),
     "EquinoxModel": Target(
-        compat.EquinoxModel, {}, {"model": "no module"}, {"model": "EquinoxModel"}
+        compat.EquinoxModel,
+        {"model": eqx.nn.Identity()},
+        {"model": "no module", "unpack": "switch"},
+        {"model": "EquinoxModel"},
     ),
     "register": Target(
         compat.register,

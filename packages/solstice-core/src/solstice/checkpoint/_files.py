@@ -7,7 +7,6 @@ their own, see `_rows.py`.
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -76,10 +75,10 @@ def checksum(array: Any) -> str:
     return digest.hexdigest()
 
 
-def seal(manifest: dict[str, Any], default: Callable[[Any], Any] | None = None) -> str:
-    """The manifest as text, with a checksum of itself; `default` is that of `json.dumps`."""
+def seal(manifest: dict[str, Any]) -> str:
+    """The manifest as text, with a checksum of itself."""
     try:
-        body = json.dumps(manifest, sort_keys=True, indent=1, default=default)
+        body = json.dumps(manifest, sort_keys=True, indent=1)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(
             f"note must hold what JSON takes, such as {{'epoch': 3}}: {error}"

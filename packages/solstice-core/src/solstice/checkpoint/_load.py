@@ -36,6 +36,7 @@ from solstice.checkpoint._leaves import (
     stored_leaves,
 )
 from solstice.checkpoint._places import newest
+from solstice.checkpoint._rows import with_folder
 
 
 def load(
@@ -119,7 +120,9 @@ def manifest(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no checkpoint, or the manifest is damaged.
     """
-    return unseal(_found(path) / MANIFEST)
+    folder = _found(path)
+    about = unseal(folder / MANIFEST)
+    return {**about, "note": with_folder(about.get("note"), folder)}
 
 
 def read(path: str | PathLike[str]) -> dict[str, Stored]:

@@ -11,11 +11,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from solstice._plain import from_plain, to_plain
 from solstice.checkpoint._errors import CheckpointError
@@ -117,10 +117,7 @@ class _File:
         try:
             if self.identity != _identity(self.path):
                 return False
-            try:
-                os.link(self.path, new)
-            except OSError:  # none in this file system, or too many of this file
-                shutil.copyfile(self.path, new)
+            _link_or_copy(self.path, new)
             if new.stat().st_size == self.size:
                 return True
         except OSError:
@@ -176,18 +173,64 @@ def held(items: list[Any], where: str) -> Prefix | None:
 
 
 class RowFiles:
-    """`json.dumps(note, default=RowFiles(new, path))`: writes each `Prefix` in it to a file."""
+    """`RowFiles(new, path).placed(note)`: the note, with the rows in it written to files.
+
+    Args:
+        new: the folder that is written.
+        path: where it will be.
+    """
 
     def __init__(self, new: Path, path: Path) -> None:
         self._new, self._path, self._count = new, path, 0
 
-    def __call__(self, value: Any) -> dict[str, Any]:
-        if not isinstance(value, Prefix):
-            raise TypeError(f"a note holds what JSON takes; {value!r:.60} is not JSON serializable")
+    def placed(self, value: Any) -> Any:
+        """What JSON takes: each `Prefix`, and the rows of another checkpoint, as their file."""
+        if isinstance(value, Prefix):
+            write = value.items._write  # pyright: ignore[reportPrivateUsage], for this module alone
+            name = self._next()
+            return {"rows": write(value.count, value.where, self._new / name, self._path / name)}
+        if _has_rows(value) and "folder" in value["rows"]:
+            return {"rows": self._taken_over(dict(value["rows"]))}
+        return _within(value, self.placed)
+
+    def _taken_over(self, about: dict[str, Any]) -> dict[str, Any]:
+        name, folder = self._next(), Path(about.pop("folder"))
+        _link_or_copy(newest(folder) / about["file"], self._new / name)
+        return {**about, "file": name}
+
+    def _next(self) -> str:
         self._count += 1
-        name = f"rows-{self._count}.jsonl"
-        write = value.items._write  # pyright: ignore[reportPrivateUsage], for this module alone
-        return {"rows": write(value.count, value.where, self._new / name, self._path / name)}
+        return f"rows-{self._count}.jsonl"
+
+
+def with_folder(note: Any, folder: Path) -> Any:
+    """The note of a manifest that was read: where its rows are, so that it can be saved again."""
+    if _has_rows(note):
+        return {"rows": {**note["rows"], "folder": os.path.abspath(folder)}}
+    return _within(note, lambda inner: with_folder(inner, folder))
+
+
+def _has_rows(value: Any) -> bool:
+    """Whether it is what stands in a manifest for a list in a file."""
+    if not isinstance(value, dict) or [*cast("Any", value)] != ["rows"]:
+        return False
+    about: Any = cast("Any", value)["rows"]
+    return isinstance(about, dict) and {"file", "count", "bytes", "sha256"} <= {*cast("Any", about)}
+
+
+def _within(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: change(inner) for key, inner in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [change(inner) for inner in cast("list[Any]", value)]
+    return value
+
+
+def _link_or_copy(path: Path, new: Path) -> None:
+    try:
+        os.link(path, new)
+    except OSError:  # no links in this file system, another disk, or too many of this file
+        shutil.copyfile(path, new)
 
 
 def read_rows(folder: Path, about: Any) -> list[Any]:
@@ -199,15 +242,15 @@ def read_rows(folder: Path, about: Any) -> list[Any]:
     try:
         path = newest(folder) / about["file"]
         if not _NAME.fullmatch(about["file"]) or not path.is_file():
-            raise ValueError("there is no such file")
+            raise ValueError(f"there is no {path.name} in it")
         with path.open("rb") as file:
             data = file.read(about["bytes"])
         if hashlib.sha256(data).hexdigest() != about["sha256"]:
-            raise ValueError("its checksum is another than when it was written")
+            raise ValueError(f"the checksum of {path.name} is another than when it was written")
         return [from_plain(json.loads(line)) for line in data.splitlines()]
     except Exception as error:  # whatever NumPy and base64 raise of what nobody has written so
         raise CheckpointError(
-            f"{folder} cannot be resumed: the rows of its history, {about}, cannot be read: "
-            f"{error}. Put the file back (a later checkpoint of the run has it too), or take the "
-            f"weights alone: `exp = solstice.checkpoint.load({str(folder)!r}, like=exp)`"
+            f"{folder} cannot be resumed: the rows of its history cannot be read ({error}). Put "
+            f"the file back (a later checkpoint of the run has it too), or take the weights alone: "
+            f"`exp = solstice.checkpoint.load({str(folder)!r}, like=exp)`"
         ) from error

@@ -49,8 +49,8 @@ def save(path: str | PathLike[str], tree: Any, *, note: Mapping[str, Any] | None
     Args:
         path: a folder, which is replaced if it is a checkpoint or empty.
         tree: a pytree of JAX and NumPy arrays, typed PRNG keys, Python and NumPy numbers, and None.
-        note: what JSON takes, kept in the manifest; or the `note` of a `solstice.Snapshot`, whose
-            `AppendOnly` lists go to files beside it.
+        note: what JSON takes, kept in the manifest; or the `note` of a `solstice.Snapshot` or of
+            another checkpoint, whose `AppendOnly` lists go to files beside it.
 
     Returns:
         The folder.
@@ -101,8 +101,8 @@ def _replace(
         new.mkdir()
         arrays = {name: as_bytes(leaf.array) for name, leaf in stored.items()}
         library.save_file(arrays, new / ARRAYS)
-        rows = RowFiles(new, place)  # on the disk before the manifest speaks of them
-        (new / MANIFEST).write_text(seal(_manifest(stored, words, note), rows))
+        note = RowFiles(new, place).placed(note)  # on the disk before the manifest speaks of them
+        (new / MANIFEST).write_text(seal(_manifest(stored, words, note)))
         for name in (ARRAYS, MANIFEST):
             _to_disk(new / name)
         _to_disk(new)

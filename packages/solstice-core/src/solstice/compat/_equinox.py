@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 from jax import Array
 
+from solstice._arguments import switch
 from solstice.compat._protocols import Params, State, call_arguments, call_in_evaluation
 
 
@@ -32,6 +33,7 @@ class EquinoxModel:
 
     Raises:
         TypeError: `model` is none of these.
+        ValueError: `unpack` is not True or False.
     """
 
     model: Any
@@ -41,6 +43,7 @@ class EquinoxModel:
     _takes_key: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.unpack = switch("unpack", self.unpack)
         key = jax.eval_shape(lambda: jax.random.key(0))
         shapes = cast("Any", eqx.filter_eval_shape(self._values, key))
         module, layers = _pair(shapes) if _is_pair(shapes) else (None, None)
