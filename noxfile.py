@@ -242,7 +242,7 @@ def types(session: nox.Session) -> None:
 @nox.parametrize("versions", [nox.param(name, id=name) for name in VERSIONS])
 def docs(session: nox.Session, versions: str) -> None:
     """Run every code block of the README files and of docs/."""
-    more = ["grain", "jmp", "sybil>=10", "tensorboardX"]
+    more = ["grain", "sybil>=10", "tensorboardX"]
     install_all(session, *TEST, *PLOT, *more, *VERSIONS[versions])
     pages = ["README.md", "docs", *map(str, ROOT.glob("packages/*/README.md"))]
     split = ["-n", "2", "--dist", "loadfile"]  # the blocks of a page share their names

@@ -1,28 +1,22 @@
-"""Averaged weights, frozen weights and mixed precision: adapters around adapters."""
+"""Averaged weights, frozen weights and bad updates left out: optimisers around optimisers."""
 
-from functools import partial
-
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from equinox_nets import Stateful, Stateless
+from equinox_nets import Stateless
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
 from solstice.compat import (
-    EquinoxModel,
-    as_model,
     as_optimizer,
     ema,
     freeze,
-    mixed_precision,
     skip_nonfinite,
     track_norms,
 )
-from solstice.testing import ModelConformance, OptimizerConformance, Sgd
+from solstice.testing import OptimizerConformance, Sgd
 
 
 class TestEma(OptimizerConformance):
@@ -37,42 +31,6 @@ class TestFreeze(OptimizerConformance):
 
     def build(self, *, learning_rate):
         return freeze(Sgd(learning_rate), lambda path: path.split("/")[-1] in ("1", "bias"))
-
-
-class Bfloat16:
-    """A policy as `jmp` makes them."""
-
-    def cast_to_param(self, x):
-        return cast(x, jnp.float32)
-
-    def cast_to_compute(self, x):
-        return cast(x, jnp.bfloat16)
-
-    def cast_to_output(self, x):
-        return cast(x, jnp.float32)
-
-
-def cast(tree, dtype):
-    def one(leaf):
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return jax.tree.map(one, tree)
-
-
-class Whole(Bfloat16):
-    """A policy that changes nothing."""
-
-    def cast_to_compute(self, x):
-        return x
-
-    cast_to_param = cast_to_output = cast_to_compute
-
-
-class TestMixedPrecision(ModelConformance):
-    def build(self, *, hidden, classes, batch_norm, dropout):
-        make = eqx.nn.make_with_state(Stateful)
-        factory = EquinoxModel(partial(make, hidden, classes, batch_norm, dropout))
-        return mixed_precision(factory, Whole())
 
 
 # Averages
@@ -208,60 +166,16 @@ def test_a_pattern_of_nothing_or_all_names_the_params(frozen, which):
         freeze(Momentum(), frozen).init(PARAMS)
 
 
-# Precision
-
-
-@jax.tree_util.register_static
-class Recording:
-    """A model of one weight, whose state counts in float32, and which says what it is given."""
-
-    def __init__(self):
-        self.dtypes = []
-
-    def init(self, key, x, /):
-        return {"w": jnp.ones((), jnp.float32)}, {"mean": jnp.zeros((), jnp.float32)}
-
-    def forward(self, params, state, x, /, *, train, key=None):
-        self.dtypes.append((params["w"].dtype, x["a"].dtype, x["ids"].dtype))
-        outputs = params["w"] * x["a"]
-        return outputs, {"mean": jnp.mean(outputs)} if train else state
-
-
-def test_a_model_computes_in_one_dtype_and_is_kept_in_another():
-    inner = Recording()
-    model = mixed_precision(inner, Bfloat16())
-    x = {"a": jnp.ones((2, 3)), "ids": jnp.ones((2,), jnp.int32)}
-    params, state = model.init(jax.random.key(0), x)
-    outputs, new = model.forward(params, state, x, train=True, key=jax.random.key(0))
-    assert inner.dtypes == [(jnp.bfloat16, jnp.bfloat16, jnp.int32)]
-    assert params["w"].dtype == outputs.dtype == new["mean"].dtype == jnp.float32
-
-
-def test_a_policy_is_read_by_jmp():
-    pytest.importorskip("jmp")
-    model = mixed_precision(Recording(), "params=float32,compute=bfloat16,output=float32")
-    x = {"a": jnp.ones((2, 3)), "ids": jnp.ones((2,), jnp.int32)}
-    outputs, _ = model.forward(*model.init(jax.random.key(0), x), x, train=False)
-    assert outputs.dtype == jnp.float32
-
-
-def test_what_casts_nothing_is_no_policy():
-    with pytest.raises(TypeError, match=r"policy must be a jmp\.Policy"):
-        mixed_precision(Recording(), jnp.bfloat16)
-
-
 # Together
 
 
 def test_wrapped_alike_is_alike_so_that_nothing_is_compiled_twice():
-    optimizer, model, policy = Sgd(0.1), Recording(), Bfloat16()
+    optimizer = Sgd(0.1)
     assert ema(optimizer, 0.9) == ema(optimizer, 0.9)
     assert ema(optimizer, 0.9) != ema(optimizer, 0.8)
     assert ema(optimizer, 0.9) != ema(optimizer, 0.9, debias=False)
     assert freeze(optimizer, ["a"]) == freeze(optimizer, "a")
-    assert mixed_precision(model, policy) == mixed_precision(model, policy)
     assert as_optimizer(ema(optimizer)) is not None
-    assert as_model(mixed_precision(model, policy)) is not None
 
 
 def test_an_experiment_evaluates_the_average_and_keeps_what_is_frozen():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import solstice
+from solstice._engine._eager import line_of
 from solstice.callbacks import Logging
 
 
@@ -43,6 +44,13 @@ def test_a_step_that_branches_on_a_value_trains_as_a_plain_loop_does():
 def test_the_warning_names_the_line():
     with pytest.warns(UserWarning, match=r"Branching\.train_step.*test_eager\.py.*np\.asarray"):
         solstice.Trainer().fit(Branching(np.float32(0)), BATCHES)
+
+
+def test_a_line_of_a_library_is_named_where_there_is_no_other():
+    code = "def read():\n try:\n  float('x')\n except ValueError as error:\n  return error"
+    found: dict[str, Any] = {}
+    exec(compile(code, "/site-packages/lib.py", "exec"), found)
+    assert "ValueError at /site-packages/lib.py:3" in line_of(found["read"]())
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot be compiled")

@@ -134,6 +134,11 @@ def wide(leaf: Any) -> Any:
     return leaf if leaf.dtype.itemsize >= 4 else leaf.astype(np.float32)
 
 
+def in_dtype_of(leaf: Any, like: Any) -> Any:
+    """An array in the dtype of another."""
+    return leaf if leaf.dtype == like.dtype else leaf.astype(like.dtype)
+
+
 def eval_shape(function: Callable[..., Any], *arguments: Any) -> Any:
     """`jax.eval_shape`."""
     return jax.eval_shape(function, *arguments)

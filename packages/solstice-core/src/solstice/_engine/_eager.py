@@ -46,7 +46,7 @@ class EagerStepper:
     ) -> None:
         warn(
             f"{type(experiment).__name__}.{method} cannot be compiled, and runs as it is, which is "
-            f"slow: {_line(error)}. Write it with jax.numpy, jnp.where and jax.lax.cond",
+            f"slow: {line_of(error)}. Write it with jax.numpy, jnp.where and jax.lax.cond",
             stacklevel=2,
         )
         self.experiment = experiment
@@ -139,9 +139,9 @@ class EagerOutputs(list[Outputs]):
         return self
 
 
-def _line(error: Exception) -> str:
+def line_of(error: Exception) -> str:
     """The user's line at which tracing failed: the last that is no library's."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f[0]]
-    frame = frames[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = [*frames[-1:], *(f for f in frames if "site-packages" not in f.filename)][-1]
     source = linecache.getline(frame.filename, frame.lineno or 0).strip()
     return f"{type(error).__name__} at {frame.filename}:{frame.lineno}, `{source}`"

@@ -17,6 +17,7 @@ from solstice.compat import _registry
 from solstice.compat._equinox import EquinoxModel
 from solstice.compat._listing import AdapterInfo, adapters
 from solstice.compat._load import AdapterError
+from solstice.compat._mixed_precision import mixed_precision
 from solstice.compat._norms import Norms, norms_of, track_norms
 from solstice.compat._protocols import (
     Model,
@@ -27,7 +28,7 @@ from solstice.compat._protocols import (
     call_arguments,
     call_in_evaluation,
 )
-from solstice.compat._wrappers import ema, freeze, mixed_precision, skip_nonfinite
+from solstice.compat._wrappers import ema, freeze, skip_nonfinite
 
 if TYPE_CHECKING:
     from solstice_flax import FlaxModel as FlaxModel

@@ -1,11 +1,11 @@
-"""Adapters around adapters: averaged weights, frozen weights, mixed precision."""
+"""Optimisers around optimisers: averaged weights, frozen weights, bad updates left out."""
 
 import fnmatch
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -14,25 +14,8 @@ from jax import Array
 
 from solstice import _tree
 from solstice._arguments import names, share, switch
-from solstice.compat._protocols import Model, Optimizer, OptState, Params, State, has_updated
+from solstice.compat._protocols import Optimizer, OptState, Params, has_updated
 from solstice.compat._registry import adapt_argument
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """What `jmp.get_policy` gives: functions that cast the floating-point leaves of a tree."""
-
-    def cast_to_param(self, x: Any) -> Any:
-        """The dtype that params are kept in."""
-        ...
-
-    def cast_to_compute(self, x: Any) -> Any:
-        """The dtype that the model computes in."""
-        ...
-
-    def cast_to_output(self, x: Any) -> Any:
-        """The dtype of what the model gives."""
-        ...
 
 
 def ema(optimizer: Any, decay: float = 0.999, *, debias: bool = True) -> Optimizer:
@@ -106,42 +89,6 @@ def skip_nonfinite(optimizer: Any) -> Optimizer:
     return _Skipping(adapt_argument("optimizer", "optimizer", optimizer))
 
 
-def mixed_precision(model: Any, policy: Any) -> Model:
-    """`model = solstice.compat.mixed_precision(net, "params=float32,compute=bfloat16")`.
-
-    Params are kept in one dtype, and the model computes in another: inputs and params are cast
-    before each call, outputs after it. The model's state stays in the dtypes that it has.
-
-    float16 needs its gradients scaled, which is not done here: choose bfloat16.
-
-    Args:
-        model: a `Model`, or a model that has an adapter.
-        policy: a text, for which the package `jmp` is needed, or a `jmp.Policy`.
-
-    Raises:
-        ImportError: `policy` is a text, and `jmp` is not installed.
-        TypeError, AdapterError: `policy` casts nothing, or there is no adapter for `model`.
-    """
-    if isinstance(policy, str):
-        policy = _policy(policy)
-    if not isinstance(policy, Policy):
-        raise TypeError(
-            f"policy must be a jmp.Policy, as in `jmp.get_policy('params=float32,compute="
-            f"bfloat16')`, or that text alone; it is {policy!r:.60}"
-        )
-    return _Casting(adapt_argument("model", "model", model), policy)
-
-
-def _policy(text: str) -> Any:
-    try:
-        import jmp  # pyright: ignore[reportMissingTypeStubs, reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            f"the policy {text!r} is read by the package jmp: `pip install jmp`"
-        ) from error
-    return jmp.get_policy(text)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-
-
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Averaging:
@@ -189,7 +136,7 @@ class _Averaging:
 
     def eval_params(self, state: OptState, params: Params, /) -> Params:
         """`params = optimizer.eval_params(opt_state, params)`: the average."""
-        return _tree.map(_in_dtype_of, state[1], params)
+        return _tree.map(_tree.in_dtype_of, state[1], params)
 
     def has_updated(self, before: OptState, after: OptState, /) -> Any:
         """`optimizer.has_updated(before, after)`: see `Optimizer`."""
@@ -313,28 +260,6 @@ class _Skipping:
         return has_updated(self.optimizer, before[0], after[0]) & (before[1] == after[1])
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class _Casting:
-    """A model that computes in another dtype than its params are kept in."""
-
-    model: Model
-    policy: Policy
-
-    def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
-        """`params, state = model.init(key, x)`."""
-        params, state = self.model.init(key, x)
-        return self.policy.cast_to_param(params), state
-
-    def forward(
-        self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
-    ) -> tuple[Any, State]:
-        """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
-        params, x = self.policy.cast_to_compute((params, x))
-        outputs, new_state = self.model.forward(params, state, x, train=train, key=key)
-        return self.policy.cast_to_output(outputs), _tree.map(_in_dtype_of, new_state, state)
-
-
 def _incremental(step: float, new: Array, mean: Array) -> Array:
     """The formula of `optax.incremental_update`, for the same bits."""
     return step * _tree.wide(new) + (1.0 - step) * mean
@@ -348,7 +273,3 @@ def _differ(one: Params, other: Params) -> Array:
 
 def _joined(one: Any, other: Any) -> Any:
     return eqx.combine(one, other)
-
-
-def _in_dtype_of(leaf: Array, like: Array) -> Array:
-    return leaf if leaf.dtype == like.dtype else leaf.astype(like.dtype)
