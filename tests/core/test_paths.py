@@ -47,7 +47,7 @@ def fit(*given, num_epochs=2, **options):
 
 @pytest.mark.parametrize(("url", "local"), URLS)
 def test_a_url_is_refused_by_name_and_the_advice_is_a_local_path(url, local):
-    with pytest.raises(ValueError, match=r"directory is .*local files alone") as raised:
+    with pytest.raises(ValueError, match=r"directory is .*local files only") as raised:
         local_path(url, "directory")
     assert str(url) in str(raised.value)
     assert f"such as {local!r}" in str(raised.value)
@@ -95,7 +95,7 @@ TAKE_PATHS = {
 @pytest.mark.parametrize("take", TAKE_PATHS.values(), ids=TAKE_PATHS)
 def test_whatever_takes_a_path_refuses_a_url(tmp_path, monkeypatch, take, path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="local files alone"):
+    with pytest.raises(ValueError, match="local files only"):
         take(path)
     assert list(tmp_path.iterdir()) == []
 

@@ -153,7 +153,7 @@ def test_a_generator_serves_one_validation_and_the_error_tells_of_the_second():
 
 
 def test_without_a_validation_set_it_is_refused():
-    with pytest.raises(ValueError, match="val_every_n_steps=4 and no validation set"):
+    with pytest.raises(ValueError, match="val_every_n_steps=4 needs a validation set"):
         solstice.Trainer(val_every_n_steps=4).fit(zero(), ones(4))
     with pytest.raises(ValueError, match="val_every_n_steps must be 1 or more"):
         solstice.Trainer(val_every_n_steps=0)

@@ -1,6 +1,6 @@
-"""`python -m solstice`: what is installed and whether it works, to be pasted into a bug report.
+"""`python -m solstice`: print versions, devices and adapters, for a bug report.
 
-Exits with 1 if an adapter is broken.
+The exit code is 1 if an adapter is broken.
 """
 
 import argparse
@@ -18,9 +18,9 @@ _LIBRARIES = ["solstice-core", "jax", "jaxlib", "equinox", "numpy"]
 
 
 def main() -> int:
-    """Prints versions, devices and adapters. Returns 1 if an adapter is broken, else 0."""
+    """Print versions, devices and adapters. Returns the exit code: 1 if an adapter is broken."""
     argparse.ArgumentParser(prog="python -m solstice", description=__doc__).parse_args()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # an adapter's words may be in any alphabet
+    if isinstance(sys.stdout, io.TextIOWrapper):  # messages of adapters may be in any alphabet
         sys.stdout.reconfigure(errors="backslashreplace")
     print(f"Python {platform.python_version()} on {platform.platform()}")
     own = [f"{name} {_version(name)}" for name in _LIBRARIES]
@@ -33,7 +33,7 @@ def _print_adapters() -> int:
     print("adapters:")
     are_broken: list[bool] = []
     for claim in _listing.in_order():
-        # Printed before it is imported, so that one that ends the process is seen.
+        # Printed before the import, so that an adapter which ends the process is visible.
         print(f"  {_listing.describe(claim)}", end="", flush=True)
         info = _listing.examine(claim)
         print(info.health.replace("\n", "\n    "))
@@ -46,7 +46,7 @@ def _print_adapters() -> int:
 def _devices() -> str:
     try:
         devices = cast("list[Any]", jax.devices())
-    except Exception as error:  # a driver; or metadata that breaks JAX's search for plugins
+    except Exception as error:  # of a driver, or of metadata that breaks JAX's plugin search
         return f"none; {type(error).__name__}: {error}"
     return ", ".join(f"{d.platform}:{d.id} ({d.device_kind})" for d in devices)
 

@@ -1,6 +1,6 @@
-"""Checks of arguments: an error says the name, what is expected, and the value.
+"""Checks of arguments: an error has the name, the expected value and the given one.
 
-Each check gives the value back in its plain form: `np.int64(3)` becomes 3.
+Each check returns the value in its plain form: `np.int64(3)` becomes 3.
 """
 
 import math
@@ -26,18 +26,19 @@ def whole(
     most: int | None = None,
     error: type[Exception] = ValueError,
 ) -> int:
-    """An integer that is large enough, in its plain form.
+    """`whole("batch_size", batch_size, 1, "examples")`: an integer within bounds.
 
     Args:
-        name: the argument.
-        value: what was given. NumPy and JAX integers serve; booleans and floats do not.
-        least: the lowest that is allowed.
-        most: the highest that is allowed; None for any.
-        unit: what is counted, for the message.
-        error: what is raised.
+        name: the name of the argument.
+        value: the given value, an integer of Python, NumPy or JAX. Booleans and floats are not
+            allowed.
+        least: the lowest allowed value.
+        most: the highest allowed value; None for any.
+        unit: the unit of the value, for the message.
+        error: the exception to raise.
 
     Raises:
-        ValueError: it is something else, or out of bounds.
+        ValueError: the value is not an integer, or out of bounds.
     """
     found = _index(value)
     if found is not None and found >= least and (most is None or found <= most):
@@ -61,7 +62,7 @@ def number(
     """`number("decay", decay, "in [0, 1)", lambda x: 0 <= x < 1)`: a real and finite number.
 
     Raises:
-        ValueError: it is something else, NaN or infinite, or does not fit.
+        ValueError: it is not a number, is NaN or infinite, or `fits` refuses it.
     """
     found = _float(value)
     if found is None:
@@ -77,7 +78,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def not_negative(name: str, value: Any) -> float:
-    """`not_negative("beta", beta)`: a number from 0 on."""
+    """`not_negative("beta", beta)`: a number of 0 or more."""
     return number(name, value, "0 or more", lambda x: x >= 0)
 
 
@@ -93,7 +94,7 @@ def probability(name: str, value: Any) -> float:
 
 
 def switch(name: str, value: Any) -> bool:
-    """`switch("shuffle", shuffle)`: True or False. Text and numbers are neither.
+    """`switch("shuffle", shuffle)`: True or False, not text or a number.
 
     Raises:
         ValueError: it is something else.
@@ -116,10 +117,10 @@ def choice(name: str, value: Any, allowed: Collection[str]) -> Any:
 
 
 def monitored(monitor: Any) -> tuple[str, str]:
-    """The mode and the name of a metric that is named as in "val/loss".
+    """`monitored("val/loss") == ("val", "loss")`: the mode and the name of a metric.
 
     Raises:
-        ValueError: it is not named so.
+        ValueError: the name has another form.
     """
     split, _, metric = monitor.partition("/") if isinstance(monitor, str) else ("", "", "")
     if split not in ("train", "val") or not metric:
@@ -128,7 +129,7 @@ def monitored(monitor: Any) -> tuple[str, str]:
 
 
 def text(name: str, value: Any, such_as: str) -> str:
-    """`text("metric", metric, "loss")`: a text that is not empty.
+    """`text("metric", metric, "loss")`: non-empty text.
 
     Raises:
         ValueError: it is empty.
@@ -146,7 +147,7 @@ def text_or_none(name: str, value: Any, such_as: str) -> str | None:
 
 
 def names(name: str, value: Any) -> tuple[str, ...] | None:
-    """`names("only", only)`: a name or several, as a tuple; None for all.
+    """`names("only", only)`: one name or several, as a tuple; None for all.
 
     Raises:
         TypeError: it is something else.
@@ -160,10 +161,10 @@ def names(name: str, value: Any) -> tuple[str, ...] | None:
 
 
 def function(name: str, value: _T, such_as: str) -> _T:
-    """`function("log", log, "log=wandb.log")`: what can be called.
+    """`function("log", log, "log=wandb.log")`: a callable.
 
     Raises:
-        TypeError: it is something else, or a class.
+        TypeError: it is not callable.
     """
     if not callable(value):
         raise TypeError(_message(name, f"a function, as in `{such_as}`", value))
@@ -176,7 +177,7 @@ def function_or_none(name: str, value: _T, such_as: str) -> _T:
 
 
 def mapping(name: str, value: Any, such_as: str) -> dict[str, Any]:
-    """`mapping("config", config, '{"rate": 0.1}')`: a dict with names for keys; {} for None.
+    """`mapping("config", config, '{"rate": 0.1}')`: a dict with text keys; {} for None.
 
     Raises:
         TypeError: it is something else.
@@ -189,7 +190,7 @@ def mapping(name: str, value: Any, such_as: str) -> dict[str, Any]:
 
 
 def instance(name: str, value: Any, kind: type[_T], expected: str) -> _T:
-    """`instance("mask", mask, Masked, "a solstice.data.Masked")`: of a class.
+    """`instance("mask", mask, Masked, "a solstice.data.Masked")`: an instance of a class.
 
     Raises:
         TypeError: it is something else.
@@ -200,11 +201,11 @@ def instance(name: str, value: Any, kind: type[_T], expected: str) -> _T:
 
 
 def real(name: str, value: Any) -> Any:
-    """`real("scores", scores)`: an array of real numbers or booleans, which is given back as it is.
+    """`real("scores", scores)`: an array of real numbers or booleans, returned unchanged.
 
     Raises:
         TypeError: it holds something else, such as text, None or complex numbers.
-        ValueError: its values are gone.
+        ValueError: the array has been deleted.
     """
     if _type_of(name, value) not in ("bool", "int", "float"):
         raise TypeError(_message(name, "an array of real numbers", value))
@@ -212,18 +213,18 @@ def real(name: str, value: Any) -> Any:
 
 
 def numeric(name: str, value: Any) -> Any:
-    """`numeric("scores", scores)`: `real`, or an array of complex numbers."""
+    """`numeric("scores", scores)`: like `real`, with complex numbers."""
     if not _type_of(name, value):
         raise TypeError(_message(name, "an array of numbers", value))
     return value
 
 
 def integers(name: str, value: Any) -> Any:
-    """`integers("targets", labels)`: an array of integers, which is given back as it is.
+    """`integers("targets", labels)`: an array of integers or booleans, returned unchanged.
 
     Raises:
-        TypeError: it holds something else; floats and booleans are no classes.
-        ValueError: its values are gone.
+        TypeError: it holds something else, such as floats.
+        ValueError: the array has been deleted.
     """
     kind = _type_of(name, value)
     if kind not in ("bool", "int"):
@@ -232,11 +233,11 @@ def integers(name: str, value: Any) -> Any:
 
 
 def classes(name: str, value: Any) -> Any:
-    """`classes("targets", labels)`: integers; or floats that are whole, as far as they are known.
+    """`classes("targets", labels)`: integers, or floats with integer values, unless traced.
 
     Raises:
         TypeError: it holds something else.
-        ValueError: a float is not whole, or its values are gone.
+        ValueError: a float is not an integer, or the array has been deleted.
     """
     real(name, value)
     leaves = jax.tree.leaves(value)
@@ -249,27 +250,27 @@ def classes(name: str, value: Any) -> Any:
 
 
 def check_alive(name: str, value: Any) -> None:
-    """Raises a ValueError on an array of JAX that was deleted."""
+    """Raises a ValueError if it is a deleted JAX array."""
     if is_deleted(value):
         raise ValueError(
             f"the array {name} has been deleted: it was donated to a compiled function, as by "
-            f"`jax.jit(..., donate_argnums=0)`. Give what that function returned"
+            f"`jax.jit(..., donate_argnums=0)`. Pass the result of that function instead"
         )
 
 
 def is_deleted(value: Any) -> bool:
-    """Whether it is an array of JAX whose values are gone."""
+    """Whether it is a JAX array that was donated or deleted."""
     is_array = isinstance(value, jax.Array) and not isinstance(value, Tracer)
     return is_array and value.is_deleted()
 
 
 def shown(value: Any) -> str:
-    """A value in a message: its `repr`, and of an array its type."""
+    """A value as text for a message: the type of an array, else the `repr`."""
     if hasattr(value, "shape") and hasattr(value, "dtype") and np.shape(value) != ():
         return f"{value.dtype}{list(value.shape)}"
     try:
         return f"{value!r:.60}"
-    except Exception:  # of the value's own
+    except Exception:  # of the value's `__repr__`
         return f"a {type(value).__name__}"
 
 
@@ -282,7 +283,7 @@ def _index(value: Any) -> int | None:
         return None
     try:
         return operator.index(value)
-    except Exception:  # a TypeError, or of the value's own, such as that of a deleted array
+    except Exception:  # a TypeError, or an error of the value, such as of a deleted array
         return None
 
 
@@ -292,7 +293,7 @@ def _not_whole(value: Any) -> str:
 
 
 def _float(value: Any) -> float | None:
-    """A real number as a float; None of what is none, or too large."""
+    """A real number as a float; None if it is not one, or is too large."""
     is_number = isinstance(value, numbers.Real) or (
         hasattr(value, "dtype") and getattr(value, "shape", None) == () and _is_real(value.dtype)
     )
@@ -317,13 +318,13 @@ def _keys(value: Any) -> list[Any]:
 
 
 def _type_of(name: str, value: Any) -> str:
-    """The kind of numbers that an array holds: "bool", "int", "float", "complex"; else ""."""
+    """The kind of numbers in an array: "bool", "int", "float", "complex"; "" for other values."""
     leaves = jax.tree.leaves(value)
     for leaf in leaves:
         check_alive(name, leaf)
     try:
         dtype = _dtype_of(value, leaves)
-    except Exception:  # a ragged list, or what is no array at all
+    except Exception:  # a ragged list, or not an array at all
         return ""
     kinds = {
         "bool": jnp.bool_,
@@ -332,7 +333,9 @@ def _type_of(name: str, value: Any) -> str:
         "complex": jnp.complexfloating,
     }
     found = (word for word, kind in kinds.items() if jnp.issubdtype(dtype, kind))
-    return "" if dtype.kind == "m" else next(found, "")  # NumPy takes durations for integers
+    return (
+        "" if dtype.kind == "m" else next(found, "")
+    )  # NumPy says that durations ("m") are integers
 
 
 def _dtype_of(value: Any, leaves: list[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Which of two values of a metric is better, by the name of the metric."""
+"""Whether a smaller or a larger value of a metric is better, by its name."""
 
 import re
 from typing import Literal, TypeAlias
@@ -9,16 +9,16 @@ Direction: TypeAlias = Literal["min", "max"]
 
 _LESS = ("loss", "error", "perplexity", "divergence", "distance", "cost", "regret", "rmse", "rmsle")
 _LESS_AS_WORDS = {"mse", "mae", "mape", "nll", "bits", "kl", "wer", "cer", "fid", "ece", "brier"}
-"""Short names, which other words contain by chance."""
+"""Short names: compared with whole words, because longer words contain them by chance."""
 
 
 def better(name: str, mode: Direction | None = None) -> Direction:
-    """`better("val/loss") == "min"`: whether less or more of a metric is better.
+    """`better("val/loss") == "min"`: whether smaller or larger values of a metric are better.
 
     Args:
         name: the metric, with or without its mode.
-        mode: "min" or "max", if the user said so. If None, less is better for a loss, an error, a
-            perplexity and the like, and more for all others.
+        mode: the user's choice, "min" or "max". If None, smaller is better for a loss, an error, a
+            perplexity and the like, and larger for all others.
 
     Raises:
         ValueError: `mode` is something else.

@@ -1,4 +1,4 @@
-"""Callback: watch a run, and stop it."""
+"""Callback: the hooks of a run."""
 
 import enum
 import inspect
@@ -13,12 +13,12 @@ NEEDS = ("outputs", "batch", "experiment", "metrics", "snapshot")
 
 
 class Phase(enum.IntEnum):
-    """`phase = solstice.Phase.SAVE`: the turn of a callback among those of one moment.
+    """`phase = solstice.Phase.SAVE`: when a callback runs, among the callbacks of one moment.
 
     Attributes:
-        LOG: it shows and logs. Validation comes after these.
-        MONITOR: it watches, and may stop the run.
-        SAVE: it saves the run, with the state of the monitors.
+        LOG: callbacks that show or log. Validation follows.
+        MONITOR: callbacks that watch the metrics and may stop the run.
+        SAVE: callbacks that save the run, with the new state of the monitors.
     """
 
     LOG = 0
@@ -38,27 +38,29 @@ class Callback:
             print(record.step, record.metrics["loss"])
     ```
 
-    The hooks are called in this order, each with a `Record`; `record.mode` tells training from
-    evaluation. At one moment, callbacks are called by their `phase`, and within a phase in the
-    order of the Trainer's list.
+    The hooks are called in this order, each with a `Record`; `record.mode` is "train" in training.
+    At one moment, callbacks run by their `phase`, and within a phase in the order of the Trainer's
+    list.
 
-    The Trainer refuses a method that begins with "on_" and is not a hook, since nothing would call
-    it. If there is an attribute `monitor`, such as "val/loss", `fit` refuses one that the metrics
-    of its steps do not have.
+    The Trainer refuses a method that starts with "on_" and is not a hook, because nothing would
+    call it. If a callback has an attribute `monitor`, such as "val/loss", `fit` refuses a name that
+    is not among the metrics of the steps.
 
     Attributes:
-        every: `on_step_start` and `on_step_end` are called at every so many steps. In training
-            global steps are counted, so the cadence does not restart with an epoch. None is never.
-        needs: what the step hooks read from their record, of "outputs", "batch", "experiment",
-            "metrics" and "snapshot". Ask for no more than you use: it costs time.
-        phase: its turn at one moment, a `solstice.Phase`. `fit` validates between LOG and MONITOR.
-        can_stop: False is a promise that the hooks of steps raise nothing, not even `Stop`: the
-            Trainer then need not be able to go back to that step, which saves memory. If one raises
-            all the same, the run ends with the Experiment of the end of the call.
-        has_side_effects: True for what writes files or reports elsewhere: left out of a
-            `Trainer(fast_dev_run=True)`.
-        saves: True for what saves the run in `on_call_end` if `record.interrupted`. With such a
-            callback, SIGTERM and Ctrl-C end the run where it can be saved; a second one at once.
+        every: call `on_step_start` and `on_step_end` at every n-th step; None is never. In training
+            this counts the steps of the run, so the cadence does not restart with an epoch.
+        needs: the fields of the record that the step hooks read, of "outputs", "batch",
+            "experiment", "metrics" and "snapshot". List only those you use: each costs time.
+        phase: the order within one moment, a `solstice.Phase`. `fit` validates between LOG and
+            MONITOR.
+        can_stop: False promises that the step hooks raise nothing, not even `Stop`. The Trainer
+            then keeps no copy of the state to return to that step, which saves memory. If a hook
+            raises anyway, the run ends with the Experiment of the end of the call.
+        has_side_effects: True for a callback that writes files or reports elsewhere.
+            `Trainer(fast_dev_run=True)` leaves it out.
+        saves: True for a callback that saves the run in `on_call_end` if `record.interrupted`. With
+            one, SIGTERM and Ctrl-C end the run where it can be saved; a second signal ends it at
+            once.
     """
 
     every: int | None = 1
@@ -69,84 +71,85 @@ class Callback:
     saves: bool = False
 
     def on_fit_start(self, record: Record) -> None:
-        """Before the first step of a run, in every mode. `record.experiment` is there."""
+        """Before the first step of a run, in every mode. The record has `experiment`."""
 
     def on_epoch_start(self, record: Record) -> None:
-        """Before the first step of an epoch, or of an evaluation. `record.experiment` is there."""
+        """Before the first step of an epoch or an evaluation. The record has `experiment`."""
 
     def on_step_start(self, record: Record) -> None:
-        """Before a step. Of `needs`, "batch" and "experiment" are there."""
+        """Before a step. Of `needs`, the record has "batch" and "experiment"."""
 
     def on_step_end(self, record: Record) -> None:
-        """After a step, with what `needs` names."""
+        """After a step. The record has the fields in `needs`."""
 
     def on_epoch_end(self, record: Record) -> None:
-        """After an epoch, or an evaluation. `record.metrics` and `record.experiment` are there."""
+        """After an epoch or an evaluation. The record has `metrics` and `experiment`."""
 
     def on_fit_end(self, record: Record) -> None:
-        """After a run that ended by itself or by `Stop`. `record.experiment` is there."""
+        """After a run that ended normally or by `Stop`. The record has `experiment`."""
 
     def on_call_end(self, record: Record) -> None:
-        """After a compiled call, or up to 8 of one step each, whose steps have all been told of.
+        """After a compiled call (or up to 8 single-step calls), after the hooks of its steps.
 
-        How many steps a call has is the Trainer's choice and the machine's, so what is to be alike
-        in every run must not depend on this moment: it is for saving and for showing.
-        `record.metrics` are those of the epoch so far. In training `record.snapshot` is there.
-        Where a signal ends a run with a callback that `saves`, this hook is the last: then
+        The number of steps per call depends on the speed of the machine. Use this hook to save or
+        to show, not for anything that must be the same in every run.
+        `record.metrics` are those of the epoch so far. In training, the record has `snapshot`.
+        If a signal ends a run with a callback that `saves`, this hook is the last:
         `record.interrupted` is True, and the snapshot is of the newest moment that can be resumed
-        exactly, such as that before a validation which was cut short.
+        exactly, such as the one before a validation that was cut short.
         """
 
     def on_compile(self, record: Record) -> None:
-        """After the first call of a program, which was compiled: `record.compilation` says why."""
+        """After a call that compiled something; `record.compilation` has the reason."""
 
     def measure(self, record: Record) -> Mapping[str, Any]:
-        """`return {"lr": ...}`: figures that join the training metrics which others are told.
+        """`return {"lr": ...}`: values to add to the training metrics of all callbacks.
 
-        It is called when metrics are read: at a step that some callback asks for metrics at, and
-        at the end of a training epoch. `record.experiment` is there.
+        Called when metrics are read: at a step at which a callback needs metrics, and at the end
+        of a training epoch. The record has `experiment`.
         """
         del record
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What this callback remembers of the run, for a checkpoint: override it if there is such.
+        """`return {"best": self.best}`: the state of this callback, for a checkpoint.
 
-        None, numbers, text, bytes and arrays, in lists, tuples and dicts with keys of text. A list
-        that grows with the run is a `solstice.checkpoint.AppendOnly`, which is not written whole by
-        each checkpoint.
+        It may hold None, numbers, text, bytes and arrays, in lists, tuples and dicts with text
+        keys. Use a `solstice.checkpoint.AppendOnly` for a list that grows with the run: a
+        checkpoint then writes only its new entries.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave, after `on_fit_start`, when a run is resumed."""
+        """Restore the state of `state_dict`, after `on_fit_start` of a resumed run."""
 
     def state_key(self) -> dict[str, Any]:
-        """`return {"monitor": self.monitor}`: what `state_dict` is about, as in `state_dict`.
+        """`return {"monitor": self.monitor}`: the settings on which `state_dict` depends.
 
-        A resumed run gives it to a callback of the same class and key alone. By default they are
-        `monitor` and `mode`, where the callback has such attributes.
+        A resumed run restores a state only to a callback of the same class and key. The default is
+        `monitor` and `mode`, if the callback has these attributes. Allowed values: as in
+        `state_dict`.
         """
         found = {name: getattr(self, name, None) for name in ("monitor", "mode")}
         return {name: v for name, v in found.items() if v is not None and is_setting(v)}
 
     def state_hint(self) -> dict[str, Any]:
-        """`return {"path": self.path}`: which this is, of several of one class and `state_key`.
+        """`return {"path": self.path}`: distinguish callbacks of the same class and `state_key`.
 
-        Each takes up the state of the one that was most alike, so what is in the hint may change
-        from run to run; paths may be `pathlib.Path`. By default they are the arguments of the
-        constructor that are kept in attributes of their names: numbers, text and paths.
+        Each gets the state of the saved callback with the most similar hint, so a hint may change
+        between runs; paths may be `pathlib.Path`. The default is the constructor's arguments that
+        are stored in attributes of the same names: numbers, text and paths.
         """
         return kept_arguments(self)
 
     def on_exception(self, record: Record, error: BaseException) -> None:
-        """After a run that ended by an exception or by Ctrl-C: close what is open."""
+        """After a run that ended by an exception or Ctrl-C: close open files and the like."""
 
 
 def kept_arguments(callback: Any) -> dict[str, Any]:
-    """The arguments of its constructor that an object keeps: numbers, text and paths alone."""
+    """The constructor's arguments that an object stores: numbers, text and paths only."""
     kept = cast("dict[str, Any]", vars(callback))
-    with suppress(TypeError, ValueError):  # the constructor of a class may hide what it takes
+    with suppress(TypeError, ValueError):  # not every constructor has a signature
         names = inspect.signature(cast("Any", type(callback))).parameters
         given: dict[str, Any] = {name: kept.get(name, kept.get(f"_{name}", ...)) for name in names}
         return {name: value for name, value in given.items() if is_setting(value)}
@@ -154,5 +157,5 @@ def kept_arguments(callback: Any) -> dict[str, Any]:
 
 
 def is_setting(value: Any) -> bool:
-    """Whether a value says how an object was made, and not what it has become."""
+    """Whether a value can be a setting of an object, not its state: a number, text or a path."""
     return isinstance(value, str | PurePath) or type(value) in (bool, int, float, type(None))

@@ -1,4 +1,4 @@
-"""Text for people, on whatever stream there is: what is shown must never end a run."""
+"""Text on the terminal; a closed or limited stream never ends a run."""
 
 import sys
 import warnings
@@ -7,17 +7,17 @@ from typing import Any
 
 
 def say(text: str) -> None:
-    """`say("nothing was profiled")`: a line on standard error, after the name of the library."""
+    """`say("nothing was profiled")`: print "solstice: nothing was profiled" to standard error."""
     write_line(f"solstice: {text}", sys.stderr)
 
 
 def write_line(text: str, stream: Any) -> None:
-    """`write_line("epoch 1", sys.stdout)`: a line, where it can be written.
+    """`write_line("epoch 1", sys.stdout)`: write a line, if the stream is open.
 
     Args:
         text: the line.
-        stream: anything with a `write`. None, as `sys.stderr` under `pythonw`, a closed stream and
-            a terminal that is gone show nothing.
+        stream: any object with `write`. None (`sys.stderr` under `pythonw`), a closed stream and a
+            closed terminal show nothing.
     """
     if stream is None:
         return
@@ -28,18 +28,18 @@ def write_line(text: str, stream: Any) -> None:
 
 
 def warn(message: str, stacklevel: int) -> None:
-    """`warnings.warn`, which raises where standard error is closed.
+    """`warnings.warn`, without its ValueError if standard error is closed.
 
     Args:
-        message: what to say.
-        stacklevel: as Python has it, of the function that calls this one.
+        message: the text of the warning.
+        stacklevel: as in `warnings.warn`, counted from the calling function.
     """
     with suppress(ValueError):
         warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 def encodable(text: str, stream: Any) -> str:
-    """The text, with escapes for characters that the encoding of a stream does not have."""
+    """The text, with escapes for characters outside the encoding of a stream."""
     encoding = getattr(stream, "encoding", None)
     if not isinstance(encoding, str):
         return text
@@ -49,8 +49,8 @@ def encodable(text: str, stream: Any) -> str:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether it says so: a stream of the user's own need not have `isatty`."""
-    try:
+    """Whether a stream is a terminal."""
+    try:  # because a custom stream may have no `isatty`
         return bool(stream.isatty())
     except (AttributeError, OSError, ValueError):
         return False

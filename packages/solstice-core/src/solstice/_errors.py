@@ -1,12 +1,12 @@
-"""The errors that Solstice raises about what it was given."""
+"""The exceptions of Solstice: of data, of Experiments and of compilation budgets."""
 
 
 class DataError(ValueError):
-    """A data set or a batch cannot be used: empty, exhausted, or not what the step takes."""
+    """A data set or a batch cannot be used: it is empty, exhausted, or does not fit the step."""
 
 
 class ExperimentError(TypeError):
-    """An Experiment breaks its contract: what a step returned is not what it must return."""
+    """An Experiment breaks its contract: a step returned something else than it must."""
 
 
 class CompileBudgetError(RuntimeError):

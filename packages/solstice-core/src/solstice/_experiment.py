@@ -13,7 +13,7 @@ from solstice._types import Batch, Outputs
 
 
 class Experiment(eqx.Module):
-    """Everything that a run holds, as one immutable pytree: subclass it.
+    """The whole state of a run as one immutable pytree: subclass it.
 
     ```python
     class Classifier(solstice.Experiment):
@@ -31,12 +31,12 @@ class Experiment(eqx.Module):
     ```
 
     It is an `equinox.Module`: annotate fields as in a dataclass, or write an `__init__`. A step
-    may be decorated with `jax.jit` or `equinox.filter_jit`, or not at all; the Trainer compiles
-    it in any case. `outputs`, the second thing a step returns, is a `Metrics`, which is merged over
-    the epoch; or a pytree such as a mapping, whose scalars are averaged over examples (the weight
-    of a batch is the length of axis 0 of its first array) and named by their paths, as in
-    "aux/l2". A scalar alone is "loss". `Metrics` in it are merged too. What gives no metrics is
-    named by a warning, once in a run; callbacks receive it.
+    may be decorated with `jax.jit` or `equinox.filter_jit`; the Trainer compiles it either way.
+    `outputs`, the second result of a step, is a `Metrics`, merged over the epoch, or a pytree,
+    such as a mapping. Scalars in it are averaged over examples (each batch is weighted by the
+    length of axis 0 of its first array) and named by their paths, such as "aux/l2". A single
+    scalar is "loss". `Metrics` in it are merged too. Other leaves give no metrics; a warning names
+    them once per run. Callbacks receive all of `outputs`.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -54,45 +54,45 @@ class Experiment(eqx.Module):
     def train_step(self, batch: Batch) -> tuple[Self, Outputs]:
         """`exp, outputs = exp.train_step(batch)`: one update on one batch.
 
-        The Experiment that comes back has the same tree structure, shapes and dtypes.
+        The returned Experiment must have the same tree structure, shapes and dtypes.
         """
 
     @abstractmethod
     def eval_step(self, batch: Batch) -> tuple[Self, Outputs]:
-        """`exp, outputs = exp.eval_step(batch)`: measure one batch.
+        """`exp, outputs = exp.eval_step(batch)`: evaluate one batch.
 
-        Evaluation cannot change training: the Experiment that comes back is handed to the next
-        `eval_step` of the same evaluation, and dropped at its end.
+        Evaluation cannot change training: the returned Experiment goes to the next `eval_step` of
+        the same evaluation, and is dropped at its end.
         """
 
     def predict_step(self, batch: Batch) -> Outputs:
-        """`outputs = exp.predict_step(batch)`: what `Trainer.predict` yields. Optional."""
+        """`outputs = exp.predict_step(batch)`: the outputs of `Trainer.predict`. Optional."""
         raise NotImplementedError(
             f"{type(self).__name__} has no predict_step: to predict, write "
             f"`def predict_step(self, batch): return outputs` in it"
         )
 
     def setup(self, batch: Batch) -> Self:
-        """`exp = exp.setup(first_batch)`: finish what needs to know a batch. Optional.
+        """`exp = exp.setup(first_batch)`: finish the Experiment with a first batch. Optional.
 
         The Trainer calls it once before it trains or evaluates, outside of any compilation, with
-        the first batch as NumPy arrays: the place to create parameters whose shape depends on the
-        data. It must give back an Experiment that is already set up as it is.
+        the first batch as NumPy arrays. Create parameters here if their shape depends on the data.
+        It must return an Experiment that is already set up unchanged.
         """
         del batch
         return self
 
     def check_batch(self, batch: Batch) -> None:
-        """`exp.check_batch(batch)`: raise `DataError` on a batch that must not be used. Optional.
+        """`exp.check_batch(batch)`: raise a `DataError` for an invalid batch. Optional.
 
-        The Trainer calls it on the host for every batch, as NumPy arrays, before the step: the
-        place for checks of values, which compiled code cannot raise on. It should be cheap.
+        The Trainer calls it on the host for every batch, as NumPy arrays, before the step. Check
+        values here, because compiled code cannot raise an error. It should be cheap.
         """
         del batch
 
 
 def check_experiment(experiment: Any) -> None:
-    """Raises an error on what is not an Experiment, or has arrays that were deleted."""
+    """Raises an error if it is not an Experiment, or has deleted arrays."""
     kind = experiment.__name__ if isinstance(experiment, type) else type(experiment).__name__
     if isinstance(experiment, type):
         raise TypeError(
@@ -118,26 +118,26 @@ _ELSEWHERE = {
     "prediction_step": "write `predict_step`",
     "configure_optimizers": "hold the optimiser in a field, and update in `train_step`",
 }
-"""Methods of other libraries, and what does the same here."""
+"""Methods of other libraries, and the advice for each."""
 
 
 def _meant(name: str) -> str | None:
-    """What to write instead of a method that a step was meant by; None of a name of one's own."""
+    """The advice for a method that looks like a step or a hook; None for any other name."""
     if name in _STEPS or name.startswith("_"):
         return None
     if name.startswith("on_"):
-        return "hooks are methods of a `solstice.Callback`, which the Trainer is given"
+        return "hooks are methods of a `solstice.Callback`, in the list given to the Trainer"
     close = difflib.get_close_matches(name, _STEPS, 1, 0.85)
     return _ELSEWHERE.get(name) or (f"did you mean `{close[0]}`?" if close else None)
 
 
 def overrides(kind: type[Experiment], method: str) -> bool:
-    """Whether a class of Experiments has a `method` of its own."""
+    """Whether a class of Experiments overrides `method`."""
     return getattr(kind, method) is not getattr(Experiment, method)
 
 
 def params_of(experiment: Any) -> Any:
-    """The params of an Experiment, where they are found by their name; else all of it."""
+    """`exp.params` or `exp.learner.params`; the whole Experiment if there is neither."""
     for owner in (experiment, getattr(experiment, "learner", None)):
         params = getattr(owner, "params", None)
         if params is not None:

@@ -1,4 +1,4 @@
-"""Which numbers of a tree are NaN or infinite."""
+"""The arrays of a tree that have NaN or infinity in them."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from solstice import _tree
 
 
 def nonfinite(tree: Any) -> list[str]:
-    """The paths of the arrays that have NaN or infinity in them; one number each is read back."""
+    """The paths of arrays with NaN or infinity; reads back one boolean per array."""
     floating = [(path, leaf) for path, leaf in _tree.leaves_by_path(tree) if _is_floating(leaf)]
     if not floating:
         return []

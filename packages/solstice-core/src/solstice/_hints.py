@@ -1,9 +1,9 @@
-"""Hints in errors about labels and masks: code that makes the ones at hand what they must be.
+"""Hints in errors about labels, masks and scores: code that converts the given ones.
 
-Each function gives a sentence to put behind that of an error, or "" where none is known to be
-right. The code uses the names `x`, `labels`, `targets`, `mask`, `preds` and `scores`. Values are
-looked at, since it depends on them what a dtype or a shape means. While JAX traces there are none,
-and the sentence says for which values its code is right. In a step text is None, as JAX has none.
+Each function returns a sentence to append to an error, or "" if no correct code is known. The code
+uses the names `x`, `labels`, `targets`, `mask`, `preds` and `scores`. The hints look at values,
+because the meaning of a dtype or shape depends on them. Traced arrays have no values; the sentence
+then says for which values its code is right. In a step, text is None, because JAX has no text.
 """
 
 from typing import Any, cast
@@ -16,13 +16,13 @@ from jax.core import Tracer
 _SEVERAL_CLASSES = ". Labels of several classes are for ClassificationExperiment"
 _SEVERAL_LABELS = ". Several labels an example are for MultilabelClassificationExperiment"
 _WEIGHTS = (
-    ". A mask says which examples count, and not how much: weights go beside the losses, as an "
-    "objective of a Learner returns them"
+    ". A mask says which examples count, not how much: an objective of a Learner returns weights "
+    "beside the losses"
 )
 
 
 def class_hint(labels: Any) -> str:
-    """How labels become classes, integers of shape [n]."""
+    """How to convert labels to classes, integers of shape [n]."""
     code, array = _flat(*_form("labels", labels))
     if labels is None:
         return _names_hint(code)
@@ -32,7 +32,7 @@ def class_hint(labels: Any) -> str:
 
 
 def class_range_hint(labels: Any, num_classes: int) -> str:
-    """How integers, some of them outside [0, num_classes), come to be inside."""
+    """How to bring integers outside [0, num_classes) inside."""
     values = np.unique(labels)
     bad = values[(values < 0) | (values >= num_classes)]
     if num_classes == 2 and values.tolist() == [-1, 1]:
@@ -42,12 +42,12 @@ def class_range_hint(labels: Any, num_classes: int) -> str:
     if bad[0] < 0:
         return ". Fix the labels"
     begins_with_1 = values[0] >= 1 and values[-1] == num_classes
-    less = ". Where they begin with 1, write `labels - 1`" if begins_with_1 else ""
+    less = ". If they start with 1, write `labels - 1`" if begins_with_1 else ""
     return f". Give num_classes={values[-1] + 1}, or fix the labels{less}"
 
 
 def binary_hint(labels: Any) -> str:
-    """How labels become 0 or 1, of shape [n]."""
+    """How to convert labels to 0 or 1, of shape [n]."""
     code, array = _flat(*_form("labels", labels))
     if labels is None:
         return ". Text becomes labels by `labels == np.unique(labels)[-1]`, of the whole data set"
@@ -60,7 +60,7 @@ def binary_hint(labels: Any) -> str:
 
 
 def binary_rows_hint(labels: Any, num_labels: int) -> str:
-    """How labels become 0 or 1, of shape [n, num_labels]."""
+    """How to convert labels to 0 or 1, of shape [n, num_labels]."""
     code, array = _form("labels", labels)
     if array is None:
         return ""
@@ -75,7 +75,7 @@ def binary_rows_hint(labels: Any, num_labels: int) -> str:
 
 
 def binary_values_hint(array: Any, code: str = "labels") -> str:
-    """How the values of labels become 0 or 1; `code` gives them in the shape they must have."""
+    """How to convert the values of labels to 0 or 1; `code` has them in the right shape."""
     if _is_whole(array) and _is_within(array, 2):
         return f". Write `{code}`"
     if isinstance(array, Tracer):
@@ -102,7 +102,7 @@ def binary_values_hint(array: Any, code: str = "labels") -> str:
 
 
 def number_hint(targets: Any) -> str:
-    """How targets become real numbers."""
+    """How to convert targets to real numbers."""
     code, array = _flat(*_form("targets", targets))
     if array is None or array.ndim == 0 or np.issubdtype(array.dtype, np.complexfloating):
         return ""
@@ -116,7 +116,7 @@ def number_hint(targets: Any) -> str:
 
 
 def mask_hint(mask: Any) -> str:
-    """How a mask becomes booleans, one for each example."""
+    """How to convert a mask to booleans, one per example."""
     is_list = isinstance(mask, list | tuple)
     code, array = _flat(*_form("mask", mask))
     if array is None or array.ndim == 0:
@@ -133,14 +133,14 @@ def mask_hint(mask: Any) -> str:
 
 
 def third_part_hint(part: Any) -> str:
-    """What becomes of the third part of a batch that should be a pair."""
+    """The place for the third part of a batch that should be a pair."""
     hint = mask_hint(part)
     around = ". A mask goes around it: `solstice.data.Masked((features, labels), mask)`"
     return _WEIGHTS if hint == _WEIGHTS else around
 
 
 def pair_hint(scores: Any, labels: Any, from_logits: bool = False) -> str:
-    """How scores and labels come to be both of shape [n]."""
+    """How to convert scores and labels to shape [n]."""
     code, one = _flat("scores", scores)
     if np.ndim(one) == 2 and np.shape(one)[1] == 2:
         code, one = "scores[:, 1] - scores[:, 0]" if from_logits else "scores[:, 1]", one[:, 1]
@@ -153,7 +153,7 @@ def pair_hint(scores: Any, labels: Any, from_logits: bool = False) -> str:
 
 
 def predictions_hint(preds: Any, labels: Any) -> str:
-    """How predictions, and labels, come to be both of shape [n]."""
+    """How to convert predictions and labels to shape [n]."""
     code, one = _flat("preds", preds)
     if np.ndim(one) not in (1, 2) or np.shape(one)[:1] != np.shape(labels)[:1]:
         return ""
@@ -162,7 +162,7 @@ def predictions_hint(preds: Any, labels: Any) -> str:
 
 
 def _form(name: str, given: Any) -> tuple[str, Any]:
-    """What gives an array, and the array; or None of what is none."""
+    """The code that makes an array of `given`, and the array; None if there is none."""
     if isinstance(given, list | tuple):
         name, given = f"np.asarray({name})", _stacked(given)
     if isinstance(given, Tracer):
@@ -181,12 +181,12 @@ def _stacked(rows: Any) -> Any:
         return np.asarray(rows)
     except jax.errors.TracerArrayConversionError:
         return jnp.asarray(rows)
-    except ValueError:  # of unequal lengths
+    except ValueError:  # rows of unequal lengths
         return None
 
 
 def _flat(code: str, array: Any) -> tuple[str, Any]:
-    """Of shape [n], where all axes but the first are of length 1."""
+    """The array in shape [n], if all axes but the first have length 1; else unchanged."""
     shape = np.shape(array)
     if len(shape) == 2 and shape[1] == 1:
         return f"{code}[:, 0]", array[:, 0]
@@ -196,7 +196,7 @@ def _flat(code: str, array: Any) -> tuple[str, Any]:
 
 
 def _rows_hint(code: str, rows: Any) -> str:
-    """How a row for each example becomes a class."""
+    """How to convert one row per example to a class."""
     hint = f" become classes by `{code}.argmax(axis=-1)`"
     if isinstance(rows, Tracer):
         return f". One-hot labels{hint}"
@@ -210,7 +210,7 @@ def _rows_hint(code: str, rows: Any) -> str:
 
 
 def _integers_hint(code: str, array: Any) -> str:
-    """How values, one for each example, become integers."""
+    """How to convert one value per example to an integer."""
     if jnp.issubdtype(array.dtype, jnp.integer):
         return f". Write `{code}`"
     if array.dtype == bool:
@@ -239,7 +239,7 @@ def _names_hint(code: str) -> str:
 
 
 def _positive_hint(code: str, value: Any) -> str:
-    """Of two values the greater is likely the positive one, as 'yes', 'true', 1 and 2 are."""
+    """Suggests the greater of two values as positive, because 'yes', 'true', 1 and 2 are."""
     plain: Any = np.asarray(value, getattr(value, "dtype", object)).item()
     if isinstance(plain, float) and plain.is_integer():
         plain = int(plain)
@@ -247,15 +247,15 @@ def _positive_hint(code: str, value: Any) -> str:
 
 
 def _ignored_hint(code: str, labels: str, value: Any) -> str:
-    """How a value that stands for no label is masked; `labels` are the others as they must be."""
+    """How to mask a value that means "no label"; `labels` is the code for the others."""
     if np.isnan(value):
-        return f". Mask what is NaN: `solstice.data.Masked((x, {labels}), ~np.isnan({code}))`"
+        return f". Mask the NaNs: `solstice.data.Masked((x, {labels}), ~np.isnan({code}))`"
     kept = f"{code} != {int(value) if float(value).is_integer() else float(value)}"
-    return f". If {value:g} is no label, mask it: `solstice.data.Masked((x, {labels}), {kept})`"
+    return f". If {value:g} is not a label, mask it: `solstice.data.Masked((x, {labels}), {kept})`"
 
 
 def _is_no_label(value: float, values: Any) -> bool:
-    """Whether this value beside 0 and 1 likely stands for no label, as -100 and 255 do."""
+    """Whether this value beside 0 and 1 likely means "no label", as -100 and 255 do."""
     return value < -1 or (value < 0 and 0 in values) or (value == 255 and 1 in values)
 
 
@@ -276,7 +276,7 @@ def _is_whole(array: Any) -> bool:
 
 
 def _is_within(array: Any, limit: int) -> bool:
-    """Whether all values are in [0, limit) and whole, as far as can be known."""
+    """Whether all values are integers in [0, limit); True for a traced array."""
     if isinstance(array, Tracer):
         return True
     return bool(_is_real(array) and np.isin(array.astype(float), np.arange(limit)).all())

@@ -1,4 +1,4 @@
-"""Callbacks as they are written: a hook that is misspelt would never be called, in silence."""
+"""Checks of the hooks of a callback, since the Trainer would never call a misspelt one."""
 
 import difflib
 import inspect
@@ -41,23 +41,23 @@ _ELSEWHERE = {
     "on_error": ("on_exception", None),
     "on_keyboard_interrupt": ("on_exception", None),
 }
-"""Hooks of other libraries that the words in their names do not explain."""
+"""Hooks of other libraries whose names do not follow from `_MODES`, `_UNITS` and `_EDGES`."""
 
 _ALIKE = 0.85
 
 _checked: WeakKeyDictionary[type, set[frozenset[str]]] = WeakKeyDictionary()
-"""Classes, with the attributes of objects, that have been found right: each run begins with it."""
+"""Checked classes, with the attributes of their objects: a cache, as each run checks again."""
 
 
 def check_hooks(callback: Any, base: type[Any]) -> None:
-    """Refuses a callback with a hook that the Trainer would not call, or could not.
+    """Refuses a callback with a hook that the Trainer would not or could not call.
 
     Args:
         callback: the callback.
         base: `solstice.Callback`, whose methods are the hooks.
 
     Raises:
-        TypeError: a method begins with "on_" and is not a hook, or a hook takes other arguments.
+        TypeError: a method starts with "on_" and is not a hook, or a hook takes other arguments.
     """
     kind, names = (
         cast("type[Any]", type(callback)),
@@ -76,21 +76,21 @@ def check_hooks(callback: Any, base: type[Any]) -> None:
 
 
 def _check_abstract(kind: type[Any], base: type[Any]) -> None:
-    """Refuses a `Logger` without `write`, for one: rows would be lost in silence."""
+    """Refuses a callback without an abstract method, such as a `Logger` without `write`."""
     for name in dir(kind):
         method = inspect.getattr_static(kind, name, None)
         if getattr(method, "__isabstractmethod__", False):
             wrong = difflib.get_close_matches(name, set(dir(kind)) - set(dir(base)) - {name}, 1)
             instead = f" It has `{wrong[0]}`" if wrong and wrong[0] in vars(kind) else ""
             raise TypeError(
-                f"{kind.__name__} has no `{name}` of its own: write "
+                f"{kind.__name__} does not define `{name}`: write "
                 f"`{_line(kind, name)}` in it.{instead}"
             )
 
 
 @cache
 def _hooks(base: type[Any]) -> tuple[str, ...]:
-    """The methods of the base, which are what the Trainer calls."""
+    """The names of the hooks: the public methods of the base class."""
     return tuple(n for n, value in _public(base).items() if inspect.isfunction(value))
 
 
@@ -100,14 +100,14 @@ def _public(owner: Any) -> dict[str, Any]:
 
 
 def _strangers(callback: Any, base: type[Any]) -> Iterator[str]:
-    """Public names that the base does not have."""
+    """Public names of a callback that the base class does not have."""
     owners = [callback, *_between(callback, base)]
     names = dict.fromkeys(name for owner in owners for name in _public(owner))
     return (name for name in names if not hasattr(base, name))
 
 
 def _between(callback: Any, base: type[Any]) -> list[type]:
-    """The classes that a user may have written."""
+    """The classes of a callback below the base class, which a user may have written."""
     kinds: tuple[type, ...] = cast("Any", type(callback)).__mro__
     return [kind for kind in kinds if kind not in base.__mro__]
 
@@ -126,13 +126,13 @@ def _check_name(callback: Any, base: type[Any], name: str) -> None:
 
 
 def _check_setting(callback: Any, base: type[Any], name: str) -> None:
-    """Names `evry = 100`: such a line changes nothing, and raises nothing."""
+    """Warns of an attribute like `evry = 100`, which would have no effect and no error."""
     settings = [setting for setting in _public(base) if setting not in _hooks(base)]
     for close in difflib.get_close_matches(name, settings, 1, _ALIKE):
         warn(
             f"{type(callback).__name__}.{name} is not an attribute of solstice.Callback, and the "
-            f"Trainer does not read it: write `{close}`. One of your own needs another name, such "
-            f"as `_{name}`",
+            f"Trainer does not read it: write `{close}`. An attribute for your own code needs "
+            f"another name, such as `_{name}`",
             stacklevel=5,
         )
 
@@ -149,12 +149,12 @@ def _unknown(kind: str, base: type[Any], name: str, hook: str | None, mode: str 
         instead += f', with `if record.mode == "{mode}":` in it' if mode else ""
     return (
         f"{kind}.{name} is not a hook of solstice.Callback and would never be called. {instead}. "
-        f"A method of your own needs another name, such as `_{name}`"
+        f"A method for your own code needs another name, such as `_{name}`"
     )
 
 
 def _meant(name: str, base: type[Any]) -> tuple[str | None, str | None]:
-    """The hook that does what a name says, and the mode in which; None if there is none."""
+    """The hook that a name most likely means, and its mode; None if there is none."""
     if name in _ELSEWHERE:
         return _ELSEWHERE[name]
     is_hook = name.startswith("on_")
@@ -166,7 +166,7 @@ def _meant(name: str, base: type[Any]) -> tuple[str | None, str | None]:
 
 
 def _by_words(words: list[str], *, is_hook: bool) -> tuple[str, str | None] | None:
-    """`on_validation_batch_end` is `on_step_end` in the mode "val"."""
+    """The hook by the words in a name: `on_validation_batch_end` is `on_step_end` in "val"."""
     kinds = [_MODES, _UNITS, _EDGES]
     mode, unit, edge = (next((kind[w] for w in words if w in kind), None) for kind in kinds)
     known = all(any(word in kind for kind in kinds) for word in words)
@@ -177,18 +177,18 @@ def _by_words(words: list[str], *, is_hook: bool) -> tuple[str, str | None] | No
 
 
 def _check_method(callback: Any, base: type[Any], hook: str, method: Any) -> None:
-    """That the Trainer can call it, with what it gives, and that it then runs."""
+    """Refuses a hook that is not a method, is asynchronous, or takes other arguments."""
     name = f"{type(callback).__name__}.{hook}"
     if not callable(method):
         raise TypeError(f"{name} must be a method, `{_line(base, hook)}`; it is {method!r:.60}")
     asynchronous = inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
     if asynchronous or inspect.isgeneratorfunction(method):
         does = "is `async`" if asynchronous else "has a `yield`"
-        raise TypeError(f"{name} {does}, and so would never run: write `{_line(base, hook)}`")
+        raise TypeError(f"{name} {does}, so it would never run: write `{_line(base, hook)}`")
     given = list(inspect.signature(getattr(base, hook)).parameters)[1:]
     try:
         signature = inspect.signature(method)
-    except (TypeError, ValueError):  # of a builtin, which does not say what it takes
+    except (TypeError, ValueError):  # a builtin without a signature
         return
     try:
         signature.bind(*given)
@@ -203,5 +203,5 @@ def _words(given: list[str]) -> str:
 
 
 def _line(base: type[Any], hook: str) -> str:
-    """The line to write: `def on_step_end(self, record):`."""
+    """The first line of a hook's definition: `def on_step_end(self, record):`."""
     return f"def {hook}({', '.join(inspect.signature(getattr(base, hook)).parameters)}):"

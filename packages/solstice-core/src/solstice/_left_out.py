@@ -1,4 +1,4 @@
-"""Name what is left out, once a run."""
+"""Warnings of ignored values, each named once per run."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from solstice._console import warn
 
 
 class LeftOut:
-    """Warns of each thing that is left out of something, the first time."""
+    """Warns of each ignored value once."""
 
     def __init__(self) -> None:
         self._named: set[tuple[str, str]] = set()
@@ -20,12 +20,12 @@ class LeftOut:
         before: str,
         after: str | Callable[[Mapping[str, Any]], str],
     ) -> None:
-        """`left_out.name({"a": array}, "it leaves out", "Write ...")`: warns, if any is new.
+        """`left_out.name({"a": array}, "it leaves out", "Write ...")`: warn of the new ones.
 
         Args:
-            things: what is left out, by name.
-            before: the words before the list of names.
-            after: what to write instead, a sentence; or a function of what is new.
+            things: the ignored values, by name.
+            before: the text before the list of names.
+            after: the advice, a sentence, or a function that makes it from the new values.
         """
         found = {name: described(thing) for name, thing in things.items()}
         new = {name: text for name, text in found.items() if (name, text) not in self._named}
@@ -37,7 +37,7 @@ class LeftOut:
 
 
 def described(thing: Any) -> str:
-    """`float32[3]`, or what else it is."""
+    """A value as text: `float32[3]` for an array."""
     if hasattr(thing, "shape") and hasattr(thing, "dtype"):
         return f"{thing.dtype}{list(thing.shape)}"
     if thing is None:

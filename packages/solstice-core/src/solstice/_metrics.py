@@ -1,4 +1,4 @@
-"""The Metrics base class, and how a step's outputs become one."""
+"""Metrics: the base class, and the metrics of a step's outputs."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from solstice._types import Batch, Outputs
 
 
 class Metrics(eqx.Module):
-    """Counts and sums of one batch that merge into those of an epoch.
+    """Counts and sums of one batch that merge into those of an epoch: subclass it.
 
     ```python
     class Accuracy(solstice.Metrics):
@@ -37,9 +37,9 @@ class Metrics(eqx.Module):
             return {"accuracy": self.correct / self.count}
     ```
 
-    Keep what adds up (sums, counts, maxima), and divide only in `compute`: then a metric over
-    an epoch is the metric of all its examples, whatever the batch sizes. What configures the
-    metric (a number of classes, a name) is an `equinox.field(static=True)`.
+    Keep sums, counts and maxima, and divide only in `compute`. The metric of an epoch is then
+    the metric of all its examples, for any batch sizes. Declare settings (a number of classes, a
+    name) as `equinox.field(static=True)`.
     """
 
     @abstractmethod
@@ -47,7 +47,7 @@ class Metrics(eqx.Module):
         """`total = total.merge(batch_metrics)`: the metrics of both sets of examples.
 
         `other` is of the same class.
-        Must be associative, and must work under `jax.jit`, in `jax.lax.scan` and on the host.
+        Must be associative, and work under `jax.jit`, in `jax.lax.scan` and on the host.
         """
 
     @abstractmethod
@@ -56,7 +56,7 @@ class Metrics(eqx.Module):
 
 
 class Means(Metrics):
-    """The mean of each named scalar over examples: what scalars among outputs become."""
+    """The mean over examples of each scalar among a step's outputs."""
 
     sums: Totals
     count: Counts
@@ -67,16 +67,16 @@ class Means(Metrics):
     def compute(self) -> dict[str, Any]:
         xp = jnp if self.sums.is_traced else np
         count = self.count.floats(xp)["count"]
-        with np.errstate(invalid="ignore"):  # of no examples it is NaN
+        with np.errstate(invalid="ignore"):  # the mean of no examples is NaN
             return {name: total / count for name, total in self.sums.floats(xp).items()}
 
 
 class Beside(Metrics):
-    """Metrics that a step returns beside other outputs, with the means of the scalars there."""
+    """Several metrics of one step: the `Metrics` in its outputs, and the means of its scalars."""
 
     parts: tuple[Metrics, ...]
     names: tuple[str, ...] = eqx.field(static=True)
-    """What stands before the names of each; nothing, if empty."""
+    """The prefix of the names of each part; "" is no prefix."""
 
     def merge(self, other: Self, /) -> Self:
         pairs = zip(self.parts, other.parts, strict=True)
@@ -94,11 +94,10 @@ class Beside(Metrics):
 
 
 def as_metrics(outputs: Outputs, batch: Batch) -> Metrics | None:
-    """Metrics as they are; else the scalars by their paths, as `Means` weighted by examples.
+    """The metrics in a step's outputs: `Metrics` unchanged, scalars as weighted `Means` by path.
 
-    A scalar alone is "loss". Metrics beside other outputs have their path before their names,
-    unless there is one and its place has no name, as in `(metrics, outputs)`. None if there is
-    nothing.
+    A single scalar is "loss". `Metrics` inside the outputs get their path as a prefix, except a
+    single one in an unnamed place, as in `(metrics, outputs)`. None if there are no metrics.
     """
     if isinstance(outputs, Metrics):
         return outputs
@@ -114,7 +113,7 @@ def as_metrics(outputs: Outputs, batch: Batch) -> Metrics | None:
 
 
 def without_metrics(outputs: Outputs) -> dict[str, Any]:
-    """What gives no metrics in the outputs of a step, by its path."""
+    """The leaves of a step's outputs that give no metrics, by path."""
     if outputs is None or isinstance(outputs, Metrics):
         return {}
     return {
@@ -125,7 +124,7 @@ def without_metrics(outputs: Outputs) -> dict[str, Any]:
 
 
 def _by_path(outputs: Outputs) -> dict[str, Any]:
-    """Leaves by path, Metrics and None among them."""
+    """The leaves by path; `Metrics` and None are leaves."""
 
     def is_leaf(node: Any) -> bool:
         return node is None or isinstance(node, Metrics)
@@ -146,7 +145,7 @@ def _means(scalars: Mapping[str, Any], batch: Batch) -> Means:
 
 
 def _times(value: Any, count: int) -> Array:
-    """What so many examples add: nothing where there are none, whose mean is often NaN."""
+    """`value * count` in at least float32; 0 for an empty batch, because its mean is often NaN."""
     value = at_least_float32(value)
     return value * count if count else jnp.zeros_like(value)
 
@@ -157,7 +156,7 @@ def num_examples(batch: Batch) -> int:
 
 
 def to_host(metrics: Metrics | None) -> dict[str, Any]:
-    """The computed values read back: scalars as Python numbers, the rest as NumPy arrays."""
+    """The computed values on the host: scalars as Python numbers, others as NumPy arrays."""
     if metrics is None:
         return {}
     computed: Any = metrics.compute()
@@ -170,14 +169,14 @@ def to_host(metrics: Metrics | None) -> dict[str, Any]:
 
 
 def on_host(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values read back; those of a mapping within have its name before theirs: "val/a"."""
+    """Values on the host; those of an inner mapping get its name as a prefix: "val/a"."""
     flat = by_name(values)
     read = jax.device_get(list(flat.values()))  # one transfer, and the order is kept
     return {name: _plain(value) for name, value in zip(flat, read, strict=True)}
 
 
 def by_name(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as they are; those of a mapping within have its name before theirs."""
+    """Values where they are; those of an inner mapping get its name as a prefix."""
     return dict(_flat(values))
 
 
@@ -195,7 +194,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_scalar(value: Any) -> bool:
-    """A number, or an array of one number that has no axis; or the shape of such."""
+    """Whether it is a real number or boolean, or an array of shape [] of one, or its type."""
     if isinstance(value, bool | int | float):
         return True
     dtype: Any = getattr(value, "dtype", None)

@@ -1,4 +1,4 @@
-"""Arrays of plain numbers, which a file can hold: of which kinds, and in which byte order."""
+"""Arrays of plain numbers for files: allowed kinds, names of dtypes, byte order."""
 
 from typing import Any, cast
 
@@ -6,11 +6,11 @@ import ml_dtypes
 import numpy as np
 
 _CLASSES = (np.ndarray, np.memmap)
-"""Other classes of array mean more than their numbers: a mask, a unit, another product."""
+"""Allowed classes. Others mean more than their numbers: a mask, a unit, another product."""
 
 
 def why_not_plain(array: Any) -> str | None:
-    """Why a NumPy array or scalar is more or other than numbers, and what to write; else None."""
+    """Why a NumPy array or scalar is not plain numbers, and the line to write; None if it is."""
     kind = cast("Any", type(array))
     if issubclass(kind, np.ma.MaskedArray):
         return "a masked array: keep `x.data` and `np.ma.getmaskarray(x)`"
@@ -21,7 +21,9 @@ def why_not_plain(array: Any) -> str | None:
         return f"an array of {dtype}: make it a list, `x.tolist()`"
     if dtype.names is not None:
         return f"an array of {dtype}: make it an array for each field, `x[{dtype.names[0]!r}]`"
-    if dtype.kind == "V" and dtype.isbuiltin != 2:  # 2: of another library, such as ml_dtypes
+    if (
+        dtype.kind == "V" and dtype.isbuiltin != 2
+    ):  # 2: a dtype of another library, such as ml_dtypes
         return f"an array of {dtype}: make it numbers, `x.view('uint8')`"
     if issubclass(kind, np.ndarray) and kind not in _CLASSES:
         return f"a {kind.__name__}: make it an array of numbers, `np.array(x)`"
@@ -29,18 +31,18 @@ def why_not_plain(array: Any) -> str | None:
 
 
 def to_little_endian(array: Any) -> Any:
-    """The same numbers, least byte first: files have one byte order, as most machines do."""
+    """The same numbers in little-endian order, the one byte order of files."""
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def name_of(dtype: Any) -> str:
-    """A dtype in words, with its byte order where that is not the usual one: ">float32"."""
+    """The name of a dtype: "float32", or ">float32" if it is big-endian."""
     is_big = dtype != dtype.newbyteorder("<")
     return f">{dtype.name}" if is_big else dtype.name
 
 
 def dtype_of(name: str) -> Any:
-    """The dtype of `name_of`."""
+    """The dtype with this name: the inverse of `name_of`."""
     bare = name.removeprefix(">")
     dtype = np.dtype(getattr(ml_dtypes, bare, bare))
     return dtype.newbyteorder(">") if bare != name else dtype.newbyteorder("<")

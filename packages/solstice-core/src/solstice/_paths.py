@@ -1,4 +1,4 @@
-"""Paths as users give them: of this machine, with `~` as the home folder."""
+"""Paths given by users: local files and folders, with `~` for the home folder."""
 
 import os
 import re
@@ -11,15 +11,15 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:/|.*://", re.IGNORECASE | re.DOTALL)
-"""Also of `Path("gs://x")`, which is "gs:/x". One letter would be a drive of Windows."""
+"""Matches `Path("gs://x")` too, which is "gs:/x". A single letter is a drive of Windows."""
 
 
 def local_path(given: str | PathLike[str], name: str) -> Path:
-    """The path of a file or folder of this machine.
+    """`local_path("~/runs/a", "path")`: the path of a local file or folder.
 
     Args:
-        given: what the user gave.
-        name: the argument, for the message.
+        given: the user's path.
+        name: the name of the argument, for the message.
 
     Raises:
         TypeError: it is not a path.
@@ -29,21 +29,21 @@ def local_path(given: str | PathLike[str], name: str) -> Path:
         raise TypeError(f"{name} must be a path, such as 'runs/a'; it is {given!r:.60}")
     if str(given) == "" or "\0" in str(given):
         raise ValueError(f"{name} must be a path, such as 'runs/a'; it is {str(given)!r}")
-    words = str(given)  # `os.fspath` of a path in a cloud may copy what is there
+    words = str(given)  # not `os.fspath`, which may download a cloud path
     if _SCHEME.match(words):
         raise ValueError(
-            f"{name} is {words!r}, and Solstice reads and writes local files alone: write a local "
-            f"path, such as {_local(words)!r}. A store that is mounted as a folder is one"
+            f"{name} is {words!r}, and Solstice reads and writes local files only: write a local "
+            f"path, such as {_local(words)!r}, or the folder where the store is mounted"
         )
-    return Path(os.path.expanduser(os.fspath(given)))  # leaves "~name" where there is no such user
+    return Path(os.path.expanduser(os.fspath(given)))  # keeps "~name" if there is no such user
 
 
 def check_regular(path: Path, name: str) -> None:
-    """Raises an OSError on what is there and is not a file: reading a FIFO or a device may hang.
+    """Raises an OSError if a path exists and is not a file: reading a FIFO or device may hang.
 
     Args:
-        path: what is to be read or written.
-        name: what it is, for the message.
+        path: the path to read or write.
+        name: its name in the message.
     """
     with suppress(FileNotFoundError, NotADirectoryError):
         mode = path.stat().st_mode
@@ -61,15 +61,15 @@ _KINDS: list[tuple[Callable[[int], bool], str]] = [
 
 
 def check_folder(path: Path, who: str) -> None:
-    """That files can be written into a folder, which need not be there yet.
+    """Checks that files can be written into a folder, which may not exist yet.
 
     Args:
         path: the folder, absolute.
-        who: writes there, for the message.
+        who: the writer, for the message.
 
     Raises:
-        NotADirectoryError: a file is in the way.
-        PermissionError: it must not be written to.
+        NotADirectoryError: the path, or a parent of it, is a file.
+        PermissionError: this process may not write there.
     """
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))
     if not there.is_dir():
@@ -78,22 +78,22 @@ def check_folder(path: Path, who: str) -> None:
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(
-            f"{who} writes into the folder {path}, and this process must not write to {there}: "
+            f"{who} writes into the folder {path}, and this process may not write to {there}: "
             f"give another path"
         )
 
 
 def check_file(path: Path, who: str) -> None:
-    """That a file can be written, which need not be there yet.
+    """Checks that a file can be written, which may not exist yet.
 
     Args:
         path: the file, absolute.
-        who: writes it, for the message.
+        who: the writer, for the message.
 
     Raises:
-        IsADirectoryError: a folder has its name.
-        NotADirectoryError: a file is in the way.
-        PermissionError: it must not be written.
+        IsADirectoryError: the path is a folder.
+        NotADirectoryError: a parent of the path is a file.
+        PermissionError: this process may not write there.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{who} writes a file, and {path} is a folder: name a file in it")
@@ -101,7 +101,7 @@ def check_file(path: Path, who: str) -> None:
 
 
 def _local(url: str) -> str:
-    """What to write in place of a URL."""
+    """A local path to suggest in place of a URL."""
     if url.lower().startswith("file:"):
         return urlsplit(url).path or "runs/a"
     return url.rstrip("/").rsplit("/", 1)[-1].rpartition(":")[2] or "runs/a"

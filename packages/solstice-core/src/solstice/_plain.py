@@ -1,4 +1,4 @@
-"""What callbacks and data sets remember, as JSON keeps it: nothing rounded, and no pickle."""
+"""The states of callbacks and data sets as JSON: exact numbers, and no pickle."""
 
 import base64
 from collections.abc import Callable, Mapping
@@ -14,15 +14,15 @@ from solstice._numbers import dtype_of, name_of, to_little_endian, why_not_plain
 def to_plain(
     value: Any, where: str, rows: Callable[[list[Any], str], Any] = lambda items, where: None
 ) -> Any:
-    """A value as JSON keeps it: floats in hexadecimal, arrays as their bytes.
+    """A value as JSON: floats in hexadecimal, because they must be exact; arrays as bytes.
 
     Args:
         value: None, booleans, numbers, text, bytes, arrays, and lists, tuples and dicts of them.
-        where: what it belongs to, for messages.
-        rows: gives what stands for a list that goes to a file of its own, and None for others.
+        where: the owner of the value, for messages.
+        rows: returns a reference for a list that is stored in a separate file, None for others.
 
     Raises:
-        TypeError: there is something else in it.
+        TypeError: it contains something else.
     """
     if value is None or isinstance(value, str) or type(value) in (bool, int):
         return value
@@ -42,16 +42,16 @@ def to_plain(
         return _array_to_plain(value, where)
     raise TypeError(
         f"{where} holds {value!r:.60}, a {type(value).__name__}. It must be None, numbers, text, "
-        f"bytes or arrays, in lists, tuples or dicts: give `state_dict` what those can tell of it"
+        f"bytes or arrays, in lists, tuples or dicts: return values of these types in `state_dict`"
     )
 
 
 def _unread(about: Any) -> list[Any]:
-    raise TypeError(f"{about} is in a file of its own, of which nothing is known here")
+    raise TypeError(f"{about} is in a separate file, which cannot be read here")
 
 
 def from_plain(plain: Any, rows: Callable[[Any], list[Any]] = _unread) -> Any:
-    """The value of `to_plain`; `rows` reads a list that a checkpoint has in a file of its own."""
+    """The inverse of `to_plain`; `rows` reads a list that is stored in a separate file."""
     if isinstance(plain, list):
         return [from_plain(item, rows) for item in cast("list[Any]", plain)]
     if not isinstance(plain, dict):

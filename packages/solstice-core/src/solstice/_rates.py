@@ -1,4 +1,4 @@
-"""Learning rates and counts of updates in the states of an Experiment's optimisers."""
+"""Learning rates and update counts in the states of an Experiment's optimisers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,32 +12,32 @@ from solstice import _tree
 _INJECTED = "hyperparams/learning_rate"
 _SCHEDULE = "ScaleByScheduleState"
 _SCALING = (_SCHEDULE, "ReduceLROnPlateauState")
-"""Classes of Optax, which is not imported for them."""
+"""Names of Optax classes: the core finds them by name, because it does not import Optax."""
 
 
 def injected_rates(experiment: Any) -> dict[str, Any]:
-    """The learning rates of `optax.inject_hyperparams`, by their paths."""
+    """The learning rates of `optax.inject_hyperparams`, by path."""
     leaves = _tree.leaves_by_slashes(experiment)
     return {p: x for p, x in leaves.items() if p.endswith(_INJECTED) and eqx.is_array(x)}
 
 
 def rates_by_name(experiment: Any) -> dict[str, Any]:
-    """The same as metrics: "lr", or one for each by its path."""
+    """The same as metrics: "lr", or "lr/<path>" for each of several."""
     return _named({p.removesuffix(_INJECTED): x for p, x in injected_rates(experiment).items()})
 
 
 def scaled_beside(experiment: Any) -> str | None:
-    """The path of a schedule that changes the updates of an optimiser with an injected rate."""
+    """The path of a schedule that also scales the updates of an optimiser with an injected rate."""
     owners = {_optimizer_of(path) for path in injected_rates(experiment)}
     scaling = _tree.nodes_by_slashes(experiment, lambda node: type(node).__name__ in _SCALING)
     return next((path for path in scaling if _optimizer_of(path) in owners), None)
 
 
 def updates_by_name(experiment: Any, otherwise: int) -> dict[str, int]:
-    """How many updates the optimiser has counted: as metrics, one for each optimiser of several.
+    """The number of updates so far as metrics: "lr", or "lr/<path>" for each of several.
 
-    The count of a schedule goes first. Where Optax has none, it is the largest `count` in what is
-    called `opt_state`, since others count what they leave out; where nothing counts, `otherwise`.
+    It is the count of a schedule. Without one, it is the largest `count` in a field `opt_state`,
+    because the others leave out some updates. Without any count it is `otherwise`.
     """
     schedules = _tree.nodes_by_slashes(experiment, lambda node: type(node).__name__ == _SCHEDULE)
     counts = {path: node.count for path, node in schedules.items()} or _counts(experiment)
@@ -58,7 +58,7 @@ def _counts(experiment: Any) -> dict[str, Any]:
 
 
 def _optimizer_of(path: str) -> str:
-    """The part of a path that names the state of one optimiser: a field, if not `opt_state`."""
+    """The part of a path up to `opt_state`, or else the first field: one optimiser's state."""
     parts = path.split("/")
     end = parts.index("opt_state") if "opt_state" in parts else 0
     return "/".join(parts[: end + 1])

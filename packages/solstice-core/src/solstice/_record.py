@@ -1,4 +1,4 @@
-"""The record of one moment of a run, and the request to stop it."""
+"""Record: one moment of a run as callbacks see it, and Stop, the request to end the run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from solstice._types import Batch, Mode, Outputs
 class Stop(Exception):  # noqa: N818, a request and no error
     """`raise solstice.Stop("diverged")` in any hook of a callback ends the run.
 
-    It is a request, not a crash: every other callback still hears of the same moment, the epoch
-    under way is closed with the metrics so far, `on_fit_end` runs and `fit` returns. Raised at
-    the end of a training epoch, it takes effect after that epoch's validation.
+    It is a request, not a crash: the other callbacks still get the same moment, the epoch
+    closes with the metrics so far, `on_fit_end` runs and `fit` returns. Raised at the end of a
+    training epoch, or at a step with validation, it takes effect after the validation.
     """
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """`record.snapshot`: a run at one moment, which `Trainer.fit(resume=...)` goes on from.
+    """`record.snapshot`: a run at one moment; `Trainer.fit(resume=...)` continues from it.
 
     ```python
     snapshot = record.snapshot
@@ -29,9 +29,9 @@ class Snapshot:
     ```
 
     Attributes:
-        experiment: the Experiment, whose arrays stay valid while the run goes on.
-        note: the rest, as `checkpoint.save` takes it: step, epoch, position in the epoch, where
-            the data set stands, metrics of the epoch so far, what callbacks remember.
+        experiment: the Experiment; its arrays stay valid while the run continues.
+        note: the rest, for `checkpoint.save`: step, epoch, position in the epoch and in the data
+            set, metrics of the epoch so far, states of the callbacks.
     """
 
     experiment: Experiment
@@ -39,7 +39,7 @@ class Snapshot:
 
 
 class Lazy:
-    """Stands in a record for what is made when it is read, since that costs something."""
+    """A field of a record that is computed when it is read, because it is costly."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.make = make
@@ -47,23 +47,24 @@ class Lazy:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a callback is told at one moment of a run.
+    """`def on_step_end(self, record): ...`: one moment of a run, the argument of each hook.
 
-    At a step, `outputs`, `batch`, `experiment`, `metrics` and `snapshot` are there for the callback
-    whose `needs` names them; reading one that was not asked for raises an AttributeError.
+    At a step, a record has those of `outputs`, `batch`, `experiment`, `metrics` and `snapshot` that
+    the callback lists in `needs`. Reading another one raises an AttributeError.
 
     Attributes:
         mode: "train", "val", "test" or "predict".
-        step: training steps taken since `fit` began; 0 in a run that does not train.
+        step: training steps since the start of `fit`; 0 in a run that does not train.
         epoch: index of the epoch, from 0.
-        epoch_step: steps taken in this epoch of this mode.
-        steps_per_epoch: how many there will be, where the data set has a length; else None.
-        num_epochs: how many epochs were asked for; None when only `max_steps` bounds the run.
-        num_examples: examples seen in this epoch of this mode.
-        has_validation: whether `fit` was given a validation set.
+        epoch_step: steps in this epoch of this mode so far.
+        steps_per_epoch: steps in the whole epoch; None if the data set has no length.
+        num_epochs: epochs in the whole run; None if only `max_steps` ends the run.
+        num_examples: examples in this epoch of this mode so far.
+        has_validation: whether `fit` has a validation set.
         interrupted: whether SIGTERM or Ctrl-C ends the run at this moment.
-        times: where the time of training has gone so far.
-        given: what this record holds of "outputs", "batch", "experiment", "metrics" and "snapshot".
+        times: the time spent on data, on calls and on the device so far.
+        given: the fields of this record, of "outputs", "batch", "experiment", "metrics", "snapshot"
+            and "compilation"; those of `Lazy` are computed when they are read.
     """
 
     mode: Mode
@@ -85,50 +86,51 @@ class Record:
 
     @property
     def outputs(self) -> Outputs:
-        """What the step returned beside the Experiment (at a step only), as NumPy arrays."""
+        """The step's outputs, its second result, as NumPy arrays (at a step only)."""
         return self._get("outputs")
 
     @property
     def batch(self) -> Batch:
-        """The batch of this step (at a step only), as NumPy arrays."""
+        """The batch of this step, as NumPy arrays (at a step only)."""
         return self._get("batch")
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Computed metrics by name: Python numbers for scalars, NumPy arrays for the rest.
+        """Computed metrics by name: Python numbers for scalars, NumPy arrays otherwise.
 
-        At the end of an epoch they cover the epoch; at a step, the steps since this callback's
-        `on_step_end` was last called; at the end of a call, the epoch so far, which is read back
-        from the device if you ask. In training, what callbacks `measure` is among them.
+        At the end of an epoch they cover the epoch; at a step, the steps since the previous call
+        of this callback's `on_step_end`; at the end of a call, the epoch so far, which is read
+        from the device only if you read this. In training they include the values that callbacks
+        `measure`.
         """
         return self._get("metrics")
 
     @property
     def snapshot(self) -> Snapshot:
-        """The run at this moment, which `Trainer.fit(resume=...)` can go on from.
+        """The run at this moment; `Trainer.fit(resume=...)` can continue from it.
 
-        It is there at a training step for those that need it, at the end of a training epoch, and
-        at the end of a call. Making it costs a copy of the Experiment's arrays.
+        Available at a training step if it is in `needs`, at the end of a training epoch, and at
+        the end of a call in training. Reading it costs a copy of the Experiment's arrays.
         """
         return self._get("snapshot")
 
     @property
     def compilation(self) -> Compilation:
-        """What was compiled, and why; in `on_compile` only."""
+        """The compiled program and the reason for its compilation; in `on_compile` only."""
         return self._get("compilation")
 
     def _get(self, name: str) -> Any:
         if name not in self.given:
             raise AttributeError(
-                f"this record has no {name!r}: it is there at the moments that have one, and at "
-                f'a step for a callback that asks for it: write `needs = ("{name}",)` in its class'
+                f"this record has no {name!r}: only some moments have it, and at a step only "
+                f'callbacks that need it: write `needs = ("{name}",)` in the class of yours'
             )
         value = self.given[name]
         return value.make() if isinstance(value, Lazy) else value
 
 
 def changed(record: Record, **values: Any) -> Record:
-    """`dataclasses.replace`, four times as fast: a record is made at each step that is watched."""
+    """`dataclasses.replace`, four times as fast, because callbacks get a record at each step."""
     new = object.__new__(Record)
     new.__dict__.update(record.__dict__, **values)
     return new

@@ -1,4 +1,4 @@
-"""Functional update of a module's fields."""
+"""`replace`: a copy of a module with some fields changed."""
 
 import dataclasses
 import difflib
@@ -14,9 +14,9 @@ _M = TypeVar("_M", bound=eqx.Module)
 def replace(module: _M, /, **changes: Any) -> _M:
     """`solstice.replace(exp, params=params, step=step)`: a copy of `module` with fields changed.
 
-    It works where `dataclasses.replace` does not: on modules with an `__init__` of their own,
-    on fields with `init=False`, on static fields, and under `jax.jit`. Field converters are
-    applied to the new values and `__check_init__` runs on the copy, as they do at creation.
+    It works where `dataclasses.replace` does not: on modules with a custom `__init__`, on
+    fields with `init=False`, on static fields, and under `jax.jit`. As at creation, field
+    converters are applied to the new values, and `__check_init__` runs on the copy.
 
     Args:
         module: an Experiment, a Metrics or any `equinox.Module`.
@@ -26,8 +26,8 @@ def replace(module: _M, /, **changes: Any) -> _M:
         A new module of the same class. `module` is not changed.
 
     Raises:
-        TypeError: `module` is not a module, or has no field of that name, or a static field was
-            given an array.
+        TypeError: `module` is not a module, it has no field of that name, or the new value of a
+            static field is an array.
     """
     instance("module", module, eqx.Module, "an Experiment, Metrics or another equinox.Module")
     fields = {field.name: field for field in dataclasses.fields(module)}

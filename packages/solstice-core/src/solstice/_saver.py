@@ -1,4 +1,4 @@
-"""A callback that saves runs, and finds them again."""
+"""Saver: a callback that saves runs, and finds the saved ones for `fit(resume="last")`."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -8,7 +8,7 @@ from solstice._callback import Callback, Phase
 
 
 class Saver(Callback, ABC):
-    """Save runs in a way of your own, and resume them by name: subclass, with `find`.
+    """Save runs in your own way, and resume them by "last" or "best": subclass, with `find`.
 
     ```python
     class SaveTo(solstice.callbacks.Saver):
@@ -30,9 +30,9 @@ class Saver(Callback, ABC):
             return Path("mine") if solstice.checkpoint.exists("mine") else None
     ```
 
-    `fit(resume="last")` asks every Saver among the callbacks, and takes the run that was saved
-    last. A callback that is not a Saver is never asked, whatever methods it has.
-    `solstice.callbacks.Checkpoint` is one.
+    `fit(resume="last")` calls `find` of every Saver among the callbacks, and resumes the run that
+    was saved last. Other callbacks are not asked, even if they have a method `find`.
+    `solstice.callbacks.Checkpoint` is a Saver.
     """
 
     phase = Phase.SAVE
@@ -44,5 +44,6 @@ class Saver(Callback, ABC):
         """`saver.find("last")`: the folder of a checkpoint that `fit` can resume, or None.
 
         Raises:
-            ValueError: the best is asked for, and this Saver does not compare. Another one may.
+            ValueError: `which` is "best", and this Saver does not compare runs. The Trainer then
+                uses those that do.
         """

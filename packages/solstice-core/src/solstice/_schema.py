@@ -1,6 +1,6 @@
-"""What a file must hold, declared by a frozen dataclass, and read in one place.
+"""Schemas of files: frozen dataclasses, checked when a file is read.
 
-A file with a right checksum may still hold anything: another tool has written it, or an attacker.
+A correct checksum is not enough, because another tool or an attacker may have written the file.
 """
 
 import dataclasses
@@ -14,24 +14,24 @@ import numpy as np
 _T = TypeVar("_T")
 
 _LARGEST = 2**63
-"""Whole numbers of a file are counts and sizes, from 0 on and below this one."""
+"""Integers in a file are counts and sizes: 0 or more, and below this number."""
 
 
 class SchemaError(ValueError):
-    """An entry of a file is not what it must be; the message names it by its path."""
+    """An entry of a file does not fit its schema; the message names its path."""
 
 
 def read(kind: type[_T], value: Any, where: str) -> _T:
-    """An object of a dataclass, of what was read from a file.
+    """`read(Manifest, json.loads(text), "manifest.json")`: an object of a dataclass.
 
-    Fields of `Any` are taken as they are. Entries beyond the fields are left out, since a later
-    version may write more.
+    Fields of type `Any` are not checked. Unknown entries are ignored, because a later version may
+    write more.
 
     Args:
         kind: a dataclass of these types: bool, int (0 or more), float, str, None, list, dict with
-            keys of text, Literal, Any, unions, and dataclasses.
-        value: what was read: dicts, lists and numbers.
-        where: the name of all of it, for messages.
+            text keys, Literal, Any, unions, and dataclasses.
+        value: the content of the file: dicts, lists and numbers.
+        where: the name of the content, for messages.
 
     Raises:
         SchemaError: an entry is missing, or of another type.
@@ -86,7 +86,7 @@ def _read_one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
 
 @lru_cache
 def _fields(kind: type[Any]) -> dict[str, tuple[Any, bool]]:
-    """By name, the type of each field, and whether it must be there."""
+    """The type of each field by name, and whether the field is required."""
     hints = get_type_hints(kind)
     none = dataclasses.MISSING
     return {
@@ -129,6 +129,7 @@ def _checked(fits: bool, kind: Any, value: Any, where: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """Not the whole `repr` of a table, which may be deep without end."""
+    """A value as text for a message."""
+    # No `repr` of a table, because an attacker may nest it deeply.
     is_plain = value is None or isinstance(value, bool | float | str)
     return f"{value!r:.60}" if is_plain else f"a {type(value).__name__}"

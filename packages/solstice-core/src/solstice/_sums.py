@@ -1,6 +1,6 @@
-"""Numbers that add up over any number of batches: whole ones exactly, others without drift.
+"""Counts and Totals: exact counts, and sums without drift, over any number of batches.
 
-JAX has 32 bits of each unless it is set to 64, so that a sum is kept in two words.
+Each number is kept in two words, because JAX has 32 bits unless it is set to 64.
 """
 
 from collections.abc import Mapping
@@ -23,17 +23,16 @@ _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class Words(NamedTuple):
-    """Whole numbers in two words: the lower 32 bits, and the upper with the sign."""
+    """Integers in two words: the lower 32 bits, and the upper 32 bits with the sign."""
 
     low: Array
     high: Array
 
 
 class _Sums(eqx.Module):
-    """Named arrays, one after the other, in two words: a compiled step adds all of them at once.
+    """Named arrays in two words, concatenated, because one addition is cheaper than many.
 
-    The two words stand under a key that names what they hold, so that their paths in a checkpoint
-    say it too.
+    The key of `words` has the names and shapes, so the path in a checkpoint has them too.
     """
 
     words: eqx.AbstractVar[dict[str, Array]]
@@ -41,22 +40,24 @@ class _Sums(eqx.Module):
 
     @property
     def is_traced(self) -> bool:
-        """Whether JAX traces them, so that their values are not known."""
+        """Whether JAX traces the numbers, so their values are unknown."""
         return any(isinstance(leaf, Tracer) for leaf in _tree.leaves(self.words))
 
     def _pair(self, xp: Any) -> tuple[Any, Any]:
-        """Both words; with NumPy for `xp`, read back."""
+        """Both words; on the host if `xp` is NumPy."""
         (words,) = self.words.values()
         return _rows(words if xp is jnp else np.asarray(words))
 
     def _added(self, other: Any, add: Any) -> Self:
         (key, one), (other_key, two) = *self.words.items(), *other.words.items()
         if key != other_key:
-            raise ValueError(f"cannot add up {key} and {other_key}: make both alike")
+            raise ValueError(
+                f"cannot add {key} and {other_key}: give both the same names and shapes"
+            )
         return replace(self, words={key: add(one, two)})
 
     def _named(self, flat: Any) -> dict[str, Any]:
-        """The parts of an array that is as long as all of them, by name."""
+        """The concatenated array `flat`, split by name and in the original shapes."""
         ends = np.cumsum([int(np.prod(shape)) for _, shape in self.shapes])
         parts = zip(self.shapes, ends, strict=True)
         return {
@@ -66,25 +67,26 @@ class _Sums(eqx.Module):
 
 
 class Counts(_Sums):
-    """`Counts({"hits": jnp.sum(hits), "all": hits.size})`: counts, which `+` adds up exactly.
+    """`Counts({"hits": jnp.sum(hits), "all": hits.size})`: counts with an exact `+`.
 
     ```python
     counts = Counts({"hits": jnp.sum(preds == labels), "all": labels.size})
     (counts + counts).values()["hits"]
     ```
 
-    They are exact up to 2^63, where a sum of int32 ends at 2^31; one batch may have 2^32.
+    They are exact up to 2^63, where an int32 overflows at 2^31. The count of one batch may be up
+    to 2^32.
 
     Args:
-        counts: integers or arrays of integers or booleans by name.
+        counts: integers, or arrays of integers or booleans, by name.
 
     Raises:
-        TypeError: something is not whole.
-        ValueError: there is nothing; or what is added has other names or shapes.
+        TypeError: a count is not an integer.
+        ValueError: there are no counts, or those to add have other names or shapes.
     """
 
     words: dict[str, Array]
-    """The lower 32 bits, and the upper with the sign, uint32 of shape [2, length]."""
+    """The lower 32 bits, and the upper 32 bits with the sign: uint32 of shape [2, length]."""
     shapes: _Shapes = eqx.field(static=True)
 
     def __init__(self, counts: Mapping[str, ArrayLike | Words]) -> None:
@@ -99,8 +101,7 @@ class Counts(_Sums):
     def values(self) -> dict[str, Any]:
         """`counts.values()["hits"]`: Python integers, and arrays as NumPy's int64.
 
-        While JAX traces they are int32, and 2^31 - 1 where there are more; int64 if JAX is set to
-        64 bits.
+        While JAX traces they are int32, clipped to 2^31 - 1; int64 if JAX is set to 64 bits.
         """
         if self.is_traced:
             return self._named(_in_one_word(*self._pair(jnp)))
@@ -109,34 +110,36 @@ class Counts(_Sums):
         return _plain(self._named(upper | low.astype(np.int64)))
 
     def floats(self, xp: Any = jnp) -> dict[str, Any]:
-        """The same in JAX's widest float; with NumPy for `xp` in float64."""
+        """The counts in JAX's widest float dtype; in float64 if `xp` is NumPy."""
         if xp is np:
             return {name: np.asarray(value, np.float64) for name, value in self.values().items()}
         low, high = (word.astype(jnp.int32) for word in self._pair(jnp))
-        multiple = high + (low < 0).astype(jnp.int32)  # the nearest: `low` is beyond or short of it
+        multiple = high + (low < 0).astype(
+            jnp.int32
+        )  # the nearest multiple of 2^32, so that `low` rounds least
         widest = jax.dtypes.canonicalize_dtype(np.float64)
         return self._named(multiple.astype(widest) * 2.0**32 + low.astype(widest))
 
 
 class Totals(_Sums):
-    """`Totals({"loss": jnp.sum(losses)})`: sums, which `+` adds up in twice the digits of float32.
+    """`Totals({"loss": jnp.sum(losses)})`: sums; `+` has twice the digits of float32.
 
     ```python
     totals = Totals({"loss": jnp.sum(losses)})
     (totals + totals).values()["loss"]
     ```
 
-    A sum of float32 drifts by 1e-2 over a million equal batches, and stops growing in the end.
+    A float32 sum drifts by 1e-2 over a million equal batches, and finally stops growing.
 
     Args:
         totals: numbers or arrays by name. Half precision becomes float32.
 
     Raises:
-        ValueError: there is nothing; or what is added has other names or shapes.
+        ValueError: there are no totals, or those to add have other names or shapes.
     """
 
     words: dict[str, Array]
-    """The sums, and what they lost by rounding, of shape [2, length]."""
+    """The sums and their rounding errors, of shape [2, length]."""
     shapes: _Shapes = eqx.field(static=True)
 
     def __init__(self, totals: Mapping[str, ArrayLike]) -> None:
@@ -152,12 +155,12 @@ class Totals(_Sums):
     def values(self) -> dict[str, Any]:
         """`totals.values()["loss"]`: Python floats, and arrays as NumPy's float64.
 
-        While JAX traces they are of the dtype of the sums.
+        While JAX traces they have the dtype of the sums.
         """
         return self.floats() if self.is_traced else _plain(self.floats(np))
 
     def floats(self, xp: Any = jnp) -> dict[str, Any]:
-        """The same in the dtype of the sums; with NumPy for `xp` in float64."""
+        """The totals in the dtype of the sums; in float64 if `xp` is NumPy."""
         if xp is np:
             total, lost = self._pair(np)
             return self._named(total.astype(np.float64) + lost.astype(np.float64))
@@ -167,16 +170,16 @@ class Totals(_Sums):
 
 @jax.jit
 def solstice_add_counts(one: Array, other: Array) -> Array:
-    """Adds with a carry. The engine knows this function and the next by name, in a jaxpr.
+    """Adds counts with a carry. The engine finds this function and the next by name in a jaxpr.
 
-    Both words are one array, since XLA computes each array that a loop carries by itself.
+    Both words are one array, because XLA computes each array that a loop carries separately.
     """
     return _stacked(*_carried(*_rows(one), *_rows(other)))
 
 
 @jax.jit
 def solstice_add_totals(one: Array, other: Array) -> Array:
-    """Knuth's sum without error, then Dekker's, which leaves in `lost` less than half a digit."""
+    """Adds sums: Knuth's TwoSum, then Dekker's Fast2Sum, so `lost` is below half a digit."""
     (total, lost), (more, more_lost) = _rows(one), _rows(other)
     rough = total + more
     share = rough - total
@@ -199,11 +202,11 @@ def _carried(low: Array, high: Array, more_low: Array, more_high: Array) -> _Pai
 
 
 ADDITIONS = {"solstice_add_counts", "solstice_add_totals"}
-"""Functions that add up numbers in two words, and for which zeros change nothing."""
+"""Functions that add numbers in two words; adding zeros changes nothing."""
 
 
 def exact_sum(values: ArrayLike, mask: Array | None = None) -> Words:
-    """The sum of integers, of those where `mask` is true; it may be more than their dtype holds."""
+    """The sum of the integers where `mask` is true; it may exceed the range of their dtype."""
     low, high = _words("values", values)
     if mask is not None:
         low, high = jnp.where(mask, low, 0), jnp.where(mask, high, 0)
@@ -239,7 +242,7 @@ def _words(name: str, count: ArrayLike | Words) -> Words:
 
 
 def as_given(values: ArrayLike) -> Any:
-    """An array of the dtype that was given: JAX would cut NumPy's int64 to 32 bits."""
+    """An array in its given dtype, because `jnp.asarray` would cut NumPy's int64 to 32 bits."""
     return values if isinstance(values, Array) else np.asarray(values)
 
 
@@ -268,6 +271,6 @@ def _flat(arrays: list[Array]) -> Array:
 
 
 def at_least_float32(value: Any) -> Array:
-    """In float32, or float64 if it is: sums in half precision stop counting at 256."""
+    """Float64 unchanged, all else as float32, because half-precision sums stop at 256 or 2048."""
     value = jnp.asarray(value)
     return value if value.dtype == jnp.float64 else value.astype(jnp.float32)

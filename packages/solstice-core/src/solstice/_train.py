@@ -1,4 +1,4 @@
-"""`train` and `test`: the Trainer in one line, with the callbacks that one usually wants."""
+"""`train` and `test`: a Trainer with a progress bar, in one line."""
 
 from collections.abc import Iterable
 from os import PathLike
@@ -25,19 +25,19 @@ def train(
 ) -> _E:
     """`trained = solstice.train(exp, num_epochs=3, train_ds=train_ds, val_ds=val_ds)`: train.
 
-    Short for `Trainer(callbacks).fit(experiment, ...)`, which documents the arguments, what a
-    data set may be, and the errors. After an exception or Ctrl-C, the newest Experiment is the
-    attribute `experiment` of the exception.
+    Short for `Trainer(callbacks).fit(experiment, ...)`, whose documentation has the details of the
+    arguments, the kinds of data sets, and the errors. After an exception or Ctrl-C, the newest
+    Experiment is the attribute `experiment` of the exception.
 
     Args:
-        experiment: where to start; it is not changed.
-        train_ds: the data set to train on.
-        val_ds: a data set to evaluate on after each epoch.
+        experiment: the initial Experiment; it is not changed.
+        train_ds: the training data set.
+        val_ds: the validation data set, evaluated after each epoch.
         num_epochs: passes over `train_ds`; 1 unless `max_steps` is given.
-        max_steps: stop after so many training steps.
-        batch_size: examples in a batch, for data sets given as arrays.
-        callbacks: exactly these; left out, a progress bar.
-        resume: go on with a saved run: "last" or "best" of a `solstice.callbacks.Checkpoint` among
+        max_steps: the number of training steps to stop after.
+        batch_size: examples per batch, for data sets given as arrays.
+        callbacks: exactly these callbacks; by default a progress bar.
+        resume: continue a saved run: "last" or "best" of a `solstice.callbacks.Checkpoint` among
             the callbacks, or a path.
 
     Returns:
@@ -66,18 +66,18 @@ def test(
     Short for `Trainer(callbacks).test(experiment, test_ds)`.
 
     Args:
-        experiment: what to evaluate; it is not changed.
+        experiment: the Experiment to evaluate; it is not changed.
         test_ds: the data set.
-        batch_size: examples in a batch, for a data set given as arrays.
-        callbacks: exactly these; left out, a progress bar.
+        batch_size: examples per batch, for a data set given as arrays.
+        callbacks: exactly these callbacks; by default a progress bar.
 
     Returns:
-        The computed metrics by name: Python numbers for scalars, NumPy arrays for the rest.
+        The computed metrics by name: Python numbers for scalars, NumPy arrays otherwise.
     """
     return Trainer(_or_usual(callbacks)).test(experiment, test_ds, batch_size=batch_size)
 
 
-test.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  (it is no test of pytest's)
+test.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  (so that pytest does not collect it)
 
 
 def _or_usual(callbacks: Iterable[Callback] | None) -> Iterable[Callback]:

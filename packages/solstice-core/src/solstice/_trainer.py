@@ -35,48 +35,48 @@ from solstice.history import History
 _E = TypeVar("_E", bound=Experiment)
 
 _MAX_SIZE = 256
-"""Numbers of an array that the Trainer's own History keeps: every checkpoint holds all of them."""
+"""Largest array in the Trainer's default History, because each checkpoint stores the history."""
 
 
 class Trainer:
     """`solstice.Trainer(callbacks=[...]).fit(exp, train_ds, val_ds, num_epochs=10)`.
 
-    The loop over epochs and batches, and nothing else: what happens in a step is the
-    Experiment's, and what is shown, logged, watched or saved is the callbacks'.
+    The Trainer runs the loop over epochs and batches. The Experiment defines the steps;
+    callbacks show, log, monitor and save.
 
-    A data set is a list of batches, any iterable of them that can be iterated again (a
+    A data set is a list of batches, any iterable of batches that can be iterated again (a
     `tf.data.Dataset`, a grain pipeline, a torch `DataLoader`, `solstice.data.batches(...)`), a
-    function that makes an iterator (called once an epoch, with the epoch's number if it takes
-    one), or, with `batch_size=`, a tree of arrays whose axis 0 is the example. A generator serves
-    for one epoch. Tensors become NumPy arrays; the last batch may be smaller.
+    function that makes an iterator (called once per epoch, with the epoch's number if it takes
+    one), or, with `batch_size=`, a tree of arrays with the examples along axis 0. A generator
+    serves for one epoch. Tensors become NumPy arrays; the last batch may be smaller.
 
     Args:
         callbacks: `solstice.Callback` objects; none by default.
-        limit_train_batches: use at most so many batches of an epoch for training.
-        limit_val_batches: use at most so many batches of an evaluation.
-        val_every_n_steps: validate at every so many training steps, counted over the run, instead
-            of after each epoch.
-        prefetch: batches that a thread reads ahead; for a data set that is slow. 0 is none: on
-            small steps, a thread costs more than it gains.
+        limit_train_batches: the most training batches per epoch.
+        limit_val_batches: the most batches per evaluation.
+        val_every_n_steps: validate at every n-th training step of the run, instead of after each
+            epoch.
+        prefetch: the number of batches that a thread reads ahead, for slow data sets. 0 uses no
+            thread: for small steps, a thread costs more than it saves.
         steps_per_call: the most steps in one compiled call. By default chosen from the step's
             cost and the size of a batch (1 to 512); `trainer.explain()` shows the choice.
-        fast_dev_run: try the whole of a run in a moment: True is one batch, a number so many, of
-            training and of each evaluation, in one epoch. Callbacks that leave traces, such as
-            loggers and checkpoints, are left out, and `resume` is not heeded.
-        overfit_batches: train on the first so many batches again and again, in the same order: a
-            model that cannot learn them by heart has a bug.
-        sanity_val_batches: evaluate so many batches before the first step of `fit`, so that what is
-            wrong with validation is known at once. Callbacks are not told, and nothing is kept.
+        fast_dev_run: run everything once, quickly: one epoch of one batch (True) or of n batches
+            (a number n), and evaluations of the same length. Callbacks with side effects, such as
+            loggers and checkpoints, are left out, and `resume` is ignored.
+        overfit_batches: train on the first n batches only, always in the same order. A model that
+            cannot overfit them has a bug.
+        sanity_val_batches: evaluate n batches before the first step of `fit`, to find errors in the
+            validation early. Callbacks do not see these batches, and the metrics are dropped.
 
     Attributes:
-        callbacks: the callbacks, in the order in which they are called.
+        callbacks: the callbacks, in the order of their calls.
 
     Raises:
-        ValueError: a number is out of range, or not a whole number.
+        ValueError: a number is out of range, or not an integer.
         TypeError: `callbacks` is not a list of callbacks.
 
-    At one step, things happen in this order: the step, callbacks that log, validation, callbacks
-    that monitor, callbacks that save.
+    The order at one step: the step, callbacks that log, validation, callbacks that monitor,
+    callbacks that save.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class Trainer:
         """The newest Experiment of the newest run, also after an exception or Ctrl-C.
 
         Raises:
-            AttributeError: there was no run yet.
-            RuntimeError: it is lost, since a compiled call failed.
+            AttributeError: the Trainer has not run yet.
+            RuntimeError: a compiled call failed, and the Experiment is lost.
         """
         if self._newest is None:
             raise AttributeError("this Trainer has no Experiment before its first run: call `fit`")
@@ -129,10 +129,10 @@ class Trainer:
 
     @property
     def history(self) -> History:
-        """`trainer.history`: the metrics of the newest run of training, and of evaluations since.
+        """`trainer.history`: the metrics of the newest training run, and of evaluations since.
 
-        It is the `solstice.History` among the callbacks, or one of the Trainer's own, which keeps
-        the metrics of each epoch, of arrays those of up to 256 numbers.
+        This is the `solstice.History` among the callbacks. Without one, the Trainer uses its own,
+        with the metrics of each epoch and arrays of up to 256 numbers.
         """
         there = [c for c in [*self.callbacks, *self._kept] if isinstance(c, History)]
         return there[0]
@@ -141,7 +141,7 @@ class Trainer:
         """`trainer.explain()`: print how the newest run is cut into compiled calls, and why.
 
         Raises:
-            AttributeError: there was no run yet.
+            AttributeError: the Trainer has not run yet.
         """
         if self._newest is None:
             raise AttributeError("this Trainer has nothing to explain before its first run")
@@ -162,31 +162,34 @@ class Trainer:
         """`trained = trainer.fit(exp, train_ds, val_ds, num_epochs=10)`: train.
 
         Args:
-            experiment: where to start; it is not changed.
-            train_ds: the data set to train on (see the class).
-            val_ds: a data set to evaluate on after each epoch, or as `val_every_n_steps` says.
-            num_epochs: passes over `train_ds`, 1 or more. Left out, it is 1, or without bound
-                where `max_steps` is given.
-            max_steps: stop after so many training steps, 1 or more.
-            batch_size: examples in a batch, for data sets given as arrays. The training set is
-                then shuffled for each epoch, as by `solstice.data.batches(..., shuffle=True)`.
-            resume: go on with a run that was saved, as though it had never ended: "last" or "best"
-                of the `solstice.callbacks.Checkpoint` among the callbacks, or the path of a
-                checkpoint. Give all else as it was; `num_epochs` and `max_steps` count from the
-                beginning of the saved run. "last" with nothing saved yet begins anew. What is done
-                is told on standard error.
-            strict_resume: refuse to go on where the result may be another than without a break.
+            experiment: the initial Experiment; it is not changed.
+            train_ds: the training data set (see the class).
+            val_ds: the validation data set, evaluated after each epoch or every
+                `val_every_n_steps`.
+            num_epochs: passes over `train_ds`, 1 or more. The default is 1, or no limit if
+                `max_steps` is given.
+            max_steps: the number of training steps to stop after, 1 or more.
+            batch_size: examples per batch, for data sets given as arrays. The training set is
+                then shuffled for each epoch, like `solstice.data.batches(..., shuffle=True)`.
+            resume: continue a saved run as if it had never ended: "last" or "best" of the
+                `solstice.callbacks.Checkpoint` among the callbacks, or the path of a checkpoint.
+                Keep all other arguments; `num_epochs` and `max_steps` count from the start of the
+                saved run. If nothing is saved yet, "last" starts a new run. A line on standard
+                error says where the run continues.
+            strict_resume: raise an error, instead of a warning, if the resumed run may differ from
+                an uninterrupted one.
 
         Returns:
             The trained Experiment.
 
         Raises:
-            ValueError: `num_epochs` or `max_steps` is not a whole number from 1 on, there is
-                nothing to resume, or the Experiment has arrays that were deleted.
+            ValueError: `num_epochs` or `max_steps` is not an integer of 1 or more, there is
+                nothing to resume, or the Experiment has deleted arrays.
             TypeError: `experiment` is not an Experiment.
-            CheckpointError: the checkpoint is damaged, or of another Experiment.
+            CheckpointError: the checkpoint is damaged or belongs to another Experiment, or
+                `strict_resume` refuses it.
             DataError: a data set or a batch cannot be used, or a one-shot iterator is exhausted.
-            ExperimentError: a step does not return what it must.
+            ExperimentError: a step breaks the contract of its return value.
         """
         _check_experiment(experiment)
         max_steps = whole_or_none("max_steps", max_steps)
@@ -213,7 +216,7 @@ class Trainer:
             train.validation = val
         elif self.val_every_n_steps:
             raise ValueError(
-                f"val_every_n_steps={self.val_every_n_steps} and no validation set: "
+                f"val_every_n_steps={self.val_every_n_steps} needs a validation set: "
                 f"write `trainer.fit(exp, train_ds, val_ds)`"
             )
 
@@ -227,12 +230,12 @@ class Trainer:
         with self._running(experiment, start, callbacks) as run:
             experiment = experiment.setup(arrays_of(_first(train)))
             stepper = run.stepper(experiment, "train_step", _first(train))
-            if val is not None:  # an evaluation that cannot run is told before anything trains
+            if val is not None:  # traced now, so that its errors come before any training
                 epoch = 0 if saved is None else saved.epoch(start, max_steps)
                 evaluator = run.stepper(experiment, "eval_step", _first(val, epoch))
                 self._try_validation(evaluator, val, epoch)
             if saved is not None:
-                self.history.rows = []  # those of the saved run come back
+                self.history.rows = []  # because the checkpoint restores those of the saved run
                 stepper, start = run.resume(saved, stepper, train, start, max_steps, strict_resume)
             run.begin(stepper.experiment if saved else experiment, stepper, train)
 
@@ -253,23 +256,23 @@ class Trainer:
         """`metrics = trainer.validate(exp, val_ds)`: the metrics of `eval_step` over a data set.
 
         Args:
-            experiment: what to evaluate; it is not changed.
+            experiment: the Experiment to evaluate; it is not changed.
             val_ds: the data set (see the class).
-            batch_size: examples in a batch, for a data set given as arrays.
+            batch_size: examples per batch, for a data set given as arrays.
 
         Returns:
-            The computed metrics by name: Python numbers for scalars, NumPy arrays for the rest.
+            The computed metrics by name: Python numbers for scalars, NumPy arrays otherwise.
 
         Raises:
             DataError: the data set or a batch cannot be used.
-            ExperimentError: `eval_step` does not return what it must.
+            ExperimentError: `eval_step` breaks the contract of its return value.
         """
         return self._run_evaluation(experiment, val_ds, "val", batch_size)
 
     def test(
         self, experiment: Experiment, test_ds: Any, *, batch_size: int | None = None
     ) -> dict[str, Any]:
-        """`metrics = trainer.test(exp, test_ds)`: as `validate`; callbacks see mode "test"."""
+        """`metrics = trainer.test(exp, test_ds)`: like `validate`, in the mode "test"."""
         return self._run_evaluation(experiment, test_ds, "test", batch_size)
 
     def predict(
@@ -277,16 +280,16 @@ class Trainer:
     ) -> Iterator[Outputs]:
         """`for outputs in trainer.predict(exp, ds): ...`: the outputs of `predict_step`, by batch.
 
-        Nothing is kept: `np.concatenate(list(trainer.predict(exp, ds)))` has it all, where the
-        outputs are arrays whose axis 0 is the example.
+        The Trainer keeps none of them. For outputs that are arrays with the examples along axis 0,
+        `np.concatenate(list(trainer.predict(exp, ds)))` has all.
 
         Args:
-            experiment: what to predict with; it is not changed.
+            experiment: the Experiment to predict with; it is not changed.
             ds: the data set (see the class).
-            batch_size: examples in a batch, for a data set given as arrays.
+            batch_size: examples per batch, for a data set given as arrays.
 
         Yields:
-            The outputs of one batch, with NumPy arrays for JAX arrays.
+            The outputs of one batch, with NumPy arrays in place of JAX arrays.
 
         Raises:
             DataError: the data set or a batch cannot be used.
@@ -300,15 +303,15 @@ class Trainer:
         few = self.overfit_batches
         limit = few or self.limit_train_batches
         source = open_source(train_ds, "train_ds", batch_size, shuffle=few is None, limit=limit)
-        source.keep_states(1)  # of the batch that is looked at before the run begins
+        source.keep_states(1)  # because the first batch is read before the run starts
         if few is None:
             return source
         batches = [copy.deepcopy(batch) for batch in source.epoch(0)]
         return open_source(batches, "train_ds", limit=self.limit_train_batches)
 
     def _try_validation(self, stepper: Stepper | EagerStepper, val: Source, epoch: int) -> None:
-        """Evaluates a few batches, to see whether that works; an iterator could not be reread."""
-        if self.sanity_val_batches is None or val.is_iterator:
+        """Evaluates the batches of `sanity_val_batches`, unseen by callbacks."""
+        if self.sanity_val_batches is None or val.is_iterator:  # an iterator cannot be read again
             return
         nobody = CallbackList([])
         slots = StagingBuffers(stepper.steps_per_block)
@@ -349,7 +352,7 @@ class Trainer:
     def _evaluate(
         self, run: Run, stepper: Stepper | EagerStepper, source: Source, at: Record
     ) -> dict[str, Any]:
-        """Evaluates; what becomes of the Experiment meanwhile is dropped with the stepper."""
+        """The metrics of one evaluation. The Experiment of `eval_step` is dropped."""
         start = replace(at, epoch_step=0, num_examples=0, steps_per_epoch=source.length)
         evaluation = run.begin_pass(stepper, start)
         for _ in evaluation.blocks(self._read(source, at.epoch)):
@@ -364,7 +367,7 @@ class Trainer:
     def _running(
         self, experiment: Experiment, start: Record, callbacks: list[Callback] | None = None
     ) -> Generator[Run, None, None]:
-        """A run, at whose end, however it ends, the callbacks hear of it and nothing is lost."""
+        """A run as a context: at its end, it notifies the callbacks and keeps the Experiment."""
         told = CallbackList(callbacks or check_callbacks([*self._kept, *self.callbacks]))
         run = Run(told, experiment, start, self.steps_per_call, self.prefetch, self._memory)
         outer, trains = self._training, start.mode == "train"
@@ -380,12 +383,13 @@ class Trainer:
             else:
                 yield run
                 run.end()
-        except GeneratorExit:  # whoever reads predictions has read enough
+        except GeneratorExit:  # the caller of `predict` stopped reading: not an error
             run.end()
             raise
         except BaseException as error:
             run.fail(error)
-            if not run.has_begun and before[0] is not None:  # the newest run is the one before
+            # A run that failed before its first pass leaves `experiment` and `history` unchanged.
+            if not run.has_begun and before[0] is not None:
                 self._newest = before[0]
                 for history, rows in before[1]:
                     history.rows = rows
@@ -394,12 +398,12 @@ class Trainer:
             run.close()
             if trains:
                 self._training = outer
-            if outer is not None:  # a callback ran the Trainer, whose training goes on
+            if outer is not None:  # a callback called the Trainer in the middle of `fit`
                 self._newest = outer
 
 
 def _first(source: Source, epoch: int = 0) -> Batch:
-    """The first batch of an epoch, which that epoch will still give."""
+    """The first batch of an epoch; the epoch still yields it later."""
     with waiting():
         return source.first(epoch)
 
@@ -415,17 +419,17 @@ def _check_experiment(experiment: Any) -> None:
 
 
 def _check_rereadable(source: Source, num_epochs: int | None) -> None:
-    """A generator cannot be read twice, so more epochs than one would fail after the first."""
+    """Raises a DataError if a generator, which is read only once, must serve several epochs."""
     if source.is_generator and source.limit is None and num_epochs is not None and num_epochs > 1:
         raise DataError(
             f"{source.name} is a generator, a one-shot iterator, and num_epochs={num_epochs} reads "
-            f"it {num_epochs} times. Give the function that makes it instead: "
+            f"it {num_epochs} times. Pass the function that makes it instead: "
             f"`{source.name}=my_generator` without the call, or a list"
         )
 
 
 def _num_tried(fast_dev_run: Any) -> int | None:
-    """Batches of a `fast_dev_run`; None where the run is a real one."""
+    """The number of batches of a `fast_dev_run`; None for a normal run."""
     if isinstance(fast_dev_run, bool | np.bool_):
         return 1 if fast_dev_run else None
     is_off = type(fast_dev_run) is int and fast_dev_run == 0

@@ -1,4 +1,4 @@
-"""JAX's tree functions, typed: what JAX itself leaves unknown to a strict checker."""
+"""Tree functions of JAX with types for a strict checker, paths of leaves, and copies."""
 
 import operator
 from collections import Counter
@@ -21,11 +21,11 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
 
 
 _BYTES_AT_A_TIME = 2**22
-"""Of arrays that are copied together."""
+"""Size of the arrays that are copied together."""
 
 
 def copies(arrays: list[Any]) -> list[Any]:
-    """The same arrays in memory of their own, on the same devices; nothing is compiled for it."""
+    """Copies of the arrays on the same devices, made without compiling anything."""
     plain = [jax.random.key_data(x) if is_key(x) else x for x in arrays]
     here = [x for x in plain if x.is_fully_addressable]
     copied = iter(cast("list[Any]", jax.device_put(here, may_alias=False)))
@@ -34,7 +34,7 @@ def copies(arrays: list[Any]) -> list[Any]:
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether an array holds typed PRNG keys, as `jax.random.key` makes them."""
+    """Whether an array holds typed PRNG keys, such as those of `jax.random.key`."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -44,15 +44,15 @@ def _as_key(data: Any, like: Any) -> Any:
 
 
 def _copy_of_shards(x: Any) -> Any:
-    """A copy of an array that lies on the devices of several processes."""
+    """A copy of an array on the devices of several processes."""
     shards = [jax.device_put(shard.data, may_alias=False) for shard in x.addressable_shards]
     return jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
 
 
 def copy_in_place(arrays: list[Any]) -> None:
-    """Replaces arrays by `copies`, some MiB at a time: what nobody else holds is freed meanwhile.
+    """Replaces arrays by `copies`, a few MiB at a time, to free unshared originals early.
 
-    Small arrays are copied together, since each copy alone costs more.
+    Small arrays are copied together, because each call of a copy has a fixed cost.
     """
     start = size = 0
     for stop in range(1, len(arrays) + 1):
@@ -63,21 +63,21 @@ def copy_in_place(arrays: list[Any]) -> None:
 
 
 def structure(tree: Any) -> Any:
-    """The structure of a tree, which hashes and compares."""
+    """The structure of a tree, hashable and comparable."""
     return cast("Any", jax.tree.structure(tree))
 
 
 def leaves_by_path(tree: Any) -> list[tuple[str, Any]]:
-    """Each leaf with its path, as in `.params['w']`. No two paths are equal."""
+    """Each leaf with its path, such as `.params['w']`. No two paths are equal."""
     found = cast("Any", jax.tree_util.tree_leaves_with_path(tree))
     paths = distinct(jax.tree_util.keystr(path) for path, _ in found)
     return [(path, leaf) for path, (_, leaf) in zip(paths, found, strict=True)]
 
 
 def leaves_by_slashes(tree: Any) -> dict[str, Any]:
-    """Each leaf by its path, as in `params/layers/0/w`.
+    """Each leaf by its path, such as `params/layers/0/w`.
 
-    Leaves that would have one path, as of `{"a/b": 1, "a": {"b": 2}}`, have the longer ones of
+    Leaves with the same path, as in `{"a/b": 1, "a": {"b": 2}}`, get the longer paths of
     `leaves_by_path`.
     """
     short = [path for path, _ in leaves_with_slashes(tree)]
@@ -88,9 +88,9 @@ def leaves_by_slashes(tree: Any) -> dict[str, Any]:
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """The names, of which those that are there already are numbered: `.w`, `.w#2`.
+    """The names, with numbers after repeated ones: `.w`, `.w#2`.
 
-    The author of a pytree node chooses the keys of its children, and may give two the same.
+    Two children of a pytree node may have the same key, because the author of the node chooses it.
     """
     found: dict[str, None] = {}
     for name in names:
@@ -104,13 +104,13 @@ def distinct(names: Iterable[str]) -> list[str]:
 def leaves_with_slashes(
     tree: Any, is_leaf: Callable[[Any], bool] | None = None
 ) -> list[tuple[str, Any]]:
-    """Each leaf with its path, as in `params/layers/0/w`; equal paths too."""
+    """Each leaf with its path, such as `params/layers/0/w`. Paths may be equal."""
     found = cast("Any", jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf))
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
 
 
 def nodes_by_slashes(tree: Any, is_one: Callable[[Any], bool]) -> dict[str, Any]:
-    """Each node of a kind by its path, the outermost alone."""
+    """Each outermost node for which `is_one` is true, by path."""
     return {path: node for path, node in leaves_with_slashes(tree, is_one) if is_one(node)}
 
 
@@ -130,7 +130,7 @@ def row(tree: Any, index: Any) -> Any:
 
 
 def wide(leaf: Any) -> Any:
-    """An array of floating point in float32 at least, to sum up in."""
+    """A float array in float32 or wider, because sums in half precision lose digits."""
     return leaf if leaf.dtype.itemsize >= 4 else leaf.astype(np.float32)
 
 

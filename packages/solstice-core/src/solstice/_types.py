@@ -1,11 +1,11 @@
-"""The few type names that several modules share."""
+"""Names of types that several modules share."""
 
 from typing import Any, Literal, TypeAlias
 
 Batch: TypeAlias = Any
-"""A pytree of arrays; axis 0 of every array is the example."""
+"""A pytree of arrays with the examples along axis 0."""
 
 Outputs: TypeAlias = Any
-"""What a step returns beside the Experiment: Metrics, scalars by name, or any pytree."""
+"""The second result of a step: Metrics, scalars by name, or any pytree."""
 
 Mode: TypeAlias = Literal["train", "val", "test", "predict"]
