@@ -615,7 +615,7 @@ def test_a_class_is_told_to_be_made_an_instance():
 
 @pytest.mark.parametrize("callback", [print, "bar", None, object()])
 def test_what_is_no_callback_is_refused(callback):
-    with pytest.raises(TypeError, match=r"is no solstice\.Callback; subclass it"):
+    with pytest.raises(TypeError, match=r"is not a solstice\.Callback; subclass it"):
         solstice.Trainer([Heard(), callback])
 
 

@@ -492,7 +492,7 @@ def test_every_saver_is_asked_and_nobody_else(tmp_path, capsys):
         return fit(callbacks, epochs, resume=resume)
 
     assert go(1, "last") == 2
-    assert "have nothing saved: beginning anew" in capsys.readouterr().err
+    assert "have nothing saved: starting a new run" in capsys.readouterr().err
     assert go(2, "last") == 4
     shutil.rmtree(tmp_path / "a")
     assert go(3, "last") == 6

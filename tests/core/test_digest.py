@@ -268,7 +268,7 @@ def test_the_first_batch_may_have_another_shape(tmp_path: Path):
 
 def test_a_scalar_of_the_state_that_the_checkpoint_replaces_is_named(tmp_path: Path):
     """Such as an injected learning rate: the run goes on with the saved value."""
-    was = r"`\.scale` was 1\.0 when the run began and is 0\.5"
+    was = r"`\.scale` was 1\.0 when the run started and is 0\.5"
     fit(tmp_path / "run", linear(scale=1.0), 1)
     with pytest.raises(CheckpointError, match=was):
         fit(tmp_path / "run", linear(scale=0.5), 2)

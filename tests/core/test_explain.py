@@ -55,7 +55,7 @@ def explained(
 def test_small_steps_of_few_bytes_run_many_a_call(capsys: Any):
     text = explained(capsys)
     assert "up to 512 steps a call" in text
-    assert "donated: each call works in the memory of the one before" in text
+    assert "donated: each call reuses the memory of its inputs" in text
     assert "compiled programs: 1" in text
     assert f"memory for batches: {2 * 512 * 16:,} bytes" in text
 

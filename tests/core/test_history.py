@@ -97,7 +97,7 @@ def test_the_one_of_its_own_keeps_no_large_arrays_and_names_them():
     own, asked, alone = solstice.Trainer(), History(), History(scalars_only=True)
     for _ in range(2):
         with pytest.warns(
-            UserWarning, match="leaves out|gives no metrics|cannot be compiled"
+            UserWarning, match="leaves out|give no metrics|cannot be compiled"
         ) as said:
             own.fit(Vectors(), data, num_epochs=3)
         assert [str(warning.message) for warning in said] == [

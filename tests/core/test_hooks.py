@@ -312,7 +312,7 @@ class Rows(solstice.loggers.Logger):
 
 def test_a_logger_that_would_lose_its_rows_is_refused():
     with pytest.raises(
-        TypeError, match=r"Rows has no `write`.*`def write\(self, row\):`.*`writes`"
+        TypeError, match=r"Rows does not define `write`.*`def write\(self, row\):`.*`writes`"
     ):
         Trainer([Rows()])
 
@@ -334,7 +334,7 @@ def test_what_is_read_once_must_not_change(name, before, now, when, tmp_path):
             trainer = Trainer([kind(), Checkpoint(tmp_path)])
             trainer.fit(counter(), BATCHES, num_epochs=num_epochs, resume="last")
 
-    with pytest.raises(TypeError, match=rf"Mine\.{name} was .* and is .*Set it in `__init__`"):
+    with pytest.raises(TypeError, match=rf"Mine\.{name} was .* and is .*set it in `__init__`"):
         run_and_resume()
 
 

@@ -90,7 +90,7 @@ def test_an_experiment_that_is_lost_is_told_of_and_the_run_goes_on_from_a_checkp
     path = tmp_path / "calm"
     solstice.checkpoint.save(path, solstice.replace(saved, refuses=jnp.asarray(False)),
                              note=solstice.checkpoint.manifest(saver.last)["note"])  # fmt: skip
-    with pytest.warns(UserWarning, match="`.refuses` was True when the run began and is False"):
+    with pytest.warns(UserWarning, match="`.refuses` was True when the run started and is False"):
         resumed = solstice.Trainer().fit(calm, BATCHES, num_epochs=2, resume=path)
     whole = solstice.Trainer().fit(calm, BATCHES, num_epochs=2)
     assert int(resumed.count) == 100

@@ -287,14 +287,14 @@ def test_what_gives_no_metrics_is_named_once_in_a_run():
     def outputs(batch):
         return {"x": {"loss": batch.mean(), "each": batch}}
 
-    with pytest.warns(UserWarning, match="leaves out|gives no metrics|cannot be compiled") as said:
+    with pytest.warns(UserWarning, match="leaves out|give no metrics|cannot be compiled") as said:
         solstice.Trainer(sanity_val_batches=1, val_every_n_steps=1).fit(
             Measure(outputs), [np.ones(2, np.float32)] * 3, [np.ones(2, np.float32)], num_epochs=2
         )
     (message,) = [str(warning.message) for warning in said]
     assert message.startswith(
-        "Measure.train_step returns what gives no metrics: `x/each`, float32[2]. Return a scalar, "
-        "such as `each.mean()`, or a solstice.Metrics, such as "
+        "Measure.train_step returns outputs that give no metrics: `x/each`, float32[2]. Return a "
+        "scalar, such as `each.mean()`, or a solstice.Metrics, such as "
         "`solstice.metrics.Collect(each=each)`"
     )
     with pytest.warns(UserWarning, match="Measure.eval_step returns"):  # another run
@@ -307,13 +307,14 @@ def test_each_other_thing_is_named():
             return self, {"loss": batch.mean(), "a": batch, "b": None}
 
     data = [np.ones(2, np.float32)]
-    with pytest.warns(UserWarning, match="leaves out|gives no metrics|cannot be compiled") as said:
+    with pytest.warns(UserWarning, match="leaves out|give no metrics|cannot be compiled") as said:
         solstice.Trainer().fit(Two(lambda batch: {"a": batch}), data, data)
     first, second = (str(warning.message) for warning in said)
     assert "Two.train_step" in first
     assert "`a`" in first
     assert second == (
-        "Two.eval_step returns what gives no metrics: `b`, None. Leave it out, or return a number"
+        "Two.eval_step returns outputs that give no metrics: `b`, None. Leave it out, or return "
+        "a number"
     )
 
 
@@ -321,7 +322,7 @@ def test_steps_that_are_not_compiled_name_it_too():
     def outputs(batch):
         return {"loss": float(np.asarray(batch).mean()), "each": batch}
 
-    with pytest.warns(UserWarning, match="leaves out|gives no metrics|cannot be compiled") as said:
+    with pytest.warns(UserWarning, match="leaves out|give no metrics|cannot be compiled") as said:
         assert metrics_over([np.ones(2, np.float32)] * 2, outputs) == {"loss": 1.0}
     assert ["cannot be compiled" in str(w.message) for w in said] == [True, False]
     assert "`each`, float32[2]" in str(said[1].message)

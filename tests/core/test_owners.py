@@ -114,7 +114,7 @@ def test_another_monitor_or_mode_has_no_memory_and_is_named(tmp_path, other):
     name = "solstice.callbacks.EarlyStopping"
     assert f"not among the callbacks now: {name}(monitor='train/one', mode='min')" in said
     monitor = f"monitor='{other.monitor}', mode='{other.mode}'"
-    assert f"is new, so what it remembers is not of that run: {name}({monitor})" in said
+    assert f"is new, so it starts without the state of that run: {name}({monitor})" in said
     assert other.best_epoch == 2
 
 

@@ -135,7 +135,7 @@ def test_slow_steps_run_few_a_call(monkeypatch: pytest.MonkeyPatch, capsys: Any)
     trainer.explain()
     text = capsys.readouterr().out
     assert "up to 512 steps a call" in text
-    assert "at most 1 steps for now, so that none takes longer than 0.25 s" in text
+    assert "at most 1 steps for now, to take at most 0.25 s" in text
 
 
 def test_the_choice_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch):

@@ -192,7 +192,7 @@ def test_ended_at_a_step(whole, tmp_path, capsys, source, step):
     capsys.readouterr()
     same(run(tmp_path / "a", source=source, resume="last"), whole(source=source))
     said = capsys.readouterr().err
-    assert ("beginning anew" if step == 3 else SOURCES[source][1]) in said
+    assert ("starting a new run" if step == 3 else SOURCES[source][1]) in said
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -415,7 +415,7 @@ def test_resuming_needs_something_to_resume(tmp_path):
         solstice.Trainer().fit(experiment(), ds, resume=tmp_path / "nothing")
     exp = experiment().setup((X, Y))
     checkpoint.save(tmp_path / "weights", exp)
-    with pytest.raises(CheckpointError, match="is no checkpoint of a run"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint of a run"):
         solstice.Trainer().fit(experiment(), ds, resume=tmp_path / "weights")
 
 

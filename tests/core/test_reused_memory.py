@@ -256,4 +256,4 @@ def test_a_state_that_goes_on_changing_is_that_of_its_step(
     for steps in (1, 10, 21):
         run(data(), "a", max_steps=steps)
     assert run(data(), "a") == whole
-    assert capsys.readouterr().err.count("goes on exactly, by the state of its iterator") == 3
+    assert capsys.readouterr().err.count("continues exactly, by the state of its iterator") == 3

@@ -65,7 +65,7 @@ def test_counts_take_every_dtype_at_its_ends(dtype):
 def test_what_is_not_whole_or_of_another_shape_is_refused():
     with pytest.raises(TypeError, match="float32"):
         Counts({"a": jnp.ones(2)})
-    with pytest.raises(ValueError, match=r"a\[\] and b\[\]: make both alike"):
+    with pytest.raises(ValueError, match=r"a\[\] and b\[\]: give both the same names and shapes"):
         Counts({"a": 1}) + Counts({"b": 1})
     with pytest.raises(ValueError, match=r"a\[2\] and a\[\]"):
         Totals({"a": jnp.ones(2)}) + Totals({"a": 1.0})

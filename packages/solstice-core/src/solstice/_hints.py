@@ -16,8 +16,8 @@ from jax.core import Tracer
 _SEVERAL_CLASSES = ". Labels of several classes are for ClassificationExperiment"
 _SEVERAL_LABELS = ". Several labels an example are for MultilabelClassificationExperiment"
 _WEIGHTS = (
-    ". A mask says which examples count, not how much: an objective of a Learner returns weights "
-    "beside the losses"
+    ". A mask says which examples count, not how much: weights go beside the losses, in the result "
+    "of an objective of a Learner"
 )
 
 

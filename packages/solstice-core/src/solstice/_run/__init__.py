@@ -1,1 +1,1 @@
-"""A run: passes over data, what callbacks are told, and how a run is saved and resumed."""
+"""A run: its passes over data, the calls of its callbacks, and how it is saved and resumed."""

@@ -1,4 +1,4 @@
-"""Where calls end, so that no callback can tell that a call runs many steps."""
+"""Cadence: the steps at which a compiled call ends, so that callbacks do not see calls."""
 
 import math
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ from solstice._run._callbacks import listens_to_steps
 
 @dataclass(frozen=True)
 class Cadence:
-    """How many steps the call may run that begins at a position: a pure function of it.
+    """The length of a call, as a pure function of its first step.
 
     Attributes:
-        after: a call ends after each step whose number divides by one of these.
-        before: a call ends before each such step.
+        after: a call ends after each step that is a multiple of one of these.
+        before: a call ends before each step that is a multiple of one of these.
         size: the most steps in a call.
     """
 
@@ -23,19 +23,19 @@ class Cadence:
     size: int
 
     def room(self, position: int) -> int:
-        """The most steps for the call that begins after `position` steps."""
+        """The most steps in a call that starts after `position` steps."""
         ends = [every - position % every for every in self.after]
         starts = [(every - 1 - position % every) or every for every in self.before]
         return min([self.size, *ends, *starts])
 
     @property
     def period(self) -> int:
-        """After so many steps, the cadence begins anew."""
+        """The number of steps after which the cadence repeats."""
         return math.lcm(*self.after, *self.before)
 
 
 def cadence_of(callbacks: Iterable[Callback], size: int) -> Cadence:
-    """The cadence that these callbacks ask for."""
+    """The cadence that these callbacks need."""
     between = watchers_between(callbacks)
     before = {c.every or 1 for c in between if listens_to_steps(c, "on_step_start")}
     after = {c.every or 1 for c in between if _reads_between(c)}
@@ -43,12 +43,12 @@ def cadence_of(callbacks: Iterable[Callback], size: int) -> Cadence:
 
 
 def watchers_between(callbacks: Iterable[Callback]) -> list[Callback]:
-    """Those that are told between two calls: before a step, or with the Experiment or metrics."""
+    """Those called between two calls: they have `on_step_start`, or read state or metrics."""
     return [c for c in callbacks if listens_to_steps(c, "on_step_start") or _reads_between(c)]
 
 
 def watchers_within(callbacks: Iterable[Callback]) -> list[Callback]:
-    """Those that are told of a step after its call, and may want to go back to it."""
+    """Those that can stop the run at an earlier step than the last of a call."""
     return [
         callback
         for callback in callbacks

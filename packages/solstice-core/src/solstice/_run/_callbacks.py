@@ -1,4 +1,4 @@
-"""The callbacks of a run: checked, ordered, and called at each moment."""
+"""CallbackList: the callbacks of a run, checked, ordered, and called at each moment."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import index
@@ -18,7 +18,11 @@ _AT_STEPS = ("on_step_start", "on_step_end")
 
 
 def as_callbacks(given: Any) -> list[Any]:
-    """`Trainer([History()])`: the callbacks as a list; an error where it is no list of them."""
+    """`as_callbacks([History()])`: the callbacks as a list.
+
+    Raises:
+        TypeError: `given` is not a list, such as a single callback.
+    """
     if isinstance(given, Callback):
         raise TypeError(
             f"callbacks must be a list: write `[{type(given).__name__}(...)]` in place of the "
@@ -33,7 +37,13 @@ def as_callbacks(given: Any) -> list[Any]:
 
 
 def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
-    """The callbacks by their `phase`; an error that names the first that is not usable."""
+    """The callbacks in the order of their `phase`.
+
+    Raises:
+        TypeError: one is not a callback, or has a wrong hook or attribute.
+        ValueError: one has an `every` that is not an integer of 1 or more, or an unknown entry in
+            `needs`.
+    """
     for callback in callbacks:
         name = type(callback).__name__
         if isinstance(callback, type):
@@ -41,7 +51,9 @@ def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
                 f"callbacks: {callback.__name__} is a class; write `{callback.__name__}()`"
             )
         if not isinstance(callback, Callback):
-            raise TypeError(f"callbacks: {name} is no solstice.Callback; subclass it: {callback!r}")
+            raise TypeError(
+                f"callbacks: {name} is not a solstice.Callback; subclass it: {callback!r}"
+            )
         whole_or_none(f"{name}.every", callback.every, 1, "steps")
         instance(f"{name}.phase", callback.phase, Phase, "solstice.Phase.LOG, MONITOR or SAVE")
         if isinstance(callback.needs, str):
@@ -58,13 +70,13 @@ def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
 
 
 def before_monitors(callbacks: list[Callback], validation: Callback) -> list[Callback]:
-    """The callbacks, and a validation after those that log."""
+    """The callbacks, with the validation after those of the phase LOG."""
     logs = [callback for callback in callbacks if callback.phase is Phase.LOG]
     return [*logs, validation, *callbacks[len(logs) :]]
 
 
 class CallbackList:
-    """The callbacks of a run: tells them of each moment, and remembers who asked to stop."""
+    """The callbacks of a run: calls their hooks, and keeps the first request to stop."""
 
     def __init__(self, callbacks: list[Callback]) -> None:
         self.callbacks = callbacks
@@ -81,10 +93,10 @@ class CallbackList:
         self.stop: Stop | None = None
 
     def check_settings(self) -> None:
-        """Refuses callbacks that have changed since: the run has been arranged for what they were.
+        """Refuses callbacks with changed settings, because the run reads them only once.
 
         Raises:
-            TypeError: one has another `every`, for instance, which it would not be called by.
+            TypeError: `every`, `needs`, `phase` or `can_stop` of one has changed.
         """
         for callback, before in zip(self.callbacks, self._settings, strict=True):
             now = _settings_of(callback)
@@ -92,18 +104,18 @@ class CallbackList:
             if changed:
                 name, kind = changed[0], type(callback).__name__
                 raise TypeError(
-                    f"{kind}.{name} was {before[name]!r} when the run began, and is {now[name]!r}: "
-                    f"the Trainer reads it once. Set it in `__init__`, or before the run"
+                    f"{kind}.{name} was {before[name]!r} at the start of the run, and is "
+                    f"{now[name]!r}: the Trainer reads it once, so set it in `__init__`"
                 )
 
     @property
     def num_readers(self) -> int:
-        """How many read metrics: the epoch's end, and each callback that does at a step."""
+        """The number of accumulators of metrics: one for the epoch, one per reading callback."""
         return 1 + len(self._readers)
 
     @property
     def reader_names(self) -> list[str]:
-        """What each reader is called in a checkpoint."""
+        """The names of the readers in a checkpoint."""
         names = {id(callback): name for name, callback in named(self.callbacks).items()}
         return ["epoch", *(names[reader] for reader in self._readers)]
 
@@ -114,17 +126,17 @@ class CallbackList:
 
     @property
     def takes_snapshots(self) -> bool:
-        """Whether a callback may want a snapshot between two calls."""
+        """Whether a callback may read a snapshot between two calls."""
         return self.saves or any(
             "snapshot" in c.needs or overrides_hook(c, "on_call_end") for c in self.callbacks
         )
 
     def is_remembered(self, count: int) -> bool:
-        """Whether what callbacks remember, or read metrics for, depends on the `count`-th step."""
+        """Whether the `count`-th step can change the state of a callback."""
         return any(count % every == 0 for every in self._remembering)
 
     def measured(self, make_record: Callable[[], Record]) -> dict[str, Any]:
-        """What all of them measure at a moment of training."""
+        """The values of all `measure` hooks at a moment of training."""
         those = _those_with("measure", self.callbacks)
         record = make_record() if those else None
         found: dict[str, Any] = {}
@@ -132,18 +144,18 @@ class CallbackList:
             values = self._call(callback, "measure", cast("Record", record))
             if values is not None and not isinstance(values, Mapping):
                 raise TypeError(
-                    f"{type(callback).__name__}.measure must return what it measures by name, "
-                    f'such as {{"temperature": 0.7}}; it returned {values!r:.60}'
+                    f"{type(callback).__name__}.measure must return values by name, such as "
+                    f'{{"temperature": 0.7}}; it returned {values!r:.60}'
                 )
             found |= on_host(cast("Mapping[str, Any]", values or {}))
         return found
 
     def reader(self, callback: Callback) -> int:
-        """Which reader a callback is; 0 is the epoch's end."""
+        """The index of a callback among the readers; 0 is the epoch."""
         return 1 + self._readers.index(id(callback))
 
     def notify(self, hook: str, make_record: Callable[[], Record]) -> None:
-        """Tells all of a moment that is no step; the record is made if there is a listener."""
+        """Calls a hook, not of a step; the record is made only if a callback has the hook."""
         listeners = _those_with(hook, self.callbacks)
         record = make_record() if listeners else None
         for callback in listeners:
@@ -152,7 +164,7 @@ class CallbackList:
     def notify_step_start(
         self, record: Record, count: int, given: Callable[[str, Callback], Any]
     ) -> None:
-        """Tells those whose cadence falls on the step to come, the `count`-th."""
+        """Calls `on_step_start` of those whose cadence includes the next step, the `count`-th."""
         for callback, every in self._at_start:
             if count % every == 0:
                 asked = {
@@ -161,7 +173,7 @@ class CallbackList:
                 self._call(callback, "on_step_start", changed(record, given=asked))
 
     def is_due(self, count: int) -> bool:
-        """Whether the cadence of any falls on the `count`-th step, when it is taken."""
+        """Whether any `on_step_end` is due at the `count`-th step."""
         for every in self._ends:  # noqa: SIM110, `any` takes twice as long, at each step
             if count % every == 0:
                 return True
@@ -170,7 +182,7 @@ class CallbackList:
     def notify_step_end(
         self, record: Record, count: int, given: Callable[[str, Callback], Any]
     ) -> None:
-        """Tells those whose cadence falls on the step just taken, the `count`-th."""
+        """Calls `on_step_end` of those whose cadence includes the `count`-th step."""
         for callback, every in self._at_end:
             if count % every == 0:
                 if callback.needs:
@@ -184,7 +196,7 @@ class CallbackList:
                     self._call(callback, "on_step_end", record)
 
     def notify_exception(self, record: Record, error: BaseException) -> None:
-        """Tells all, whatever they raise themselves, which becomes a note of the error."""
+        """Calls `on_exception` of all; an exception that one raises becomes a note of `error`."""
         for callback in self.callbacks:
             try:
                 callback.on_exception(record, error)
@@ -198,14 +210,14 @@ class CallbackList:
             if hook in _AT_STEPS and not callback.can_stop:
                 raise RuntimeError(
                     f"{type(callback).__name__}.{hook} asked to stop, and its `can_stop = False` "
-                    f"promises that it does not: leave that line out"
+                    f"promises that it does not: remove that line"
                 ) from stop
             self.stop = self.stop or stop
             return None
-        except StopIteration as error:  # which would end a generator, and say no more whose it was
+        except StopIteration as error:  # because it would silently end a generator of the Trainer
             raise RuntimeError(
-                f"{type(callback).__name__}.{hook} raised StopIteration: a `next(...)` in it found "
-                f"nothing more. To end the run write `raise solstice.Stop(...)`"
+                f"{type(callback).__name__}.{hook} raised StopIteration: the iterator of a "
+                f"`next(...)` in it is exhausted. To end the run write `raise solstice.Stop(...)`"
             ) from error
 
 
@@ -219,13 +231,13 @@ def _settings_of(callback: Callback) -> dict[str, Any]:
 
 
 def overrides_hook(callback: Callback, hook: str) -> bool:
-    """Whether the callback has a `hook` of its own."""
-    method = getattr(callback, hook)  # one that was set on the instance, too
+    """Whether the callback overrides `hook`."""
+    method = getattr(callback, hook)  # also one that was set on the instance
     return getattr(method, "__func__", None) is not getattr(Callback, hook)
 
 
 def listens_to_steps(callback: Callback, hook: str) -> bool:
-    """Whether the callback is ever told of steps by `hook`."""
+    """Whether the Trainer ever calls `hook`, a hook of steps."""
     return callback.every is not None and overrides_hook(callback, hook)
 
 

@@ -1,4 +1,4 @@
-"""What decides on the numbers of a run beside its state and its data: to be saved, and compared."""
+"""Computation: steps, scalars and devices of a run, saved and compared when it is resumed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ _ARRAYS: Any = (jax.Array, np.ndarray, np.generic)
 
 @dataclass(frozen=True)
 class TopologyNote:
-    """What a checkpoint says of devices; {} where it says nothing."""
+    """The devices in a checkpoint."""
 
     devices: int
     kind: str
@@ -31,7 +31,7 @@ class TopologyNote:
 
 @dataclass(frozen=True)
 class StepNote:
-    """What a checkpoint says of a step; `shapes` are pairs of a dtype and a shape."""
+    """A step in a checkpoint; `shapes` are pairs of a dtype and a shape."""
 
     digest: str
     operations: dict[str, int]
@@ -41,7 +41,7 @@ class StepNote:
 
 @dataclass(frozen=True)
 class ComputationNote:
-    """What a checkpoint says of a computation; see `Computation.note`."""
+    """A computation in a checkpoint; see `Computation.note`."""
 
     steps: dict[str, StepNote] = field(default_factory=dict[str, StepNote])
     scalars: dict[str, bool | float] = field(default_factory=dict[str, bool | float])
@@ -50,11 +50,11 @@ class ComputationNote:
 
 @dataclass
 class Computation:
-    """What a run computes with: its steps, the scalars that it began with, its devices.
+    """The computation of a run: its steps, its initial scalars, its devices.
 
     Attributes:
-        scalars: those of the Experiment that `fit` was given, by path, such as an injected learning
-            rate. A checkpoint that is loaded replaces them.
+        scalars: the scalars of the Experiment given to `fit`, by path, such as an injected
+            learning rate. A resumed run replaces them by those of its checkpoint.
         topology: the devices of that Experiment.
     """
 
@@ -63,21 +63,21 @@ class Computation:
     _steps: dict[str, Traced | Code] = field(default_factory=dict[str, "Traced | Code"])
 
     def begin_with(self, experiment: Experiment) -> None:
-        """Notes what there is of the Experiment before the first step."""
+        """Stores the scalars and devices of the Experiment before the first step."""
         self.scalars = _scalars_of(experiment)
         self.topology = topology(experiment)
 
     def add_step(self, method: str, stepper: Stepper | EagerStepper) -> None:
-        """Adds the step that a stepper runs."""
+        """Adds the step of a stepper."""
         self._steps[method] = stepper.traced
 
     @property
     def steps(self) -> Mapping[str, Traced | Code]:
-        """What is known of each step, by its name."""
+        """The traced steps by name; the code of those that cannot be traced."""
         return self._steps
 
     def note(self) -> dict[str, Any]:
-        """All of it, as JSON takes it."""
+        """The computation as JSON."""
         return {
             "steps": {method: _noted(step) for method, step in self._steps.items()},
             "scalars": self.scalars,
@@ -85,7 +85,7 @@ class Computation:
         }
 
     def changes(self, saved: Mapping[str, Any], *, same_jax: bool) -> list[str]:
-        """In words, what is another than in the `note` of a saved run."""
+        """The differences from the `note` of a saved run, in words."""
         return [
             *_changed_devices(saved.get("topology", {}), self.topology),
             *(self._changed_steps(saved.get("steps", {})) if same_jax else []),
@@ -104,15 +104,15 @@ class Computation:
 
     def _changed_scalars(self, saved: Mapping[str, _Scalar]) -> list[str]:
         return [
-            f"`{path}` was {saved[path]} when the run began and is {now} in the Experiment given "
-            f"now; the run goes on with the value in the checkpoint"
+            f"`{path}` was {saved[path]} when the run started and is {now} in the Experiment given "
+            f"now; the run continues with the value in the checkpoint"
             for path, now in self.scalars.items()
             if path in saved and not _is_same(saved[path], now)
         ]
 
 
 def _scalars_of(experiment: Experiment) -> dict[str, _Scalar]:
-    """The scalars of an Experiment that are not counts, by path."""
+    """The booleans and floats of an Experiment by path; integers are counts, which change."""
     found = {
         path: leaf
         for path, leaf in _tree.leaves_by_path(experiment)
@@ -124,7 +124,7 @@ def _scalars_of(experiment: Experiment) -> dict[str, _Scalar]:
 def _is_scalar_array(leaf: Any) -> bool:
     if not isinstance(leaf, _ARRAYS) or leaf.ndim > 0:
         return False
-    # A number that other processes hold cannot be read here.
+    # An array on the devices of other processes cannot be read here.
     readable = getattr(leaf, "is_fully_addressable", True)
     return readable and (leaf.dtype == bool or jax.numpy.issubdtype(leaf.dtype, np.floating))
 
@@ -144,11 +144,11 @@ def _read(noted: Mapping[str, Any]) -> StepDigest:
 
 
 def _digest(step: Traced | Code, shapes: Sequence[tuple[str, Sequence[int]]]) -> StepDigest:
-    """The digest for batches as the saved run had them first, where the step takes these."""
+    """The digest for the first batch shapes of the saved run, if the step takes them."""
     try:
         saved = tuple(jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for dtype, shape in shapes)
         return step.with_batches(saved).digest()
-    except Exception:  # whatever tracing raises: the step takes other batches now
+    except Exception:  # any error of tracing: the step takes other batches now
         return step.digest()
 
 

@@ -1,4 +1,4 @@
-"""What `Trainer.explain` prints."""
+"""The text of `Trainer.explain`: how a run is cut into calls, and why."""
 
 from solstice._callback import Callback
 from solstice._engine._eager import EagerStepper
@@ -17,7 +17,7 @@ def explanation(
     callbacks: CallbackList,
     source: Source,
 ) -> str:
-    """How a run is cut into compiled calls, and why."""
+    """The cuts of a run into compiled calls, with the reasons."""
     cadence = cadence_of(callbacks.callbacks, stepper.steps_per_block)
     many = stepper.steps_per_block > stepper.steps_per_call
     most = (
@@ -35,7 +35,7 @@ def explanation(
     if slots.room < longest:
         lines.append(
             f"  {'calls at once' if many else 'calls'} have at most {slots.room} steps for now, "
-            f"so that none takes longer than {SECONDS_PER_CALL} s, for which Ctrl-C would wait"
+            f"to take at most {SECONDS_PER_CALL} s, because Ctrl-C waits for their end"
         )
     lines.append(f"  compiled programs: {slots.num_shapes}, one for each shape of batch")
     lines.append(f"  state: {stepper.state_bytes:,} bytes, {_reuse(stepper, callbacks)}")
@@ -50,8 +50,8 @@ def _when(callback: Callback) -> str:
 
 def _reuse(stepper: Stepper | EagerStepper, callbacks: CallbackList) -> str:
     if stepper.works_in_place:
-        return "donated: each call works in the memory of the one before"
+        return "donated: each call reuses the memory of its inputs"
     names = [type(c).__name__ for c in watchers_within(callbacks.callbacks)]
     if not names:
-        return "not donated: evaluation keeps what it was given"
+        return "not donated: evaluation does not change the Experiment"
     return f"not donated: {', '.join(names)} may stop the run at a step within a call"

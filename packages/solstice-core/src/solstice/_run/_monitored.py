@@ -1,4 +1,4 @@
-"""Metrics that callbacks monitor: whether there will be such, before the first step is taken."""
+"""Checks of monitored metrics: a missing one is an error before the first step."""
 
 import difflib
 import warnings
@@ -28,8 +28,8 @@ class _Expected:
     """The metrics of a step.
 
     Attributes:
-        axes: how many axes each has, by name.
-        is_certain: whether there are no others, whatever the numbers are.
+        axes: the number of axes of each, by name.
+        is_certain: whether the names cannot depend on the values.
     """
 
     axes: dict[str, int]
@@ -37,17 +37,17 @@ class _Expected:
 
 
 def check_monitors(callbacks: Sequence[Callback], steps: Mapping[str, object]) -> None:
-    """Refuses a `monitor` of a callback, such as "val/los", that the steps do not give.
+    """Refuses a callback's `monitor`, such as "val/los", that is not a metric of the steps.
 
-    What is asked for by `only=`, and is not there, is named by a warning.
+    A missing metric in `only=` is a warning.
 
     Args:
-        callbacks: all of the run. Some `measure`, which nobody knows before they do.
-        steps: what is known of each step, by its name.
+        callbacks: all callbacks of the run. Names from `measure` are unknown before it runs.
+        steps: the steps by name, as in `Computation.steps`.
 
     Raises:
-        KeyError: there is no such metric; the message lists those there are.
-        ValueError: it is an array.
+        KeyError: there is no such metric; the message lists the metrics.
+        ValueError: the metric is an array.
     """
     watched = [c for c in callbacks if isinstance(_asked(c, "monitor"), str) or _asked(c, "_only")]
     if not watched:
@@ -69,7 +69,7 @@ def _asked(callback: Callback, name: str) -> Any:
 
 
 def _check_only(callback: Callback, there: Mapping[str, _Expected | None]) -> None:
-    """Names what `only=` asks for in vain: nothing of it would be shown, in silence."""
+    """Warns of names in `only=` that no step gives, because they would silently show nothing."""
     names = {name for expected in there.values() if expected for name in expected.axes}
     missing = [name for name in _asked(callback, "_only") or () if name not in names]
     if missing and all(there.values()):
@@ -86,7 +86,7 @@ def check_validation(callback: Any, record: Record) -> None:
     """Refuses a `monitor` of "val/..." in a run without a validation set.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no validation set.
     """
     monitor: str | None = callback.monitor
     if monitor is not None and monitor.startswith("val/") and not record.has_validation:
@@ -100,8 +100,8 @@ def value_of(monitor: str, record: Record) -> float:
     """The value of "val/loss" at the end of an epoch of its mode.
 
     Raises:
-        KeyError: there is no such metric; the message lists those there are.
-        ValueError: it is an array.
+        KeyError: there is no such metric; the message lists the metrics.
+        ValueError: the metric is an array.
     """
     name = monitor.partition("/")[2]
     if name not in record.metrics:
@@ -121,7 +121,7 @@ def _check(callback: Callback, mode: str, name: str, expected: _Expected) -> Non
     message = _missing(who, monitor, mode, expected.axes)
     if expected.is_certain:
         raise KeyError(message)
-    warn(f"{message}. `compute` may give others of other numbers", stacklevel=4)
+    warn(f"{message}. `compute` may give other names for other values", stacklevel=4)
 
 
 def _missing(who: str, monitor: str, mode: str, names: Mapping[str, Any]) -> str:
@@ -136,13 +136,13 @@ def _missing(who: str, monitor: str, mode: str, names: Mapping[str, Any]) -> str
 
 def _is_array(who: str, monitor: str, axes: int) -> str:
     return (
-        f"{who} monitors {monitor!r}, which is an array of {axes} axes: monitor a number, such as "
-        f"its mean, which `compute` gives under a name of its own"
+        f"{who} monitors {monitor!r}, which is an array of {axes} axes: monitor a scalar, such as "
+        f"its mean, and add it to the result of `compute` under another name"
     )
 
 
 def _expected(step: object) -> _Expected | None:
-    """The metrics of a step; None where they cannot be known before it has run."""
+    """The metrics of a step; None if they are unknown before it runs."""
     return _names(step.plan, step.structure, step.shapes) if isinstance(step, Traced) else None
 
 
@@ -154,13 +154,13 @@ def _names(plan: Plan, batch_structure: Any, batch_shapes: Any) -> _Expected | N
     for compute, is_certain in [(_of_shapes, True), (_of_ones, False)]:
         try:
             return _Expected(compute(like), is_certain)
-        except Exception:  # of the user's `compute`, which may need real numbers
+        except Exception:  # of the user's `compute`, which may need real values
             continue
     return None
 
 
 def _of_shapes(like: Metrics) -> dict[str, int]:
-    """What is computed where no number is known, so that no name can depend on one."""
+    """The metrics computed from shapes alone, so their names cannot depend on values."""
     found: dict[str, int] = {}
 
     def compute(metrics: Metrics) -> None:
@@ -171,7 +171,7 @@ def _of_shapes(like: Metrics) -> dict[str, int]:
 
 
 def _of_ones(like: Metrics) -> dict[str, int]:
-    """What is computed of some numbers, with NumPy or Python."""
+    """The metrics computed from ones, for a `compute` that needs NumPy or Python values."""
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _axes(jax.tree.map(_ones, like))

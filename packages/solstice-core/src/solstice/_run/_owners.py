@@ -1,4 +1,4 @@
-"""Which callback of a resumed run takes up the memory of which of the saved run."""
+"""Owner: matches the callbacks of a resumed run with the saved states."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from typing import Any, cast
 from solstice._plain import to_plain
 
 _SCRIPT = {"__main__", "__mp_main__"}
-"""What a script defines is in `__main__` while it runs, and in its module when it is imported."""
+"""Modules of a running script; the same class has another module when the script is imported."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who a callback is.
+    """The identity of a callback, saved with its state.
 
     Attributes:
         module, name: of its class.
-        key: its `state_key`; the memory of another key is of no use to it.
-        hint: checksums of its `state_hint`, which may have secrets in it.
-        places: the paths in its `state_hint`, which change when a run is moved.
+        key: its `state_key`; a state with another key does not fit.
+        hint: its `state_hint`, as checksums because a hint may contain secrets.
+        places: the paths in its `state_hint`, separate because they change if a run is moved.
     """
 
     module: str
@@ -35,7 +35,7 @@ class Owner:
         """`Owner.of(callback)`."""
         kind = cast("Any", type(callback))
         key, hint = dict(callback.state_key()), dict(callback.state_hint())
-        to_plain(key, f"{kind.__name__}.state_key()")  # raises what is to be raised
+        to_plain(key, f"{kind.__name__}.state_key()")  # raises if JSON cannot hold it
         places = {name: value for name, value in hint.items() if isinstance(value, PurePath)}
         others = {name: value for name, value in hint.items() if name not in places}
         return Owner(
@@ -54,26 +54,26 @@ class Owner:
         return f"{self.module}.{self.name}({about})"
 
     def fits(self, other: "Owner") -> bool:
-        """Whether the memory of one is of use to the other."""
+        """Whether the state of one is valid for the other."""
         modules = {self.module, other.module}
         same_class = self.name == other.name and (len(modules) == 1 or bool(modules & _SCRIPT))
         return same_class and _checksum(self.key, "") == _checksum(other.key, "")
 
     def likeness(self, other: "Owner") -> float:
-        """How much of what tells them apart agrees."""
+        """The similarity of the hints, for choosing among several that fit."""
         same = sum(other.hint.get(name) == value for name, value in self.hint.items())
         paths = self.places.keys() & other.places.keys()
         return same + sum(_shared(self.places[name], other.places[name]) for name in paths)
 
     def is_like(self, other: "Owner") -> bool:
-        """Whether nothing tells them apart."""
+        """Whether the two cannot be distinguished."""
         return self.fits(other) and (self.hint, self.places) == (other.hint, other.places)
 
 
 def matched(saved: Mapping[str, Owner], now: Mapping[str, Owner]) -> dict[str, str]:
-    """By the name of each callback now, that of the saved one whose memory it takes up.
+    """The name of the saved callback whose state each callback gets, by the callback's name.
 
-    Those that are most alike first; where nothing tells them apart, in their order.
+    The most similar pairs come first; pairs of equal similarity keep their order.
     """
     pairs = [(one, other) for other in saved for one in now if saved[other].fits(now[one])]
     found: dict[str, str] = {}
@@ -84,20 +84,20 @@ def matched(saved: Mapping[str, Owner], now: Mapping[str, Owner]) -> dict[str, s
 
 
 def uncounted(saved: Mapping[str, Owner], now: Mapping[str, Owner]) -> list[str]:
-    """Of which that nothing tells apart there are more or fewer than there were."""
+    """A line about each kind of indistinguishable callbacks whose number has changed."""
     found: dict[str, None] = {}
     for owner in now.values():
         before, after = (sum(owner.is_like(o) for o in those.values()) for those in (saved, now))
         if before not in (0, after):
             found[
                 f"there were {before} of {owner}, and now there are {after}: they are matched in "
-                f"order, since nothing tells them apart; override `state_key`"
+                f"order, since nothing distinguishes them; override `state_key`"
             ] = None
     return list(found)
 
 
 def _public(module: str) -> str:
-    """`solstice.callbacks` for `solstice.callbacks._early_stopping`: where it is may change."""
+    """`solstice.callbacks` for `solstice.callbacks._early_stopping`: private modules may change."""
     return ".".join(takewhile(lambda part: not part.startswith("_"), module.split("."))) or module
 
 
@@ -108,7 +108,7 @@ def _checksum(value: Any, where: str) -> str:
 
 
 def _shared(one: str, other: str) -> float:
-    """The share of the parts of two paths that agree, from the last on."""
+    """The fraction of equal parts of two paths, from the last part backwards."""
     parts = PurePath(one).parts[::-1], PurePath(other).parts[::-1]
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*parts, strict=False)))
     return same / max(*map(len, parts), 1)

@@ -1,4 +1,4 @@
-"""One pass over a data set in one mode: an epoch of training, an evaluation, a prediction."""
+"""Pass: one pass over a data set: an epoch of training, an evaluation, a prediction."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -24,19 +24,19 @@ from solstice.data._arrays import own
 
 
 class Pass:
-    """Runs blocks of steps, and tells the callbacks of each step.
+    """Runs blocks of steps, and calls the callbacks for each step.
 
     Args:
-        callbacks: whom to tell.
-        stepper: what runs the steps.
-        slots: the memory for blocks.
-        record: the moment at which the pass begins.
-        snapshot: makes the snapshot of the run in this pass, which has ended or not.
-        guard: what signals do to the run.
-        owns_batches: whether the batches are copies, which no data set fills again.
+        callbacks: the callbacks of the run.
+        stepper: runs the steps.
+        slots: the staging buffers for blocks.
+        record: the first moment of the pass.
+        snapshot: makes a snapshot of the run, given this pass and whether it has ended.
+        guard: the effect of signals on the run.
+        owns_batches: whether the batches are copies, which the data set does not overwrite.
 
     Attributes:
-        record: the moment now.
+        record: the current moment.
     """
 
     def __init__(
@@ -69,15 +69,15 @@ class Pass:
     def blocks(
         self, batches: Generator[Batch, None, None], max_count: int | None = None
     ) -> Iterator[BlockOutputs | EagerOutputs]:
-        """Yields what is kept of each block, until the batches end or a callback asks to stop.
+        """Yields the outputs of each block, until the batches end or a callback asks to stop.
 
         Args:
             batches: the batches of the pass.
-            max_count: the count of steps at which to end, as cadences count them.
+            max_count: the number of steps at which to end, counted as for cadences.
         """
         self._callbacks.notify("on_epoch_start", self._with_experiment)
         if self._callbacks.stop is None:
-            with closing(batches):  # a thread that reads ahead ends here, however the pass ends
+            with closing(batches):  # also ends the thread of `prefetch=`
                 feeder = Feeder(batches, self._slots, self._check(), self._times, keep=self._keep())
                 yield from self._blocks(feeder, max_count)
         enough = max_count is not None and self._count >= max_count
@@ -93,7 +93,7 @@ class Pass:
             self._guard.point, self._guard.has_begun = None, True
             self._callbacks.notify_step_start(self.record, self._count + 1, self._giver(block))
             kept, self._following = self._run(block), None
-            try:  # the next block is filled while the device works on this one
+            try:  # fill the next block while the device works on this one
                 self._guard.point = self._interrupted
                 following = self._take(feeder, self._count + len(block), max_count)
                 self._following = following
@@ -110,7 +110,7 @@ class Pass:
             block = following
 
     def _run(self, block: Block) -> BlockOutputs | EagerOutputs:
-        """Runs a block, and tells what had to be compiled for it."""
+        """Runs a block, and keeps the reason if that compiled something."""
         compiled, began = compiled_so_far(), time.perf_counter()
         kept = self._stepper.run(block)
         self._times.dispatch += time.perf_counter() - began
@@ -122,13 +122,13 @@ class Pass:
         return kept
 
     def _notify_compilation(self) -> None:
-        """Tells what the call just told of had to compile."""
+        """Calls `on_compile` if the last call compiled something."""
         if self._compilation is not None:
             given, self._compilation = {"compilation": self._compilation}, None
             self._callbacks.notify("on_compile", partial(changed, self.record, given=given))
 
     def _end_call(self) -> None:
-        """Between two calls: the run can be saved, and is where a signal asks for its end."""
+        """Calls `on_call_end`, or ends the run here if a signal has asked for its end."""
         end_if_asked()
         self._callbacks.notify("on_call_end", self._between_calls)
 
@@ -138,18 +138,21 @@ class Pass:
         return changed(self.record, given=given)
 
     def _interrupted(self) -> Record:
-        """The record of this moment, at which a signal ends the run."""
+        """The record of this moment as the one at which a signal ends the run."""
         return changed(self._between_calls(), interrupted=True)
 
     def _point(self) -> Callable[[], Record]:
-        """As `_interrupted`, made now: callbacks and arrays may move on."""
+        """Like `_interrupted`, but made now, because callbacks and arrays may change later."""
         record = self._interrupted()
         metrics = partial(to_host, self._stepper.totals()[0])
         given = {"snapshot": record.snapshot, "metrics": Lazy(metrics)}
         return partial(changed, record, given=given)
 
     def _point_before(self, block: Block) -> Callable[[], Record] | None:
-        """The moment before a block after which the run validates, if it can be saved."""
+        """The moment before a block that ends with a validation, if the run can be saved.
+
+        A signal cuts the validation short. The resumed run then repeats the block and validates.
+        """
         if not self._guard.saves:
             return None
         last = self._count + len(block)
@@ -158,11 +161,14 @@ class Pass:
 
     @property
     def ended_by_max_steps(self) -> bool:
-        """Whether it has ended by the count of steps, where there may be more batches."""
+        """Whether `max_steps` ended the pass, possibly before the last batch."""
         return self._cut is not None
 
     def totals(self) -> list[Metrics | None]:
-        """The metrics of each reader to go on from; at the end there are some if it was cut."""
+        """The metrics so far of each reader, from which a resumed run continues.
+
+        At the end of a pass there are some only if `max_steps` ended it.
+        """
         return self._stepper.totals() if self._cut is None else self._cut
 
     def _metrics_so_far(self) -> dict[str, Any]:
@@ -170,21 +176,21 @@ class Pass:
 
     @property
     def last_batch(self) -> Batch | None:
-        """The numbers of the newest batch that a step has used; None before the first."""
+        """The arrays of the newest batch used by a step; None before the first."""
         return None if self._last is None else self._last[0].arrays(self._last[1])
 
     @property
     def next_batch(self) -> Batch | None:
-        """The numbers of the batch after that; None where it has not been read yet."""
+        """The arrays of the batch after `last_batch`; None if it has not been read yet."""
         if self._last is None or self._has_ended:
             return None
         block, index = self._last
-        is_end = index + 1 == len(block)  # where runs are saved
+        is_end = index + 1 == len(block)  # because runs are saved at the end of a block
         return self._following.arrays(0) if is_end and self._following is not None else None
 
     def end(self) -> dict[str, Any]:
-        """Ends the pass: its metrics, of which the callbacks are told."""
-        if self._guard.saves:  # a validation that is cut short is done again, and all else here
+        """Ends the pass: calls `on_epoch_end` and returns the metrics."""
+        if self._guard.saves:  # because a signal may cut the validation in `on_epoch_end` short
             self._guard.point = self._point()
         metrics = self._take_metrics()
         self._has_ended = True
@@ -204,7 +210,7 @@ class Pass:
         return metrics
 
     def _measure(self) -> dict[str, Any]:
-        """What callbacks measure, once a moment, however many ask."""
+        """The values of `measure`, computed at most once per moment."""
         if self.record.mode != "train":
             return {}
         moment = self._count, self._has_ended
@@ -221,14 +227,15 @@ class Pass:
     def _notify_steps(
         self, block: Block, kept: BlockOutputs | EagerOutputs, before: Callable[[], Record] | None
     ) -> BlockOutputs | EagerOutputs:
-        """Tells of each step of a block; goes back to the step at which one asks to stop.
+        """Calls the callbacks for each step of a block; rewinds to the step at which one stops.
 
-        Meanwhile the run can be saved as of `before`, or as of a step of which no callback is
-        told that remembers something.
+        If a signal comes meanwhile, the run is saved as of `before`, or as of the step if no
+        callback with a state is called for it. A callback in the middle of its hook has an
+        inconsistent state.
         """
         start, first = self.record, self._count + 1
         for index in range(len(block)):
-            stops = self._callbacks.stop is not None  # before the first step, which is taken
+            stops = self._callbacks.stop is not None  # from `on_step_start`; one step is still run
             if not stops and not self._callbacks.is_due(first + index):
                 continue
             self._stand_after(block, index + 1, start)
@@ -238,7 +245,9 @@ class Pass:
             try:
                 self._callbacks.notify_step_end(self.record, first + index, give)
             except BaseException:
-                if self._stepper.works_in_place:  # nobody was to raise here: see `can_stop`
+                # The state of a donated call is gone, so the moment is the end of the call. Only
+                # a callback with `can_stop = False`, which promised not to raise, gets here.
+                if self._stepper.works_in_place:
                     is_last = index + 1 == len(block)
                     self._guard.point = self._guard.point if is_last else None
                     self._stand_after(block, len(block), start)
@@ -252,19 +261,19 @@ class Pass:
         return kept
 
     def _stand_after(self, block: Block, count: int, start: Record) -> None:
-        """The moment is that after the `count`-th step of a block that began at `start`."""
+        """Sets the moment after the `count`-th step of a block that started at `start`."""
         self.record = _advanced(start, count, block.num_examples)
         self._last = block, count - 1
 
     def _go_back_to(self, block: Block, count: int) -> None:
-        """As if the call had ended with this step, so that none can tell that it did not."""
+        """Restores the state after the `count`-th step, as if the call had ended there."""
         if count < len(block):
             self._stepper.rewind(block, count)
 
     def _giver(
         self, block: Block, index: int = 0, kept: BlockOutputs | EagerOutputs | None = None
     ) -> Any:
-        """What gives a callback each thing that it needs at a step."""
+        """A function that makes each field in a callback's `needs` at a step."""
 
         def give(name: str, callback: Callback) -> Any:
             if name == "experiment":
@@ -279,7 +288,10 @@ class Pass:
         return give
 
     def _keep(self) -> Callable[[Batch], Batch] | None:
-        """What to keep of each batch: a copy, where somebody is given it after the next is read."""
+        """The function that keeps a batch for callbacks; None if no callback reads batches.
+
+        It copies, because the data set may overwrite the batch when the next one is read.
+        """
         eager = isinstance(self._stepper, EagerStepper)
         if not eager and not any("batch" in c.needs for c in self._callbacks.callbacks):
             return None
@@ -292,7 +304,7 @@ class Pass:
 
     @property
     def _count(self) -> int:
-        """What cadences count: training steps of the run, or steps of this evaluation."""
+        """The count for cadences: training steps of the run, or steps of this evaluation."""
         return self.record.step if self.record.mode == "train" else self.record.epoch_step
 
     def snapshot(self) -> Snapshot:
@@ -315,7 +327,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _advanced(record: Record, steps: int, examples: int) -> Record:
-    """The record after so many more steps, of so many examples each."""
+    """The record after `steps` more steps of `examples` examples each."""
     return changed(
         record,
         step=record.step + (steps if record.mode == "train" else 0),

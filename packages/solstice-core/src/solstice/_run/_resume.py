@@ -1,4 +1,4 @@
-"""Going on with a run that was saved."""
+"""SavedRun: finds the checkpoint of a run, and restores the run from it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,9 +32,9 @@ class SavedRun:
     """A checkpoint of a run.
 
     Attributes:
-        path: its folder.
-        position: where the run stands.
-        versions: of the packages that it ran with.
+        path: the folder of the checkpoint.
+        position: the position of the run.
+        versions: the versions of the packages that it used.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class SavedRun:
     versions: dict[str, str]
 
     def moment(self, start: Record, max_steps: int | None) -> Record:
-        """The moment at which the run goes on: within an epoch, or before one."""
+        """The moment at which the run continues: within an epoch, or before one."""
         at = self.position
         within = replace(
             start,
@@ -59,7 +59,7 @@ class SavedRun:
         return within if has_more else next_epoch(within)
 
     def epoch(self, start: Record, max_steps: int | None) -> int:
-        """The epoch in which the run goes on, or if it does not, the last that it had."""
+        """The epoch in which the run continues; its last epoch if the run has ended."""
         moment = self.moment(start, max_steps)
         over = has_ended(moment, self.position.stop, max_steps)
         return self.position.epoch if over else moment.epoch
@@ -72,10 +72,11 @@ class SavedRun:
         start: Record,
         max_steps: int | None,
     ) -> tuple[Record, list[str]]:
-        """Puts the stepper and the data set where they were; nothing is read if it has ended.
+        """Restores the stepper and the data set; reads no data if the run has ended.
 
         Returns:
-            The moment at which the run goes on, and what may be another now.
+            The moment at which the run continues, and caveats: possible differences from an
+            uninterrupted run.
         """
         at, moment = self.position, self.moment(start, max_steps)
         experiment, caveats = load_renamed(self.path, stepper.experiment)
@@ -89,7 +90,7 @@ class SavedRun:
         readers = {"epoch": "epoch", **taken}
         totals = [at.metrics.get(readers.get(name, "")) for name in callbacks.reader_names]
         if moment.epoch != at.epoch:
-            totals[0] = None  # those of the epoch, which has ended
+            totals[0] = None  # because the metrics of the saved epoch are complete
         try:
             stepper.restore(experiment, totals)
         except KeyError as error:
@@ -101,17 +102,17 @@ class SavedRun:
     def _go_on_in(self, source: Source, moment: Record) -> list[str]:
         at, is_over = self.position, moment.epoch != self.position.epoch
         back = source.seek(at.epoch, at.epoch_step, at.data, at.last_batch, is_closed=is_over)
-        self._say(f"the data set goes on {back.how}", moment)
+        self._say(f"the data set continues {back.how}", moment)
         if back.is_same:
             return back.changes
         other = (
             f"{source.name} gives other batches than in the saved run, or in another order; "
-            f"where it shuffles, give it a seed"
+            f"if it shuffles, give it a seed"
         )
         return [other, *back.changes]
 
     def restore_callbacks(self, callbacks: CallbackList) -> None:
-        """Gives each callback what it remembered, and asks to stop if one had."""
+        """Restores the state of each callback, and a request to stop."""
         there = named(callbacks.callbacks)
         for name, saved in self._taken(callbacks).items():
             if saved in self.position.callbacks:
@@ -124,16 +125,16 @@ class SavedRun:
             callback.load_state_dict(state)
         except (SchemaError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise CheckpointError(
-                f"{self.path / 'manifest.json'} has a state of {name} that it does not take: "
-                f"{error!r:.200}"
+                f"{self.path / 'manifest.json'} has a state of {name} that its `load_state_dict` "
+                f"refuses: {error!r:.200}"
             ) from error
 
     def _taken(self, callbacks: CallbackList) -> dict[str, str]:
-        """By the name of each callback, that of the saved one whose memory it takes up."""
+        """The name of the saved callback whose state each callback gets, by its name."""
         return matched(self.position.owners, owners_of(callbacks.callbacks))
 
     def _other_callbacks(self, callbacks: CallbackList, taken: Mapping[str, str]) -> list[str]:
-        """Whose memory nobody takes up, who has none, and who cannot be told apart."""
+        """Caveats about callbacks: removed, new, or impossible to distinguish."""
         at, there = self.position, named(callbacks.callbacks)
         saved = {name: owner for name, owner in at.owners.items() if name in at.callbacks}
         owners = owners_of(callbacks.callbacks)
@@ -148,26 +149,26 @@ class SavedRun:
             if name not in taken.values()
         ]
         new = [
-            f"{name} is new, so what it remembers is not of that run: {now[name]}"
+            f"{name} is new, so it starts without the state of that run: {now[name]}"
             for name in now
             if taken.get(name) not in saved
         ]
         return [*gone, *new, *uncounted(saved, now)]
 
     def report(self, caveats: list[str], strict: bool) -> None:
-        """Warns of what may be another than without a break, or refuses it."""
+        """Warns of the caveats of a resumed run; raises a CheckpointError if `strict`."""
         if not caveats:
             return
         reasons = "; ".join(caveats)
         message = f"the run of {self.path} cannot be resumed exactly: {reasons}"
         if strict:
-            raise CheckpointError(f"{message}. Without strict_resume it goes on all the same")
+            raise CheckpointError(f"{message}. Without strict_resume this is only a warning")
         warn(message, stacklevel=4)
 
     def other_programs(
         self, stepper: Stepper | EagerStepper, computation: Computation
     ) -> list[str]:
-        """Why the steps to come may give other numbers than those of the saved run."""
+        """The reasons why the next steps may compute other numbers than the saved run."""
         at, found = self.position, list[str]()
         if (at.steps_per_call == 1) != (stepper.steps_per_call == 1):
             found.append(f"steps_per_call was {at.steps_per_call}, and is {stepper.steps_per_call}")
@@ -177,7 +178,7 @@ class SavedRun:
             was, now = self.versions.get(name), checkpoint.versions().get(name)
             if was != now:
                 found.append(f"{name} was {was}, and is {now}")
-        # Another JAX traces the same step to other operations.
+        # Digests are comparable only within one JAX, because another traces other operations.
         same_jax = self.versions.get("jax") == checkpoint.versions().get("jax")
         return found + computation.changes(at.computation, same_jax=same_jax)
 
@@ -188,17 +189,17 @@ class SavedRun:
 
 
 def _remembers(callback: Callback) -> bool:
-    """Whether it remembers something; one that makes its state in `on_fit_start` cannot say yet."""
+    """Whether a callback has a state."""
     try:
         return bool(callback.state_dict())
-    except AttributeError:
+    except AttributeError:  # because its state is made in `on_fit_start`, which has not run yet
         return True
 
 
 def find_saved(
     resume: str | PathLike[str] | None, callbacks: Sequence[Callback]
 ) -> SavedRun | None:
-    """The run to go on with; None to begin anew."""
+    """The saved run to continue; None to start a new run."""
     if resume is None:
         return None
     path: Path | None = local_path(resume, "resume")
@@ -209,14 +210,14 @@ def find_saved(
     manifest, position = _read(path, lambda about: read_rows(path, about))
     if position is None:
         raise CheckpointError(
-            f"{path} is no checkpoint of a run that this version of Solstice can go on with. For "
+            f"{path} is not a checkpoint of a run that this version of Solstice can continue. For "
             f"its weights alone write `exp = solstice.checkpoint.load({str(path)!r}, like=exp)`"
         )
     return SavedRun(path, position, manifest["versions"])
 
 
 def _asked(which: Literal["last", "best"], callbacks: Sequence[Callback]) -> Path | None:
-    """The checkpoint that the Savers among the callbacks name; None if they have none."""
+    """The checkpoint that the Savers among the callbacks find; None if there is none."""
     savers = [callback for callback in callbacks if isinstance(callback, Saver)]
     if not savers:
         raise ValueError(
@@ -228,7 +229,7 @@ def _asked(which: Literal["last", "best"], callbacks: Sequence[Callback]) -> Pat
     if not found:
         those = " and ".join(map(repr, savers))
         have = "has" if len(savers) == 1 else "have"
-        say(f"{those} {have} nothing saved: beginning anew")
+        say(f"{those} {have} nothing saved: starting a new run")
         return None
     if which == "best" and len(found) > 1:
         lines = " or ".join(f"`resume={str(path)!r}`" for path in found)
@@ -239,13 +240,13 @@ def _asked(which: Literal["last", "best"], callbacks: Sequence[Callback]) -> Pat
 
 
 def _found(which: Literal["last", "best"], savers: Sequence[Saver]) -> list[Path]:
-    """What each of them names."""
+    """The checkpoints that the Savers find."""
     found: list[Path] = []
     unknowing: list[ValueError] = []
     for saver in savers:
         try:
             path = saver.find(which)
-        except ValueError as error:  # one that does not compare leaves it to those that do
+        except ValueError as error:  # a Saver that does not compare runs; another may
             unknowing.append(error)
             continue
         found += [] if path is None else [path]
@@ -255,7 +256,7 @@ def _found(which: Literal["last", "best"], savers: Sequence[Saver]) -> list[Path
 
 
 def _moment(path: Path) -> tuple[float, int]:
-    """When a run was saved, by the clock, and how far it was."""
+    """The time at which a run was saved, and its step, for choosing the newest."""
     _, position = _read(path, lambda _: [])
     return (0.0, 0) if position is None else (position.saved_at, position.step)
 
@@ -269,14 +270,14 @@ def _read(path: Path, rows: Callable[[Any], list[Any]]) -> tuple[dict[str, Any],
 
 
 def next_epoch(moment: Record) -> Record:
-    """The moment before the epoch that follows."""
+    """The moment before the next epoch."""
     return replace(
         moment, epoch=moment.epoch + 1, epoch_step=0, num_examples=0, given={}, interrupted=False
     )
 
 
 def has_ended(moment: Record, stop: object, max_steps: int | None) -> bool:
-    """Whether a run ends at this moment; an epoch that was begun is closed first."""
+    """Whether a run ends at this moment; a started epoch is closed first."""
     if moment.num_epochs is not None and moment.epoch >= moment.num_epochs:
         return True
     enough = max_steps is not None and moment.step >= max_steps

@@ -1,4 +1,4 @@
-"""One run: what it holds between its passes, and the checkpoints that are made of it."""
+"""Run: the state of one run between its passes, and its snapshots."""
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,29 +30,32 @@ from solstice.data._positions import fingerprint
 from solstice.data._source import Source
 
 _LOST = """\
-The Experiment is lost: a compiled call failed, and what went into it was not kept, to save \
-memory. What `fit` was given is as it was. Go on from the newest checkpoint: write \
+The Experiment is lost: a compiled call failed, and its inputs were donated to save memory. The \
+Experiment given to `fit` is unchanged. Resume from the newest checkpoint: write \
 `trainer.fit(..., resume="last")`, with `solstice.callbacks.Checkpoint("runs/a", every=1000)` \
 among the callbacks"""
 
 _BLOCKS_AHEAD = 3
-"""Blocks whose batches may have been read, and not trained yet: one that is filled, and room."""
+"""Blocks of batches that may be read but not trained yet: the next block, with a reserve."""
 
 
 def _advice(lost: Mapping[str, Any]) -> str:
-    """What to write in place of outputs that give no metrics."""
+    """The advice for outputs that give no metrics."""
     arrays = [path.split("/")[-1] for path, leaf in lost.items() if np.ndim(leaf)]
     if not arrays:
         return "Leave it out, or return a number"
     return (
         f"Return a scalar, such as `{arrays[0]}.mean()`, or a solstice.Metrics, such as "
-        f"`solstice.metrics.Collect({arrays[0]}={arrays[0]})`; or leave it to callbacks with "
+        f"`solstice.metrics.Collect({arrays[0]}={arrays[0]})`; or keep it for callbacks with "
         f'`needs = ("outputs",)`, and filter this warning'
     )
 
 
 def _name_exhausted(error: BaseException) -> None:
-    """Says whose StopIteration it was that ended a generator of the Trainer."""
+    """Adds the line of a StopIteration that ended a generator of the Trainer.
+
+    Python turns it into a RuntimeError, whose message does not name the line.
+    """
     cause, trace = error.__cause__, None
     if isinstance(cause, StopIteration):
         trace = cause.__traceback__
@@ -61,24 +64,25 @@ def _name_exhausted(error: BaseException) -> None:
     if trace is not None:
         code = trace.tb_frame.f_code
         error.add_note(
-            f"A `next(...)` found nothing more in {code.co_qualname}, "
+            f"A `next(...)` got StopIteration in {code.co_qualname}, "
             f"{code.co_filename}:{trace.tb_lineno}"
         )
 
 
 class Run:
-    """One run: its callbacks, its newest Experiment, and the moment at which it is.
+    """One run: its callbacks, its newest Experiment and its current moment.
 
     Args:
-        callbacks: whom to tell.
-        experiment: where it starts.
-        start: the moment at which it starts.
-        steps_per_call: what the user chose, or None.
-        prefetch: batches that are read ahead.
-        memory: for batches, of the runs before; it is taken, and given back by `close`.
+        callbacks: the callbacks of the run.
+        experiment: the initial Experiment.
+        start: the first moment.
+        steps_per_call: the user's choice, or None.
+        prefetch: the number of batches to read ahead.
+        memory: staging buffers of earlier runs, by mode. The run takes them; `close` returns them.
 
     Attributes:
-        has_begun: whether its first pass has, so that what came before is of an earlier run.
+        has_begun: whether the first pass has started. Before, `trainer.experiment` and
+            `trainer.history` are those of an earlier run.
     """
 
     def __init__(
@@ -110,10 +114,10 @@ class Run:
 
     @property
     def experiment(self) -> Experiment:
-        """The newest Experiment; in a run that does not train, the one that it was given.
+        """The newest Experiment; in a run that does not train, the given one.
 
         Raises:
-            RuntimeError: it is lost, since a compiled call failed.
+            RuntimeError: a compiled call failed, and the Experiment is lost.
         """
         if self._is_lost:
             raise RuntimeError(_LOST)
@@ -122,7 +126,7 @@ class Run:
 
     @property
     def stopped(self) -> Stop | None:
-        """What a callback asked to stop by, or None."""
+        """The callback's request to stop, or None."""
         return self._callbacks.stop
 
     def stepper(
@@ -132,7 +136,7 @@ class Run:
         batch: Batch,
         steps_per_call: int | None = None,
     ) -> Stepper | EagerStepper:
-        """What runs the steps of one kind, as these callbacks need it."""
+        """The stepper for the steps of one kind, set up for the needs of the callbacks."""
         callbacks = self._callbacks.callbacks
         readers = self._callbacks.num_readers
         try:
@@ -146,7 +150,9 @@ class Run:
                 can_rewind=bool(watchers_within(callbacks)),
                 readers=readers,
             )
-        except jax.errors.JAXTypeError as error:  # a value is needed where tracing has none
+        except (
+            jax.errors.JAXTypeError
+        ) as error:  # the step needs a value, which tracing does not have
             stepper = EagerStepper(experiment, method, error, readers, self._look)
         else:
             if method != "predict_step":
@@ -155,14 +161,14 @@ class Run:
         return stepper
 
     def _look(self, name: str, outputs: Outputs) -> None:
-        """Names what gives no metrics in the outputs of a step."""
+        """Warns of outputs of a step that give no metrics."""
         self._left_out.name(
-            without_metrics(outputs), f"{name} returns what gives no metrics:", _advice
+            without_metrics(outputs), f"{name} returns outputs that give no metrics:", _advice
         )
 
     @contextmanager
     def saved_when_asked(self, guard: Guard) -> Generator[None, None, None]:
-        """Within, a run that a signal ends is saved as of the newest moment that is whole."""
+        """Within, a run that a signal ends is saved as of its newest consistent moment."""
         self._guard = guard
         try:
             yield
@@ -175,7 +181,7 @@ class Run:
 
     @contextmanager
     def interrupted(self) -> Generator[None, None, None]:
-        """Another pass runs within; what was asked to stop stops after it."""
+        """Runs another pass within, a validation; a request to stop takes effect after it."""
         within, asked = self._pass, self._callbacks.stop
         self._callbacks.stop = None
         yield
@@ -184,7 +190,7 @@ class Run:
     def begin(
         self, experiment: Experiment, stepper: Stepper | EagerStepper, source: Source
     ) -> None:
-        """Tells the callbacks that the run begins, with an Experiment that is set up."""
+        """Calls `on_fit_start`, with an Experiment that is set up."""
         self._experiment = experiment
         self._source = source
         self._stepper = stepper
@@ -199,7 +205,7 @@ class Run:
             self._saved.restore_callbacks(self._callbacks)
 
     def begin_pass(self, stepper: Stepper | EagerStepper, start: Record) -> Pass:
-        """A pass over a data set that begins at a moment of this run."""
+        """A pass over a data set that starts at a moment of this run."""
         slots = self._slots.get(start.mode)
         if slots is None:
             most, first = stepper.steps_per_block, stepper.first_steps
@@ -228,23 +234,23 @@ class Run:
         max_steps: int | None,
         strict: bool,
     ) -> tuple[Stepper | EagerStepper, Record]:
-        """The stepper and the moment of a saved run; the callbacks take up theirs at `begin`."""
+        """Restores a saved run: its stepper and moment. `begin` restores the callbacks."""
         at = saved.position
         size = at.steps_per_call
         if self._steps_per_call is None and size != stepper.steps_per_call:
-            # Another program might round otherwise.
+            # The saved number, because a program with another number may round differently.
             stepper = self.stepper(stepper.experiment, "train_step", source.first(), size)
         self._saved = saved
         self._computation.begin_with(stepper.experiment)
         caveats = saved.other_programs(stepper, self._computation)
         self._start, more = saved.restore(stepper, source, self._callbacks, start, max_steps)
         saved.report([*caveats, *more], strict)
-        # Those of the checkpoint are in force, so a later resume compares with these.
+        # The run continues with the scalars of the checkpoint, so a later resume compares these.
         self._computation.scalars |= at.computation.get("scalars", {})
         return stepper, self._start
 
     def _snapshot(self, training: Pass, has_ended: bool) -> Snapshot:
-        """The run in a pass of training."""
+        """A snapshot of the run in a pass of training."""
         stepper, source = cast("Stepper", self._stepper), cast("Source", self._source)
         record, last = training.record, training.last_batch
         totals = zip(self._callbacks.reader_names, training.totals(), strict=True)
@@ -274,18 +280,18 @@ class Run:
         return Snapshot(stepper.experiment, position.note())
 
     def explain(self) -> str:
-        """How this run is cut into compiled calls, and why."""
+        """The text of `Trainer.explain`."""
         mode = self._start.mode
         if self._stepper is None or self._source is None or mode not in self._slots:
             return self._explanation
         return explanation(mode, self._stepper, self._slots[mode], self._callbacks, self._source)
 
     def close(self) -> None:
-        """Keeps the newest Experiment and what `explain` says, and lets go of the rest.
+        """Keeps the newest Experiment and the text of `explain`, and frees the rest.
 
-        The memory for batches goes to the next run, which need not ask the system for it. What a
-        run holds holds the run, so that nothing of it would be freed before Python looks for
-        cycles, and on a device with little memory that is too late for the next run.
+        The staging buffers go to the next run, which need not allocate them. The rest is dropped
+        here because it refers back to the run: Python would free such cycles too late for the next
+        run on a device with little memory.
         """
         self._explanation = self.explain()
         if not self._is_lost:
@@ -296,13 +302,13 @@ class Run:
         self._stepper = self._source = self._pass = self._saved = None
 
     def end(self) -> None:
-        """Tells the callbacks that the run has ended."""
+        """Calls `on_fit_end`."""
         self._callbacks.notify("on_fit_end", self._now)
 
     def fail(self, error: BaseException) -> None:
-        """Tells the callbacks that the run ends by an error, which takes the Experiment along."""
+        """Calls `on_exception`, and adds the newest Experiment to the error."""
         stepper = self._stepper if self._start.mode == "train" else None
-        if stepper is not None and isinstance(error, Exception):  # Ctrl-C waits for nothing
+        if stepper is not None and isinstance(error, Exception):  # not Ctrl-C, which must not wait
             self._is_lost = stepper.is_lost
         record = self._now()
         self._callbacks.notify_exception(record, error)

@@ -1,4 +1,4 @@
-"""All that a run needs to go on from a step as though it had never ended."""
+"""Position: the saved state of a run, except its Experiment."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -22,24 +22,24 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Position:
-    """Where a saved run stands.
+    """The position of a saved run.
 
     Attributes:
         step, epoch, epoch_step, num_examples: as in `Record`.
-        is_closed: whether that epoch has ended, its validation done.
-        stop: why a callback had asked to stop, or None.
-        steps_per_call: the most steps in a call of that run.
+        is_closed: whether the epoch has ended, with its validation.
+        stop: the reason of a callback's request to stop, or None.
+        steps_per_call: the most steps in a call.
         backend: the kind of device.
         last_batch: the fingerprint of the newest batch; None before the first.
-        data: where the data set stands; see `Source.position`.
+        data: the position in the data set; see `Source.position`.
         metrics: the metrics so far of each reader, leaves by path.
-        callbacks: what each callback remembers, by name.
-        owners: who each callback is, by name; see `Owner`.
-        ended_by_max_steps: whether only `max_steps` ended that epoch: a run with more steps
+        callbacks: the state of each callback, by name.
+        owners: the identity of each callback, by name; see `Owner`.
+        ended_by_max_steps: whether only `max_steps` ended the epoch. A run with more steps then
             continues within it, from these metrics.
-        steps_per_epoch: the length that the data set told, or None.
-        computation: what the run computed with; see `Computation.note`.
-        saved_at: when, in seconds since 1970.
+        steps_per_epoch: the length of the data set, or None.
+        computation: steps, scalars and devices; see `Computation.note`.
+        saved_at: the time of saving, in seconds since 1970.
     """
 
     step: int
@@ -69,18 +69,20 @@ class Position:
         for reader, numbers in self.metrics.items():
             for path, array in numbers.items():
                 if not is_numeric(array):
-                    raise SchemaError(f"note['run']['metrics'][{reader!r}][{path!r}] is no array")
+                    raise SchemaError(
+                        f"note['run']['metrics'][{reader!r}][{path!r}] is not an array"
+                    )
 
     @staticmethod
     def of(note: Mapping[str, Any], rows: Callable[[Any], list[Any]]) -> "Position | None":
-        """The position in the note of a checkpoint; None if that is of no run.
+        """The position in the note of a checkpoint; None if the note is not of a run.
 
         Args:
-            note: as in the manifest, or as `note` gives it.
-            rows: reads a list that the checkpoint has in a file of its own.
+            note: the note in the manifest, or the result of `Position.note`.
+            rows: reads a list that the checkpoint has in a separate file.
 
         Raises:
-            SchemaError: an entry is not what it must be.
+            SchemaError: an entry does not fit the schema.
         """
         run: Any = note.get("run")
         if not isinstance(run, dict) or run.get("version") != VERSION:
@@ -93,7 +95,7 @@ class Position:
         return position
 
     def note(self) -> dict[str, Any]:
-        """The note of a checkpoint."""
+        """The position as the note of a checkpoint."""
         states = [[n, to_plain(s, f"{n}.state_dict()", held)] for n, s in self.callbacks.items()]
         owners = {name: vars(owner) for name, owner in self.owners.items()}
         now = {"callbacks": {}, "owners": owners, "saved_at": time.time()}
@@ -109,12 +111,12 @@ def _value(name: str, plain: Any, rows: Callable[[Any], list[Any]]) -> Any:
         raise
     except RecursionError:
         raise SchemaError(f"note['run'][{name!r}] is nested too deeply") from None
-    except Exception as error:  # whatever NumPy and base64 raise of what nobody has written so
+    except Exception as error:  # any error of NumPy or base64, because the file may hold anything
         raise SchemaError(f"note['run'][{name!r}] cannot be read: {error!r:.200}") from error
 
 
 def without_callbacks(note: Mapping[str, Any]) -> dict[str, Any]:
-    """The note of a run to be looked at, without the callbacks and the validation that it had."""
+    """The note of a run to inspect, without its callbacks and its validation set."""
     position = Position.of(note, lambda _: [])
     if position is None:
         return {}
@@ -123,18 +125,18 @@ def without_callbacks(note: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def states_of(callbacks: list[Any]) -> dict[str, Any]:
-    """What each callback remembers, by name, of those that remember something."""
+    """The state of each callback by name, without empty ones."""
     states = {name: callback.state_dict() for name, callback in named(callbacks).items()}
     return {name: state for name, state in states.items() if state}
 
 
 def owners_of(callbacks: list[Any]) -> dict[str, Owner]:
-    """Who each callback is, by name."""
+    """The identity of each callback, by name."""
     return {name: Owner.of(callback) for name, callback in named(callbacks).items()}
 
 
 def named(callbacks: list[Any]) -> dict[str, Any]:
-    """The callbacks by the names of their classes, numbered where there are several of one."""
+    """The callbacks by class name, numbered if a class occurs more than once."""
     found: dict[str, Any] = {}
     for callback in callbacks:
         kind = type(callback).__name__
@@ -144,5 +146,5 @@ def named(callbacks: list[Any]) -> dict[str, Any]:
 
 
 def by_path(metrics: Any) -> dict[str, Any]:
-    """The numbers of metrics by path, on the host."""
+    """The arrays of metrics by path, on the host."""
     return {path: np.asarray(leaf) for path, leaf in _tree.leaves_by_path(metrics)}

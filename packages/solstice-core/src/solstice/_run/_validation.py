@@ -1,4 +1,4 @@
-"""Validation within a training run: between the callbacks that log and those that monitor."""
+"""Validation: evaluates within `fit`, between the callbacks that log and those that monitor."""
 
 from collections.abc import Callable
 
@@ -7,17 +7,17 @@ from solstice._record import Record
 
 
 class Validation(Callback):
-    """Evaluates after each epoch of training, or at every so many steps instead.
+    """Evaluates after each epoch of training, or at every n-th step instead.
 
-    It is a callback like any other, so that a call ends where it looks; the Trainer calls it after
-    those that log.
+    It is a callback because the compiled call must end at its steps, as for a callback that reads
+    the Experiment.
 
     Args:
-        evaluate: called with the moment, whose Experiment is there.
+        evaluate: the function to call, with a record that has `experiment`.
         every: training steps from one validation to the next; None for one after each epoch.
 
     Attributes:
-        closes_epochs: whether an epoch that ends now is validated.
+        closes_epochs: whether to validate at the end of the current epoch; False after `Stop`.
     """
 
     needs = ("experiment",)
@@ -28,11 +28,11 @@ class Validation(Callback):
         self._evaluate = evaluate
 
     def on_step_end(self, record: Record) -> None:
-        """Evaluates at a step."""
+        """Evaluates at every n-th step of training."""
         if record.mode == "train":
             self._evaluate(record)
 
     def on_epoch_end(self, record: Record) -> None:
-        """Evaluates after an epoch."""
+        """Evaluates after an epoch of training, if there is no `every`."""
         if record.mode == "train" and self.every is None and self.closes_epochs:
             self._evaluate(record)
