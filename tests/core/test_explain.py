@@ -129,7 +129,7 @@ def test_what_keeps_memory_from_being_reused_is_named(capsys: Any):
 
 
 def test_a_choice_of_the_users_is_said(capsys: Any):
-    assert "up to 7 steps a call: as steps_per_call says" in explained(capsys, steps_per_call=7)
+    assert "up to 7 steps a call: set by steps_per_call" in explained(capsys, steps_per_call=7)
 
 
 def test_before_a_run_there_is_nothing_to_explain():

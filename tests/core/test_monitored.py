@@ -150,7 +150,7 @@ def test_where_names_may_depend_on_numbers_a_near_miss_is_a_warning():
     with pytest.warns(UserWarning, match="did you mean 'val/total'"), pytest.raises(KeyError):
         Trainer([EarlyStopping("val/totl"), steps]).fit(Mean(host), BATCHES, BATCHES)
     assert steps.taken > 0
-    with pytest.warns(UserWarning, match="no metric 'val/many'.*may give others"):
+    with pytest.warns(UserWarning, match="no metric 'val/many'.*may give other names"):
         Trainer([EarlyStopping("val/many")]).fit(Mean(host), BATCHES, BATCHES)
 
 

@@ -1,1 +1,1 @@
-"""The step engine: batches become blocks, and one compiled call runs the steps of a block."""
+"""The step engine: it stacks batches into blocks, and runs a block in one compiled call."""

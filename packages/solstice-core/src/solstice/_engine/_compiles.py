@@ -1,4 +1,4 @@
-"""Which compiled programs there were, and why each was compiled."""
+"""Compilations: their count, their time, and the reason for each."""
 
 import functools
 import threading
@@ -24,18 +24,18 @@ _REMEMBERED = 16
 
 
 _GONE = object()
-"""Stands for what no longer exists."""
+"""Marks an object that no longer exists."""
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """`record.compilation`: a program that was compiled, and why.
+    """`record.compilation`: a compiled program, and the reason for its compilation.
 
     Attributes:
-        name: what was compiled, such as "Classifier.train_step".
-        seconds: how long the compiler took.
-        reasons: what is unlike the program that is most like it, in words, leaf by leaf; empty for
-            the first.
+        name: the name of the step, such as "Classifier.train_step".
+        seconds: the time of the compilation.
+        reasons: the differences from the most similar earlier program, one line per leaf; empty
+            for the first program.
     """
 
     name: str
@@ -58,7 +58,7 @@ _heard = _Heard()
 
 
 def compiled_so_far() -> tuple[int, float]:
-    """How many programs this thread has compiled, and the seconds that took."""
+    """The number of programs that this thread has compiled, and the seconds of compilation."""
     _listen()
     return _heard.count, _heard.seconds
 
@@ -74,26 +74,26 @@ def _listen() -> None:
 
 
 class Reasons:
-    """Remembers what programs were compiled for, to say why another one was."""
+    """Keeps the inputs of earlier programs, to explain a new compilation by the differences."""
 
     def __init__(self) -> None:
         self._seen: dict[str, deque[dict[str, Kind]]] = {}
 
     def of(self, name: str, now: "dict[str, Kind]") -> tuple[str, ...]:
-        """What is unlike the most alike of those before; `now` is one of them from then on."""
+        """The differences of `now` from the most similar earlier inputs; adds `now` to these."""
         before = self._seen.setdefault(name, deque(maxlen=_REMEMBERED))
         differences = [_differences(old, now) for old in reversed(before)]
         before.append(now)
         if not differences:
             return ()
-        return tuple(min(differences, key=len)) or ("nothing that it was given has changed",)
+        return tuple(min(differences, key=len)) or ("none of its inputs has changed",)
 
 
 reasons = Reasons()
 
 
 class Kind:
-    """What of a leaf a program was compiled for: the type of an array, or a value."""
+    """The part of a leaf on which a compiled program depends: the type of an array, or a value."""
 
     def __init__(self, leaf: Any) -> None:
         self.is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
@@ -102,7 +102,7 @@ class Kind:
         self._ref: Any = None
         self._code, self._type = _code_of(leaf), type(leaf).__qualname__
         if not self.is_array and not isinstance(leaf, str | bytes | int | float | complex):
-            with suppress(TypeError):  # large things are not kept alive
+            with suppress(TypeError):  # weak, so that a large object is not kept alive
                 self._ref, self._value = weakref.ref(leaf), None
 
     def __eq__(self, other: object) -> bool:
@@ -113,7 +113,7 @@ class Kind:
 
     @property
     def text(self) -> str:
-        """What it is, in a few words; worked out when asked, as a `repr` may take long."""
+        """The leaf as short text; computed on demand, because a `repr` may be slow."""
         if self.is_array:
             return self._value
         leaf = self._get()
@@ -129,7 +129,7 @@ class Kind:
 
 
 def kinds_of(tree: Any, name: str = "") -> dict[str, Kind]:
-    """What of a tree a program is compiled for, by path; static fields are part of it."""
+    """The `Kind` of each leaf and static field of a tree, by path."""
     found = {f"{name}{path}": Kind(leaf) for path, leaf in _tree.leaves_by_path(tree)}
     found.update({path: Kind(value) for path, value in _statics(tree, name)})
     return found
@@ -163,18 +163,17 @@ def _difference(path: str, old: Kind | None, new: Kind | None) -> str:
         return f"`{path}` is {'new' if old is None else 'no longer there'}"
     if old.is_number and new.is_number:
         return (
-            f"`{path}` was {old.text} and is {new.text}: each value of a Python number is a "
-            f"program of its own; write `jnp.asarray({new.text})`"
+            f"`{path}` was {old.text} and is {new.text}: each value of a Python number compiles "
+            f"another program; write `jnp.asarray({new.text})`"
         )
     if old.is_number and new.is_array:
         return (
-            f"`{path}` was the Python number {old.text} and is {new.text}: begin with an array, "
+            f"`{path}` was the Python number {old.text} and is {new.text}: start with an array, "
             f"`jnp.asarray({old.text}, ...)`"
         )
     if old.text == new.text:
         return (
-            f"`{path}` is another object, though both are {new.text}: make it once, outside of "
-            f"what is repeated"
+            f"`{path}` is another object, though both are {new.text}: make it once, before the loop"
         )
     return f"`{path}` was {old.text} and is {new.text}"
 
@@ -185,7 +184,7 @@ def _array_text(leaf: Any) -> str:
 
 
 def _code_of(leaf: Any) -> str | None:
-    """Where a function is written; None of what is none."""
+    """The name and line of a function; None for other objects."""
     code = getattr(leaf, "__code__", None)
     if code is None:
         return None
@@ -195,5 +194,5 @@ def _code_of(leaf: Any) -> str | None:
 def _equal(one: Any, two: Any) -> bool:
     try:
         return bool(np.all(one == two)) or (one != one and two != two)
-    except Exception:  # whatever has an equality of its own that fails
+    except Exception:  # of a custom `__eq__`
         return False

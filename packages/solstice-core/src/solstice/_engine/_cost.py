@@ -1,4 +1,4 @@
-"""What a step costs, read from its jaxpr: before anything runs, and the same in every run."""
+"""Cost: the operations of a step, counted in its jaxpr before anything runs."""
 
 import math
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateI
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step costs.
+    """The cost of a step.
 
     Attributes:
-        flops: floating-point operations, about: products of matrices and convolutions are
-            counted, and one for each element of every other result. What repeats an unknown
-            number of times counts once.
-        has_convolution: whether there is a convolution in it.
-        is_known: whether nothing in it takes longer than its results show: no loop of unknown
-            length, no call of the host, no decomposition of a matrix.
+        flops: an estimate of the floating-point operations: those of matrix products and
+            convolutions, and one per element of every other result. A loop of unknown length
+            counts once.
+        has_convolution: whether the step has a convolution.
+        is_known: False if the step may take longer than `flops` says, because it has a loop of
+            unknown length, a call of the host or a matrix decomposition.
     """
 
     flops: int
@@ -30,11 +30,11 @@ _UNKNOWN = (
     *("while", "callback", "ffi_call", "custom_call"),
     *("eig", "svd", "lu", "qr", "schur", "cholesky", "householder", "triangular_solve"),
 )
-"""Beginnings and ends of the names of operations whose cost their results do not show."""
+"""Prefixes and suffixes of operations whose cost does not follow from the size of the result."""
 
 
 def cost_of(jaxpr: Any) -> Cost:
-    """The cost of a jaxpr, with all that it calls."""
+    """The cost of a jaxpr, including the jaxprs that it calls."""
     flops, has_convolution, is_known = 0, False, True
     for equation in jaxpr.eqns:
         inner = [cost_of(part) for part in inner_jaxprs(equation.params)]
@@ -61,12 +61,12 @@ def _flops(equation: Any) -> int:
 
 
 def size_of(aval: Any) -> int:
-    """Elements of an array."""
+    """The number of elements of an array."""
     return math.prod(getattr(aval, "shape", ()))
 
 
 def inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    """The jaxprs among the parameters of an operation: what it calls, or repeats."""
+    """The jaxprs that an operation calls or repeats, from its parameters."""
     for value in params.values():
         for part in cast("Any", value if isinstance(value, tuple | list) else (value,)):
             if isinstance(part, Jaxpr | ClosedJaxpr):

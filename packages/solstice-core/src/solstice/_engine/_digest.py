@@ -1,7 +1,7 @@
-"""What a step computes, as a digest that is the same in every process.
+"""StepDigest: a digest of the computation of a step, the same in every process.
 
-It is taken from the jaxpr of the step and from its constants, so that a learning rate, a schedule,
-a loss, a closure or an edited line shows, and a renamed function or a moved file does not.
+It covers the jaxpr of the step and its constants. So it changes with a learning rate, a schedule, a
+loss, a closure or an edited line, but not with a renamed function or a moved file.
 """
 
 import dataclasses
@@ -23,27 +23,27 @@ from solstice import _tree
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 
 _PRINTS = ("debug_callback", "debug_print")
-"""Operations that compute nothing."""
+"""Operations that only print."""
 
 _NO_NUMBERS = frozenset({
     *("name", "debug_info", "weak_type", "inline", "keep_unused", "donated_invars", "ctx_mesh"),
     *("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees", "num_consts"),
 })  # fmt: skip
-"""Parameters that change no number: names, hints to the compiler, rules of derivatives (what was
-differentiated has its derivative in the jaxpr)."""
+"""Parameters without an effect on numbers: names, compiler hints and rules of derivatives (a
+derivative that the step uses is in the jaxpr itself)."""
 
 _MOST_NUMBERS = 200
-"""Different numbers that are kept, to say which of them changed."""
+"""The most distinct constants to keep, for naming those that have changed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StepDigest:
-    """What a step computes, to be compared with that of another process.
+    """The computation of a step, for comparison with another process.
 
     Attributes:
-        digest: equal where the steps are the same operations on the same constants.
-        operations: how often each operation occurs.
-        numbers: how often each scalar constant occurs; empty where there are very many.
+        digest: equal if the steps have the same operations on the same constants.
+        operations: the count of each operation.
+        numbers: the count of each scalar constant; empty if there are over 200.
     """
 
     digest: str
@@ -51,7 +51,7 @@ class StepDigest:
     numbers: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
 
     def changes(self, saved: "StepDigest") -> str:
-        """In words, which operations and numbers are others than in `saved`."""
+        """The operations and numbers that differ from `saved`, in words."""
         found = [
             f"{kind} {', '.join(gone) or 'nothing'} became {', '.join(new) or 'nothing'}"
             for kind, gone, new in [
@@ -76,7 +76,7 @@ def digest_of_jaxpr(jaxpr: Any) -> StepDigest:
 
 
 def digest_of_code(*values: Any) -> StepDigest:
-    """The digest of a step that is not traced: of its code, and of what that closes over."""
+    """The digest of a step that cannot be traced: of its code and closures."""
     writer = _Writer()
     for value in values:
         writer.value(value)
@@ -84,7 +84,7 @@ def digest_of_code(*values: Any) -> StepDigest:
 
 
 def _differing(was: Mapping[str, int], now: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """What is there more often in one than in the other; a few of each."""
+    """The names that are more frequent in `was`, and those in `now`; a few of each."""
     gone, new = Counter(was) - Counter(now), Counter(now) - Counter(was)
     return _few(gone), _few(new)
 
@@ -95,7 +95,7 @@ def _few(names: Mapping[str, int], most: int = 4) -> list[str]:
 
 
 class _Writer:
-    """Feeds values into a checksum, in an encoding that no address or order of sets is part of."""
+    """Feeds values into a checksum, independent of addresses and of the order of sets."""
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()

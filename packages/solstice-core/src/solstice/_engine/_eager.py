@@ -1,4 +1,4 @@
-"""Steps that cannot be compiled run as they are, one a call."""
+"""EagerStepper: runs steps that cannot be compiled, one at a time."""
 
 import linecache
 import traceback
@@ -25,15 +25,15 @@ class EagerStepper:
     """A `Stepper` for a step that reads values on the host, or branches on them.
 
     Args:
-        experiment: where to start.
+        experiment: the initial Experiment.
         method: "train_step", "eval_step" or "predict_step".
-        error: why it cannot be compiled; a warning names the line.
-        readers: how many read metrics.
-        look: called with the name of a step and its outputs.
+        error: the error of tracing; a warning names its line.
+        readers: the number of accumulators of metrics.
+        look: called with the name of the step and its outputs.
     """
 
     steps_per_call = steps_per_block = first_steps = 1
-    reason = "the step cannot be compiled, and runs as it is"
+    reason = "the step cannot be compiled, and runs uncompiled"
     works_in_place = is_lost = False
 
     def __init__(
@@ -45,8 +45,8 @@ class EagerStepper:
         look: Callable[[str, Outputs], None],
     ) -> None:
         warn(
-            f"{type(experiment).__name__}.{method} cannot be compiled, and runs as it is, which is "
-            f"slow: {line_of(error)}. Write it with jax.numpy, jnp.where and jax.lax.cond",
+            f"{type(experiment).__name__}.{method} cannot be compiled, and runs uncompiled, which "
+            f"is slow: {line_of(error)}. Write it with jax.numpy, jnp.where and jax.lax.cond",
             stacklevel=2,
         )
         self.experiment = experiment
@@ -58,14 +58,14 @@ class EagerStepper:
 
     @property
     def state_bytes(self) -> int:
-        """The size of the Experiment's arrays."""
+        """The size of the Experiment's arrays in bytes."""
         leaves = _tree.leaves(arrays_of(self.experiment))
         return sum(getattr(leaf, "nbytes", 0) for leaf in leaves)
 
     def signature(self, block: Block) -> tuple[str, dict[str, Kind]]:
-        """What the parts of a step are compiled for, as far as that can be known."""
+        """A name, and the inputs on which the compiled operations of the step depend."""
         batch = arrays_of(block.batches[0])
-        name = f"{self.kind.__module__}.{self.kind.__qualname__}.{self.name} as it is"
+        name = f"{self.kind.__module__}.{self.kind.__qualname__}.{self.name} uncompiled"
         return name, {**kinds_of(self.experiment), **kinds_of(batch, "batch")}
 
     @property
@@ -88,22 +88,22 @@ class EagerStepper:
         return EagerOutputs(outputs)
 
     def rewind(self, block: Block, count: int) -> None:
-        """There is nothing to go back over: a call is one step."""
+        """Does nothing, because a call is one step."""
 
     def take_metrics(self, reader: int = 0) -> Metrics | None:
-        """The merged metrics of the steps since this reader last took them, or None."""
+        """The merged metrics since this reader last took them; None if there are none."""
         total, self._totals[reader] = self._totals[reader], None
         return total
 
     def totals(self) -> list[Metrics | None]:
-        """The merged metrics of each reader since it last took them; none are taken."""
+        """The same for each reader, without taking them."""
         return list(self._totals)
 
     def restore(self, experiment: Experiment, totals: Sequence[Mapping[str, Any] | None]) -> None:
-        """Goes on from a saved Experiment.
+        """Restores a saved Experiment.
 
         Raises:
-            KeyError: there are metrics; what they are is not known before a step has run.
+            KeyError: there are saved metrics. Their class is unknown before a step has run.
         """
         self.experiment = experiment
         if any(numbers is not None for numbers in totals):
@@ -112,17 +112,17 @@ class EagerStepper:
 
 @dataclass(frozen=True)
 class Code:
-    """A step as its code: what is known of one that cannot be traced."""
+    """A step that cannot be traced, by its code."""
 
     computed: StepDigest
     shapes: tuple[jax.ShapeDtypeStruct, ...] = ()
 
     def digest(self) -> StepDigest:
-        """What the step computes, as far as its code and what that closes over show."""
+        """The digest of the step's code and closures."""
         return self.computed
 
     def with_batches(self, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> "Code":
-        """The same."""
+        """Returns itself, because the code does not depend on shapes."""
         del shapes
         return self
 
@@ -134,13 +134,13 @@ class EagerOutputs(list[Outputs]):
         super().__init__([outputs])
 
     def first(self, count: int) -> "EagerOutputs":
-        """The same: there is one."""
+        """Returns itself, because there is one step."""
         del count
         return self
 
 
 def line_of(error: Exception) -> str:
-    """The user's line at which tracing failed: the last that is no library's."""
+    """The user's line at which tracing failed: the last one outside of libraries."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = [*frames[-1:], *(f for f in frames if "site-packages" not in f.filename)][-1]
     source = linecache.getline(frame.filename, frame.lineno or 0).strip()

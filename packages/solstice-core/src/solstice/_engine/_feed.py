@@ -1,9 +1,9 @@
-"""From batches to blocks: up to K batches, stacked in memory that is used over and over.
+"""Staging buffers: batches are stacked into reused memory, up to K per block.
 
-A block is filled on the main thread while the device works on the one before. A slot is filled
-again only when the program that read it has finished: on the CPU, JAX reads aligned NumPy memory
-in place, and to fill it too early would change the batches of a step that is under way. Since
-batches are copied, a data set may reuse its own memory as well.
+The main thread fills a block while the device works on the one before. A buffer is filled again
+only after its program has ended, because JAX may read aligned NumPy memory in place on the CPU:
+filling it too early would change the batches of a running step. Because batches are copied, a data
+set may reuse its own memory.
 """
 
 import time
@@ -24,27 +24,27 @@ from solstice._types import Batch
 from solstice.data._arrays import is_numeric
 
 _ALIGNMENT = 64
-"""Bytes; memory that is so aligned is taken without a copy by JAX on the CPU."""
+"""In bytes. JAX on the CPU reads memory of this alignment without a copy."""
 
 _SLOTS = 2
-"""One that the device reads, and one that is filled meanwhile."""
+"""Buffers per kind of batch: the device reads one while the other is filled."""
 
 _SHAPES = 2
-"""Shapes of batches whose slots are kept: the usual one, and that of a partial last batch."""
+"""Kinds of batches with buffers: the usual one, and that of a partial last batch."""
 
 _PATIENCE = 0.25
-"""Seconds after which a block is run with the batches that there are."""
+"""Seconds after which a block runs with the batches read so far."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some batches of one shape.
+    """Batches of one kind, stacked for one call.
 
     Attributes:
-        size: how many.
-        stacked: their arrays with a leading axis of K, of which the first `len(block)` count.
-        slot: whose memory this is.
-        batches: the batches, with text and objects, if the Feeder keeps them.
+        size: the number of batches.
+        stacked: their arrays with a leading axis of K; the first `len(block)` rows are valid.
+        slot: the buffer that holds them.
+        batches: the batches with text and objects, if the Feeder keeps them.
     """
 
     size: int
@@ -61,7 +61,7 @@ class Block:
         return next((x.shape[1] for x in _tree.leaves(self.stacked) if x.ndim > 1), 1)
 
     def arrays(self, index: int) -> Batch:
-        """The arrays of a batch, in memory that is used again after the next block but one."""
+        """The arrays of a batch: views of the buffer, which the next block but one overwrites."""
         return _tree.row(self.stacked, index)
 
 
@@ -70,12 +70,12 @@ class Feeder:
 
     Args:
         batches: the batches, of NumPy or JAX arrays.
-        slots: the memory for them.
-        check: called with each batch before it is used; raises on a bad one.
-        times: where the time goes is added here.
-        clock: tells the time in seconds.
-        keep: makes what a block keeps of each batch; None if it keeps nothing but the arrays. A
-            batch itself is only good until the next is read.
+        slots: the staging buffers.
+        check: called with each batch before its use; raises if it is invalid.
+        times: the seconds of data, copies and the device are added here.
+        clock: returns the time in seconds.
+        keep: makes the entries of `Block.batches`; None for none. It may copy, because a batch is
+            valid only until the next one is read.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class Feeder:
         self._error: Exception | None = None
 
     def take(self, count: int) -> Block | None:
-        """The next block, of `count` batches at the most; None at the end of the data.
+        """The next block, of up to `count` batches; None at the end of the data.
 
-        A batch of another shape begins a block of its own. A slow data set gives shorter blocks,
-        since a step that waits for batches gains nothing by waiting for more. An exception of the
-        data set is raised when the batches before it have been given.
+        A batch of another kind starts another block. Blocks of a slow data set are shorter, because
+        waiting for more batches saves nothing. An exception of the data set is raised only after
+        the batches before it have been trained.
         """
         batch = self._next()
         if self._error is not None:
@@ -157,21 +157,21 @@ class _FlatBatch:
 
     @property
     def kind(self) -> Hashable:
-        """Batches of one kind go into one block."""
+        """The structure, shapes and dtypes; batches of one kind fit into one block."""
         shapes = [(leaf.shape, leaf.dtype) if is_numeric(leaf) else None for leaf in self.leaves]
         return self.treedef, tuple(shapes)
 
 
 class StagingBuffers:
-    """The memory that blocks are filled into: two slots for each of the newest shapes.
+    """The memory for blocks: two buffers for each of the two newest kinds of batches.
 
     Args:
         size: K, the most batches in a block.
-        rings: the `rings` of StagingBuffers that are no longer used, whose memory is used again.
-        pace: says how many batches the next block may have; K if there is none.
+        rings: the `rings` of StagingBuffers of an earlier run, to reuse their memory.
+        pace: limits the batches in the next block; None for K.
 
     Attributes:
-        rings: the slots by kind of batch.
+        rings: the buffers by kind of batch, the next one to fill first.
     """
 
     def __init__(
@@ -188,21 +188,21 @@ class StagingBuffers:
 
     @property
     def nbytes(self) -> int:
-        """The size of this memory."""
+        """The size of this memory in bytes."""
         return sum(slot.nbytes for ring in self.rings.values() for slot in ring)
 
     @property
     def room(self) -> int:
-        """The most batches that the next block may have."""
+        """The most batches in the next block."""
         return self._pace.room if self._pace else self.size
 
     @property
     def num_shapes(self) -> int:
-        """How many shapes of batches there were, each of which has a compiled program."""
+        """The number of kinds of batches so far; each has a compiled program."""
         return len(self._seen)
 
     def next(self, batch: _FlatBatch) -> "_Buffer":
-        """A slot for batches of this kind, which no program reads any more."""
+        """A buffer for batches of this kind; waits until no program reads it."""
         kind = batch.kind
         if kind not in self._seen:
             self._check_structure(batch)
@@ -220,7 +220,7 @@ class StagingBuffers:
         return slot
 
     def _check_structure(self, batch: _FlatBatch) -> None:
-        """Raises a DataError that names the leaf where a batch is unlike the first."""
+        """Raises a DataError with the first leaf that differs from the first batch."""
         now = _leaf_kinds(batch)
         was = self._first = now if self._first is None else self._first
         if was == now:
@@ -234,9 +234,9 @@ class StagingBuffers:
 
 
 def _leaf_kinds(batch: _FlatBatch) -> dict[str, str]:
-    """What must not change from batch to batch: the leaves, their dtypes and ranks."""
+    """The properties that all batches share: the leaves, their dtypes and ranks."""
     return {
-        path: f"{leaf.dtype} of {leaf.ndim} axes" if is_numeric(leaf) else "no array"
+        path: f"{leaf.dtype} of {leaf.ndim} axes" if is_numeric(leaf) else "not an array"
         for path, leaf in _tree.leaves_by_path(batch.tree)
     }
 
@@ -278,21 +278,21 @@ class _Buffer:
 
     @property
     def nbytes(self) -> int:
-        """The size of this memory."""
+        """The size of this memory in bytes."""
         return sum(memory.nbytes for memory, _, _ in self._columns if memory is not None)
 
     def mark_in_use(self, ends: list[Any], steps: int, began: float) -> None:
-        """Calls of so many steps, which began then, read this memory until all ends are there."""
+        """Marks the memory as read by calls of `steps` steps, until all `ends` are ready."""
         self._call = ends, steps, began
 
     def begin(self) -> None:
-        """The call that reads this memory begins now; what came before was compilation."""
+        """Sets the start of the call to now, because the time before was compilation."""
         if self._call is not None:
             ends, steps, _ = self._call
             self._call = ends, steps, time.monotonic()
 
     def wait(self, pace: Pace | None) -> None:
-        """Returns when nothing reads this memory any more; `pace` learns how long that took."""
+        """Waits until no call reads this memory; `pace` learns the time of the calls."""
         call, self._call = self._call, None
         if call is not None:
             ends, steps, began = call
@@ -306,7 +306,7 @@ BuffersByKind: TypeAlias = dict[Hashable, list[_Buffer]]
 
 
 def _aligned(size: int, like: Any) -> Any:
-    """Memory for so many arrays, aligned for JAX to read in place, in the dtype that JAX takes."""
+    """Memory for `size` arrays in JAX's dtype, aligned so that JAX can read it in place."""
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(like.dtype))
     shape = (size, *like.shape)
     length = int(np.prod(shape)) * dtype.itemsize

@@ -1,11 +1,11 @@
-"""Ctrl-C and SIGTERM: never lost between two states, and heeded where a run can be saved.
+"""Signals: Ctrl-C and SIGTERM end a run where it can be saved exactly.
 
-A signal asks for the end of one run: the outermost of the main thread that saves. That run ends
-where it can be saved exactly. Until then its steps and callbacks finish, but a wait for data, a
-validation, and a run within one of its callbacks are cut short. A second signal ends it at once.
+A signal asks for the end of one run: the outermost of the main thread that saves. Its current steps
+and callbacks finish first, but a wait for data, a validation, and a run within one of its
+callbacks are cut short. A second signal ends the run at once.
 
-A compiled call takes the old arrays for good and returns the new ones. An interrupt between the
-call and the assignment would lose both, so signals wait there.
+A compiled call destroys the old arrays and returns the new ones. An interrupt between the call and
+the assignment would lose both, so signals wait there.
 """
 
 import os
@@ -24,17 +24,17 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 class Guard:
-    """What signals do to one run.
+    """The effect of signals on one run.
 
     Args:
         saves: whether the run can be saved when a signal asks for its end.
 
     Attributes:
         asked: the signal that asked for the end of the run, or None.
-        is_urgent: whether another signal came since: nothing more is saved.
-        has_begun: whether there is something to save; until then, a signal ends the run at once.
-        point: makes the record of the moment that can be saved now; None where the run must first
-            finish what it is doing.
+        is_urgent: whether a second signal came. Nothing more is saved then.
+        has_begun: whether there is something to save. Before, a signal ends the run at once.
+        point: makes the record of the moment that can be saved now; None while the state is
+            inconsistent, such as during a callback.
     """
 
     def __init__(self, *, saves: bool = False) -> None:
@@ -46,7 +46,7 @@ class Guard:
 
 
 class _Here(threading.local):
-    """What this thread is doing. Signals are handled in the main thread alone."""
+    """The state of this thread. Python handles signals in the main thread only."""
 
     held = False
     waits = False
@@ -55,10 +55,10 @@ class _Here(threading.local):
 
 _here = _Here()
 _guards: list[Guard] = []
-"""Of the runs of the main thread, outermost first."""
+"""The guards of the runs of the main thread, outermost first."""
 
 _replaced: dict[int, Any] = {}
-"""The handlers in whose place ours are now, by signal."""
+"""The original handlers, by signal, while ours are installed."""
 
 
 def _is_main_thread() -> bool:
@@ -71,16 +71,16 @@ def _owner() -> Guard | None:
 
 
 def _end(number: int) -> None:
-    """Ends what is running as the signal does: KeyboardInterrupt, or SystemExit with 143."""
+    """Raises the exception of a signal: KeyboardInterrupt, or SystemExit with 143."""
     if number == signal.SIGTERM:
         raise SystemExit(TERMINATED)
     raise KeyboardInterrupt
 
 
 def end_if_asked() -> None:
-    """Ends a run between two calls if the run that a signal asked to end can be saved now.
+    """Ends the current run if a signal has asked for it, and the run can be saved now.
 
-    That is the same run, or one around it.
+    The run to save is the current one, or one around it.
     """
     owner = _owner()
     if owner is None or owner.asked is None or owner.point is None or not _is_main_thread():
@@ -102,20 +102,20 @@ def interrupts_held() -> Generator[None, None, None]:
 
 
 def begin_wait() -> None:
-    """From here to `end_wait` a signal may cut the code short: it waits for data."""
+    """Starts a wait for data, which a signal may cut short."""
     _here.waits = True
     if _guards:
         end_if_asked()
 
 
 def end_wait() -> None:
-    """What follows `begin_wait` has ended, or failed."""
+    """Ends the wait of `begin_wait`, also after an error."""
     _here.waits = False
 
 
 @contextmanager
 def waiting() -> Generator[None, None, None]:
-    """Within, a signal may cut the code short: it waits for data."""
+    """Within, the code waits for data, and a signal may cut it short."""
     try:
         begin_wait()
         yield
@@ -127,12 +127,12 @@ def waiting() -> Generator[None, None, None]:
 def interrupts_guarded(*, saves: bool) -> Generator[Guard, None, None]:
     """Handles signals for a run, except those for which the user has a handler.
 
-    Yields the guard of the run. Outside the main thread, where Python handles no signals, it is
-    one that no signal reaches.
+    Yields the guard of the run. Outside of the main thread, Python handles no signals, and the
+    guard never changes.
 
     Args:
-        saves: whether the run is saved when asked to end. If not, Ctrl-C ends it at once, and the
-            handler of SIGTERM is left alone.
+        saves: whether the run can be saved when a signal asks for its end. If not, Ctrl-C ends it
+            at once, and the handler of SIGTERM is not replaced.
     """
     guard = Guard(saves=saves)
     if not _is_main_thread():
@@ -148,7 +148,7 @@ def interrupts_guarded(*, saves: bool) -> Generator[Guard, None, None]:
         signal.signal(number, _handle)
     try:
         yield guard
-        if guard.asked is not None:  # after the last step: the run has ended, the process shall
+        if guard.asked is not None:  # the run ended first, but the process must end too
             _end(guard.asked)
     finally:
         _guards.remove(guard)
@@ -157,7 +157,7 @@ def interrupts_guarded(*, saves: bool) -> Generator[Guard, None, None]:
 
 
 def _leave_workers_alone() -> None:
-    """In a process that was forked within a run: signals end it, and save nothing."""
+    """Restores the handlers in a forked process, such as a data worker, which saves nothing."""
     for number, handler in _replaced.items():
         with suppress(ValueError):
             signal.signal(number, handler)
@@ -179,13 +179,13 @@ def _handle(number: int, frame: FrameType | None) -> None:
         _end(number)
     else:
         owner.asked = number
-        _say("solstice: saving after the steps under way; again ends at once")
+        _say("solstice: saving after the current steps; a second signal ends the run at once")
         if _here.waits and not _here.held:
             end_if_asked()
 
 
 def _say(text: str) -> None:
-    """Prints from within a handler, below the progress bar that may be on the line."""
+    """Prints from a signal handler, on a new line below a progress bar."""
     line = f"\n{text}" if is_terminal(sys.stderr) else text
     try:
         write_line(line, sys.stderr)

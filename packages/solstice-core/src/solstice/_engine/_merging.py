@@ -1,4 +1,4 @@
-"""How the metrics of the steps become a total, within the compiled call."""
+"""Merging: the total of the metrics of steps, computed within the compiled call."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from solstice._types import Batch, Outputs
 
 @dataclass(frozen=True, eq=False)
 class Merging:
-    """How the metrics of the steps become a total.
+    """The way in which the metrics of a step are merged into a total.
 
     Attributes:
-        empty: the total of no step; None where there are no metrics, or metrics that grow.
-        sums: of each array, whether merging adds it up and nothing else; None where metrics grow.
+        empty: the total of no steps; None if there are no metrics, or metrics that grow.
+        sums: whether `merge` only adds, for each array; None if metrics grow.
     """
 
     empty: Any
@@ -32,11 +32,11 @@ class Merging:
 
 @lru_cache(maxsize=PROGRAMS)
 def merging_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Merging:
-    """How metrics merge, which is read from the jaxpr of their `merge`."""
+    """The `Merging` of a step, found in the jaxpr of its metrics' `merge`."""
     metrics = metrics_like(plan, batch_structure, batch_shapes)
     if metrics is None:
         return Merging(None, ())
-    merge = partial(_packed_merge)  # JAX keeps what it traced for as long as the function
+    merge = partial(_packed_merge)  # a new function, because JAX caches a trace as long as it
     try:
         jaxpr, merged = cast("Any", jax.make_jaxpr(merge, return_shape=True)(metrics, metrics))
     except Exception:  # a merge that needs the host runs there, and raises there
@@ -47,7 +47,7 @@ def merging_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Merging:
 
 
 def packed_metrics(program: Program, outputs: Outputs, batch: Batch) -> Any:
-    if program.name == "predict_step":  # its outputs are not metrics, whatever they are
+    if program.name == "predict_step":  # predictions are never metrics
         return None
     return pack(as_metrics(unpack(outputs), batch))
 
@@ -55,8 +55,8 @@ def packed_metrics(program: Program, outputs: Outputs, batch: Batch) -> Any:
 def merged_with(sums: tuple[bool, ...], total: Any, one: Any, begins: Array) -> Any:
     """The total after one more step.
 
-    Where the total is to begin, it is that step's own. A sum begins at zero instead: XLA fuses what
-    computes it with the addition, but not with a choice.
+    If `begins`, the total starts as the metrics of that step. A sum starts at zero instead, because
+    XLA fuses its computation with an addition, but not with a selection.
     """
     if total is None:
         return None
@@ -71,9 +71,9 @@ def _packed_merge(total: Any, metrics: Any) -> Any:
 
 
 def _sums(merge: Any) -> tuple[bool, ...]:
-    """Of each result of a merge, whether it is the sum of just what stands in its place.
+    """Whether each result of a merge is the sum of the two inputs in its place, and nothing else.
 
-    Of `Counts` and `Totals` two words are added to two at once.
+    `Counts` and `Totals` add two words to two words in one operation.
     """
     half = len(merge.invars) // 2
     places = zip(merge.outvars, merge.invars[:half], merge.invars[half:], strict=True)
@@ -82,7 +82,7 @@ def _sums(merge: Any) -> tuple[bool, ...]:
 
 
 def _additions(equation: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """What an equation adds up: a result, and the two that it is the sum of."""
+    """The sums of an equation: triples of a result and the two addends."""
     if equation.primitive.name == "add" or equation.params.get("name") in ADDITIONS:
         half = len(equation.invars) // 2
         halves = equation.invars[:half], equation.invars[half:]

@@ -1,22 +1,22 @@
-"""How many steps a call may run, by how long the calls before it took."""
+"""Pace: the number of steps per call, adapted to the time of earlier calls."""
 
 SECONDS_PER_CALL = 0.25
-"""What a call should take at most: Ctrl-C, a signal and a callback wait for its end."""
+"""The longest time of a call, because Ctrl-C, signals and callbacks wait for its end."""
 
 _GROWTH = 8
-"""How many times as many steps a call may have as one that was short."""
+"""The largest factor by which the steps per call grow from one call to the next."""
 
 
 class Pace:
-    """Begins with short calls, and makes them as long as the steps turn out to allow.
+    """Starts with short calls, and lengthens them as far as the measured time allows.
 
-    What a step costs cannot always be read from its program: what waits for memory or for the host,
-    or repeats an unknown number of times, takes longer than it seems. A shorter call is the same
-    program with a smaller trip count, which changes no bit.
+    The time of a step does not always follow from its program: waiting for memory or for the host,
+    and loops of unknown length, take longer than `Cost` says. A shorter call is the same program
+    with a smaller trip count, so this changes no bits of the result.
 
     Args:
         most: the most steps in a call.
-        first: the most in the first call.
+        first: the most steps in the first call.
 
     Attributes:
         room: the most steps in the next call.
@@ -27,7 +27,10 @@ class Pace:
         self.room = first
 
     def learn(self, steps: int, seconds: float, *, was_awaited: bool) -> None:
-        """Takes in that a call of so many steps took so long, or less if none awaited its end."""
+        """Adapts to a call of `steps` steps.
+
+        `seconds` is an upper bound if nothing waited for its end, so it then only lengthens calls.
+        """
         fits = int(steps * min(SECONDS_PER_CALL / max(seconds, 1e-9), _GROWTH))
         is_slow = was_awaited and seconds > SECONDS_PER_CALL
         if is_slow or fits > self.room:

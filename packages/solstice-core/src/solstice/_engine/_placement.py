@@ -1,4 +1,4 @@
-"""Where the state and the batches of a run lie: on one device of one process."""
+"""Placement: warnings about several devices, an error in several processes."""
 
 import hashlib
 from typing import Any, cast
@@ -10,7 +10,7 @@ from solstice._console import warn
 
 
 def check_processes() -> None:
-    """Raises a RuntimeError in one of several processes, each of which would train alone."""
+    """Raises a RuntimeError in one of several processes, because each would train separately."""
     count = jax.process_count()
     if count > 1:
         raise RuntimeError(
@@ -21,7 +21,7 @@ def check_processes() -> None:
 
 
 def warn_of_spread_state(experiment: Any) -> None:
-    """Warns of an Experiment on several devices, which makes no step faster."""
+    """Warns of an Experiment on several devices, because that only slows steps down."""
     spread = _spread(experiment)
     if not spread:
         return
@@ -30,8 +30,7 @@ def warn_of_spread_state(experiment: Any) -> None:
     loss = (
         f"each of the {count} devices runs every step in full"
         if all(x.is_fully_replicated for x in spread.values())
-        else f"all {count} devices compute each step on the whole batch, and exchange what they "
-        f"compute"
+        else f"all {count} devices compute each step on the whole batch, and exchange their results"
     )
     warn(
         f"{_named(path, len(spread), type(experiment).__name__)} on {count} devices, and the "
@@ -43,7 +42,7 @@ def warn_of_spread_state(experiment: Any) -> None:
 
 
 def warn_of_spread_batch(batch: Any) -> bool:
-    """Whether a batch lies on several devices; a warning says that it is copied to the host."""
+    """Warns of a batch on several devices, because it is copied to the host. True if it warned."""
     spread = _spread(batch)
     if spread:
         path, array = next(iter(spread.items()))
@@ -51,14 +50,14 @@ def warn_of_spread_batch(batch: Any) -> bool:
             f"{_named(f'batch{path}', len(spread), 'batch')} on {_num_devices(array)} "
             f"devices. The Trainer does not use that: it copies each batch to the host and runs "
             f"the step on the devices of the Experiment, which is slower than a batch of NumPy "
-            f"arrays. Give NumPy arrays: `jax.device_get(batch)`",
+            f"arrays. Pass NumPy arrays: `jax.device_get(batch)`",
             stacklevel=2,
         )
     return bool(spread)
 
 
 def topology(experiment: Any) -> dict[str, Any]:
-    """The devices of an Experiment, and a setting of JAX that decides on its numbers."""
+    """The devices of an Experiment, and the setting of JAX on which its random numbers depend."""
     arrays: list[Any] = [x for x in _tree.leaves(experiment) if isinstance(x, jax.Array)]
     most: Any = max(arrays, key=_num_devices, default=None)
     devices = cast("Any", jax.devices() if most is None else most.sharding.device_set)

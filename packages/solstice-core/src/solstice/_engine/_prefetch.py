@@ -1,4 +1,4 @@
-"""A thread that reads batches ahead, for a data set that is slow."""
+"""Prefetching: a thread that reads batches ahead, for slow data sets."""
 
 import queue
 import threading
@@ -10,14 +10,14 @@ from solstice.data._arrays import own
 
 _END = object()
 _POLL = 0.1
-"""Seconds between two looks, by a thread whose queue is full, at whether it shall end."""
+"""Seconds after which a thread with a full queue checks whether it must end."""
 
 
 def prefetched(batches: Iterator[Batch], count: int) -> Generator[Batch, None, None]:
-    """Copies of the batches, up to `count` of which are read ahead in a thread.
+    """Copies of the batches; a thread reads up to `count` ahead.
 
-    An exception of the data set is raised here, with its own traceback. The thread ends when the
-    batches end or this iterator is closed.
+    An exception of the data set is raised here, with its traceback. The thread ends with the
+    batches, or when this iterator is closed.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=count)
     closed = threading.Event()
@@ -42,7 +42,7 @@ def prefetched(batches: Iterator[Batch], count: int) -> Generator[Batch, None, N
 
     thread = threading.Thread(target=read, name="solstice-prefetch", daemon=True)
     try:
-        thread.start()  # within, since Ctrl-C may come while it starts
+        thread.start()  # inside `try`, because Ctrl-C may come while it starts
         while True:
             batch, error = ready.get()
             if error is not None:

@@ -1,7 +1,7 @@
-"""A step as a program: a function, the arrays that it carries, and constants that stay.
+"""Program: a step as a function of arrays, with all else as constants.
 
-An Experiment is flattened once. Its arrays go from call to call; the rest, with the function to
-call, is a `Program`, which `jax.jit` takes as a static argument.
+An Experiment is flattened once. Its arrays go from call to call; the other leaves and the function
+are a `Program`, a static argument of `jax.jit`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from solstice.data._source import describe_batch
 
 
 class _Marker:
-    """Stands among the constants where an array goes."""
+    """Marks the place of an array among the constants."""
 
     def __repr__(self) -> str:
         return "an array"
@@ -34,16 +34,15 @@ class _Marker:
 _ARRAY = _Marker()
 
 PROGRAMS = 32
-"""Programs that are kept, traced and compiled: the newest. Each holds its model and optimizer, and
-megabytes, so that a sweep which makes new ones cannot keep them all."""
+"""The number of newest programs in the caches. Each holds its model and optimizer, and megabytes of
+code, so a sweep that makes new ones cannot keep them all."""
 
 
 class Program:
-    """What a step is beside its arrays.
+    """A step without its arrays: the function, the tree structure and the constant leaves.
 
-    Two programs are equal when they would run the same code, so that Experiments that share a
-    model and an optimizer share one compilation. A part without a usable equality (an unhashable
-    leaf) makes a program equal to itself alone.
+    Two programs are equal if they run the same code, so Experiments with the same model and
+    optimizer share one compilation. A program with an unhashable leaf is equal only to itself.
     """
 
     def __init__(
@@ -72,13 +71,18 @@ class Program:
         return isinstance(other, Program) and self._key is not None and self._key == other._key
 
     def merge(self, arrays: Sequence[Any]) -> Experiment:
-        """The Experiment that has these arrays."""
+        """The Experiment with these arrays."""
         rest = iter(arrays)
         leaves = [next(rest) if leaf is _ARRAY else leaf for leaf in self.constants]
         return jax.tree.unflatten(self.treedef, leaves)
 
     def split(self, experiment: Experiment) -> list[Any]:
-        """The arrays of an Experiment that a step gave back; all else must be as it was."""
+        """The arrays of the Experiment that a step returned.
+
+        Raises:
+            ExperimentError: the structure has changed, or an array has become something else.
+            ConstantChanged: a constant leaf has changed.
+        """
         leaves = _tree.leaves(experiment)
         if _tree.structure(experiment) != self.treedef:
             raise ExperimentError(self._structure_message(experiment))
@@ -90,12 +94,12 @@ class Program:
         for path, new in zip(self._array_paths(), arrays, strict=True):
             if not eqx.is_array_like(new):
                 raise ExperimentError(
-                    f"{self.name} gave back {new!r:.60} for `{path}`, which was an array"
+                    f"{self.name} returned {new!r:.60} for `{path}`, which was an array"
                 )
         return arrays
 
     def call(self, arrays: Sequence[Any], batch: Batch) -> tuple[list[Any], Outputs]:
-        """One step: the arrays after it, and its outputs."""
+        """Runs one step; returns the new arrays and the outputs."""
         experiment = self.merge(arrays)
         result: Any = self.function(experiment, batch)
         if self.name == "predict_step":
@@ -105,13 +109,13 @@ class Program:
         return [_keep_type(o, n) for o, n in zip(arrays, self.split(new), strict=True)], outputs
 
     def packed_call(self, arrays: list[Any], batch: Batch) -> tuple[list[Any], Outputs]:
-        """The same with packed outputs."""
+        """`call` with packed outputs."""
         new, outputs = self.call(arrays, batch)
         return new, pack(outputs)
 
     @cached_property
     def traced_call(self) -> Callable[[list[Any], Batch], tuple[list[Any], Outputs]]:
-        """`packed_call`, whose Python runs once for a kind of batch and settings of JAX."""
+        """`packed_call` under `jax.jit`, so its Python code runs once per kind of batch."""
         return cast("Any", jax.jit(self.packed_call))
 
     def trace(self, types: list[jax.ShapeDtypeStruct], batch: Batch) -> tuple[Any, Any]:
@@ -127,8 +131,8 @@ class Program:
             if (before.shape, before.dtype) != (after.shape, after.dtype):
                 raise ExperimentError(
                     f"{self.name} changed the type of `{path}`: it was {_short(before)} and came "
-                    f"back as {_short(after)}. Steps follow one another, so each must give back "
-                    f"what it was given; {_mended(before, after)}"
+                    f"back as {_short(after)}. Each step must return the shapes and dtypes that it "
+                    f"receives; {_mended(before, after)}"
                 )
 
     def leaf_path(self, index: int) -> str:
@@ -146,16 +150,16 @@ class Program:
         before = self._marked()
         if type(before) is not type(after):
             return (
-                f"{self.name} must return the same kind of Experiment: it was given a "
-                f"{type(before).__name__} and gave back a {type(after).__name__}"
+                f"{self.name} must return the same kind of Experiment: it received a "
+                f"{type(before).__name__} and returned a {type(after).__name__}"
             )
         change = first_change(before, after)
         advice = (
-            "A step changes arrays alone: keep what it changes in an array, or change a copy that "
-            "it does not return"
+            "A step may change arrays only: make this an array, or change a copy that it does not "
+            "return"
             if change.is_static
-            else "A step gives back the structure that it was given; create what depends on the "
-            "data in `setup(self, batch)`"
+            else "A step must return the structure that it receives; create fields that depend on "
+            "the data in `setup(self, batch)`"
         )
         return (
             f"{self.name} changed the structure of {type(after).__name__} at `{change.path}`: "
@@ -166,11 +170,15 @@ class Program:
 def _mended(before: Any, after: Any) -> str:
     if before.shape == after.shape:
         return f"write `.astype({before.dtype})` there"
-    return f"give an array of shape {before.shape} there"
+    return f"return an array of shape {before.shape} there"
 
 
 def check_pair(result: Any, owner: str, method: str) -> tuple[Any, Outputs]:
-    """What a step returned, if it is an Experiment and outputs; an ExperimentError otherwise."""
+    """The two results of a step.
+
+    Raises:
+        ExperimentError: the result is not a pair of an Experiment and outputs.
+    """
     hint = "Write `return solstice.replace(self, ...), metrics`"
     must = f"{owner}.{method} must return a pair, the Experiment and its outputs"
     if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != 2:
@@ -181,28 +189,28 @@ def check_pair(result: Any, owner: str, method: str) -> tuple[Any, Outputs]:
     return new, outputs
 
 
-class ConstantChanged(Exception):  # noqa: N818, caught and mended
-    """A step changed leaves that were taken for constants."""
+class ConstantChanged(Exception):  # noqa: N818, caught and fixed
+    """A step changed leaves that were traced as constants."""
 
     def __init__(self, program: Program, indices: list[int], leaves: list[Any]) -> None:
         self.indices = indices
         first = indices[0]
         super().__init__(
-            f"{program.name} changed `{program.leaf_path(first)}`, which is no array: it was "
-            f"{program.constants[first]!r:.60} and came back as {leaves[first]!r:.60}. What a step "
-            f"changes must be an array"
+            f"{program.name} changed `{program.leaf_path(first)}`, which is not an array: it was "
+            f"{program.constants[first]!r:.60} and came back as {leaves[first]!r:.60}. A step may "
+            f"change arrays only"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What tracing a step has shown. What is traced once has one plan, which is equal to itself.
+    """The result of tracing a step. It is cached, and equal only to itself.
 
     Attributes:
-        program: the step, to be given to compiled calls.
-        types: shape and dtype of each array that goes from step to step.
-        outputs: the shapes of what a step returns beside the Experiment, packed.
-        cost: what a step costs.
+        program: the step, a static argument of compiled calls.
+        types: the shape and dtype of each array of the state.
+        outputs: the shapes of the step's outputs, packed.
+        cost: the cost of a step.
     """
 
     program: Program
@@ -222,11 +230,11 @@ def program_of(
 
 
 def prepare(experiment: Experiment, method: str, batch: Batch) -> tuple[Plan, list[Array]]:
-    """The plan of a step, and the arrays to begin with.
+    """The plan of a step, and the initial arrays.
 
-    Python numbers among the leaves are made arrays, so that a new value compiles nothing. Where
-    that cannot be, since one sets a shape or a branch, those that the step leaves alone stay
-    constants. What has been traced once is not traced again.
+    Python numbers among the leaves become arrays, so a new value compiles nothing. If that fails,
+    because a number sets a shape or a branch, those that the step does not change stay constants.
+    Plans are cached, so the same step is not traced twice.
     """
     function = undecorated(getattr(type(experiment), method))
     whole, given = program_of(experiment, function, method)
@@ -294,7 +302,7 @@ def _attempt_with_constants(
 
 
 def _settle(program: Program, types: list[jax.ShapeDtypeStruct], batch: Batch) -> Plan:
-    """Types that the step keeps: a Python number takes the type that the step gives it."""
+    """The plan with types that the step keeps: a Python number takes the type of its new value."""
     new: list[jax.ShapeDtypeStruct] = []
     jaxpr = outputs = None
     for _ in range(3):
@@ -314,7 +322,7 @@ def _settle_type(old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> jax.Sh
 
 
 def type_of(x: Any) -> jax.ShapeDtypeStruct:
-    """Shape, dtype as JAX has it, and whether the type is weak."""
+    """The shape, JAX's dtype, and whether the type is weak."""
     dtype = jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True)
     return jax.ShapeDtypeStruct(x.shape, dtype, weak_type=_is_weak(x))
 
@@ -330,7 +338,7 @@ def _as_type(x: Array, like: jax.ShapeDtypeStruct) -> Array:
 
 
 def _keep_type(old: Any, new: Any) -> Any:
-    """A result that is only weaker typed than what was there would compile a second program."""
+    """The new array without a new weak type, because that would compile a second program."""
     new = jnp.asarray(new)
     return new if _is_weak(old) else strong(new)
 
@@ -341,13 +349,13 @@ def strong(x: Array) -> Array:
 
 
 def _is_weak(x: Any) -> bool:
-    """Weakly typed, as Python numbers are; typed PRNG keys do not say."""
-    return getattr(x, "weak_type", False)
+    """Whether an array is weakly typed, as Python numbers are."""
+    return getattr(x, "weak_type", False)  # typed PRNG keys have no such attribute
 
 
 @jax.tree_util.register_static
 class _Constant:
-    """A leaf of outputs that is no array, on its way through a compiled call."""
+    """A leaf of outputs that is not an array, as a static node of a compiled call's result."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -360,7 +368,7 @@ class _Constant:
 
 
 def pack(tree: Any) -> Any:
-    """A tree that a compiled function may return: numbers as arrays, other leaves as constants."""
+    """A tree that a compiled function can return: numbers as arrays, other leaves as constants."""
 
     def leaf(value: Any) -> Any:
         return strong(jnp.asarray(value)) if eqx.is_array_like(value) else _Constant(value)
@@ -369,7 +377,7 @@ def pack(tree: Any) -> Any:
 
 
 def unpack(tree: Any) -> Any:
-    """The tree that was packed."""
+    """The inverse of `pack`."""
 
     def is_constant(node: Any) -> bool:
         return isinstance(node, _Constant)
@@ -384,14 +392,14 @@ _JIT_WRAPPERS: tuple[Any, ...] = (type(jax.jit(lambda: None)), type(eqx.filter_j
 
 
 def undecorated(function: Any) -> Callable[..., Any]:
-    """The function under `jax.jit` or `filter_jit`, which a compiled call does not need."""
+    """The function inside `jax.jit` or `filter_jit`, because the engine compiles it anyway."""
     while isinstance(function, _JIT_WRAPPERS):
         function = function.__wrapped__
     return function
 
 
 def _explain(error: Exception, function: Any, method: str, batch: Batch) -> None:
-    """Says which batch a step failed on; that it could not unpack it is an error of the data."""
+    """Adds the batch to the error of a step; a failure to unpack it becomes a DataError."""
     given = f"{method} was given this batch: {describe_batch(batch)}"
     if isinstance(error, ValueError | TypeError) and "unpack" in str(error):
         trace = error.__traceback__
@@ -400,12 +408,12 @@ def _explain(error: Exception, function: Any, method: str, batch: Batch) -> None
         if trace is not None and trace.tb_frame.f_code is getattr(function, "__code__", None):
             raise DataError(
                 f"{method} cannot unpack its batch ({error}, line {trace.tb_lineno}). {given}. "
-                f"Give it a data set of batches that it unpacks, or change the line"
+                f"Use a data set of batches that it can unpack, or change the line"
             ) from error
     if isinstance(batch, Mapping) and "'str'" in str(error):
         raise DataError(
-            f"{method} fails on a text ({error}), which is what unpacking a dict gives: its names. "
-            f'{given}. Write `x, y = batch["x"], batch["y"]` with the names of yours'
+            f"{method} fails on a text ({error}): unpacking a dict gives its names. "
+            f'{given}. Write `x, y = batch["x"], batch["y"]` with your names'
         ) from error
     error.add_note(given)
 

@@ -1,7 +1,7 @@
-"""The step engine: one compiled call runs a block of steps and merges their metrics.
+"""Stepper: one compiled call runs a block of steps and merges their metrics.
 
-The call has a dynamic trip count, so that a block of any length is the same program, and the
-trained state does not depend on how an epoch is cut into blocks. Nothing is read back.
+The call has a dynamic trip count, so a block of any length is the same program, and the trained
+state does not depend on how an epoch is cut into blocks. Nothing is read back to the host.
 """
 
 import time
@@ -28,55 +28,56 @@ from solstice._types import Batch, Outputs
 from solstice.data._arrays import arrays_of
 
 STEPS_PER_CALL = 32
-"""Steps in a block: enough for the cost of a call not to matter, and few to wait for."""
+"""Steps in a block: enough to make the cost of a call negligible, and few to wait for."""
 
 SMALL_STEPS_PER_CALL = 512
-"""Steps in a block that has few bytes: for an Experiment of many arrays a call costs more."""
+"""Steps in a block of few bytes: a call costs more for an Experiment of many arrays."""
 
 SMALL_BYTES_PER_CALL = 2**20
-"""Batches and outputs of such a block, together."""
+"""Bytes of the batches and outputs in such a block."""
 
 BYTES_PER_CALL = 2**23
-"""Bytes of batches and outputs in a block: beyond the caches, filling and reading are slower."""
+"""Bytes of batches and outputs in a block: filling and reading are slower beyond the caches."""
 
 FLOPS_PER_CALL = {"cpu": 2**33}
-"""Operations in a block: a fraction of a second, which Ctrl-C and a callback wait for."""
+"""Operations in a block: a fraction of a second, because Ctrl-C and callbacks wait for its end."""
 
 _FLOPS_PER_CALL_ELSEWHERE = 2**43
 
 CALLS_AT_ONCE = 8
-"""Calls of one step each that are made one after the other: what is done between calls costs more
-after a long step, which has taken the caches."""
+"""Single-step calls that are made one after the other, because Python is slower after a long step
+has filled the caches."""
 
 _SLOWEST = 16
-"""How many times as long as usual an operation takes that waits for memory."""
+"""The slowdown of an operation that waits for memory."""
 
 
 class Stepper:
-    """Runs blocks of steps of one kind, from one Experiment on.
+    """Runs blocks of steps of one kind, and holds the newest state.
 
     Args:
-        experiment: where to start. It is not changed, and stays valid.
+        experiment: the initial Experiment. It is not changed, and stays valid.
         method: "train_step", "eval_step" or "predict_step".
-        batch: one like those to come; the step is checked with it before it runs.
+        batch: a batch of the usual kind; the step is traced with it before anything runs.
         steps_per_call: the most steps in a call; chosen by rule if None.
-        keeps_outputs: whether `run` gives the outputs of each step.
-        can_rewind: whether `rewind` may be called; if not, memory is reused in place.
-        readers: how many read metrics. Each has a total of its own, merged step by step, so that
-            what one reads does not depend on when another does, in no bit.
+        keeps_outputs: whether `run` returns the outputs of each step.
+        can_rewind: whether `rewind` may be called. If not, train steps donate their input arrays.
+        readers: the number of accumulators of metrics. Each merges step by step, so its bits do not
+            depend on when another is read.
 
     Attributes:
         steps_per_call: the most steps in a call.
-        steps_per_block: the most that are run at once, by one call or by some of one step each.
-        first_steps: the most in the first block, which tells what a step takes: few enough to be
-            short where all of it is slow, and 1 where what it costs is not known.
-        reason: why so many.
+        steps_per_block: the most steps in a block, run by one call or by several of one step each.
+        first_steps: the most steps in the first block, whose time sets the pace: few, in case the
+            steps are slow, and 1 if their cost is unknown.
+        reason: the reason for `steps_per_call`.
         kind: the class of the Experiment.
-        name: what is run, such as "Classifier.train_step".
+        name: the name of the step, such as "Classifier.train_step".
 
     Raises:
         DataError: the step cannot unpack the batch.
-        ExperimentError: the step returns no pair, or an Experiment of another structure.
+        ExperimentError: the step does not return a pair, or returns an Experiment of another
+            structure.
     """
 
     def __init__(
@@ -112,22 +113,22 @@ class Stepper:
 
     @property
     def outputs(self) -> Outputs:
-        """The shapes of what a step returns beside the Experiment."""
+        """The shapes of the step's outputs."""
         return unpack(self._plan.outputs)
 
     @property
     def state_bytes(self) -> int:
-        """The size of the arrays that go from step to step."""
+        """The size of the state's arrays in bytes."""
         return sum(x.nbytes for x in self._arrays)
 
     @property
     def traced(self) -> "Traced":
-        """The step as it was traced, which holds no array of the Experiment."""
+        """The traced step, without the Experiment's arrays."""
         return Traced(self._plan, *self._batch)
 
     @property
     def works_in_place(self) -> bool:
-        """Whether a call reuses the memory of the arrays that it is given."""
+        """Whether a call reuses the memory of its input arrays."""
         return self._donates
 
     @property
@@ -138,15 +139,15 @@ class Stepper:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the arrays cannot be read, since a call has failed."""
+        """Whether a call has failed and the arrays cannot be read."""
         try:
             jax.block_until_ready(self._arrays)
-        except Exception:  # of the device, whatever it raises
+        except Exception:  # any error of the device
             return True
         return False
 
     def signature(self, block: Block) -> tuple[str, dict[str, Kind]]:
-        """What the program of a block is compiled for: a name, and what there is by path."""
+        """A name, and by path the inputs on which the compiled program of a block depends."""
         experiment = self._plan.program.merge(self._plan.types)
         batch = block.arrays(0)
         callbacks = {
@@ -163,17 +164,22 @@ class Stepper:
         }
 
     def run(self, block: Block) -> "BlockOutputs":
-        """Runs a block of steps; returns what is kept of each, on the device."""
+        """Runs a block of steps; returns their outputs, on the device."""
+        # The old state is kept only for `rewind`, because it needs a second copy of the memory.
         self._before = None if self._donates else (self._arrays, self._totals, self._is_empty)
         return self._run(block, len(block))
 
     def rewind(self, block: Block, count: int) -> None:
-        """Goes back to after the `count`-th step of the block that was run last."""
+        """Restores the state after the `count`-th step of the last block.
+
+        It runs these steps again from the state before the block. The bits are the same, because
+        the shorter call is the same program.
+        """
         self._arrays, self._totals, self._is_empty = self._before
         self._run(block, count)
 
     def take_metrics(self, reader: int = 0) -> Metrics | None:
-        """The merged metrics of the steps since this reader last took them, or None."""
+        """The merged metrics since this reader last took them; None if there are none."""
         if self._is_empty[reader]:
             return None
         readers = range(len(self._totals))
@@ -183,17 +189,17 @@ class Stepper:
         return unpack(total)
 
     def totals(self) -> list[Metrics | None]:
-        """The merged metrics of each reader since it last took them; none are taken."""
+        """The same for each reader, without taking them."""
         return [
             None if is_empty else unpack(total)
             for is_empty, total in zip(self._is_empty, self._totals, strict=True)
         ]
 
     def restore(self, experiment: Experiment, totals: Sequence[Mapping[str, Any] | None]) -> None:
-        """Goes on from a saved Experiment, and from the numbers of each reader by their paths.
+        """Restores a saved Experiment, and the metrics of each reader from arrays by path.
 
         Raises:
-            KeyError: the metrics of the step have other paths.
+            KeyError: the metrics of the step have other paths, shapes or dtypes.
         """
         self._arrays = self._plan.program.split(experiment)
         self._shared = True
@@ -205,13 +211,13 @@ class Stepper:
         self._is_empty = np.array([numbers is None for numbers in totals])
 
     def _run(self, block: Block, count: int) -> "BlockOutputs":
-        if self._donates and self._shared:  # what others hold must never be donated
+        if self._donates and self._shared:  # because a donated array is destroyed for all owners
             _tree.copy_in_place(self._arrays)
             self._shared = False
         ends: list[Array] = []
         kept: list[Any] = []
         began = time.monotonic()
-        with interrupts_held():
+        with interrupts_held():  # because the old arrays are gone before the new ones are assigned
             for stacked, steps in self._calls(block.stacked, count):
                 done, outputs = self._call(stacked, steps)
                 ends.append(done)
@@ -220,13 +226,13 @@ class Stepper:
         return BlockOutputs(kept, count)
 
     def _calls(self, stacked: Batch, count: int) -> list[tuple[Batch, int]]:
-        """The batches of each call, and how many of them count."""
+        """The batches and the number of steps of each call."""
         if self._config.loops:
             return [(stacked, count)]
         return [(_tree.map(partial(_one_row, index), stacked), 1) for index in range(count)]
 
     def _call(self, stacked: Batch, count: int) -> tuple[Array, Any]:
-        """Calls the program once; returns what says that it has ended, and the outputs."""
+        """Calls the program once; returns an array that is ready at its end, and the outputs."""
         totals = None if self._config.grows else self._totals
         done, self._arrays, totals, (outputs, grown) = self._compiled(
             self._arrays, totals, self._is_empty, stacked, np.uint32(count)
@@ -236,18 +242,18 @@ class Stepper:
         return done, outputs
 
     def _merge_grown(self, grown: Any, count: int) -> list[Any]:
-        """Metrics that grow cannot be carried by a compiled loop: they are merged after it."""
+        """Merges metrics that grow after the call, because a compiled loop cannot carry them."""
         steps = [unpack(_tree.row(grown, index)) for index in range(count)]
         starts = [[] if new else [t] for new, t in zip(self._is_empty, self._totals, strict=True)]
         return [reduce(lambda total, one: total.merge(one), [*start, *steps]) for start in starts]
 
 
 class BlockOutputs:
-    """The outputs of the steps of one block, read back when the first is asked for.
+    """The outputs of the steps of one block, copied to the host at the first access.
 
     Args:
-        outputs: of each call, those of its steps.
-        count: how many steps count.
+        outputs: the stacked outputs of each call.
+        count: the number of steps.
     """
 
     def __init__(self, outputs: list[Any], count: int) -> None:
@@ -256,7 +262,7 @@ class BlockOutputs:
         self._host: Any = None
 
     def first(self, count: int) -> "BlockOutputs":
-        """The same, of the first steps alone."""
+        """The outputs of the first `count` steps."""
         return BlockOutputs(self._outputs, count)
 
     def __iter__(self) -> Iterator[Outputs]:
@@ -271,7 +277,7 @@ class BlockOutputs:
 
 @dataclass(frozen=True)
 class _Config:
-    """What a compiled call depends on beside shapes; `sums` is as in `Merging`."""
+    """The static argument of a compiled call; `sums` is as in `Merging`."""
 
     program: Program
     loops: bool
@@ -280,7 +286,7 @@ class _Config:
 
     @property
     def grows(self) -> bool:
-        """Whether metrics are merged after the call, since merging changes their shapes."""
+        """Whether merging changes the shapes of the metrics, so they are merged after the call."""
         return self.sums is None
 
 
@@ -294,8 +300,8 @@ def _run_block(
 ) -> tuple[Array, list[Array], Any, Any]:
     """Runs the first `count` steps of a block.
 
-    Returns what says that the block has been read, the arrays, the merged metrics of each reader,
-    and what is kept of each step.
+    Returns an array that is ready when the block has been read, the new arrays, the merged metrics
+    of each reader, and the outputs and growing metrics of each step.
     """
 
     def take(arrays: list[Array], batch: Batch) -> Any:
@@ -319,6 +325,7 @@ def _run_block(
         shapes = _tree.eval_shape(take, arrays, _tree.row(stacked, 0))[-1]
         kept = _tree.map(partial(_rows, len(_tree.leaves(stacked)[0])), shapes)
     start = (jnp.zeros((), jnp.uint32), arrays, totals, kept)
+    # One step per call has no loop, because XLA's backward pass of a convolution is slow in one.
     if config.loops:
         return lax.while_loop(lambda carry: carry[0] < count, step, start)
     return step(start)
@@ -329,18 +336,19 @@ _Runs: TypeAlias = Callable[..., tuple[Any, list[Any], Any, tuple[Any, Any]]]
 
 @lru_cache(maxsize=PROGRAMS)
 def _compiled(config: _Config, donates: bool) -> _Runs:
-    """The program of a block. JAX frees what it compiled for a function with that function."""
+    """The compiled program of a block, cached here, because JAX frees it with its function."""
     donated = 0 if donates else ()
     return cast("_Runs", jax.jit(partial(_run_block, config), donate_argnums=donated))
 
 
 def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[int, int, str]:
-    """How many steps a call runs, and how many a block has, and why.
+    """The steps per call, the steps per block, and the reason.
 
-    By rule and never by timing, which would change bits.
+    The choice follows a rule and never a clock, because one step per call is another program, which
+    may round differently.
     """
     if steps_per_call is not None:
-        return steps_per_call, steps_per_call, "as steps_per_call says"
+        return steps_per_call, steps_per_call, "set by steps_per_call"
     most, reason = _steps_by_size(plan, batch)
     if plan.cost.has_convolution and jax.default_backend() == "cpu":
         reason = "the step has a convolution, whose backward pass is slow in a loop on the CPU"
@@ -349,7 +357,7 @@ def _arrangement(plan: Plan, steps_per_call: int | None, batch: Batch) -> tuple[
 
 
 def _steps_by_size(plan: Plan, batch: Batch) -> tuple[int, str]:
-    """How many steps are short, and small enough for the caches, and why no more."""
+    """The largest number of steps that is short and fits into the caches, and the reason."""
     size = max(_bytes_of(batch) + _bytes_of(plan.outputs), 1)
     few = min(SMALL_BYTES_PER_CALL // size, SMALL_STEPS_PER_CALL)
     flops, most = plan.cost.flops, _flops_per_call()
@@ -357,12 +365,12 @@ def _steps_by_size(plan: Plan, batch: Batch) -> tuple[int, str]:
         (max(few, STEPS_PER_CALL), "small steps cost less when one call runs many"),
         (
             BYTES_PER_CALL // size,
-            f"a batch and its outputs have {size:,} bytes, and those of a call at most "
+            f"a batch and its outputs have {size:,} bytes, and a call has at most "
             f"{BYTES_PER_CALL:,}",
         ),
         (
             most // max(flops, 1),
-            f"a step has about {flops:,} operations, and a call at most {most:,}",
+            f"a step has about {flops:,} operations, and a call has at most {most:,}",
         ),
     ]
     count, reason = min(choices, key=lambda choice: choice[0])
@@ -370,7 +378,7 @@ def _steps_by_size(plan: Plan, batch: Batch) -> tuple[int, str]:
 
 
 def _first_steps(plan: Plan, most: int) -> int:
-    """How many steps are short even where all that they do waits for memory."""
+    """The number of steps that is short even if every operation waits for memory."""
     if not plan.cost.is_known:
         return 1
     few = _flops_per_call() // max(_SLOWEST * plan.cost.flops, 1)
@@ -402,14 +410,14 @@ def _rows(count: int, like: Any) -> Array:
 
 
 def _filled(like: Any, numbers: Mapping[str, Any], grows: bool) -> Any:
-    """A tree of this structure with these numbers, by path."""
+    """A tree of the structure of `like` with these arrays, by path."""
     paths = [path for path, _ in _tree.leaves_by_path(like)]
     missing = {*paths} ^ {*numbers}
     if missing:
         raise KeyError(min(missing))
     arrays = [jnp.asarray(numbers[path]) for path in paths]
     for path, array, wanted in zip(paths, arrays, _tree.leaves(like), strict=True):
-        start = 1 if grows else 0  # on axis 0 is the example
+        start = 1 if grows else 0  # because axis 0, the examples, may have any length
         if (array.dtype, array.shape[start:]) != (wanted.dtype, wanted.shape[start:]):
             raise KeyError(f"{path} of {array.dtype}{list(array.shape)}")
     return _tree.unflatten(_tree.structure(like), arrays)

@@ -1,4 +1,4 @@
-"""Where two trees of unlike structure part, and what stands there."""
+"""The first difference between two trees of different structure."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -8,7 +8,7 @@ import jax
 from solstice import _tree
 
 _NOTHING = object()
-"""Stands for what only one of the two has."""
+"""Marks an entry that only the other tree has."""
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,9 @@ class Change:
     """The first place at which the structure of a tree has changed.
 
     Attributes:
-        path: where, as in `.model.dropout.rate`.
-        old, new: what stood there, and what stands there.
-        is_static: whether it is a value that a node keeps beside its children, such as a static
-            field.
+        path: the path, such as `.model.dropout.rate`.
+        old, new: the old and the new entry at this path.
+        is_static: whether the entry is not a child of its node, such as a static field.
     """
 
     path: str
@@ -49,7 +48,7 @@ def first_change(old: Any, new: Any, path: str = "") -> Change:
 
 
 def _children(node: Any) -> dict[str, Any]:
-    """The children one level below, by key; a leaf and a node without any have none."""
+    """The direct children of a node, by key; {} for a leaf."""
 
     def is_below(child: Any) -> bool:
         return child is not node
@@ -59,9 +58,9 @@ def _children(node: Any) -> dict[str, Any]:
 
 
 def _static_change(old: Any, new: Any, path: str) -> Change:
-    """What differs beside the children: an attribute of the node, or all of it."""
+    """The first different attribute that is not a child; the whole node if there is none."""
     before, after = _attributes(old), _attributes(new)
-    # Frameworks keep their books in attributes of private names: those explain less.
+    # Private names last, because frameworks use them internally and they explain less.
     for name in sorted({**before, **after}, key=lambda name: name.startswith("_")):
         pair = before.get(name, _NOTHING), after.get(name, _NOTHING)
         if not _is_same(*pair):
@@ -83,7 +82,7 @@ def _attributes(node: Any) -> dict[str, Any]:
 def _is_same(one: Any, two: Any) -> bool:
     try:
         return one is two or bool(one == two)
-    except Exception:  # an equality of its own that fails, as that of arrays
+    except Exception:  # of a custom `__eq__`, or of arrays
         return False
 
 

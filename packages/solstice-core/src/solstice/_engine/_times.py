@@ -1,20 +1,20 @@
-"""Where the time of a training run goes."""
+"""Times: the seconds of a training run, split into data, copies, calls and the device."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Times:
-    """`record.times`: seconds of training since the run began, by what they were spent on.
+    """`record.times`: seconds of training since the start of the run, by activity.
 
-    It goes on counting: take down what you need. What is not in it are callbacks and validation.
-    The device works while the host does other things, so `device` is only what the host has
-    waited for it: near 0, the host is the slower of the two.
+    The object changes as the run continues: copy the numbers that you need. Callbacks and
+    validation are not included. The device works while the host does other things, so `device` is
+    only the time that the host waits. If it is near 0, the host is the slower of the two.
 
     Attributes:
         data: waiting for the data set.
-        copy: copying batches to where the device reads them.
-        dispatch: calling compiled programs; their compilation too.
+        copy: copying batches into the staging buffers.
+        dispatch: calling compiled programs, with their compilation.
         device: waiting for the device.
     """
 

@@ -1,4 +1,4 @@
-"""A step as it was traced: what can be compared with that of another process."""
+"""Traced: a traced step, for comparison with another process."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,12 +12,12 @@ from solstice._engine._program import PROGRAMS, Plan
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """A step as it was traced with batches of one kind.
+    """A step traced with batches of one kind.
 
     Attributes:
-        plan: the step.
-        structure: of a batch.
-        shapes: shape and dtype of each array of a batch.
+        plan: the traced step.
+        structure: the tree structure of a batch.
+        shapes: the shape and dtype of each array of a batch.
     """
 
     plan: Plan
@@ -25,11 +25,11 @@ class Traced:
     shapes: tuple[jax.ShapeDtypeStruct, ...]
 
     def digest(self) -> StepDigest:
-        """What the step computes, which can be compared with another process."""
+        """The digest of the step, the same in every process."""
         return _digest_of(self.plan, self.structure, self.shapes)
 
     def with_batches(self, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> "Traced":
-        """The same step for batches of other shapes; they must have as many arrays."""
+        """The same step for batches of other shapes; unchanged if the number of arrays differs."""
         return self if len(shapes) != len(self.shapes) else replace(self, shapes=shapes)
 
 
