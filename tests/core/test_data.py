@@ -553,7 +553,7 @@ def test_arrays_of_unequal_lengths_are_refused(arrays):
 
 @pytest.mark.parametrize("arrays", ["text", 3.0, np.float32(1), (np.zeros(3), np.float32(1))])
 def test_batches_of_what_has_no_axis_0_are_refused(arrays):
-    with pytest.raises(DataError, match=r"axis 0 is the example, as in `batches\(\(images"):
+    with pytest.raises(DataError, match=r"examples along axis 0, as in `batches\(\(images"):
         solstice.data.batches(arrays, 2)
 
 

@@ -108,8 +108,8 @@ def test_steps_of_many_operations_run_as_many_as_take_a_moment(capsys: Any):
     ("data", "how"),
     [
         (SMALL, "exactly, at once"),
-        (lambda: iter(SMALL), "exactly where it gives the same batches again"),
-        (iter(SMALL), "exactly where it gives the same batches again"),
+        (lambda: iter(SMALL), "exactly if it gives the same batches again"),
+        (iter(SMALL), "exactly if it gives the same batches again"),
     ],
     ids=["list", "function", "iterator"],
 )

@@ -282,7 +282,9 @@ def test_another_limit_of_validation_is_refused(tmp_path):
 
 def test_a_validation_stream_that_begins_again_is_refused(tmp_path):
     streams = (iter(ready() * 2), iter(ready() * 2))
-    with pytest.raises(CheckpointError, match="val_ds is an iterator, and begins again"):
+    with pytest.raises(
+        CheckpointError, match="val_ds is an iterator, and starts from its first batch again"
+    ):
         resumed_with(tmp_path / "a", *streams, limits=(2, 2))
 
 

@@ -50,7 +50,7 @@ SEVERAL = {
 @pytest.mark.parametrize("kind", SEVERAL)
 def test_several_validation_sets_are_refused_with_the_line_to_write(kind):
     val_ds = SEVERAL[kind]()
-    with pytest.raises(DataError, match="one data set is taken") as caught:
+    with pytest.raises(DataError, match="must be one data set") as caught:
         Trainer().fit(Mean(), [PAIR], val_ds)
     text = str(caught.value)
     first, last = ("'day'", "'night'") if isinstance(val_ds, dict) else ("0", "1")

@@ -308,7 +308,7 @@ class Pass:
         return self.record.step if self.record.mode == "train" else self.record.epoch_step
 
     def snapshot(self) -> Snapshot:
-        """The run as it is now."""
+        """A snapshot of the run at the current moment."""
         return self._snapshot(self, self._has_ended)
 
     def _with_experiment(self, more: dict[str, Any] | None = None) -> Record:

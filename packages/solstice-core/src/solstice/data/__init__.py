@@ -1,4 +1,4 @@
-"""`solstice.data`: make data sets of what is in memory, and say which examples count."""
+"""`solstice.data`: batches of arrays in memory, and masked batches."""
 
 from solstice.data._batches import Batches, BatchIterator, batches
 from solstice.data._masked import Masked, pad_batch

@@ -1,4 +1,4 @@
-"""The leaves of a batch: what a step sees of them, and copies to hold."""
+"""Leaves of a batch: conversion to arrays, the array leaves, and copies."""
 
 from typing import Any, cast
 
@@ -12,14 +12,14 @@ from solstice._types import Batch
 
 _DELETED = (
     "an array of shape {shape} in a batch of {name} has been deleted: it was donated to a compiled "
-    "function, as by `jax.jit(..., donate_argnums=0)`. Give what that function returned"
+    "function, as by `jax.jit(..., donate_argnums=0)`. Pass the result of that function instead"
 )
 
 _READY: Any = np.ndarray | jax.Array | str | bytes
 
 
 def arrays_of(batch: Batch) -> Batch:
-    """The batch as a step sees it: text and objects, which no compiled code takes, are None."""
+    """The batch as a step sees it: None in place of text and objects, which JAX has no type for."""
 
     def keep(leaf: Any) -> Any:
         return leaf if is_numeric(leaf) else None
@@ -34,10 +34,10 @@ def is_numeric(leaf: Any) -> bool:
 
 
 def own(batch: Batch) -> Batch:
-    """A copy of a batch, to be held for longer than until the data set is asked for the next.
+    """A copy of a batch that stays valid after the next one is read.
 
-    A data set may fill the same memory again for each batch. A JAX array on the CPU is copied too,
-    since `jax.device_put` of NumPy memory reads that memory in place.
+    A data set may reuse its memory for each batch. JAX arrays on the CPU are copied too, because
+    `jax.device_put` may share NumPy memory.
     """
     return jax.tree.map(_own_leaf, batch)
 
@@ -54,7 +54,7 @@ def _is_on_the_host(array: jax.Array) -> bool:
 
 
 def to_numpy(batch: Batch, name: str = "batch") -> Batch:
-    """The batch with tensors of any library as NumPy arrays; JAX arrays and text stay."""
+    """The batch with tensors of any library as NumPy arrays; JAX arrays and text stay unchanged."""
 
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, _READY):
@@ -65,10 +65,10 @@ def to_numpy(batch: Batch, name: str = "batch") -> Batch:
             return np.asarray(leaf)
         except Exception as error:
             kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
-            raise DataError(f"a {kind} in a batch of {name} is no array: {error}") from error
+            raise DataError(f"a {kind} in a batch of {name} is not an array: {error}") from error
 
-    flat = isinstance(batch, tuple)  # as batches nearly always are
+    flat = isinstance(batch, tuple)  # the usual case, without the cost of `tree.leaves`
     leaves = cast("tuple[Any, ...]", batch) if flat else _tree.leaves(batch)
     if all(type(leaf) is np.ndarray for leaf in leaves):
-        return batch  # as nearly always: nothing is made anew for each batch
+        return batch  # the usual case, without the cost of a new tree
     return jax.tree.map(convert, batch)

@@ -1,4 +1,4 @@
-"""Arrays in memory, cut into batches."""
+"""Batches: arrays in memory, cut into batches."""
 
 import copy
 import operator
@@ -16,21 +16,22 @@ from solstice._types import Batch
 class Batches:
     """`solstice.data.batches((images, labels), 32, shuffle=True, seed=0)`: batches of arrays.
 
-    Its order depends on the seed and the epoch alone: every pass over it gives the batches of the
-    epoch last named by `set_epoch` (0 until then). The Trainer names each epoch as it begins.
-    `data[17]` is batch 17 without those before it, and an iterator's `state_dict()` is where it is.
+    The order depends only on the seed and the epoch: each pass gives the batches of the epoch set
+    by `set_epoch` (0 by default). The Trainer sets each epoch before it reads it. `data[17]` is
+    batch 17, without reading the earlier ones, and an iterator's `state_dict()` is its position.
 
     Args:
-        arrays: an array or a pytree of arrays (a tuple, a dict ...) whose axis 0 is the example,
-            of one length. Copied only where they are no NumPy arrays yet.
-        batch_size: examples in a batch, 1 or more. The last batch may be smaller.
-        shuffle: another order for each epoch.
-        seed: a non-negative integer that decides on the orders.
-        drop_last: leave out a last batch that is smaller.
+        arrays: an array or a pytree of arrays (a tuple, a dict ...), with the examples along axis 0,
+            all of one length. Only arrays that are not NumPy arrays are copied.
+        batch_size: examples per batch, 1 or more. The last batch may be smaller.
+        shuffle: whether each epoch has another order.
+        seed: a non-negative integer, the seed of the orders.
+        drop_last: whether to leave out a smaller last batch.
 
     Raises:
-        DataError: there is no array, the lengths differ, `batch_size` is below 1, or `seed` is no
-            seed.
+        DataError: there is no array, the lengths differ, `batch_size` is below 1, or `seed` is not
+            a non-negative integer.
+        ValueError: `shuffle` or `drop_last` is not True or False.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Batches:
         for leaf in leaves:
             if not hasattr(leaf, "shape") or len(leaf.shape) == 0:
                 raise DataError(
-                    f"expected arrays whose axis 0 is the example, as in "
+                    f"expected arrays with the examples along axis 0, as in "
                     f"`batches((images, labels), {batch_size})`; one leaf is {leaf!r:.80}"
                 )
             check_alive("among arrays", leaf)
@@ -67,7 +68,7 @@ class Batches:
 
     @property
     def arrays(self) -> Any:
-        """`data.arrays`: all examples, NumPy arrays in the tree in which they were given."""
+        """`data.arrays`: all examples, as NumPy arrays in the given tree."""
         return jax.tree.unflatten(self._treedef, self._leaves)
 
     def set_epoch(self, epoch: int) -> None:
@@ -79,13 +80,13 @@ class Batches:
         return full if self.drop_last or not rest else full + 1
 
     def __getitem__(self, index: int) -> Batch:
-        """`data[17]`: batch 17 of the epoch, without those before it. Negative: from the end."""
+        """`data[17]`: batch 17 of the epoch; a negative index counts from the end."""
         try:
             index = operator.index(index)
         except TypeError as error:
             raise TypeError(
                 f"batches are taken one at a time, as in `data[17]`; the index is {index!r:.40}. "
-                f"Several are `[data[i] for i in range(3, 7)]`"
+                f"For several write `[data[i] for i in range(3, 7)]`"
             ) from error
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
@@ -96,11 +97,11 @@ class Batches:
         return jax.tree.unflatten(self._treedef, [leaf[rows] for leaf in self._leaves])
 
     def __iter__(self) -> "BatchIterator":
-        epoch = copy.copy(self)  # which keeps its order if another epoch is named meanwhile
+        epoch = copy.copy(self)  # because `set_epoch` must not change a pass in progress
         return BatchIterator(epoch)
 
     def _order(self) -> Any:
-        """The order of the epoch's examples, worked out once; None if it is the given one."""
+        """The order of the epoch's examples, computed once; None without shuffling."""
         if not self.shuffle:
             return None
         if self._ordered != self.epoch:
@@ -109,7 +110,7 @@ class Batches:
         return self._rows
 
     def describe(self) -> dict[str, Any]:
-        """`data.describe()`: what the order of the batches depends on, beside the epoch."""
+        """`data.describe()`: the settings on which the batches of an epoch depend, by name."""
         return {
             "examples": self._length,
             "batch_size": self.batch_size,
@@ -125,12 +126,12 @@ class Batches:
 
 
 class BatchIterator(Iterator[Batch]):
-    """`iterator = iter(batches)`: one epoch, which can be left and taken up again.
+    """`iterator = iter(batches)`: one epoch, with a position that can be saved and restored.
 
     ```python
-    state = iterator.state_dict()                    # plain numbers: JSON takes it
+    state = iterator.state_dict()                    # plain numbers, for JSON
     iterator = iter(solstice.data.batches(...))      # later, in another process
-    iterator.load_state_dict(state)                  # goes on with the next batch, at once
+    iterator.load_state_dict(state)                  # continues with the next batch, at once
     ```
     """
 
@@ -146,19 +147,19 @@ class BatchIterator(Iterator[Batch]):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """`state = iterator.state_dict()`: epoch, next batch, and what decides on their order."""
+        """`state = iterator.state_dict()`: the epoch, the next batch, and the settings."""
         return {"epoch": self._data.epoch, "batch": self._index, **self._data.describe()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """`iterator.load_state_dict(state)`: go on from there.
+        """`iterator.load_state_dict(state)`: continue at a saved position.
 
         Raises:
-            DataError: the state is of other data, or of another order.
+            DataError: the state is invalid, or of batches with other settings.
         """
         position: list[Any] = [state.get("epoch"), state.get("batch")]
         if not all(isinstance(number, int) and number >= 0 for number in position):
             raise DataError(
-                f"the state is none of `iterator.state_dict()`: its epoch and batch must be whole "
+                f"the state is not from `iterator.state_dict()`: its epoch and batch must be whole "
                 f"numbers, 0 or more; they are {position}"
             )
         if position[1] > len(self._data):
@@ -169,7 +170,7 @@ class BatchIterator(Iterator[Batch]):
             if state.get(name) != mine:
                 raise DataError(
                     f"the state is of batches with {name}={state.get(name)!r}; these have "
-                    f"{name}={mine!r}: make them as they were, to go on where they were left"
+                    f"{name}={mine!r}: make the batches with the saved settings"
                 )
         self._data.set_epoch(state["epoch"])
         self._index = state["batch"]

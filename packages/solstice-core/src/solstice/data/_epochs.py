@@ -1,4 +1,4 @@
-"""What gives the batches of an epoch, and how it learns the number of that epoch."""
+"""Epochs: the batches of each epoch, and the ways to pass its number to a data set."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -10,27 +10,27 @@ from solstice.data._libraries import is_keras
 
 _SAMPLERS = ("sampler", "batch_sampler")
 _PARTS = (*_SAMPLERS, "dataset")
-"""Attributes of a torch `DataLoader` and of its parts that may have a `set_epoch`."""
+"""Attributes of a torch `DataLoader` and of its parts, which may have a `set_epoch`."""
 
 _DEPTH = 3
-"""Parts within parts: `loader.batch_sampler.sampler`, and one more that wraps it."""
+"""The most nested parts: `loader.batch_sampler.sampler`, and one more wrapper."""
 
 
 class Epochs:
-    """Makes the batches of each epoch: `epochs(3)` gives what can be read for epoch 3.
+    """Makes the batches of each epoch: `epochs(3)` returns an iterable for epoch 3.
 
     Args:
-        data: what the user gave.
-        name: what the user calls it ("train_ds"), for messages.
+        data: the user's data set.
+        name: its argument, such as "train_ds", for messages.
 
     Attributes:
-        decide: whether the number of an epoch alone decides on its batches, so that none of the
-            epochs before need be read.
-        differ: whether something has been given the number of an epoch, whose batches are then
-            not those of another epoch.
+        decide: whether the batches depend only on the number of the epoch, so a resumed run need
+            not read the earlier epochs.
+        differ: whether something has received the number of an epoch, so the batches of two epochs
+            may differ.
 
     Raises:
-        DataError: it is a function that needs more than the epoch.
+        DataError: `data` is a function that needs more arguments than the epoch.
     """
 
     def __init__(self, data: Any, name: str) -> None:
@@ -44,21 +44,21 @@ class Epochs:
         self.differ = self.decide or bool(_with_set_epoch(data, _PARTS))
 
     def __call__(self, number: int) -> Any:
-        """What gives the batches of an epoch."""
+        """An iterable, or another data set, with the batches of an epoch."""
         self._name(self._data, number)
         if self._function is None:
             return self._data
         made = self._function(number)
-        if not self.decide:  # such as `lambda: loader`, whose sampler counts epochs all the same
+        if not self.decide:  # such as `lambda: loader`, whose sampler also needs the epoch
             self.differ = self._name(made, number) or self.differ
         return made
 
     def end(self, number: int) -> None:
-        """An epoch has been read to its end."""
+        """Called when an epoch has been read to its end."""
         self._turns.end(number)
 
     def _name(self, data: Any, number: int) -> bool:
-        """Gives a data set and its parts the number of an epoch; whether any of them takes it."""
+        """Sets the epoch of a data set and its parts; returns whether any of them takes it."""
         parts = _with_set_epoch(data, _PARTS)
         for part in parts:
             part.set_epoch(number)
@@ -69,10 +69,10 @@ class Epochs:
 
 
 class _Turns:
-    """The turn from epoch to epoch of a Keras data set, which may change its order there.
+    """Calls the epoch hooks of a Keras data set, which may change its order in them.
 
-    It keeps count, so that epoch 3 has the same batches in a run that begins with it: the epochs
-    before are begun and ended without being read.
+    A run that starts with epoch 3 must have the same batches there as an uninterrupted one. So the
+    hooks of the earlier epochs are called too, without reading these.
     """
 
     def __init__(self, data: Any) -> None:
@@ -96,8 +96,8 @@ class _Turns:
 
 
 def _with_set_epoch(data: Any, names: tuple[str, ...], depth: int = _DEPTH) -> list[Any]:
-    """Of a data set and its parts, those that have a `set_epoch`, each once."""
-    if isinstance(data, type):  # which makes data sets
+    """The data set and its parts, those with a `set_epoch`, each once."""
+    if isinstance(data, type):  # a class that makes data sets is not one
         return []
     parts = [getattr(data, name, None) for name in names] if depth else []
     inner = [
@@ -111,7 +111,7 @@ def _with_set_epoch(data: Any, names: tuple[str, ...], depth: int = _DEPTH) -> l
 
 
 def _of_epoch(function: Callable[..., Any], name: str) -> tuple[Callable[[int], Any], bool]:
-    """A function of the epoch's number, and whether the user's function is given it."""
+    """A function of the epoch's number, and whether the user's function takes the number."""
     parameters = _parameters(function)
     place = _place_of_epoch(function, parameters)
     others = [p.name for i, p in enumerate(parameters) if _is_required(p) and i != place]
@@ -128,7 +128,7 @@ def _of_epoch(function: Callable[..., Any], name: str) -> tuple[Callable[[int], 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # of some functions that are written in C
+    except ValueError:  # some functions in C have no signature
         return []
     return [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
@@ -136,9 +136,9 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
 def _place_of_epoch(
     function: Callable[..., Any], parameters: list[inspect.Parameter]
 ) -> int | None:
-    """The place of a parameter named `epoch`, else of the only one that must be filled in."""
+    """The index of the parameter `epoch`, else of the only required one; None if there is none."""
     if isinstance(function, partial) and "epoch" in cast("partial[Any]", function).keywords:
-        return None  # the user has chosen one
+        return None  # the user has set the epoch
     named = [i for i, p in enumerate(parameters) if p.name == "epoch"]
     required = [i for i, p in enumerate(parameters) if _is_required(p)]
     alone = (
@@ -164,7 +164,7 @@ def _too_many(
     )
     where = "" if "epoch" in values else ", with `epoch` in place of one `...`"
     return (
-        f"{name} is a function that needs {' and '.join(f'`{other}`' for other in others)}, and is "
-        f"given the epoch's number alone, as a parameter named `epoch` or as the only one without "
-        f"a default. Write `{name}=lambda epoch: {called}({given})`{where}"
+        f"{name} is a function that needs {' and '.join(f'`{other}`' for other in others)}, and "
+        f"receives only the epoch's number, as a parameter named `epoch` or as the only one "
+        f"without a default. Write `{name}=lambda epoch: {called}({given})`{where}"
     )

@@ -1,4 +1,4 @@
-"""Which data a data set has, so that a run that is resumed sees whether they are the same."""
+"""Identity of a data set: settings and checksums, to notice changed data in a resumed run."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,25 +12,25 @@ from solstice.data._arrays import is_numeric
 from solstice.data._batches import Batches
 
 _WHOLE = 2**26
-"""Bytes of arrays up to which all are read, once in a run that is saved: that takes 0.1 s."""
+"""The most bytes to read completely, because that takes 0.1 s once in a saved run."""
 
 _SAMPLE = 2**12
-"""Numbers of a larger array that are read, evenly spaced, and as many at both ends; also arrays
-of a larger list."""
+"""The sample of a larger array: this number of evenly spaced elements, and as many at each end. It
+is also the sample of the arrays of a larger list."""
 
 
 def identity_of(data: Any) -> dict[str, Any]:
-    """What can be said of a data set without reading it; the arrays where they are in memory."""
+    """The identity of a data set in memory; {} for others, which would have to be read."""
     if isinstance(data, Batches):
         return {"kind": "arrays", "describe": data.describe(), "checksum": checksum(data.arrays)}
-    if type(data) in (list, tuple):  # and not what reads a batch when it is asked for one
+    if type(data) in (list, tuple):  # not a subclass, which may read a batch on access
         return {"kind": "list", "checksum": checksum(data)}
     return {}
 
 
 def differences(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of two identities differs, in words; of data sets of two kinds, nothing is known."""
-    if was.get("kind") != now.get("kind"):  # the same batches, if they are, in another way
+    """The differences of two identities, in words."""
+    if was.get("kind") != now.get("kind"):  # unknown: two kinds may give the same batches
         return []
     old, new = was.get("describe", {}), now.get("describe", {})
     found = [
@@ -47,7 +47,7 @@ def differences(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> li
 
 
 def checksum(tree: Any) -> str:
-    """A checksum of the numbers in a tree of arrays, of a large tree of a sample of them."""
+    """A checksum of the arrays of a tree, or of a sample if the tree is large."""
     arrays = [array for leaf in _tree.leaves(tree) if is_numeric(array := _as_array(leaf))]
     is_whole = sum(array.nbytes for array in arrays) <= _WHOLE
     digest = hashlib.sha256(f"{len(arrays)}".encode())
@@ -62,12 +62,12 @@ def checksum(tree: Any) -> str:
 def _as_array(leaf: Any) -> Any:
     try:
         return np.asarray(leaf)
-    except Exception:  # of a tensor, whatever it raises: reading the batch will say so
+    except Exception:  # any error of a tensor: reading the batch will raise it
         return None
 
 
 def _as_seen(array: Any) -> Any:
-    """An array in the dtype that a step sees."""
+    """An array in JAX's dtype, as a step sees it."""
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
 
@@ -76,7 +76,7 @@ def _spaced(arrays: list[Any]) -> list[Any]:
 
 
 def _sample(array: Any) -> Any:
-    """Some numbers of an array, without a copy of it, nor a look at each page of a mapped file."""
+    """A sample of an array, without copying it or reading each page of a mapped file."""
     return array.flat[_places(array.size)]
 
 

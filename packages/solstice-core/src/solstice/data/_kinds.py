@@ -1,4 +1,4 @@
-"""What a user may give for a data set, told apart."""
+"""Kinds of data sets: distinguishes arrays from batches, and refuses other objects."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -18,9 +18,9 @@ def describe_batch(batch: Batch) -> str:
 
 
 def is_examples(data: Any) -> bool:
-    """Whether it is arrays rather than batches: an array, a dict, or a tuple with an array in it.
+    """Whether `data` is arrays of examples: an array, a dict, or a tuple with an array in it.
 
-    A list is a list of batches, and a tuple of tuples or dicts may be batches too.
+    A list is a list of batches, and a tuple of tuples or dicts may be one too.
     """
     if isinstance(data, tuple):
         return any(is_array(child) for child in cast("tuple[Any, ...]", data))
@@ -37,7 +37,7 @@ def is_tree_of_arrays(data: Any) -> bool:
 
 
 def is_array(data: Any) -> bool:
-    """An array of NumPy or JAX, or a tensor, that has a first axis."""
+    """Whether `data` is a NumPy or JAX array or a tensor, with at least one axis."""
     attributes = ("shape", "dtype", "__array__")
     return all(hasattr(data, name) for name in attributes) and len(data.shape) > 0
 

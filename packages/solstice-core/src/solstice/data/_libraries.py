@@ -1,4 +1,4 @@
-"""Data sets of other libraries, recognised by where their types are defined: none is imported."""
+"""Data sets of other libraries, recognised by the module of their type, without an import."""
 
 import inspect
 from collections.abc import Iterator
@@ -7,17 +7,17 @@ from typing import Any
 from solstice._types import Batch
 
 _LIBRARIES = ("tensorflow_datasets", "tensorflow", "grain", "torchdata", "torch", "datasets")
-"""Those with rules of their own; what derives from two counts as the first."""
+"""Libraries with special rules. A type that derives from two counts as the first."""
 
 
 def library_of(data: Any) -> str | None:
-    """`"torch"` of a DataLoader: whose data set it is, or None of no library that is known."""
+    """The library of a data set, such as "torch" for a DataLoader; None if it is unknown."""
     roots = {kind.__module__.partition(".")[0] for kind in type(data).__mro__}
     return next((name for name in _LIBRARIES if name in roots), None)
 
 
 def how_to_batch(data: Any, name: str) -> str | None:
-    """What to write instead of a data set that gives single examples; None if it gives batches."""
+    """The line to write for a data set of single examples; None if it gives batches."""
     library = library_of(data)
     if library == "datasets":
         return f"`batch_size=32`, or `{name}=lambda: data.with_format('numpy').iter(32)`"
@@ -29,7 +29,7 @@ def how_to_batch(data: Any, name: str) -> str | None:
 
 
 def in_batches(data: Any, batch_size: int, *, shuffle: bool) -> Any:
-    """Batches of a data set of examples; None if it is of no library that needs it."""
+    """A Hugging Face data set in batches; None for other data sets."""
     if library_of(data) != "datasets":
         return None
     if hasattr(data, "__len__"):
@@ -38,34 +38,34 @@ def in_batches(data: Any, batch_size: int, *, shuffle: bool) -> Any:
 
 
 def is_random_access(data: Any) -> bool:
-    """Whether `data[17]` is batch 17, of those that can be iterated over too."""
+    """Whether `data[17]` is batch 17, although the data set is also iterable."""
     return isinstance(data, _Rows)
 
 
 def is_keras(data: Any) -> bool:
-    """Whether it is like a Keras `PyDataset`: `data[17]` is a batch, and it hears of epochs' ends.
+    """Whether it is like a Keras `PyDataset`: `data[17]` is a batch, and it has `on_epoch_end`.
 
-    Those of Keras 2 can be iterated over as well, some of them without an end.
+    Those of Keras 2 are also iterable, some of them without end.
     """
     if not callable(getattr(data, "on_epoch_end", None)) or not hasattr(data, "__getitem__"):
         return False
     try:
         inspect.signature(data.on_epoch_end).bind()
-    except TypeError:  # it takes something, as the hook of a callback does
+    except TypeError:  # it takes an argument, like the hook of a callback
         return False
     return hasattr(data, "__len__")
 
 
 def resumes(data: Any) -> str:
-    """How exactly a run that ended within an epoch could go on, in words."""
+    """How exactly a run can resume within an epoch, in words."""
     library = library_of(data)
     if library == "grain":
         return "exactly, by the state of its iterator"
-    return "exactly where it gives the same batches again, which are read anew up to there"
+    return "exactly if it gives the same batches again, which are read again up to that point"
 
 
 class _Rows:
-    """A Hugging Face `Dataset` in batches, in another order for each epoch if shuffled."""
+    """A Hugging Face `Dataset` in batches; with `shuffle`, each epoch has another order."""
 
     def __init__(self, data: Any, batch_size: int, shuffle: bool) -> None:
         self._data = self._ordered = data
@@ -74,7 +74,7 @@ class _Rows:
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """The order of the next pass."""
+        """Sets the epoch whose order the next pass has."""
         if self._shuffle:
             self._ordered = self._data.shuffle(
                 seed=epoch, keep_in_memory=True, load_from_cache_file=False
@@ -93,7 +93,7 @@ class _Rows:
 
 
 class _Stream:
-    """A Hugging Face `IterableDataset` in batches; it shuffles by itself, if it was told to."""
+    """A Hugging Face `IterableDataset` in batches; it has its own shuffling."""
 
     def __init__(self, data: Any, batch_size: int) -> None:
         self._data = data

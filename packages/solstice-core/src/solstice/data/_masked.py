@@ -1,4 +1,4 @@
-"""Batches some of whose entries do not count."""
+"""Masked batches: batches with a mask of valid entries, and padding to a fixed size."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +15,16 @@ from solstice._types import Batch
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Masked:
-    """`solstice.data.Masked((images, labels), mask)`: a batch, and which of its entries count.
+    """`solstice.data.Masked((images, labels), mask)`: a batch with a mask of valid entries.
 
-    The ready-made Experiments take it wherever they take a batch. What does not count is in no
-    loss, no gradient and no metric. It does go through the model: BatchNorm sees it, and features
-    that are NaN spoil the gradient. Targets may be anything there.
+    The ready-made Experiments take it in place of any batch. Invalid entries are in no loss, no
+    gradient and no metric. They do go through the model: BatchNorm sees them, and NaN features
+    spoil the gradient. Their targets may have any value.
 
     Args:
-        batch: the batch as it would be without a mask.
-        mask: true where an entry counts, boolean: of shape [n], an entry for each example; for
-            language models also of shape [n, length], an entry for each token.
+        batch: the batch without a mask.
+        mask: booleans, true for valid entries: of shape [n], one per example; for language models
+            also of shape [n, length], one per token.
     """
 
     batch: Batch
@@ -32,24 +32,24 @@ class Masked:
 
 
 def pad_batch(batch: Batch, size: int) -> Masked:
-    """`solstice.data.pad_batch(batch, 32)`: a smaller batch filled up to 32 examples.
+    """`solstice.data.pad_batch(batch, 32)`: pad a smaller batch to 32 examples.
 
-    So that all batches are of one shape, and divide among devices. The padding repeats the batch's
-    own examples, which are valid input whatever the model does with it, and is masked.
+    Use it to give all batches one shape, which also divides evenly among devices. The padding is
+    masked. It repeats examples of the batch, because these are valid input for any model.
 
     ```python
     train_ds = lambda: (solstice.data.pad_batch(batch, 32) for batch in batches)
     ```
 
     Args:
-        batch: an array or a pytree of arrays with the example on axis 0, or a `Masked` one.
-        size: examples in the batch that comes back.
+        batch: an array or a pytree of arrays with the examples along axis 0, or a `Masked` batch.
+        size: examples in the returned batch.
 
     Returns:
-        The batch of NumPy arrays of `size` examples, with a mask that is true for the given ones.
+        A batch of NumPy arrays with `size` examples, and a mask that is true for the given ones.
 
     Raises:
-        DataError: the batch has no examples or more than `size`, or its arrays are of different
+        DataError: the batch has no examples or more than `size`, or its arrays have different
             lengths.
     """
     size = whole("size", size, 1, "examples", error=DataError)

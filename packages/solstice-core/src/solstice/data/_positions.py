@@ -1,4 +1,4 @@
-"""Where a data set stands, and how it is taken up again in the middle of an epoch."""
+"""Position of a data set: the state of its iterator, and fingerprints of batches."""
 
 import copy
 import hashlib
@@ -16,16 +16,16 @@ from solstice.data._batches import Batches, BatchIterator
 from solstice.data._libraries import is_keras, is_random_access
 
 _SAMPLE = 2**15
-"""Bytes."""
+"""In bytes: larger arrays are sampled at both ends."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What knows where an iterator stands.
+    """The state of an iterator.
 
     Attributes:
         owner: an object with `get_state` and `set_state`, or `state_dict` and `load_state_dict`.
-        outlives_epochs: whether the next epoch goes on with it; else each begins anew.
+        outlives_epochs: whether the next epoch continues the same iterator.
     """
 
     owner: Any
@@ -33,17 +33,17 @@ class Memory:
 
     @property
     def kind(self) -> str:
-        """Whose states these are: those of another kind mean something else."""
+        """The class of the iterator, because a state fits only its own class."""
         return type(self.owner).__qualname__  # a module may be __main__ in one process alone
 
     def get(self) -> Any:
-        """The state, copied: many iterators give the object that they go on to change."""
+        """A copy of the state, because many iterators return an object that they change later."""
         owner = self.owner
         state = owner.get_state() if hasattr(owner, "get_state") else owner.state_dict()
         return copy.deepcopy(state)
 
     def set(self, state: Any) -> None:
-        """Back to a state."""
+        """Restores a state."""
         owner = self.owner
         if hasattr(owner, "set_state"):
             owner.set_state(state)
@@ -52,7 +52,7 @@ class Memory:
 
 
 def is_seekable(data: Any) -> bool:
-    """Whether `data[17]` is batch 17, for as many as `len(data)`."""
+    """Whether `data[17]` is batch 17 of `len(data)`."""
     if isinstance(data, Batches | Sequence) or is_random_access(data) or is_keras(data):
         return True
     indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
@@ -60,11 +60,11 @@ def is_seekable(data: Any) -> bool:
 
 
 def opened(data: Any, start: int = 0) -> tuple[Iterator[Batch], Memory | None]:
-    """The batches of a data set from one on, and what knows where they stand.
+    """The batches of a data set from number `start` on, and the state of their iterator.
 
     Args:
-        data: what gives the batches of an epoch.
-        start: batches to leave out, of what is seekable.
+        data: the data set of an epoch.
+        start: the first batch; not 0 only for a seekable data set.
     """
     if start:
         if isinstance(data, Batches):
@@ -82,7 +82,7 @@ def opened(data: Any, start: int = 0) -> tuple[Iterator[Batch], Memory | None]:
 
 
 def fingerprint(batch: Batch) -> str:
-    """What tells batches apart: a checksum of their numbers, of large arrays of both ends."""
+    """A checksum of a batch, which samples large arrays at both ends."""
     digest = hashlib.sha256()
     for path, leaf in _tree.leaves_by_path(arrays_of(batch)):
         array = np.asarray(jax.device_get(leaf))

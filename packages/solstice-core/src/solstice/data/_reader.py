@@ -1,4 +1,4 @@
-"""Reads a data set epoch by epoch."""
+"""Reader: reads a data set epoch by epoch, and keeps the newest states of its iterator."""
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from solstice.data._kinds import describe
 from solstice.data._positions import Memory, is_seekable, opened
 
 END: Any = object()
-"""In place of a batch: there is none."""
+"""Returned in place of a batch at the end of the data."""
 
 
 @dataclass(frozen=True)
 class _Peeked:
-    """The first batch of an epoch, and those after it."""
+    """The first batch of an epoch, already read, and the others."""
 
     epoch: int
     first: Batch
@@ -25,18 +25,18 @@ class _Peeked:
 
 
 class Reader:
-    """Reads a data set epoch by epoch, and remembers the states of its iterator.
+    """Reads a data set epoch by epoch, and keeps the newest states of its iterator.
 
     Args:
-        data: what the user gave.
-        name: what the user calls it ("train_ds"), for messages.
-        limit: batches to take in an epoch at the most, or None for all.
+        data: the user's data set.
+        name: its argument, such as "train_ds", for messages.
+        limit: the most batches per epoch, or None for all.
 
     Attributes:
-        epochs: what gives the batches of an epoch.
-        memory: what knows where the epoch that was begun last stands, or None.
-        states: what it remembered, by the count of batches, of the newest.
-        kept_states: of how many batches.
+        epochs: makes the batches of an epoch.
+        memory: the state of the newest epoch's iterator; None if it has no state.
+        states: the newest states, by the number of batches read.
+        kept_states: the number of states to keep.
     """
 
     def __init__(self, data: Any, name: str, limit: int | None) -> None:
@@ -51,7 +51,7 @@ class Reader:
         self._peeked: _Peeked | None = None
 
     def first(self, number: int) -> Batch:
-        """The first batch of an epoch, which that epoch will still give."""
+        """The first batch of an epoch; the epoch still yields it later."""
         self._forget_other_epochs(number)
         if self._peeked is None:
             batches = self.open(number)
@@ -59,7 +59,7 @@ class Reader:
         return self._peeked.first
 
     def epoch(self, number: int) -> Generator[Batch, None, None]:
-        """The batches of one epoch. Raises DataError if there are none."""
+        """The batches of one epoch. Raises a DataError if there are none."""
         self._forget_other_epochs(number)
         if self._peeked is None:
             return self.open(number)
@@ -67,19 +67,19 @@ class Reader:
         return chain(peeked.first, peeked.rest)
 
     def forget(self) -> None:
-        """What `first` has read is not given again."""
+        """Drops the batch that `first` has read."""
         if self._peeked is not None:
             self._peeked.rest.close()
             self._peeked = None
 
     def _forget_other_epochs(self, number: int) -> None:
-        """Batches of a data set that depends on the epoch are given in theirs alone."""
+        """Drops a batch that `first` has read for another epoch, if epochs differ."""
         peeked = self._peeked
         if peeked is not None and peeked.epoch != number and self.epochs.differ:
             self.forget()
 
     def open(self, number: int, start: int = 0) -> Generator[Batch, None, None]:
-        """The batches of an epoch from one on; of what is not seekable, from the first."""
+        """The batches of an epoch from number `start` on, which is 0 if it is not seekable."""
         try:
             made = self.make(number)
             batches, memory = opened(made, start)
@@ -89,12 +89,16 @@ class Reader:
         yield from self.read(made, batches, memory, start)
 
     def make(self, number: int) -> Any:
-        """What gives the batches of an epoch."""
+        """The data set of an epoch.
+
+        Raises:
+            DataError: the user's function returned something else.
+        """
         made = self.epochs(number)
         if not isinstance(made, Iterable) and not is_seekable(made):
             raise DataError(
-                f"{self._name} is a function that gave {made!r:.60}; it must give an iterable of "
-                f"batches"
+                f"{self._name} is a function that returned {made!r:.60}; it must return an "
+                f"iterable of batches"
             )
         self._opened += 1
         self.states.clear()
@@ -103,7 +107,7 @@ class Reader:
     def read(
         self, made: Any, batches: Iterator[Batch], memory: Memory | None, start: int
     ) -> Generator[Batch, None, None]:
-        """The batches, of which the first is number `start` of what was made for an epoch."""
+        """The batches of an iterator whose first batch is number `start` of the epoch."""
         self.memory = memory
         index = start
         while index != self._limit:
@@ -126,7 +130,7 @@ class Reader:
             raise
 
     def _blame(self, error: Exception, when: str) -> None:
-        """Says whose error it is: it comes out of a run, and is the data set's own."""
+        """Adds a note to an error of the data set, because its traceback is deep in a run."""
         if not isinstance(error, DataError):
             error.add_note(f"{self._name} raised this {when}")
 
@@ -134,20 +138,20 @@ class Reader:
         if self._opened > 1 and made is self._data and iter(made) is made:
             return (
                 f"{self._name} is a one-shot iterator: it gave no batch when it was read again "
-                f"(pass {self._opened}). Give what makes a new one for each epoch instead: "
+                f"(pass {self._opened}). Pass a function that makes a new one for each epoch: "
                 f"`{self._name}=lambda: my_generator()`, a list, or a data set that can be "
                 f"iterated again"
             )
         if made is self._data and isinstance(made, Iterator):
             return (
                 f"{self._name} is empty: it gave no batch. It is an iterator, and may have been "
-                f"read before; give what makes a new one instead, such as the generator function "
-                f"without the call, or a list"
+                f"read before; pass a function that makes a new one, such as the generator "
+                f"function without the call, or a list"
             )
         return f"{self._name} is empty: it gave no batch ({describe(self._data)})"
 
 
 def chain(first: Batch, rest: Iterator[Batch]) -> Generator[Batch, None, None]:
-    """A batch, and those after it."""
+    """A batch, followed by the others."""
     yield first
     yield from rest

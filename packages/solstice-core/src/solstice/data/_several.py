@@ -1,4 +1,4 @@
-"""Several data sets where one is taken: the error says where the others go."""
+"""Refusal of several data sets in one argument, with the place for the others."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -10,28 +10,28 @@ from solstice.data._masked import Masked
 from solstice.data._positions import is_seekable
 
 _PARTS: Any = (tuple, list, Mapping, Masked, str, bytes)
-"""What a batch is made of, and what may be in one."""
+"""Types of batches and of their parts."""
 
 
 def check_single(data: Any, name: str, batch_size: int | None, like: Any = None) -> None:
     """Refuses a dict, a list or a tuple of data sets.
 
     Args:
-        data: what the user gave.
-        name: what the user calls it ("val_ds"), for the message.
-        batch_size: as the user gave it.
-        like: the training set beside it, in `fit`. Where it is arrays, what has its structure is a
-            data set too.
+        data: the user's data set.
+        name: its argument, such as "val_ds", for the message.
+        batch_size: the user's `batch_size`.
+        like: the training set, in `fit`. If it is arrays, a part of `data` with the same structure
+            is a data set too.
 
     Raises:
-        DataError: there are several.
+        DataError: there are several data sets.
     """
     keys = _keys(data, like, are_batches=batch_size is None)
     if keys:
         one, other = (f"{name}[{key!r}]" for key in (keys[0], keys[-1]))
         kind = "dict" if isinstance(data, Mapping) else type(data).__name__
         raise DataError(
-            f"{name} is a {kind} of {len(keys)} data sets, and one data set is taken: give "
+            f"{name} is a {kind} of {len(keys)} data sets, and must be one data set: write "
             f"`{name}={one}`. {_advice(name, one, other, batch_size, in_fit=like is not None)}"
         )
 
@@ -46,12 +46,12 @@ def _advice(name: str, one: str, other: str, batch_size: int | None, *, in_fit: 
         )
     if name in ("val_ds", "test_ds"):
         method = "validate" if name == "val_ds" else "test"
-        return f"Measure each by itself: `trainer.{method}(exp, {one}{size})`"
-    return "To read one after the other, give a function that yields the batches of all"
+        return f"Evaluate each separately: `trainer.{method}(exp, {one}{size})`"
+    return "To read one after the other, pass a function that yields the batches of all"
 
 
 def _keys(data: Any, like: Any, *, are_batches: bool) -> list[Any]:
-    """The keys of the data sets in a container; none if it is one data set itself."""
+    """The keys of the data sets in a container; [] if it is a single data set."""
     if isinstance(data, Mapping):
         children = dict(cast("Mapping[Any, Any]", data))
     elif isinstance(data, tuple | list):
@@ -66,22 +66,22 @@ def _keys(data: Any, like: Any, *, are_batches: bool) -> list[Any]:
 
 
 def _is_data_set(child: Any) -> bool:
-    """An iterable of batches, or a function that makes one, and nothing that a batch has in it."""
-    has_type = hasattr(child, "shape") and hasattr(child, "dtype")  # as a sparse matrix
+    """Whether it is an iterable of batches or a function that makes one, not a part of a batch."""
+    has_type = hasattr(child, "shape") and hasattr(child, "dtype")  # such as a sparse matrix
     if isinstance(child, _PARTS) or hasattr(child, "__array__") or has_type:
         return False
     return isinstance(child, Iterable) or callable(child) or is_seekable(child)
 
 
 def _is_list_of_batches(child: Any) -> bool:
-    """In a dict it is not a feature: those are arrays, or lists of arrays, numbers and text."""
+    """Whether it is a list of tuples or dicts; a feature is a list of arrays, numbers or text."""
     if not isinstance(child, list) or not child:
         return False
     return all(isinstance(batch, tuple | Mapping) for batch in cast("list[Any]", child))
 
 
 def _are_like(data: Any, every: Iterable[Any], like: Any) -> bool:
-    """Whether each has the structure of another data set, which the whole has not, or lists it."""
+    """Whether each part, but not the whole, has the structure of `like` or is a list of these."""
     if isinstance(data, list) or is_array(like) or not is_tree_of_arrays(like):
         return False
     one = _tree.structure(like)

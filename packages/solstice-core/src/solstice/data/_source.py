@@ -1,7 +1,7 @@
-"""What a data set may be: each kind becomes batches of NumPy arrays, epoch by epoch.
+"""Source: a data set of any kind as batches of NumPy arrays, with a position that can be restored.
 
-A `tf.data.Dataset`, a grain pipeline and a torch `DataLoader` are iterables whose leaves offer
-`__array__`, and are used as such. What a library needs beyond that is in `_libraries`.
+A `tf.data.Dataset`, a grain pipeline and a torch `DataLoader` need no special code: they are
+iterables, and their tensors have `__array__`. Special rules of libraries are in `_libraries`.
 """
 
 import types
@@ -25,18 +25,18 @@ from solstice.data._reader import END, Reader, chain
 from solstice.data._several import check_single
 
 _ENDLESS = 2**62
-"""A longer length means that there is no end: grain says 2**63 - 1 of a repeated data set."""
+"""Longer data sets are infinite: grain says 2**63 - 1 for a repeated data set."""
 
 
 @dataclass(frozen=True)
 class Seek:
-    """How a data set has been taken up again.
+    """The result of `Source.seek`.
 
     Attributes:
-        how: in words.
-        is_same: whether the batches before and after the break are those of the saved run, where
-            they can be seen.
-        changes: what else is not as in the saved run, in words.
+        how: the way in which the position was restored, in words.
+        is_same: whether the batches before and after the position are those of the saved run, as
+            far as they can be compared.
+        changes: other differences from the saved run, in words.
     """
 
     how: str
@@ -46,7 +46,7 @@ class Seek:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which data a data set has, in a checkpoint."""
+    """The identity of a data set in a checkpoint; see `_identity`."""
 
     length: int | None
     kind: str | None = None
@@ -56,7 +56,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class SourcePosition:
-    """Where a data set stands, in a checkpoint; see `Source.position`."""
+    """The position of a data set in a checkpoint; see `Source.position`."""
 
     state: Any
     behind: int = 0
@@ -69,19 +69,19 @@ class SourcePosition:
         if self.behind > 1:
             raise SchemaError(f"note['run']['data']['behind'] must be 0 or 1; it is {self.behind}")
         if self.state is not None and not self.kind:
-            raise SchemaError("note['run']['data'] has a state and no 'kind' of it")
+            raise SchemaError("note['run']['data'] has a state without a 'kind'")
 
 
 class Source:
-    """A data set, opened once for each epoch.
+    """A data set, opened once per epoch.
 
     Args:
-        data: what the user gave.
-        name: what the user calls it ("train_ds"), for messages.
-        limit: batches to take in an epoch at the most, or None for all.
+        data: the user's data set.
+        name: its argument, such as "train_ds", for messages.
+        limit: the most batches per epoch, or None for all.
 
     Attributes:
-        validation: the data set that is validated on beside this one, or None.
+        validation: the validation set of the same `fit`, or None.
     """
 
     def __init__(self, data: Any, name: str, limit: int | None = None) -> None:
@@ -95,7 +95,7 @@ class Source:
 
     @property
     def length(self) -> int | None:
-        """Batches in an epoch, where that is known before it ends."""
+        """Batches in an epoch; None if that is unknown before its end."""
         try:
             length = len(self._data)
         except (TypeError, NotImplementedError):
@@ -106,39 +106,39 @@ class Source:
 
     @property
     def is_generator(self) -> bool:
-        """Whether it can certainly not be read a second time."""
+        """Whether it is a generator, which cannot be read a second time."""
         return isinstance(self._data, types.GeneratorType)
 
     @property
     def is_iterator(self) -> bool:
-        """Whether what has been read of it may be gone."""
+        """Whether it is an iterator, whose batches may be gone once read."""
         return isinstance(self._data, Iterator)
 
     @property
     def continues(self) -> str:
-        """How exactly a run that ended within an epoch could go on, in words."""
+        """How exactly a run can resume within an epoch, in words."""
         if is_seekable(self._data):
             return "exactly, at once"
         return _libraries.resumes(self._data)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What tells this data set from others; worked out when a run is saved or resumed."""
+        """The identity of the data, computed only when a run is saved or resumed."""
         return {**identity_of(self._data), "length": self.length}
 
     def keep_states(self, count: int) -> None:
-        """From now on, the states of an iterator that has some are kept of the newest batches."""
+        """Keeps the states of the iterator, if it has any, for the `count` newest batches."""
         self._reader.kept_states = count
 
     def position(
         self, index: int, *, is_closed: bool, following: Batch | None = None
     ) -> dict[str, Any]:
-        """Where the data set stands after `index` batches of an epoch, for `seek`.
+        """The position after `index` batches of an epoch, for `seek`.
 
         Args:
-            index: batches of the epoch that have been used.
+            index: the number of batches of the epoch that steps have used.
             is_closed: whether the epoch has ended.
-            following: the batch after those, where it has been read already.
+            following: the next batch, if it has been read already.
         """
         return {
             **self._state_at(index, is_closed),
@@ -148,9 +148,9 @@ class Source:
         }
 
     def _state_at(self, index: int, is_closed: bool) -> dict[str, Any]:
-        """The state before the newest batch, which is read again to see whether it is the same.
+        """The state before the newest batch, because `seek` reads this again to compare it.
 
-        It is the state after it where no other was kept, and none if the next epoch needs none.
+        If that state was not kept, the state after the batch; None if the next epoch needs none.
         """
         memory, states = self._reader.memory, self._reader.states
         at = next((i for i in (index - 1, index) if i in states), None)
@@ -167,13 +167,13 @@ class Source:
         *,
         is_closed: bool = False,
     ) -> Seek:
-        """The next epoch read is this one from batch `index` on, or if it is closed the next.
+        """Restores a position: the next read continues the epoch, or the next one if it is closed.
 
         Args:
-            epoch: the epoch.
-            index: batches of it that have been used.
-            position: what `position` gave.
-            last: the fingerprint of the batch before, or None if there was none.
+            epoch: the saved epoch.
+            index: the number of its batches that steps have used.
+            position: the result of `position`.
+            last: the fingerprint of the newest used batch, or None if there was none.
             is_closed: whether the epoch has ended.
         """
         changes = self._changes(position)
@@ -196,7 +196,7 @@ class Source:
         changes: list[str],
         is_closed: bool,
     ) -> tuple[str, Any] | None:
-        """Goes on by the saved state, if there is one that this data set takes."""
+        """Restores the saved state of the iterator; None if there is none, or it is refused."""
         if position.get("state") is None:
             return None
         refused = self._give_state(epoch, index, position)
@@ -210,9 +210,9 @@ class Source:
         return "by the state of its iterator", read
 
     def _give_state(self, epoch: int, index: int, position: Mapping[str, Any]) -> str | None:
-        """Opens an epoch at a state; else the reason why not, in words."""
+        """Opens an epoch at a saved state; returns the reason if that fails, in words."""
         reader = self._reader
-        reader.first(0)  # for its memory, where that has not been done
+        reader.first(0)  # because `reader.memory` is known only after a read
         if reader.memory is None:
             return "the data set that is given now takes no state"
         if reader.memory.kind != position["kind"]:
@@ -222,13 +222,13 @@ class Source:
         batches, memory = opened(made)
         try:
             cast("Memory", memory).set(position["state"])
-        except Exception as error:  # whatever the iterator raises
-            return f"the iterator does not take it now: {error!r:.200}"
+        except Exception as error:  # any error of the iterator
+            return f"the iterator refuses it now: {error!r:.200}"
         self._returned = reader.read(made, batches, memory, index - position["behind"])
         return None
 
     def _by_index(self, epoch: int, index: int, is_closed: bool) -> tuple[str, Any] | None:
-        """Goes on at once, where batches are found by their index."""
+        """Continues at a batch found by its index; None if the data set is not seekable."""
         epochs = self._reader.epochs
         data = epochs(epoch) if epochs.decide else self._data
         if not is_seekable(data):
@@ -241,7 +241,7 @@ class Source:
         return "at once", read
 
     def _by_reading(self, epoch: int, index: int, is_closed: bool) -> tuple[str, Any]:
-        """Reads again what comes before: of the epoch alone, if its number decides on it."""
+        """Reads the earlier batches again: of all epochs, or of this one if epochs decide."""
         if is_closed:
             epoch, index = epoch + 1, 0
         count, read = index, None
@@ -253,7 +253,7 @@ class Source:
         return f"by reading {count:,} batches again", read
 
     def _skip(self, count: int) -> Any:
-        """Reads so many batches: the last of them, None of none, or `END` if there are fewer."""
+        """Reads `count` batches; returns the last, `END` if there are fewer, None if 0."""
         read: Any = None
         for _ in range(count):
             read = next(cast("Iterator[Batch]", self._returned), END)
@@ -266,7 +266,7 @@ class Source:
         self._returned = self._reader.open(epoch, start)
 
     def _goes_on_with(self, expected: str) -> bool:
-        """Whether the batch to come, which will still be given, has this fingerprint."""
+        """Whether the next batch, which is still yielded later, has this fingerprint."""
         rest = cast("Generator[Batch, None, None]", self._returned)
         batch: Any = next(rest, END)
         if batch is END:
@@ -276,7 +276,7 @@ class Source:
         return self._is_same(batch, expected)
 
     def _changes(self, position: Mapping[str, Any]) -> list[str]:
-        """What is not as it was when a run was saved, in words."""
+        """The differences from the saved run, in words."""
         was, val, now = position.get("identity"), position.get("validation"), self.validation
         found = [] if was is None else self._unlike(was, "an epoch")
         if val is None:
@@ -284,7 +284,7 @@ class Source:
         if now is None:
             return [*found, "there was a validation set, and there is none"]
         if now.is_iterator and now.limit is not None:
-            found.append(f"{now.name} is an iterator, and begins again")
+            found.append(f"{now.name} is an iterator, and starts from its first batch again")
         return [*found, *now._unlike(val, now.name)]
 
     def _unlike(self, was: Mapping[str, Any], what: str) -> list[str]:
@@ -295,7 +295,7 @@ class Source:
         return [f"{what} had {old:,} batches, and has {new:,}", *found]
 
     def is_at_end(self) -> bool:
-        """Whether the epoch that was taken up again has no batch left."""
+        """Whether the restored epoch has no batch left."""
         first = next(self._returned, None) if self._returned is not None else None
         if first is None or self._returned is None:
             self._returned = None
@@ -309,18 +309,18 @@ class Source:
         return expected is None or fingerprint(to_numpy(batch, self.name)) == expected
 
     def first(self, number: int = 0) -> Batch:
-        """The first batch of an epoch, which that epoch will still give."""
+        """The first batch of an epoch; the epoch still yields it later."""
         return self._reader.first(number)
 
     def epoch(self, number: int) -> Generator[Batch, None, None]:
-        """The batches of one epoch. Raises DataError if there are none."""
+        """The batches of one epoch. Raises a DataError if there are none."""
         if self._returned is None:
             return self._reader.epoch(number)
         batches, self._returned = self._returned, None
         return batches
 
     def end_epoch(self, number: int) -> None:
-        """An epoch has been read to its end, and used."""
+        """Called when an epoch has been read to its end, and trained."""
         self._reader.epochs.end(number)
 
 
@@ -333,7 +333,13 @@ def open_source(
     limit: int | None = None,
     like: Any = None,
 ) -> Source:
-    """A Source of what the user gave; arrays with a `batch_size` are cut into batches."""
+    """`open_source(train_ds, "train_ds", batch_size)`: the Source of a user's data set.
+
+    Arrays with a `batch_size` are cut into batches.
+
+    Raises:
+        DataError: `data` is not a data set, is several, needs a `batch_size`, or has one already.
+    """
     check_single(data, name, batch_size, like)
     if batch_size is not None:
         batch_size = whole("batch_size", batch_size, 1, "examples", error=DataError)
@@ -342,22 +348,23 @@ def open_source(
             return Source(batched, name, limit)
         if isinstance(data, list) and not all(is_array(part) for part in cast("list[Any]", data)):
             raise DataError(
-                f"batch_size={batch_size} was given, and {name} is a list of batches that "
-                f"are ready: leave batch_size out. Arrays to be cut into batches go "
-                f"into a tuple or a dict: `{name}=(x, y)`"
+                f"batch_size={batch_size} was given, and {name} is a list of ready batches: leave "
+                f"batch_size out. Put arrays to cut into batches into a tuple or a dict: "
+                f"`{name}=(x, y)`"
             )
         if not is_tree_of_arrays(data):
             raise DataError(
-                f"batch_size={batch_size} was given, and {name} is no tree of arrays but "
+                f"batch_size={batch_size} was given, and {name} is not a tree of arrays but "
                 f"{describe(data)}; leave batch_size out for data that come in batches"
             )
         data = Batches(data, batch_size, shuffle=shuffle)
     elif is_examples(data):
-        order = ", shuffle=True" if shuffle else ""  # predictions would not match their examples
+        # No shuffling in evaluation, because predictions would not match their examples.
+        order = ", shuffle=True" if shuffle else ""
         raise DataError(
-            f"{name} is {describe(data)}: examples, not batches. Say how many make a batch: "
+            f"{name} is {describe(data)}: examples, not batches. Choose a batch size: "
             f"`batch_size=32`, or `{name}=solstice.data.batches({name}, 32{order})`. "
-            f"Batches that are ready go into a list"
+            f"Put ready batches into a list"
         )
     else:
         hint = _libraries.how_to_batch(data, name)
