@@ -213,7 +213,7 @@ class Trainer:
             )
             _check_rereadable(val, None if self.val_every_n_steps else num_epochs)
             callbacks = before_monitors(callbacks, validation)
-            train.validation = val
+            train.validation = val  # because checkpoints also hold the identity of this data set
         elif self.val_every_n_steps:
             raise ValueError(
                 f"val_every_n_steps={self.val_every_n_steps} needs a validation set: "
@@ -306,6 +306,7 @@ class Trainer:
         source.keep_states(1)  # because the first batch is read before the run starts
         if few is None:
             return source
+        # Copies, because a data set may reuse its memory for each batch.
         batches = [copy.deepcopy(batch) for batch in source.epoch(0)]
         return open_source(batches, "train_ds", limit=self.limit_train_batches)
 

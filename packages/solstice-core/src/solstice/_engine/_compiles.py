@@ -49,7 +49,7 @@ class Compilation:
         return f"compiled {self.name} in {self.seconds:.2f} s: {why}"
 
 
-class _Heard(threading.local):
+class _Heard(threading.local):  # per thread, because another thread may compile meanwhile
     count = 0
     seconds = 0.0
 

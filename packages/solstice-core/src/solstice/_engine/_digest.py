@@ -178,6 +178,7 @@ class _Writer:
         self._variables(inner.outvars, names)
 
     def _equation(self, equation: Any, names: dict[Any, int]) -> None:
+        # Older versions of JAX call the operation "pjit".
         name = "jit" if equation.primitive.name == "pjit" else equation.primitive.name
         self.operations[name] += 1
         self.text(name)
@@ -193,6 +194,7 @@ class _Writer:
             if isinstance(variable, Literal):
                 self._literal(variable)
             else:
+                # A number by first use, because a variable has no name that lasts.
                 number = names.setdefault(variable, len(names))
                 aval = variable.aval
                 shape = getattr(aval, "shape", None)

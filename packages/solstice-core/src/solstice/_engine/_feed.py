@@ -121,7 +121,7 @@ class Feeder:
                 kept.append(self._keep(batch.tree))
             self._times.copy += time.perf_counter() - began
             if not fits:
-                self._held = batch
+                self._held = batch  # the first batch of the next block
                 break
             size += 1
             more = size < count and self._clock() < latest
@@ -141,7 +141,7 @@ class Feeder:
             if batch is not None:
                 self._check(batch)
         except Exception as error:
-            self._error = error
+            self._error = error  # raised by `take`, after the earlier batches have been trained
             return None
         finally:
             end_wait()
@@ -179,6 +179,7 @@ class StagingBuffers:
     ) -> None:
         self.size = size
         self._pace = pace
+        # Buffers of another size would be another shape, hence another program.
         self.rings: BuffersByKind = {
             kind: ring for kind, ring in (rings or {}).items() if ring[0].size == size
         }
@@ -204,7 +205,7 @@ class StagingBuffers:
     def next(self, batch: _FlatBatch) -> "_Buffer":
         """A buffer for batches of this kind; waits until no program reads it."""
         kind = batch.kind
-        if kind not in self._seen:
+        if kind not in self._seen:  # once per kind, not once per batch
             self._check_structure(batch)
             self._has_warned = self._has_warned or warn_of_spread_batch(batch.tree)
             self._seen.add(kind)
@@ -213,7 +214,7 @@ class StagingBuffers:
             while len(self.rings) >= _SHAPES:
                 self.rings.pop(next(iter(self.rings)))
             ring = [_Buffer(batch, self.size) for _ in range(_SLOTS)]
-        self.rings[kind] = ring
+        self.rings[kind] = ring  # inserted last, so the least recent kind is dropped first
         slot = ring.pop(0)
         ring.append(slot)
         slot.wait(self._pace)
@@ -296,6 +297,7 @@ class _Buffer:
         call, self._call = self._call, None
         if call is not None:
             ends, steps, began = call
+            # If the calls have ended already, the measured time includes time after their end.
             was_awaited = not all(end.is_ready() for end in ends)
             jax.block_until_ready(ends)
             if pace is not None:
@@ -310,6 +312,7 @@ def _aligned(size: int, like: Any) -> Any:
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(like.dtype))
     shape = (size, *like.shape)
     length = int(np.prod(shape)) * dtype.itemsize
+    # NumPy does not align to 64 bytes, so this is an aligned part of a larger array.
     memory = np.empty(length + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + length].view(dtype).reshape(shape)

@@ -141,6 +141,7 @@ def interrupts_guarded(*, saves: bool) -> Generator[Guard, None, None]:
     usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
     if saves:
         usual[signal.SIGTERM] = signal.SIG_DFL
+    # Only default handlers are replaced: a handler of the user stays in charge.
     ours = [number for number, handler in usual.items() if signal.getsignal(number) is handler]
     _guards.append(guard)
     for number in ours:
@@ -159,7 +160,7 @@ def interrupts_guarded(*, saves: bool) -> Generator[Guard, None, None]:
 def _leave_workers_alone() -> None:
     """Restores the handlers in a forked process, such as a data worker, which saves nothing."""
     for number, handler in _replaced.items():
-        with suppress(ValueError):
+        with suppress(ValueError):  # outside of the main thread, where no handler can be set
             signal.signal(number, handler)
 
 
@@ -173,14 +174,14 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if owner is None or owner.asked is not None or not owner.has_begun:
         if owner is not None:
             owner.is_urgent = True
-        if _here.held:
+        if _here.held:  # the new state is being assigned: `interrupts_held` raises it at its end
             _here.pending = number
             return
         _end(number)
     else:
         owner.asked = number
         _say("solstice: saving after the current steps; a second signal ends the run at once")
-        if _here.waits and not _here.held:
+        if _here.waits and not _here.held:  # because a data set may wait for ever
             end_if_asked()
 
 

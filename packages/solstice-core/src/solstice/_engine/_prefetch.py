@@ -33,11 +33,11 @@ def prefetched(batches: Iterator[Batch], count: int) -> Generator[Batch, None, N
 
     def read() -> None:
         try:
-            for batch in batches:
+            for batch in batches:  # copied, because the data set may overwrite a queued batch
                 if not put((own(batch), None)):
                     return
             put((_END, None))
-        except BaseException as error:
+        except BaseException as error:  # raised again in the thread that trains
             put((_END, error))
 
     thread = threading.Thread(target=read, name="solstice-prefetch", daemon=True)
@@ -52,5 +52,5 @@ def prefetched(batches: Iterator[Batch], count: int) -> Generator[Batch, None, N
             yield batch
     finally:
         closed.set()
-        if thread.is_alive():
+        if thread.is_alive():  # with a timeout, because the thread may wait for the data set
             thread.join(timeout=2 * _POLL)

@@ -52,7 +52,7 @@ class Program:
         self.name = name
         self.treedef = treedef
         self.constants = tuple(constants)
-        self._key: Any = (
+        self._key: Any = (  # with the types of constants, because 1 == 1.0 == True
             function,
             treedef,
             tuple((cast("Any", type(c)), c) for c in self.constants),
@@ -298,14 +298,14 @@ def _attempt_with_constants(
         except Exception:
             if isinstance(first, jax.errors.JAXTypeError) or "concrete" in str(first):
                 raise
-            raise first from None
+            raise first from None  # because numbers as arrays were not its cause
 
 
 def _settle(program: Program, types: list[jax.ShapeDtypeStruct], batch: Batch) -> Plan:
     """The plan with types that the step keeps: a Python number takes the type of its new value."""
     new: list[jax.ShapeDtypeStruct] = []
     jaxpr = outputs = None
-    for _ in range(3):
+    for _ in range(3):  # because a new type of one number may change the type of another
         jaxpr, outputs = program.trace(types, batch)
         new = [type_of(aval) for aval in jaxpr.out_avals[: len(types)]]
         settled = [_settle_type(old, after) for old, after in zip(types, new, strict=True)]
@@ -405,6 +405,7 @@ def _explain(error: Exception, function: Any, method: str, batch: Batch) -> None
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
+        # Only if a line of the step itself failed: other code may unpack other things.
         if trace is not None and trace.tb_frame.f_code is getattr(function, "__code__", None):
             raise DataError(
                 f"{method} cannot unpack its batch ({error}, line {trace.tb_lineno}). {given}. "

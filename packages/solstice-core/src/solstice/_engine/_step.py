@@ -103,10 +103,11 @@ class Stepper:
         )
         self.kind = type(experiment)
         self.name = f"{self.kind.__name__}.{method}"
+        # Evaluation must not destroy the training state, and `rewind` needs the old one.
         self._donates = method == "train_step" and not can_rewind
         self._compiled = _compiled(self._config, self._donates)
         self._arrays: list[Any] = arrays
-        self._shared = True
+        self._shared = True  # because the caller owns the initial arrays
         self._totals: list[Any] = [self._merging.empty] * readers
         self._is_empty = np.ones(readers, bool)
         self._before: Any = None
@@ -134,13 +135,13 @@ class Stepper:
     @property
     def experiment(self) -> Experiment:
         """The Experiment after the last step. It stays valid."""
-        self._shared = True
+        self._shared = True  # so the next call copies the arrays before it donates them
         return self._plan.program.merge(self._arrays)
 
     @property
     def is_lost(self) -> bool:
         """Whether a call has failed and the arrays cannot be read."""
-        try:
+        try:  # calls are asynchronous, so a failure may show only here
             jax.block_until_ready(self._arrays)
         except Exception:  # any error of the device
             return True
@@ -184,6 +185,7 @@ class Stepper:
             return None
         readers = range(len(self._totals))
         total, empty = self._totals[reader], self._merging.empty
+        # New lists, because `rewind` may restore the old ones.
         self._totals = [empty if r == reader else self._totals[r] for r in readers]
         self._is_empty = np.array([r == reader or self._is_empty[r] for r in readers])
         return unpack(total)
@@ -234,6 +236,7 @@ class Stepper:
     def _call(self, stacked: Batch, count: int) -> tuple[Array, Any]:
         """Calls the program once; returns an array that is ready at its end, and the outputs."""
         totals = None if self._config.grows else self._totals
+        # The count is an argument, so blocks of any length are the same program.
         done, self._arrays, totals, (outputs, grown) = self._compiled(
             self._arrays, totals, self._is_empty, stacked, np.uint32(count)
         )
@@ -269,7 +272,7 @@ class BlockOutputs:
         return (self[index] for index in range(self._count))
 
     def __getitem__(self, index: int) -> Outputs:
-        if self._host is None:
+        if self._host is None:  # one transfer for all steps
             self._host = jax.device_get(self._outputs)
         call, row = (0, index) if len(self._host) == 1 else (index, 0)
         return unpack(_tree.row(self._host[call], row))
@@ -313,7 +316,7 @@ def _run_block(
         index, arrays, totals, kept = carry
         batch = _tree.map(partial(_read_row, index), stacked)
         new, one, now = take(arrays, batch)
-        config.program.check_drift(arrays, new)
+        config.program.check_drift(arrays, new)  # again, for batches of another kind than planned
         if config.sums is not None:
             begins = is_empty & (index == 0)
             totals = [merged_with(config.sums, t, one, begins[r]) for r, t in enumerate(totals)]
@@ -321,7 +324,7 @@ def _run_block(
         return index + 1, new, totals, kept
 
     kept: Any = (None, None)
-    if config.keeps_outputs or config.grows:
+    if config.keeps_outputs or config.grows:  # a compiled loop writes into buffers of fixed shape
         shapes = _tree.eval_shape(take, arrays, _tree.row(stacked, 0))[-1]
         kept = _tree.map(partial(_rows, len(_tree.leaves(stacked)[0])), shapes)
     start = (jnp.zeros((), jnp.uint32), arrays, totals, kept)

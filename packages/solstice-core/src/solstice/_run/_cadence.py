@@ -25,6 +25,7 @@ class Cadence:
     def room(self, position: int) -> int:
         """The most steps in a call that starts after `position` steps."""
         ends = [every - position % every for every in self.after]
+        # A call may start with a step that has `on_step_start`, because the hook runs before it.
         starts = [(every - 1 - position % every) or every for every in self.before]
         return min([self.size, *ends, *starts])
 

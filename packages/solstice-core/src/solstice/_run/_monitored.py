@@ -151,6 +151,7 @@ def _names(plan: Plan, batch_structure: Any, batch_shapes: Any) -> _Expected | N
     like: Any = unpack(metrics_like(plan, batch_structure, batch_shapes))
     if like is None:
         return _Expected({}, is_certain=True)
+    # Names from shapes alone are certain; names from ones may differ for other values.
     for compute, is_certain in [(_of_shapes, True), (_of_ones, False)]:
         try:
             return _Expected(compute(like), is_certain)

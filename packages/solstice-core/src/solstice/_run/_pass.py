@@ -56,6 +56,7 @@ class Pass:
         self._slots = slots
         self._cadence = cadence_of(callbacks.callbacks, stepper.steps_per_block)
         self._snapshot = snapshot
+        # Only a training pass can be saved; a validation is cut short.
         self._guard = guard if record.mode == "train" else Guard()
         self._has_ended = False
         self._cut: list[Metrics | None] | None = None
@@ -82,7 +83,7 @@ class Pass:
                 yield from self._blocks(feeder, max_count)
         enough = max_count is not None and self._count >= max_count
         if enough and self.record.epoch_step != self.record.steps_per_epoch:
-            self._cut = self._stepper.totals()
+            self._cut = self._stepper.totals()  # now, because `end` takes the metrics
 
     def _blocks(
         self, feeder: Feeder, max_count: int | None
@@ -97,7 +98,7 @@ class Pass:
                 self._guard.point = self._interrupted
                 following = self._take(feeder, self._count + len(block), max_count)
                 self._following = following
-            finally:
+            finally:  # also if reading fails, because these steps have been trained
                 taken = self._notify_steps(block, kept, before)
                 self._guard.point = self._interrupted
             self._notify_compilation()
@@ -116,7 +117,7 @@ class Pass:
         self._times.dispatch += time.perf_counter() - began
         now = compiled_so_far()
         if now[0] > compiled[0]:
-            block.slot.begin()
+            block.slot.begin()  # because the pace must not include the compilation
             why = reasons.of(*self._stepper.signature(block))
             self._compilation = Compilation(self._stepper.name, now[1] - compiled[1], why)
         return kept
@@ -196,6 +197,7 @@ class Pass:
         self._has_ended = True
 
         def now() -> Record:
+            # The step's metrics come first, and win over those of `measure`.
             told = {**metrics, **self._measure(), **metrics}
             return self._with_experiment({"metrics": told})
 

@@ -175,7 +175,7 @@ class Run:
         except BaseException:
             if guard.asked is not None and guard.point is not None and not guard.is_urgent:
                 moment, guard.point = guard.point(), None
-                if moment.step > 0:
+                if moment.step > 0:  # before, there is nothing to save
                     self._callbacks.notify("on_call_end", lambda: moment)
             raise
 
@@ -209,7 +209,7 @@ class Run:
         slots = self._slots.get(start.mode)
         if slots is None:
             most, first = stepper.steps_per_block, stepper.first_steps
-            pace = None if self._steps_per_call else Pace(most, first)
+            pace = None if self._steps_per_call else Pace(most, first)  # the user's choice is kept
             slots = StagingBuffers(most, self._memory.pop(start.mode, None), pace)
             self._slots[start.mode] = slots
         self._callbacks.check_settings()
@@ -325,5 +325,6 @@ class Run:
 
     def _now(self) -> Record:
         record = self._start if self._pass is None else self._pass.record
+        # A lost Experiment raises only when a callback reads it.
         experiment = Lazy(lambda: self.experiment) if self._is_lost else self.experiment
         return replace(record, mode=self._start.mode, given={"experiment": experiment})

@@ -21,8 +21,8 @@ class Batches:
     batch 17, without reading the earlier ones, and an iterator's `state_dict()` is its position.
 
     Args:
-        arrays: an array or a pytree of arrays (a tuple, a dict ...), with the examples along axis 0,
-            all of one length. Only arrays that are not NumPy arrays are copied.
+        arrays: an array or a pytree of arrays (a tuple, a dict ...) of one length, with the
+            examples along axis 0. Only arrays that are not NumPy arrays are copied.
         batch_size: examples per batch, 1 or more. The last batch may be smaller.
         shuffle: whether each epoch has another order.
         seed: a non-negative integer, the seed of the orders.
