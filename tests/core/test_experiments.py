@@ -560,7 +560,11 @@ def test_lengths_may_differ_from_batch_to_batch():
     ("make", "error", "message"),
     [
         (lambda: classes(label_smoothing=1.0), ValueError, r"label_smoothing must be in \[0, 1\)"),
-        (lambda: classes(label_smoothing=0.1, loss=max), ValueError, "smooth in the `loss`"),
+        (
+            lambda: classes(label_smoothing=0.1, loss=max),
+            ValueError,
+            "smooth the labels in your `loss`",
+        ),
         (lambda: classes(class_weights=[1, 2]), ValueError, "class_weights must be 3 numbers"),
         (lambda: classes(class_weights=[1, 2, -1]), ValueError, "none negative"),
         (lambda: binary(class_weights=[0, 0]), ValueError, "not all 0"),
@@ -637,7 +641,7 @@ def test_bad_options(make, error, message):
         (autoencoder, (PIXELS * 255).astype(np.uint8), "features of floating point"),
         (autoencoder, np.full_like(PIXELS, np.nan), "features are NaN"),
         (autoencoder, Masked(np.full_like(PIXELS, np.nan), ~MASK), "features are NaN"),
-        (vae, PIXELS * 2, r"features must be in \[0, 1\] for the usual loss"),
+        (vae, PIXELS * 2, r"features must be in \[0, 1\] for the default loss"),
         (gan, PIXELS[:, :3], "the generator must give the shape of the features"),
     ],
 )
@@ -756,7 +760,7 @@ def test_weights_of_labels_need_a_loss_of_each_label():
     def mean(logits, labels):
         return jnp.square(logits - labels.astype(logits.dtype)).mean(axis=1)
 
-    with pytest.raises(DataError, match="class_weights count each label by itself"):
+    with pytest.raises(DataError, match="class_weights weigh each label"):
         labels(loss=mean, class_weights=[1, 2, 3]).train_step((X, LABELS))
     with pytest.raises(DataError, match="the mask one for each element"):
         labels(loss=mean).train_step(Masked((X, LABELS), LABELS > 0))
@@ -818,7 +822,7 @@ def test_text_is_generated_up_to_the_length_that_was_trained():
         assert texts.dtype == jnp.int32
         np.testing.assert_array_equal(texts[:, :3], prompts)
         np.testing.assert_array_equal(texts[:, 3:], [likeliest[2:]] * 2)
-    with pytest.raises(FloatingPointError, match="it knows no texts of 7 tokens"):
+    with pytest.raises(FloatingPointError, match="it does not support texts of 7 tokens"):
         exp.generate(TOKENS[:1, :3], 5, key=jax.random.key(0))
     np.testing.assert_array_equal(exp.generate(TOKENS, 0, key=jax.random.key(0)), TOKENS)
 

@@ -279,7 +279,7 @@ def test_outs_in_parts_must_merge(outputs, error, message):
 def test_what_cannot_be_cut_is_told():
     x, y, _ = examples(4)
     learner = Learner(Linear(), Descent(), sample_input=x)
-    with pytest.raises(ValueError, match="the examples on axis 0, all alike"):
+    with pytest.raises(ValueError, match="the same number of examples on axis 0"):
         learner.update(squares, (x, y, np.float32(1)), micro_batches=2)
 
 

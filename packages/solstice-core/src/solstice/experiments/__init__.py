@@ -1,4 +1,4 @@
-"""Ready-made experiments, each on the protocols of `solstice.compat` alone."""
+"""Ready-made Experiments, written against the protocols of `solstice.compat` alone."""
 
 from solstice.experiments._autoencoder import AutoencoderExperiment, VAEExperiment
 from solstice.experiments._base import Options

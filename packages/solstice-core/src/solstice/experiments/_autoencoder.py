@@ -1,4 +1,4 @@
-"""Autoencoders, plain and variational, of any two models and any optimiser."""
+"""Autoencoders: plain and variational, from two models and an optimiser."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from solstice.metrics import Mean, MetricsCollection, RegressionMetrics
 
 
 class _Reconstructing(OneModelExperiment):
-    """An Experiment whose targets are its inputs, one array."""
+    """An Experiment whose targets are its inputs, a single array."""
 
     def _parts(self, batch: Batch) -> tuple[Any, Any, Any]:
         _, mask = unmasked(batch)
@@ -42,7 +42,11 @@ class _Reconstructing(OneModelExperiment):
         return x, x, mask
 
     def check_batch(self, batch: Batch) -> None:
-        """Refuses features that cannot be, masked ones too: they all go through the encoder."""
+        """Raises a DataError if features are invalid.
+
+        Masked examples are checked too, because all examples go through the encoder: NaN in one
+        reaches the others through BatchNorm.
+        """
         x, _, _ = self._parts(batch)
         self._check_targets(x)
         self._check_values(np.asarray(x))
@@ -63,11 +67,11 @@ class _Reconstructing(OneModelExperiment):
         return outputs
 
     def __call__(self, x: Any) -> Any:
-        """`decoded = exp(x)`: what the decoder makes of the encoder's codes, in evaluation mode."""
+        """`decoded = exp(x)`: encode and decode features, with the weights for evaluation."""
         return super().__call__(x)[0]
 
     def _part(self, name: str, x: Any) -> Any:
-        """The outputs of one of the two models, in evaluation mode."""
+        """The outputs of the encoder or the decoder, with the weights for evaluation."""
         learner = self.learner
         params = learner.eval_params()
         pair: Any = learner.model
@@ -76,7 +80,7 @@ class _Reconstructing(OneModelExperiment):
 
 
 class AutoencoderExperiment(_Reconstructing):
-    """`AutoencoderExperiment(encoder, decoder, optax.adam(1e-3))`: learns to give its inputs back.
+    """`AutoencoderExperiment(encoder, decoder, optax.adam(1e-3))`: learns to reproduce its inputs.
 
     ```python
     exp = exp.train(images, batch_size=32, num_epochs=10)
@@ -84,21 +88,21 @@ class AutoencoderExperiment(_Reconstructing):
     images = exp.decode(codes)
     ```
 
-    A batch is features, an array of floating point of shape [n, ...]; or a tuple or list that
-    begins with them, such as a pair with labels, which are not looked at; or a
-    `solstice.data.Masked` one. The encoder gives codes of shape [n, ...], and the decoder makes
-    features of them. The loss is the mean squared error. Steps return `RegressionMetrics` with it.
+    A batch is a floating-point array of features of shape [n, ...], or a tuple or list with
+    features first (labels are ignored), or a `solstice.data.Masked` of either. The encoder returns
+    codes of shape [n, ...], and the decoder turns codes into features. The loss is the mean squared
+    error. Steps return `RegressionMetrics` with this loss.
 
     Args:
-        encoder, decoder: each a `solstice.compat.Model`, or a model that has an adapter. The params
-            are those of both, by these names.
+        encoder, decoder: each a `solstice.compat.Model`, or a model with an adapter. The
+            Experiment's params are `{"encoder": ..., "decoder": ...}`.
         loss: `loss(reconstruction, features)`, one number for each example or element.
         metrics: `metrics(reconstruction, features, mask)`, in place of `RegressionMetrics`.
         optimizer, seed, sample_input, micro_batches: as in `ClassificationExperiment`.
 
     Raises:
         ValueError, TypeError: as `ClassificationExperiment`.
-        DataError: in a step, the features are no floating point, or NaN, or the decoder gives
+        DataError: in a step, features are not floating point, or are NaN, or the decoder returns
             another shape.
     """
 
@@ -124,15 +128,15 @@ class AutoencoderExperiment(_Reconstructing):
         self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
 
     def encode(self, x: Any) -> Any:
-        """`codes = exp.encode(x)`: what the encoder makes of features."""
+        """`codes = exp.encode(x)`: the encoder's outputs for features of shape [n, ...]."""
         return self._part("encoder", x)
 
     def decode(self, z: Any) -> Any:
-        """`x = exp.decode(codes)`: what the decoder makes of codes."""
+        """`x = exp.decode(codes)`: the decoder's outputs for codes of shape [n, ...]."""
         return self._part("decoder", z)
 
     def predict_step(self, batch: Batch) -> Any:
-        """`reconstructions = exp.predict_step(x)`."""
+        """`reconstructions = exp.predict_step(x)`: features, encoded and decoded."""
         return self(self._features(batch))
 
     def _usual_loss(self, outputs: Any, y: Any) -> Array:
@@ -146,37 +150,38 @@ class AutoencoderExperiment(_Reconstructing):
 
 
 class VAEExperiment(_Reconstructing):
-    """`VAEExperiment(encoder, decoder, optax.adam(1e-3), latent_size=8)`: a variational one.
+    """`VAEExperiment(encoder, decoder, optax.adam(1e-3), latent_size=8)`: variational autoencoder.
 
     ```python
     exp = exp.train(images, batch_size=32, num_epochs=10)
     images = exp.sample(jax.random.key(0), 16)
     ```
 
-    A batch is as for `AutoencoderExperiment`. The encoder gives the means of the latents and then
-    the logarithms of their variances, [n, 2 * latent_size]; the decoder makes of latents,
-    [n, latent_size], the parameters of a distribution over features.
+    Batches are as for `AutoencoderExperiment`. The encoder returns an array of shape
+    [n, 2 * latent_size]: the means of the latents, then the logarithms of their variances. The
+    decoder turns latents, [n, latent_size], into the parameters of a distribution over features.
 
-    The loss is the negative evidence lower bound of Kingma and Welling (2014), in nats an example:
-    the sum over features of `loss`, and `beta` times the divergence of the latents from the
-    standard normal distribution. In training the latents are drawn. In evaluation they are the
-    means, so that the numbers depend on no chance and no batches; the loss is then no bound, but
-    near it. Steps return "loss", "reconstruction" and "divergence".
+    The loss is the negative evidence lower bound of Kingma and Welling (2014), in nats per example:
+    `loss` summed over features, plus `beta` times the divergence of the latents from the standard
+    normal distribution. Training draws the latents at random. Evaluation uses their means, so the
+    metrics depend neither on chance nor on the batches; the loss is then close to the bound, but
+    not a bound. Steps return "loss", "reconstruction" and "divergence".
 
     Args:
         encoder, decoder: as in `AutoencoderExperiment`.
-        latent_size: numbers in a latent.
-        beta: how much the divergence counts (Higgins et al., 2017).
-        loss: `loss(decoded, features)`, -log p of each element; left out, the binary
+        latent_size: size of a latent vector.
+        beta: weight of the divergence, 0 or more (Higgins et al., 2017).
+        loss: `loss(decoded, features)`, -log p of each element. The default is the binary
             cross-entropy of logits, for features in [0, 1].
-        activation: what makes features of what is decoded, in `decode`, `sample` and predictions:
-            left out, the sigmoid with the usual loss, nothing with another.
+        activation: function from the decoder's outputs to features, for `decode`, `sample` and
+            predictions. The default is the sigmoid with the default loss, and no function with
+            another loss.
         optimizer, seed, sample_input, micro_batches: as in `ClassificationExperiment`.
 
     Raises:
         ValueError, TypeError: as `ClassificationExperiment`.
-        DataError: in a step, the features are no floating point, NaN, or outside [0, 1] where the
-            loss is the usual one; or the models give other shapes.
+        DataError: in a step, features are not floating point, or are NaN, or are outside [0, 1]
+            with the default loss; or a model returns another shape.
     """
 
     learner: Learner
@@ -212,24 +217,25 @@ class VAEExperiment(_Reconstructing):
         self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
 
     def encode(self, x: Any) -> tuple[Array, Array]:
-        """`mean, log_variance = exp.encode(x)`: of the latents, each [n, latent_size]."""
+        """`mean, log_variance = exp.encode(x)`: of the latents, each of shape [n, latent_size]."""
         return _halves(self._part("encoder", x), self.latent_size)
 
     def decode(self, z: Any) -> Any:
-        """`x = exp.decode(z)`: the features that latents, [n, latent_size], stand for."""
+        """`x = exp.decode(z)`: features from latents of shape [n, latent_size]."""
         return self._activated(self._part("decoder", z))
 
     def sample(self, key: Array, num: int) -> Any:
         """`x = exp.sample(key, 16)`: features decoded from 16 latents drawn at random.
 
         Raises:
-            DataError: the experiment has no values yet.
+            ValueError: `num` is below 1.
+            DataError: the models have not been initialised.
         """
         shape = whole("num", num), self.latent_size
         return self.decode(jax.random.normal(one_key("key", key), shape))
 
     def predict_step(self, batch: Batch) -> Any:
-        """`reconstructions = exp.predict_step(x)`: from the means of the latents."""
+        """`reconstructions = exp.predict_step(x)`: decoded from the means of the latents."""
         return self._activated(self(self._features(batch)))
 
     def _activated(self, decoded: Any) -> Any:
@@ -239,7 +245,7 @@ class VAEExperiment(_Reconstructing):
         super()._check_values(y)
         if self.options.loss is None and y.size and (y.min() < 0 or y.max() > 1):
             raise DataError(
-                f"features must be in [0, 1] for the usual loss; they are in [{y.min()}, "
+                f"features must be in [0, 1] for the default loss; they are in [{y.min()}, "
                 f"{y.max()}]. Scale them, or give another `loss`"
             )
 
@@ -263,10 +269,10 @@ class VAEExperiment(_Reconstructing):
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Pair:
-    """Two models as one, which gives what is decoded and the codes that it was decoded from.
+    """Encoder and decoder as one model with outputs `(decoded, codes)`.
 
-    With a `latent_size`, the codes are means and log variances, and what is decoded is drawn from
-    those in training, and their means in evaluation.
+    With a `latent_size`, the codes are means and log variances of latents. The decoder then
+    receives latents drawn from this distribution in training, and its means in evaluation.
     """
 
     encoder: Model
@@ -274,7 +280,7 @@ class _Pair:
     latent_size: int | None = None
 
     def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
-        """`params, state = model.init(key, x)`."""
+        """`params, state = model.init(key, x)`: dicts with the keys "encoder" and "decoder"."""
         first, second = jax.random.split(key)
         one, one_state = self.encoder.init(first, x)
         codes, _ = self.encoder.forward(one, one_state, x, train=False)
@@ -316,5 +322,8 @@ def _halves(codes: Any, latent_size: int) -> tuple[Array, Array]:
 
 
 def _divergence(mean: Array, log_variance: Array) -> Array:
-    """From the standard normal, in nats an example (Kingma and Welling, 2014, appendix B)."""
+    """KL divergence from the standard normal, in nats per example.
+
+    Kingma and Welling (2014), appendix B.
+    """
     return jnp.sum(jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance, axis=1) / 2

@@ -1,4 +1,4 @@
-"""What the ready-made Experiments of one model share."""
+"""Base classes of the ready-made Experiments, and checks of their batches."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -30,20 +30,20 @@ from solstice.experiments._learner import Forward, Learner
 from solstice.metrics import WithLoss
 
 LossFunction: TypeAlias = Callable[[Any, Any], Array]
-"""`losses = loss(outputs, targets)`: of shape [n, ...], not averaged."""
+"""`losses = loss(outputs, targets)`: shape [n, ...], not averaged."""
 
 MetricsFunction: TypeAlias = Callable[[Any, Any, Array], Metrics]
-"""`metrics(outputs, targets, mask)`: of one batch."""
+"""`metrics(outputs, targets, mask)`: the Metrics of one batch; the mask is boolean."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What all ready-made Experiments of one model can be told.
+    """`Options(loss, metrics, micro_batches)`: the options that all one-model Experiments share.
 
     Attributes:
-        loss: in place of the usual loss; None for that.
-        metrics: in place of the usual metrics; None for those.
-        micro_batches: how many parts a batch is trained in.
+        loss: replaces the default loss; None keeps the default.
+        metrics: replaces the default metrics; None keeps the default.
+        micro_batches: number of parts into which a batch is cut for training, 1 or more.
     """
 
     loss: LossFunction | None = None
@@ -58,7 +58,7 @@ class Options:
 
 
 class ReadyMade(Experiment):
-    """An Experiment that trains and tests itself."""
+    """An Experiment with the methods `train`, `test` and `predict`."""
 
     def train(
         self,
@@ -73,8 +73,8 @@ class ReadyMade(Experiment):
     ) -> Self:
         """`exp = exp.train(train_ds, val_ds, num_epochs=5)`: a trained copy.
 
-        The arguments are those of `solstice.train`. An Experiment never changes in place: keep
-        what comes back.
+        The arguments are those of `solstice.train`. An Experiment never changes in place, so
+        assign the result.
         """
         return train(
             self,
@@ -94,35 +94,34 @@ class ReadyMade(Experiment):
         batch_size: int | None = None,
         callbacks: Iterable[Callback] | None = None,
     ) -> dict[str, Any]:
-        """`exp.test(test_ds)["loss"]`: the arguments are those of `solstice.test`."""
+        """`exp.test(test_ds)["loss"]`: metrics by name, with the arguments of `solstice.test`."""
         return test(self, test_ds, batch_size=batch_size, callbacks=callbacks)
 
     def predict(self, ds: Any, *, batch_size: int | None = None) -> Any:
-        """`predictions = exp.predict(x, batch_size=256)`: `predict_step` over a data set.
+        """`predictions = exp.predict(x, batch_size=256)`: run `predict_step` over a data set.
 
         Args:
-            ds: features, or a data set of batches; targets beside them are not looked at. Those of
-                a network of two inputs are `(a, b)`, or `((a, b), y)`. What is masked is predicted
-                too, so that row i is example i.
-            batch_size: examples in a batch, for a data set given as arrays.
+            ds: features, or a data set of batches; targets in the batches are ignored. For a model
+                with two inputs, give `(a, b)` or `((a, b), y)`. Masked examples are predicted too,
+                so row i is example i.
+            batch_size: examples per batch, for a data set given as arrays.
 
         Returns:
-            NumPy arrays, one row for each example. `Trainer.predict` gives batch by batch what is
-            too large to hold.
+            NumPy arrays with one row per example. If they do not fit in memory, use
+            `Trainer.predict`, which yields one batch at a time.
 
         Raises:
-            DataError: the experiment has seen no batch yet, or the features have other shapes.
+            DataError: the model has not been initialised, or the features have other shapes.
         """
         outputs = Trainer().predict(self, ds, batch_size=batch_size)
         return _tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
 
 class OneModelExperiment(ReadyMade):
-    """An Experiment that trains one model: inputs, targets, a loss, and metrics.
+    """An Experiment that trains one model on pairs of inputs and targets.
 
-    A kind of Experiment says what its batches are (`_parts`), what their targets and the model's
-    outputs must be (`_check_targets`, `_check_values`, `_outputs`), and what is usual
-    (`_usual_loss`, `_usual_metrics`).
+    A subclass splits a batch (`_parts`), checks targets and model outputs (`_check_targets`,
+    `_check_values`, `_outputs`), and defines the defaults (`_usual_loss`, `_usual_metrics`).
     """
 
     learner: eqx.AbstractVar[Learner]
@@ -130,17 +129,17 @@ class OneModelExperiment(ReadyMade):
 
     @property
     def params(self) -> Params:
-        """The model's params; None before the first batch is known."""
+        """The model's params; None before initialisation."""
         return self.learner.params
 
     @property
     def state(self) -> State:
-        """The model's state."""
+        """The model's state, such as batch statistics; None before initialisation."""
         return self.learner.state
 
     @property
     def opt_state(self) -> OptState:
-        """The optimiser's state."""
+        """The optimiser's state; None before initialisation."""
         return self.learner.opt_state
 
     @property
@@ -149,26 +148,34 @@ class OneModelExperiment(ReadyMade):
         return self.learner.step
 
     def with_params(self, params: Params) -> Self:
-        """`exp = exp.with_params(pretrained)`: see `Learner.with_params`."""
+        """`exp = exp.with_params(pretrained)`: start from these weights.
+
+        Raises:
+            ValueError: as `Learner.with_params`.
+        """
         return replace(self, learner=self.learner.with_params(params))
 
     def __call__(self, x: Any) -> Any:
         """`outputs = exp(x)`: the model's outputs, with the weights for evaluation.
 
         Raises:
-            DataError: the experiment has seen no batch yet, or `x` has other shapes.
+            DataError: the model has not been initialised, or `x` has other shapes.
         """
         return self._outputs(self.learner(x), x, None)
 
     def _features(self, batch: Batch) -> Any:
-        """What to predict from: all inputs of a model of several, or as `features_of` has it."""
+        """The inputs of a batch for prediction, without targets.
+
+        A tuple is ambiguous: two inputs, or inputs and targets. The number of inputs at
+        initialisation decides.
+        """
         (whole, _), first = unmasked(batch), features_of(batch)
         count = len(self.learner.inputs or ())
         is_all = len(_tree.leaves(whole)) == count != len(_tree.leaves(first))
         return whole if is_all else first
 
     def setup(self, batch: Batch) -> Self:
-        """Initialises the model with the first batch, unless it is already."""
+        """Initialises the model from the shapes of the first batch; a second call does nothing."""
         if self.learner.inputs is not None:
             return self
         x, y, _ = self._parts(batch)
@@ -176,7 +183,10 @@ class OneModelExperiment(ReadyMade):
         return replace(self, learner=self.learner.setup(x))
 
     def check_batch(self, batch: Batch) -> None:
-        """Refuses targets with values that cannot be, before they train anything."""
+        """Raises a DataError if target values are invalid, such as a label out of range.
+
+        It runs on the host, since a compiled step cannot raise.
+        """
         x, y, mask = self._parts(batch)
         self._check_pair(x, y)
         _check_mask(mask, y)
@@ -192,12 +202,12 @@ class OneModelExperiment(ReadyMade):
         return replace(self, learner=learner), metrics
 
     def eval_step(self, batch: Batch) -> tuple[Self, Metrics]:
-        """`exp, metrics = exp.eval_step(batch)`: measure, with the weights for evaluation."""
+        """`exp, metrics = exp.eval_step(batch)`: metrics with the weights for evaluation."""
         self = self._ready(batch)
         return self, self.learner.evaluate(self._objective, batch)
 
     def _ready(self, batch: Batch) -> Self:
-        """Set up, and with a batch that fits: what a step may begin with."""
+        """The initialised Experiment, after all checks of the batch."""
         self = self.setup(batch)
         x, y, mask = self._parts(batch)
         num_rows(x)
@@ -209,7 +219,7 @@ class OneModelExperiment(ReadyMade):
         return self
 
     def _check_pair(self, x: Any, y: Any) -> None:
-        """Raises a DataError on targets that do not fit, in length or by themselves."""
+        """Raises a DataError if targets differ from the inputs in length, or are invalid."""
         length = shape_of(y)[:1]
         if length and shape_of(x)[:1] != length and num_rows(x) != length[0]:
             raise DataError(
@@ -223,11 +233,12 @@ class OneModelExperiment(ReadyMade):
         x, y, mask = self._parts(batch)
         outputs = self._outputs(model(x), x, y)
         if mask is not None:
-            y = jnp.where(spread(mask, y), y, jnp.zeros_like(y))  # what is masked may be NaN
+            # Masked targets may be NaN, and NaN times a weight of 0 would still be NaN.
+            y = jnp.where(spread(mask, y), y, jnp.zeros_like(y))
         return self._measured(outputs, y, mask)
 
     def _measured(self, outputs: Any, y: Any, mask: Any) -> tuple[Array, Array | None, Metrics]:
-        """`losses, weights, metrics` of one batch."""
+        """The losses, weights (or None) and metrics of one batch."""
         losses = self._losses(outputs, y)
         weights = self._weights(y, mask, losses)
         if weights is not None and weights.ndim > losses.ndim:
@@ -249,45 +260,49 @@ class OneModelExperiment(ReadyMade):
         return losses
 
     def _weights(self, y: Any, mask: Any, losses: Array) -> Array | None:
-        """What each loss counts."""
+        """The weight of each loss; None if all count the same."""
         del y
         return None if mask is None else spread(mask, losses)
 
     def _parts(self, batch: Batch) -> tuple[Any, Any, Any]:
-        """`x, targets, mask` of a batch; the mask is None if there is none."""
+        """Splits a batch into inputs, targets and mask; the mask is None without `Masked`."""
         batch, mask = unmasked(batch)
         x, y = _pair(batch)
         return x, y, mask
 
     @abstractmethod
     def _check_targets(self, y: Any) -> None:
-        """Raises a DataError on targets of a wrong shape or dtype."""
+        """Raises a DataError if the targets' shape or dtype is wrong; they may be traced."""
 
     @abstractmethod
     def _check_values(self, y: Any) -> None:
-        """Raises a DataError on targets, NumPy arrays, with values that cannot be."""
+        """Raises a DataError if values of the targets, a NumPy array, are invalid."""
 
     @abstractmethod
     def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
-        """The model's outputs, or a DataError; the targets are None where there are none."""
+        """The model's outputs after a check of their shape; `y` is None in prediction."""
 
     @abstractmethod
     def _usual_loss(self, outputs: Any, y: Any) -> Array:
         """The loss of each example."""
 
     def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> Metrics:
-        """The metrics of a batch."""
+        """The default metrics of a batch; an Experiment that overrides `_measured` has none."""
         raise NotImplementedError
 
 
 def features_of(batch: Batch) -> Any:
-    """What to predict from: a batch without targets, or the first of a pair."""
+    """The features of a batch: the batch itself, or its first entry if it is a tuple or list."""
     batch, _ = unmasked(batch)
     return cast("Any", batch[0]) if isinstance(batch, tuple | list) else batch
 
 
 def unmasked(batch: Batch) -> tuple[Batch, Any]:
-    """The batch within, and its mask or None."""
+    """The batch inside a `Masked` and its mask; any other batch and None.
+
+    Raises:
+        DataError: the mask is not boolean, or has another length than the batch.
+    """
     if not isinstance(batch, Masked):
         return batch, None
     mask, size = batch.mask, num_rows(batch.batch)
@@ -313,10 +328,10 @@ def _check_mask(mask: Any, y: Any) -> None:
 
 
 def num_rows(x: Any) -> int:
-    """How many examples there are: the length of the first array that has an axis.
+    """The number of examples: the length of the first array that has an axis.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no examples.
     """
     size = next((np.shape(leaf)[0] for leaf in _tree.leaves(x) if np.ndim(leaf)), 0)
     if size == 0:
@@ -328,7 +343,7 @@ def num_rows(x: Any) -> int:
 
 
 def check_floating(x: Any) -> None:
-    """Raises a DataError on features that are no array of floating point."""
+    """Raises a DataError unless the features are a floating-point array of shape [n, ...]."""
     if getattr(x, "ndim", 0) < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         hint = ". Pixels become such by `(x / 255).astype('float32')`"
         if getattr(x, "ndim", 0) == 1:
@@ -340,29 +355,29 @@ def check_floating(x: Any) -> None:
 
 
 def check_no_nan(x: Any) -> None:
-    """Raises a DataError on features, a NumPy array, that are NaN."""
+    """Raises a DataError if the features, a NumPy array, contain NaN."""
     bad = np.isnan(x).sum()
     if bad:
         raise DataError(f"{bad} of {x.size} features are NaN: leave those examples out")
 
 
 def is_traced(batch: Batch) -> bool:
-    """Whether the batch has no values yet, since a step is being compiled."""
+    """Whether the batch has tracers in place of values, as during compilation."""
     return any(isinstance(leaf, Tracer) for leaf in _tree.leaves(batch))
 
 
 def shape_of(outputs: Any) -> tuple[int, ...]:
-    """The shape of an array; () of what is none, such as a tuple of arrays."""
+    """The shape of an array; () for any other object, such as a tuple of arrays."""
     return getattr(outputs, "shape", ())
 
 
 def without_last_axis(outputs: Any, size: int) -> Any:
-    """Outputs of shape [n, 1] as [n]."""
+    """Outputs of shape [n, 1] as [n]; others unchanged."""
     return outputs[:, 0] if shape_of(outputs) == (size, 1) else outputs
 
 
 def spread(weights: Any, like: Any) -> Any:
-    """Weights with axes of 1 behind, so that they broadcast against an array."""
+    """Weights with trailing axes of length 1, so that they broadcast against `like`."""
     return weights.reshape(*weights.shape, *[1] * (like.ndim - weights.ndim))
 
 

@@ -1,4 +1,4 @@
-"""Classification with any model and any optimiser: of one class, of two, and of several labels."""
+"""Classification Experiments: one of many classes, one of two, and several labels at once."""
 
 from typing import Any
 
@@ -48,39 +48,40 @@ class ClassificationExperiment(OneModelExperiment):
     exp.test(test_ds)["accuracy"]
     ```
 
-    A batch is a pair of features, an array or a pytree of arrays with the example on axis 0, and
-    integer labels of shape [n] in [0, num_classes); or a `solstice.data.Masked` one. The model
-    gives logits of shape [n, num_classes]. The loss is the mean softmax cross-entropy. Steps return
-    `ClassificationMetrics` with that loss.
+    A batch is a pair `(features, labels)`, or a `solstice.data.Masked` of one. Features are an
+    array or a pytree of arrays with the examples on axis 0; labels are integers of shape [n] in
+    [0, num_classes). The model returns logits of shape [n, num_classes]. The loss is the mean
+    softmax cross-entropy. Steps return `ClassificationMetrics` with this loss.
 
     Args:
-        model: a `solstice.compat.Model`, or a model of any framework that has an adapter.
-        optimizer: a `solstice.compat.Optimizer`, or an optimiser that has an adapter.
+        model: a `solstice.compat.Model`, or a model of any framework with an adapter.
+        optimizer: a `solstice.compat.Optimizer`, or an optimiser with an adapter.
         num_classes: number of classes, 2 or more.
-        seed: an integer, or a PRNG key (typed or legacy), for the initial values and what is
-            random in training. A model that has its values, as an Equinox module does, keeps them;
-            `EquinoxModel(lambda key: ...)` is made anew from the seed.
+        seed: an integer or a PRNG key (typed or legacy), for the initial weights and for randomness
+            in training. A model that already has weights, such as an Equinox module, keeps them;
+            `EquinoxModel(lambda key: ...)` is created from the seed.
         sample_input: features of a batch of any size, for the model to be initialised with. Left
             out, the first batch is taken.
-        label_smoothing: what is taken from the label and spread over all classes, in [0, 1).
-        class_weights: what an example of each class counts in the loss, shape [num_classes]. The
-            loss is divided by the sum of the weights, in training as in evaluation.
+        label_smoothing: probability moved from the label to all classes evenly, in [0, 1).
+        class_weights: weight of each class in the loss, shape [num_classes]. The loss is divided
+            by the sum of the weights of the examples, in training and in evaluation.
         loss: `loss(logits, labels)`, one number for each example, in place of the cross-entropy.
-        metrics: `metrics(logits, labels, mask)`, Metrics in place of `ClassificationMetrics`; the
-            mask, of shape [n], is true where an example counts.
-        micro_batches: how many parts a batch is trained in, to save memory; see `Learner.update`.
+        metrics: `metrics(logits, labels, mask)`, Metrics in place of `ClassificationMetrics`. The
+            mask, boolean of shape [n], is true for examples that count.
+        micro_batches: number of parts into which a batch is cut, to save memory; see
+            `Learner.update`.
 
     Attributes:
-        learner: the model, the optimiser, and what both hold.
+        learner: a `Learner`: the model, the optimiser and the state of both.
         params, state, opt_state, step: those of the learner.
 
     Raises:
         ValueError: `num_classes` is below 2, or an option is out of its range.
         TypeError, solstice.compat.AdapterError: there is no adapter for the model or optimiser; or
-            the model has params that are no floating-point arrays.
-        DataError: in a step, labels are not integers of shape [n] in [0, num_classes), features
-            differ in shape from those the model was initialised with, or the model gives no
-            logits of shape [n, num_classes].
+            a param of the model is not a floating-point array.
+        DataError: in a step, labels are not integers of shape [n] in [0, num_classes), the shape
+            of features is not the one at initialisation, or logits are not of shape
+            [n, num_classes].
     """
 
     learner: Learner
@@ -112,7 +113,7 @@ class ClassificationExperiment(OneModelExperiment):
     def predict_step(self, batch: Batch) -> Array:
         """`probabilities = exp.predict_step(x)`: float, of shape [n, num_classes].
 
-        The batch is `x` alone, or a tuple or list of `x` and labels, which are not looked at.
+        The batch is `x` alone, or a tuple or list of `x` and labels; labels are ignored.
         """
         return jax.nn.softmax(self(self._features(batch)))
 
@@ -152,18 +153,19 @@ class ClassificationExperiment(OneModelExperiment):
 
 
 class BinaryClassificationExperiment(OneModelExperiment):
-    """`BinaryClassificationExperiment(model, optax.adam(3e-4))`: yes or no.
+    """`BinaryClassificationExperiment(model, optax.adam(3e-4))`: a classifier for two classes.
 
-    A batch is a pair of features and labels of shape [n], each 0 or 1 (integers or booleans); or a
-    `solstice.data.Masked` one. The model gives logits of shape [n] or [n, 1], those of class 1. The
-    loss is the mean binary cross-entropy. Steps return `BinaryMetrics` with that loss.
+    A batch is a pair `(features, labels)`, or a `solstice.data.Masked` of one. Labels have shape
+    [n], each 0 or 1 (integers or booleans). The model returns the logits of class 1, of shape [n]
+    or [n, 1]. The loss is the mean binary cross-entropy. Steps return `BinaryMetrics` with this
+    loss.
 
     Args:
-        threshold: the probability from which on an example is taken for class 1, in the metrics.
-        class_weights: what an example of class 0 and of class 1 counts in the loss.
+        threshold: in the metrics, examples with at least this probability are predicted as class 1.
+        class_weights: weights of class 0 and of class 1 in the loss, shape [2].
         label_smoothing: labels become `1 - label_smoothing / 2` and `label_smoothing / 2`.
         metrics: `metrics(logits, labels, mask)`, Metrics in place of `BinaryMetrics`, such as
-            `BinaryCurves`, whose ROC-AUC is exact.
+            `BinaryCurves` for an exact ROC-AUC.
         model, optimizer, seed, sample_input, loss, micro_batches: as in
             `ClassificationExperiment`.
 
@@ -198,7 +200,7 @@ class BinaryClassificationExperiment(OneModelExperiment):
         self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
 
     def predict_step(self, batch: Batch) -> Array:
-        """`probabilities = exp.predict_step(x)`: those of class 1, float of shape [n]."""
+        """`probabilities = exp.predict_step(x)`: of class 1, float of shape [n]."""
         return jax.nn.sigmoid(self(self._features(batch)))
 
     def _check_targets(self, y: Any) -> None:
@@ -236,14 +238,14 @@ class BinaryClassificationExperiment(OneModelExperiment):
 class MultilabelClassificationExperiment(OneModelExperiment):
     """`MultilabelClassificationExperiment(model, optax.adam(3e-4), num_labels=5)`: several labels.
 
-    A batch is a pair of features and labels of shape [n, num_labels], each 0 or 1 (integers or
-    booleans), that hold or not independently; or a `solstice.data.Masked` one. The model gives
-    logits of that shape. The loss is the mean binary cross-entropy. Steps return
-    `MultilabelMetrics` with that loss.
+    A batch is a pair `(features, labels)`, or a `solstice.data.Masked` of one. Labels have shape
+    [n, num_labels], each 0 or 1 (integers or booleans), independent of each other. The model
+    returns logits of this shape. The loss is the mean binary cross-entropy. Steps return
+    `MultilabelMetrics` with this loss.
 
     Args:
         num_labels: number of labels.
-        class_weights: what each label counts in the loss, shape [num_labels].
+        class_weights: weight of each label in the loss, shape [num_labels].
         model, optimizer, seed, sample_input, threshold, label_smoothing, loss, metrics,
             micro_batches: as in `BinaryClassificationExperiment`.
 
@@ -281,7 +283,7 @@ class MultilabelClassificationExperiment(OneModelExperiment):
         self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
 
     def predict_step(self, batch: Batch) -> Array:
-        """`probabilities = exp.predict_step(x)`: of each label, shape [n, num_labels]."""
+        """`probabilities = exp.predict_step(x)`: of each label, float [n, num_labels]."""
         return jax.nn.sigmoid(self(self._features(batch)))
 
     def _check_targets(self, y: Any) -> None:
@@ -313,9 +315,9 @@ class MultilabelClassificationExperiment(OneModelExperiment):
             return weights
         if shape_of(losses) != y.shape:
             raise DataError(
-                f"class_weights count each label by itself, so the loss must be of shape "
-                f"{list(y.shape)}; it is {describe_batch(losses)}. Leave the mean over labels out "
-                f"of it, or weigh them in it, without class_weights"
+                f"class_weights weigh each label, so the loss must be of shape "
+                f"{list(y.shape)}; it is {describe_batch(losses)}. Do not average over labels in "
+                f"the loss, or weigh them there and leave class_weights out"
             )
         return self.class_weights if weights is None else weights * self.class_weights
 
@@ -328,7 +330,7 @@ class MultilabelClassificationExperiment(OneModelExperiment):
 
 
 def _of_classes(class_weights: Array, labels: Any, mask: Any, losses: Array) -> Array:
-    """What the loss of each example counts, by its class."""
+    """The weight of each example's loss, by its class; 0 for masked examples."""
     weights = class_weights[labels.astype(jnp.int32)]
     return spread(weights if mask is None else jnp.where(mask, weights, 0), losses)
 

@@ -1,4 +1,4 @@
-"""Notice traced arrays that a loss is a function of, and that are constants to its gradient."""
+"""Detection of arrays that a loss depends on, but has no gradient in."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,19 +10,19 @@ from jax.core import Tracer
 from solstice import _tree
 
 _CALLS = ("jit", "pjit", "closed_call")
-"""Primitives whose inputs are those of their jaxpr, one by one."""
+"""Primitives with one input for each input of their inner jaxpr, so the search can enter them."""
 
 
 def constants_of(function: Callable[[Any], Any], argument: Any, arrays: Any) -> list[str]:
-    """Which of `arrays` the value of `function(argument)` has a gradient in, beside `argument`.
+    """The paths of those `arrays` on which `function(argument)` depends with a gradient.
 
     Args:
-        function: to be traced once more; its value is a scalar.
-        argument: what a gradient is taken in.
-        arrays: a tree of what the function may have closed over.
+        function: returns a scalar; it is traced once more.
+        argument: the tree in which the gradient is taken.
+        arrays: a tree of arrays that the function may have closed over.
 
     Returns:
-        The paths of such arrays. Those that are not traced are not looked at, nor what is within
+        The paths. Arrays that are not traced are ignored, and so are those used only inside
         `jax.lax.stop_gradient`.
     """
     paths = {id(leaf): path for path, leaf in _tree.leaves_by_path(arrays) if _is_traced(leaf)}
@@ -39,7 +39,7 @@ def _is_traced(leaf: Any) -> bool:
 
 
 def _needed(jaxpr: Any, outputs: Iterable[Any]) -> set[int]:
-    """The ids of the variables that the outputs have a gradient in."""
+    """The ids of the variables through which a gradient of the outputs flows."""
     needed = {id(var) for var in outputs if _has_gradient(var)}
     for equation in reversed(jaxpr.eqns):
         wanted = [id(var) in needed for var in equation.outvars]
@@ -49,7 +49,10 @@ def _needed(jaxpr: Any, outputs: Iterable[Any]) -> set[int]:
 
 
 def _inputs(equation: Any, wanted: list[bool]) -> list[Any]:
-    """What the wanted outputs of an equation are a function of; all of it, if not known better."""
+    """The inputs on which the wanted outputs of an equation depend.
+
+    For a primitive that is not in `_CALLS` these are all inputs, which may be too many.
+    """
     if equation.primitive.name not in _CALLS:
         return equation.invars
     within = equation.params["jaxpr"].jaxpr

@@ -1,4 +1,4 @@
-"""Generative adversarial networks: two models, two optimisers, one Experiment."""
+"""Generative adversarial networks: two models and two optimisers in one Experiment."""
 
 from collections.abc import Callable
 from typing import Any, Self, TypeAlias
@@ -31,7 +31,7 @@ from solstice.experiments._losses import binary_cross_entropy
 from solstice.metrics import Mean, MetricsCollection
 
 GANLoss: TypeAlias = Callable[[Array, Array], Array]
-"""`losses = loss(logits, is_real)`: of shape [n]; small where the logits are right."""
+"""`losses = loss(logits, is_real)`: shape [n]; small where the logits are right."""
 
 
 class GANExperiment(ReadyMade):
@@ -42,28 +42,29 @@ class GANExperiment(ReadyMade):
     images = exp.sample(jax.random.key(0), 16)
     ```
 
-    A batch is features, an array of shape [n, ...]; or a tuple or list that begins with them, such
-    as a pair with labels, which are not looked at; or a `solstice.data.Masked` one. The generator
-    makes features of latents, [n, latent_size], drawn from the standard normal distribution. The
-    discriminator gives one logit for each example, [n] or [n, 1]: high where it takes it for real.
+    A batch is a floating-point array of features of shape [n, ...], or a tuple or list with
+    features first (labels are ignored), or a `solstice.data.Masked` of either. The generator turns
+    latents, of shape [n, latent_size] and drawn from the standard normal distribution, into
+    features. The discriminator returns one logit per example, of shape [n] or [n, 1]: positive
+    means real.
 
-    Each step updates the discriminator on the batch and on as many generated examples, and then
-    the generator against the new discriminator, with the loss of Goodfellow et al. (2014) that
-    does not saturate. Steps return "discriminator_loss", "generator_loss", and "real_accuracy" and
-    "generated_accuracy", the fractions that the discriminator takes for what they are.
+    Each step updates the discriminator on the batch and the same number of generated examples,
+    then the generator against the new discriminator, with the non-saturating loss of Goodfellow
+    et al. (2014). Steps return "discriminator_loss", "generator_loss", and "real_accuracy" and
+    "generated_accuracy", the fractions that the discriminator classifies correctly.
 
     Args:
-        generator, discriminator: each a `solstice.compat.Model`, or a model that has an adapter.
-        optimizer: an `Optimizer`, or an optimiser that has an adapter, for both models.
-        latent_size: numbers in a latent.
-        discriminator_optimizer: another for the discriminator.
+        generator, discriminator: each a `solstice.compat.Model`, or a model with an adapter.
+        optimizer: an `Optimizer`, or an optimiser with an adapter, for both models.
+        latent_size: size of a latent vector.
+        discriminator_optimizer: another optimiser for the discriminator.
         loss: `loss(logits, is_real)`, one number for each example, in place of the binary
-            cross-entropy: the discriminator makes it small for what is real and what is generated,
-            the generator for what is generated as though it were real. Least squares (Mao et al.,
+            cross-entropy. The discriminator minimises it with `is_real` 1 for real and 0 for
+            generated examples, the generator with 1 for generated ones. Least squares (Mao et al.,
             2017) is `lambda logits, is_real: (logits - is_real) ** 2`.
         seed: an integer or a PRNG key.
-        sample_input: features of a batch of any size, for both models to be initialised with.
-        micro_batches: how many parts a batch is trained in; see `Learner.update`.
+        sample_input: features of a batch of any size, to initialise both models at once.
+        micro_batches: number of parts into which a batch is cut; see `Learner.update`.
 
     Attributes:
         generator, discriminator: a `Learner` each.
@@ -71,8 +72,8 @@ class GANExperiment(ReadyMade):
     Raises:
         ValueError: `latent_size` or `micro_batches` is below 1.
         TypeError, solstice.compat.AdapterError: as `ClassificationExperiment`.
-        DataError: in a step, the features are no floating point, or NaN; or the generator gives
-            another shape than theirs, or the discriminator not one logit for each example.
+        DataError: in a step, features are not floating point, or are NaN; or the generator returns
+            another shape, or the discriminator does not return one logit for each example.
     """
 
     generator: Learner
@@ -115,21 +116,25 @@ class GANExperiment(ReadyMade):
         return self.generator.step
 
     def sample(self, key: Array, num: int) -> Any:
-        """`x = exp.sample(key, 16)`: 16 generated examples, with the weights for evaluation.
+        """`x = exp.sample(key, 16)`: generate 16 examples, with the weights for evaluation.
 
         Raises:
-            DataError: the experiment has no values yet.
+            ValueError: `num` is below 1.
+            DataError: the models have not been initialised.
         """
         return self.generator(self._latents(one_key("key", key), whole("num", num)))
 
     def check_batch(self, batch: Batch) -> None:
-        """Refuses features that cannot be: they all go through the discriminator."""
+        """Raises a DataError if features are invalid.
+
+        Masked examples are checked too, because all examples go through the discriminator.
+        """
         x = features_of(batch)
         check_floating(x)
         check_no_nan(np.asarray(x))
 
     def setup(self, batch: Batch) -> Self:
-        """Initialises both models with the first batch, unless they are already."""
+        """Initialises both models from the first batch; a second call does nothing."""
         check_floating(features_of(batch))
         num_rows(features_of(batch))
         if self.discriminator.inputs is not None:
@@ -166,7 +171,7 @@ class GANExperiment(ReadyMade):
         return replace(self, generator=generator, discriminator=discriminator), metrics
 
     def eval_step(self, batch: Batch) -> tuple[Self, MetricsCollection]:
-        """`exp, metrics = exp.eval_step(batch)`: measure both, with the weights for evaluation."""
+        """`exp, metrics = exp.eval_step(batch)`: metrics with the weights for evaluation."""
         self = self._ready(batch)
         real, mask = _features(batch)
         key, drawn = jax.random.split(self.generator.key)
@@ -175,11 +180,12 @@ class GANExperiment(ReadyMade):
         of_discriminator = self.discriminator.evaluate(self._discriminates, (real, generated, mask))
         fooled = self._losses(_logits(self.discriminator(generated), num_rows(real)), True)
         metrics = MetricsCollection(**of_discriminator.parts, generator_loss=Mean(fooled, mask))
-        # Evaluation drops what it is given back, so that only its next batch has the new key.
+        # The new key reaches only the next batch: the Trainer drops this Experiment after the
+        # evaluation, so that evaluation cannot change training.
         return replace(self, generator=replace(self.generator, key=key)), metrics
 
     def predict_step(self, batch: Batch) -> Array:
-        """`logits = exp.predict_step(x)`: the discriminator's, of shape [n]."""
+        """`logits = exp.predict_step(x)`: the discriminator's logits, of shape [n]."""
         x = _features(batch)[0]
         return _logits(self.discriminator(x), num_rows(x))
 

@@ -1,4 +1,4 @@
-"""Language modelling with any model and any optimiser."""
+"""Language modelling: next-token training, evaluation and text generation."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -32,7 +32,7 @@ from solstice.metrics import LanguageModelMetrics
 
 
 class LanguageModelExperiment(OneModelExperiment):
-    """`LanguageModelExperiment(model, optax.adam(3e-4), vocabulary_size=256)`: the next token.
+    """`LanguageModelExperiment(model, optax.adam(3e-4), vocabulary_size=256)`: a language model.
 
     ```python
     exp = exp.train(tokens, batch_size=32, num_epochs=5)      # integers of shape [texts, length]
@@ -40,18 +40,18 @@ class LanguageModelExperiment(OneModelExperiment):
     texts = exp.generate(prompts, 100, key=jax.random.key(0))
     ```
 
-    A batch is tokens, integers of shape [n, length] in [0, vocabulary_size); or a
-    `solstice.data.Masked` one, whose mask is of shape [n] or [n, length]. The model is given all
-    tokens but the last, [n, length - 1], and gives logits of shape [n, length - 1,
-    vocabulary_size] for the tokens that follow; it must not look ahead. Lengths may differ from
-    batch to batch. The loss is the mean cross-entropy of all tokens that count, each alike. Steps
-    return `LanguageModelMetrics` with that loss.
+    A batch is an array of tokens, integers of shape [n, length] in [0, vocabulary_size), or a
+    `solstice.data.Masked` of one with a mask of shape [n] or [n, length]. The model receives all
+    tokens except the last, [n, length - 1], and returns logits of shape [n, length - 1,
+    vocabulary_size] for the following tokens; it must be causal. Lengths may differ from batch to
+    batch. The loss is the mean cross-entropy over all tokens that count. Steps return
+    `LanguageModelMetrics` with this loss.
 
     Args:
         vocabulary_size: number of tokens.
-        pad_id: a token that is padding: it is never a target that counts.
-        token_bytes: how many bytes of text each token stands for, integers of shape
-            [vocabulary_size]; with it the metrics have "bits_per_byte".
+        pad_id: the padding token; targets with this value do not count.
+        token_bytes: number of bytes of text for each token, integers of shape [vocabulary_size];
+            adds the metric "bits_per_byte".
         label_smoothing: as in `ClassificationExperiment`.
         loss: `loss(logits, targets)`, of shape [n, length - 1], in place of the cross-entropy.
         metrics: `metrics(logits, targets, mask)`, in place of `LanguageModelMetrics`; targets and
@@ -61,7 +61,7 @@ class LanguageModelExperiment(OneModelExperiment):
 
     Raises:
         ValueError, TypeError: as `ClassificationExperiment`.
-        DataError: in a step, the batch is no tokens, or the model gives other logits.
+        DataError: in a step, the batch is not an array of tokens, or logits have another shape.
     """
 
     learner: Learner
@@ -96,24 +96,24 @@ class LanguageModelExperiment(OneModelExperiment):
     def generate(
         self, prompts: ArrayLike, num_tokens: int, *, key: Array, temperature: float = 1.0
     ) -> Array:
-        """`texts = exp.generate(prompts, 100, key=key)`: goes on from each prompt.
+        """`texts = exp.generate(prompts, 100, key=key)`: add 100 tokens to each prompt.
 
-        Each token is drawn from the model's distribution, with the weights for evaluation. The
-        model is run over the whole text for each token, so that any model will do.
+        Each token is drawn from the model's distribution, with the weights for evaluation. There is
+        no cache: for each token the model runs over the whole text, so any model works.
 
         Args:
-            prompts: integers of shape [n, length], of 1 token or more each.
-            num_tokens: tokens to add.
+            prompts: integers of shape [n, length], with a length of 1 or more.
+            num_tokens: number of tokens to add, 0 or more.
             key: a PRNG key.
-            temperature: logits are divided by it; 0 takes the likeliest token.
+            temperature: divisor of the logits, 0 or more; 0 takes the most likely token.
 
         Returns:
-            Integers of shape [n, length + num_tokens], int32, which begin with the prompts.
+            Prompts and new tokens, int32 of shape [n, length + num_tokens].
 
         Raises:
             ValueError: `num_tokens` or `temperature` is negative.
-            DataError: the prompts are no tokens, or the experiment has no values yet.
-            FloatingPointError: the model gives logits that are NaN.
+            DataError: the prompts are not tokens, or the model has not been initialised.
+            FloatingPointError: a logit is NaN.
         """
         num_tokens = whole("num_tokens", num_tokens, 0)
         temperature = not_negative("temperature", temperature)
@@ -129,14 +129,14 @@ class LanguageModelExperiment(OneModelExperiment):
         )
         if bad:
             raise FloatingPointError(
-                f"the model's logits are NaN, so there is no next token. Either its weights are, "
-                f"or it knows no texts of {tokens.shape[1] - 1} tokens: it is asked for a text of "
-                f"len(prompt) + num_tokens, all at once"
+                f"the model's logits are NaN, so there is no next token. Either its weights are "
+                f"NaN, or it does not support texts of {tokens.shape[1] - 1} tokens: it runs on "
+                f"len(prompt) + num_tokens - 1 tokens at once"
             )
         return tokens
 
     def predict_step(self, batch: Batch) -> Array:
-        """`probabilities = exp.predict_step(tokens)`: of the token after each.
+        """`probabilities = exp.predict_step(tokens)`: of the next token at each position.
 
         Float of shape [n, length, vocabulary_size].
         """
@@ -165,10 +165,10 @@ class LanguageModelExperiment(OneModelExperiment):
             )
 
     def _check_targets(self, y: Any) -> None:
-        """They are tokens, as `_parts` has seen."""
+        """Nothing to do, because `_parts` has checked the tokens."""
 
     def check_batch(self, batch: Batch) -> None:
-        """Refuses tokens that are not in the vocabulary."""
+        """Raises a DataError if a token is not in the vocabulary."""
         self._check_values(np.asarray(unmasked(batch)[0]))
 
     def _check_values(self, y: Any) -> None:
@@ -201,7 +201,10 @@ class LanguageModelExperiment(OneModelExperiment):
 
 @lru_cache(maxsize=PROGRAMS)
 def _compiled(program: Program) -> Callable[..., tuple[Array, Array]]:
-    """`_generate` for Experiments alike but for their arrays; as the engine keeps its programs."""
+    """`_generate`, compiled once for all Experiments that differ only in their arrays.
+
+    The cache has the size of the engine's cache of programs.
+    """
 
     def generate(arrays: list[Any], *given: Any) -> tuple[Array, Array]:
         return program.function(program.merge(arrays), *given)
@@ -212,12 +215,14 @@ def _compiled(program: Program) -> Callable[..., tuple[Array, Array]]:
 def _generate(
     exp: LanguageModelExperiment, prompts: Array, num_tokens: int, key: Array, temperature: Array
 ) -> tuple[Array, Array]:
-    """The texts, and whether a logit was NaN."""
+    """The texts, and whether a logit was NaN: a compiled function cannot raise."""
     start = prompts.shape[1]
     tokens = jnp.pad(prompts, ((0, 0), (0, num_tokens)))
 
     def add(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         tokens, bad = carry
+        # All shapes are fixed, so one program does for all tokens. A causal model ignores the
+        # positions from `index` on, which are still 0.
         logits = at_least_float32(jnp.take(exp(tokens[:, :-1]), index - 1, axis=1))
         bad |= jnp.isnan(logits).any()
         warm = jnp.where(temperature > 0, temperature, 1)

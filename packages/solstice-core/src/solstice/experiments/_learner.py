@@ -1,4 +1,4 @@
-"""A model, its optimiser and all that both hold: what ready-made Experiments are made of."""
+"""Learner: a model, its optimiser and the state of both; the core of ready-made Experiments."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -24,13 +24,13 @@ from solstice.experiments._constants import constants_of
 
 
 class Objective(Protocol):
-    """`losses, weights, outputs = objective(model, batch)`: what a Learner makes small.
+    """`losses, weights, outputs = objective(model, batch)`: the function that a Learner minimises.
 
-    `model(x)` gives the model's outputs, in training or evaluation as the Learner has it. `losses`
-    are numbers of shape [n, ...], and `weights`, which broadcast against them, what each counts
-    (None: all alike). The loss is their weighted mean. `outputs` are Metrics, usually.
+    `model(x)` returns the model's outputs; the Learner chooses training or evaluation mode.
+    `losses` have shape [n, ...]. `weights` broadcast against them, or are None for equal weights.
+    The loss is the weighted mean. `outputs` are usually Metrics.
 
-    `model.params` are the params that it computes with, for a term of the loss in the weights:
+    `model.params` are the params of this call, for a penalty on the weights:
 
     ```python
     def losses(self, model, batch):
@@ -40,8 +40,8 @@ class Objective(Protocol):
         return losses, None, solstice.metrics.Mean(losses)
     ```
 
-    The gradient is that in `model.params`. What else an objective sees is constant to it, also
-    `learner.params`: a warning names a loss that depends on these, when the step is compiled.
+    The gradient is taken in `model.params`. Everything else is a constant, `learner.params` too:
+    if the loss depends on these, a warning says so when the step is compiled.
     """
 
     def __call__(
@@ -50,7 +50,7 @@ class Objective(Protocol):
 
 
 class Learner(eqx.Module):
-    """`Learner(flax_module, optax.adam(3e-4))`: a model, its optimiser, and what both hold.
+    """`Learner(flax_module, optax.adam(3e-4))`: a model, its optimiser and the state of both.
 
     ```python
     def objective(model, batch):
@@ -64,30 +64,32 @@ class Learner(eqx.Module):
     outputs = learner(x)
     ```
 
-    The ready-made Experiments hold one (a GAN holds two), and yours may.
+    Ready-made Experiments have one (a GAN has two), and yours can have one too.
 
     Args:
-        model: a `solstice.compat.Model`, or a model of any framework that has an adapter.
-        optimizer: a `solstice.compat.Optimizer`, or an optimiser that has an adapter.
-        seed: an integer, or a PRNG key (typed or legacy), for the initial values and what is
-            random in training.
-        sample_input: inputs of a batch of any size, for `setup`: what the model is called with,
-            without labels.
-        free_axes: leading axes of the inputs that may differ from batch to batch: 1 for examples;
-            2 where texts of other lengths are welcome too.
+        model: a `solstice.compat.Model`, or a model of any framework with an adapter.
+        optimizer: a `solstice.compat.Optimizer`, or an optimiser with an adapter.
+        seed: an integer or a PRNG key (typed or legacy), for the initial weights and for randomness
+            in training.
+        sample_input: model inputs of a batch of any size, without labels. If given, the Learner is
+            set up at once.
+        free_axes: number of leading axes of the inputs that may differ from batch to batch: 1 for
+            the number of examples, 2 if the length of texts may differ too.
 
     Attributes:
-        params, state, opt_state: what the model and the optimiser hold; None before `setup`.
-        key: what the keys of all steps derive from, with the step.
-        step: training steps done, an int32 scalar: with `optax.MultiSteps`, micro-steps.
+        params, state, opt_state: the model's params and state, and the optimiser's state; None
+            before `setup`.
+        key: the PRNG key from which, with `step`, the key of each step derives.
+        step: number of training steps, an int32 scalar; with `optax.MultiSteps`, micro-steps.
 
-    A batch of which nothing counts has a gradient of 0, and the optimiser still makes its step:
-    momentum and weight decay move the weights, and one that divides by the gradient's norm, such as
-    SAM, gives NaN. Leave such batches out.
+    A fully masked batch has a gradient of 0, but the optimiser still takes a step: momentum and
+    weight decay move the weights, and an optimiser that divides by the norm of the gradient, such
+    as SAM, produces NaN. Leave such batches out.
 
     Raises:
         TypeError, solstice.compat.AdapterError: there is no adapter for the model or optimiser; or
-            the model has params that are no floating-point arrays; or `seed` is no seed.
+            a param of the model is not a floating-point array; or `seed` is neither an integer nor
+            a key.
     """
 
     model: Model
@@ -98,7 +100,7 @@ class Learner(eqx.Module):
     key: Array
     step: Array
     inputs: tuple[str, ...] | None = eqx.field(static=True)
-    """The shapes of one example of the inputs; None before `setup`."""
+    """The shape of one example of each input; None before `setup`."""
     free_axes: int = eqx.field(static=True)
 
     def __init__(
@@ -122,30 +124,32 @@ class Learner(eqx.Module):
                 setattr(self, name, value)
 
     def setup(self, x: Any) -> Self:
-        """`learner = learner.setup(x)`: with initial values for inputs like `x`, or its own.
+        """`learner = learner.setup(x)`: initialise for inputs with the shapes of `x`.
+
+        A Learner that has been set up is returned unchanged.
 
         Raises:
-            TypeError: the model has params that are no floating-point arrays.
+            TypeError: a param of the model is not a floating-point array.
         """
         if self.inputs is not None:
             return self
         return replace(self, **self._initial(x))
 
     def with_params(self, params: Params) -> Self:
-        """`learner = learner.with_params(pretrained)`: begin from these weights, after `setup`.
+        """`learner = learner.with_params(pretrained)`: start from these weights, after `setup`.
 
-        The optimiser's state begins anew, for these weights; the model's state stays.
+        The optimiser's state is initialised for these weights; the model's state stays.
 
         Raises:
-            ValueError: there are no values yet, or `params` differ in a path, a shape or a dtype.
+            ValueError: there are no params yet, or `params` differ in a path, a shape or a dtype.
         """
         mine, theirs = _kinds(self.params), _kinds(params)
         if mine != theirs:
             path = next(p for p in [*mine, *theirs] if mine.get(p) != theirs.get(p))
             raise ValueError(
-                f"the params given do not fit the model: at `{path or '.'}` the model has "
+                f"the given params do not fit the model: at `{path or '.'}` the model has "
                 f"{mine.get(path, 'nothing')}, and they have {theirs.get(path, 'nothing')}. "
-                f"A learner has params after `setup(x)`"
+                f"A Learner has params after `setup(x)`"
             )
         return replace(self, params=params, opt_state=self.optimizer.init(params))
 
@@ -155,15 +159,19 @@ class Learner(eqx.Module):
         """`learner, outputs = learner.update(objective, batch)`: one step of training.
 
         Args:
-            objective: the losses of a batch.
-            batch: a pytree of arrays with the example on axis 0.
-            micro_batches: into how many parts the batch is cut, one after the other in memory. The
-                gradient is that of the whole batch, exactly, also where parts differ in size or
-                weight: what is summed are weighted losses. BatchNorm and Dropout see each part
-                by itself. The outputs must be Metrics, which are merged.
+            objective: computes the losses of a batch; see `Objective`.
+            batch: a pytree of arrays with the examples on axis 0.
+            micro_batches: number of parts into which the batch is cut; one is in memory at a time.
+                The gradient is that of the whole batch, also if parts differ in size or weight,
+                because weighted losses are summed and divided once at the end. BatchNorm and
+                Dropout treat each part separately. The outputs must be Metrics, which are merged.
 
         Returns:
-            The learner after the step, and the outputs of the objective.
+            The Learner after the step, and the outputs of the objective.
+
+        Raises:
+            DataError: `micro_batches` is above 1 and the arrays differ on axis 0.
+            TypeError: `micro_batches` is above 1 and the outputs are not Metrics.
         """
         whole = _Loss(self, objective, jax.random.fold_in(self.key, self.step))
         whole.check_constants(batch)
@@ -182,41 +190,41 @@ class Learner(eqx.Module):
         return new, outputs
 
     def evaluate(self, objective: Objective, batch: Batch) -> Outputs:
-        """`outputs = learner.evaluate(objective, batch)`: of the weights for evaluation."""
+        """`outputs = learner.evaluate(objective, batch)`: with the weights for evaluation."""
         return objective(self.forward(train=False), batch)[2]
 
     def __call__(self, x: Any) -> Any:
         """`outputs = learner(x)`: the model's outputs, with the weights for evaluation.
 
         Raises:
-            DataError: there are no values yet, or `x` has other shapes than those of `setup`.
+            DataError: `setup` has not run, or `x` has other shapes than at `setup`.
         """
         return self.forward(train=False)(x)
 
     def eval_params(self) -> Params:
-        """`params = learner.eval_params()`: what to evaluate with.
+        """`params = learner.eval_params()`: the weights for evaluation, such as an average.
 
         Raises:
-            DataError: there are no values yet.
+            DataError: `setup` has not run.
         """
         if self.inputs is None:
             raise DataError(
                 "the model has no values yet: train it first, or give `sample_input=` when you "
-                "make it"
+                "create it"
             )
         return self.optimizer.eval_params(self.opt_state, self.params)
 
     def forward(self, *, train: bool, key: Array | None = None) -> "Forward":
-        """`outputs = learner.forward(train=True, key=key)(x)`: the model as it stands.
+        """`outputs = learner.forward(train=True, key=key)(x)`: the model with its current values.
 
         Raises:
-            DataError: there are no values yet.
+            DataError: `setup` has not run.
         """
         params = self.eval_params()
         return Forward(self, self.params if train else params, self.state, train, key)
 
     def check_inputs(self, x: Any) -> None:
-        """`learner.check_inputs(x)`: raises a DataError on inputs of other shapes."""
+        """`learner.check_inputs(x)`: raises a DataError if `x` has other shapes than at `setup`."""
         if self.inputs != self._shapes(x):
             raise DataError(
                 f"the model was initialised with features whose examples are "
@@ -225,7 +233,7 @@ class Learner(eqx.Module):
             )
 
     def _initial(self, x: Any) -> dict[str, Any]:
-        """The fields that need inputs to be known."""
+        """The initial values of the fields that depend on the inputs."""
         init_key, key = jax.random.split(self.key)
         with _floating_expected(x):
             params, state = self.model.init(init_key, x)
@@ -247,7 +255,7 @@ class Learner(eqx.Module):
 
 
 def _several_hint(expected: tuple[str, ...], given: tuple[str, ...]) -> str:
-    """For a model whose inputs are a tuple of arrays, of which some were given alone."""
+    """The hint for a model with several inputs of which only some were given."""
     is_tuple = all(shape.startswith(f"[{index}][") for index, shape in enumerate(expected))
     if not is_tuple or len(expected) <= max(len(given), 1):
         return ""
@@ -257,10 +265,13 @@ def _several_hint(expected: tuple[str, ...], given: tuple[str, ...]) -> str:
 
 @contextmanager
 def _floating_expected(x: Any) -> Generator[None, None, None]:
-    """Explains a model that fails on whole numbers, such as pixels: each framework says it else."""
+    """Raises a DataError with a hint if a model fails on integer inputs, such as pixels.
+
+    Each framework has its own error for this, so the text of the error decides.
+    """
     try:
         yield
-    except jax.errors.JAXTypeError:  # a value was needed while tracing
+    except jax.errors.JAXTypeError:  # the model read a value while tracing: not about the dtype
         raise
     except Exception as error:
         whole = [leaf for leaf in _tree.leaves(x) if _is_whole(leaf) and _is_about(error, leaf)]
@@ -279,13 +290,17 @@ def _is_whole(leaf: Any) -> bool:
 
 
 def _is_about(error: Exception, leaf: Any) -> bool:
-    """Whether a model fails on the dtype of this leaf."""
+    """Whether the error is about the dtype of this leaf."""
     text = str(error)
     return leaf.dtype.name in text and any(word in text for word in ("dtype", "finfo", "float"))
 
 
 def key_of(seed: Any) -> Array:
-    """A PRNG key of a seed: an integer, or a key itself, typed or legacy."""
+    """The PRNG key for a seed: an integer, or a key (typed or legacy), which is returned.
+
+    Raises:
+        TypeError: it is neither.
+    """
     check_alive("seed", seed)
     if _is_key(seed):
         return seed
@@ -298,7 +313,11 @@ def key_of(seed: Any) -> Array:
 
 
 def one_key(name: str, key: Any) -> Array:
-    """`one_key("key", key)`: the key, typed or legacy; a TypeError if it is none."""
+    """`one_key("key", key)`: the key, typed or legacy, after a check.
+
+    Raises:
+        TypeError: it is not a single key.
+    """
     check_alive(name, key)
     if not _is_key(key):
         raise TypeError(
@@ -324,7 +343,7 @@ def _is_seed(seed: Any) -> bool:
 
 
 def _check_sample(sample_input: Any) -> None:
-    """Raises an error on what is no batch of inputs: the model would raise one of its own."""
+    """Raises a TypeError unless it is a batch of inputs; the model's own error would be unclear."""
     for path, leaf in _tree.leaves_by_path(sample_input):
         numeric(f"sample_input{path}", leaf)
     if not any(np.ndim(leaf) for leaf in _tree.leaves(sample_input)):
@@ -335,10 +354,10 @@ def _check_sample(sample_input: Any) -> None:
 
 
 class Forward:
-    """`outputs = model(x)`: a model bound to its values, for the length of one step.
+    """`outputs = model(x)`: a model bound to its params and state, for one step.
 
     Attributes:
-        params: what the model computes with; in training, what the gradient is taken in.
+        params: the params that the model uses; in training, the gradient is taken in these.
         state: the model's state after the calls so far.
     """
 
@@ -355,7 +374,7 @@ class Forward:
     def __call__(self, x: Any) -> Any:
         self._learner.check_inputs(x)
         key = self._key
-        if key is not None and self._calls:
+        if key is not None and self._calls:  # each call of a step has randomness of its own
             key = jax.random.fold_in(key, self._calls)
         self._calls += 1
         with _floating_expected(x):
@@ -366,7 +385,7 @@ class Forward:
 
 
 class _Loss:
-    """An objective at one step of a learner: its value and its gradient."""
+    """The value and the gradient of an objective at one step of a Learner."""
 
     def __init__(self, learner: Learner, objective: Objective, key: Array) -> None:
         self.learner = learner
@@ -374,10 +393,9 @@ class _Loss:
         self.key = key
 
     def check_constants(self, batch: Batch) -> None:
-        """Warns where the loss depends on the learner's own params, which have no gradient.
+        """Warns if the loss depends on `learner.params`, which have no gradient.
 
-        It traces the loss once more, so the objectives of the ready-made Experiments are passed
-        over.
+        It traces the loss once more, so objectives of the ready-made Experiments are skipped.
         """
         function = getattr(self.objective, "__func__", self.objective)
         if str(getattr(function, "__module__", None)).startswith(f"{__package__}."):
@@ -392,7 +410,7 @@ class _Loss:
             warn(
                 f"the loss depends on `learner.params{found[0]}`, which is constant in an "
                 f"objective: it has no gradient there. Write `model.params{found[0]}`, with the "
-                f"`model` that the objective is given; or, if a constant is meant, such as a "
+                f"`model` argument of the objective; or, if you want a constant, such as a "
                 f"target, `jax.lax.stop_gradient(...)` of it",
                 stacklevel=3,
             )
@@ -410,7 +428,11 @@ class _Loss:
         return loss, grads, state, outputs
 
     def gradient_in_parts(self, batch: Batch, parts: int) -> tuple[Array, Params, State, Outputs]:
-        """The same, of a part of the batch at a time: sums are added up, and divided at the end."""
+        """As `gradient`, one part of the batch at a time.
+
+        Sums of losses, weights and gradients are accumulated, and divided once at the end, so
+        parts may differ in size and weight.
+        """
         params = self.learner.params
 
         def total_of(params: Params, state: State, part: Batch, key: Array) -> Any:
@@ -437,7 +459,7 @@ class _Loss:
         return _quotient(total, weight), grads, state, outputs
 
     def value(self, params: Params, batch: Batch, parts: int) -> Array:
-        """The loss at other params, with the same randomness, as a line search asks for it."""
+        """The loss at other params with the same randomness, for a line search."""
         if parts == 1:
             total, weight, _, _ = self._sums(params, self.learner.state, batch, self.key)
             return _quotient(total, weight)
@@ -455,7 +477,7 @@ class _Loss:
     def _sums(
         self, params: Params, state: State, batch: Batch, key: Array
     ) -> tuple[Array, Array, State, Outputs]:
-        """The sum of weighted losses, of weights, and what else comes of a batch."""
+        """The sums of weighted losses and of weights, the model's state, and the outputs."""
         model = Forward(self.learner, params, state, train=True, key=key)
         losses, weights, outputs = self.objective(model, batch)
         total, weight = _weighted_sums(losses, weights)
@@ -463,9 +485,9 @@ class _Loss:
 
 
 def _over_parts(add: Callable[[Any, Any], Any], start: Any, batch: Batch, parts: int) -> Any:
-    """`add` over the parts of a batch, in a loop; the outputs of all parts merged.
+    """Applies `add` to each part of a batch; the last carry, and the merged outputs.
 
-    All parts are of one size but the last, which may be smaller and is done after the loop.
+    All parts have the same size except the last, which may be smaller and runs after the loop.
     """
     length = _length(batch)
     size = -(-length // parts)
@@ -489,8 +511,8 @@ def _length(batch: Batch) -> int:
     lengths = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in _tree.leaves(batch)}
     if len(lengths) != 1 or 0 in lengths:
         raise DataError(
-            f"to be cut into micro-batches, the arrays of a batch must have the examples on axis "
-            f"0, all alike; the batch is {describe_batch(batch)}"
+            f"with micro_batches, all arrays of a batch must have the same number of examples on "
+            f"axis 0; the batch is {describe_batch(batch)}"
         )
     return lengths.pop()
 
@@ -508,17 +530,22 @@ def _weighted_sums(losses: Array, weights: Array | None) -> tuple[Array, Array]:
     losses = at_least_float32(losses)
     if losses.ndim == 0:
         raise ValueError(
-            "an objective gives the loss of each example, of shape [n], and the Learner takes "
-            "their mean; it gave a scalar"
+            "an objective must return the loss of each example, of shape [n], and the Learner "
+            "takes the mean; it returned a scalar. Leave the mean out"
         )
     if weights is None:
         return jnp.sum(losses), jnp.asarray(losses.size, losses.dtype)
     shares = jnp.broadcast_to(weights, losses.shape).astype(losses.dtype)
+    # A masked loss may be NaN, and NaN * 0 is NaN.
     return jnp.sum(jnp.where(shares != 0, losses * shares, 0)), jnp.sum(shares)
 
 
 def _quotient(total: Array, weight: Array) -> Array:
-    """The mean, and 0 of nothing: a batch of padding alone has no gradient."""
+    """The mean, or 0 without weight: a fully masked batch has a gradient of 0.
+
+    The inner `where` keeps the gradient free of NaN, because that of 0 / 0 is NaN even where
+    the outer one drops the value.
+    """
     there = weight != 0
     return jnp.where(there, total / jnp.where(there, weight, 1), 0)
 
@@ -528,7 +555,7 @@ def _added(sum_: Array, more: Array) -> Array:
 
 
 def _wide_zeros(leaf: Array) -> Array:
-    """To add gradients up in."""
+    """Zeros to accumulate gradients in: float32 for narrower dtypes, since bfloat16 would round."""
     return _tree.wide(jnp.zeros_like(leaf))
 
 
@@ -540,7 +567,7 @@ def _check_params(params: Params) -> None:
     for path, leaf in _tree.leaves_by_path(params):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(
-                f"the params of the model have {leaf.dtype} at `{path}`, and no gradient can be "
-                f"taken of that. Keep it in the model's state (in Linen a variable of another "
+                f"the params of the model have {leaf.dtype} at `{path}`, which has no gradient. "
+                f"Keep it in the model's state (in Linen a variable of another "
                 f"collection, in Haiku `hk.get_state`), or make it a constant"
             )

@@ -1,4 +1,4 @@
-"""Losses, one number for each example or element, and never a mean."""
+"""Loss functions: one number for each example or element, not averaged."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ from solstice._metrics import at_least_float32
 
 
 def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
-    """-log softmax(logits)[label] of each example, in float32 at least.
+    """-log softmax(logits)[label] of each example, in float32 or wider.
 
-    Smoothed as by Szegedy et al. (2016): the label is `1 - smoothing`, and the rest is spread
-    evenly over all classes.
+    With label smoothing of Szegedy et al. (2016): `smoothing` is taken from the label's
+    probability and spread evenly over all classes.
 
     Args:
         logits: shape [..., classes].
@@ -28,7 +28,7 @@ def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array
 
 
 def binary_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
-    """-log p(label) where p(1) = sigmoid(logit), of each element, in float32 at least.
+    """-log p(label) of each element, where p(1) = sigmoid(logit), in float32 or wider.
 
     Args:
         logits: of any shape.
@@ -37,24 +37,35 @@ def binary_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -
     """
     logits, labels = at_least_float32(logits), at_least_float32(labels)
     labels = labels * (1 - smoothing) + smoothing / 2
+    # exp of -|logit| cannot overflow, unlike exp of a large logit.
     return jnp.maximum(logits, 0) - logits * labels + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
 def squared_error(predictions: Array, targets: Array) -> Array:
-    """(prediction - target)^2 of each element, in float32 at least."""
+    """(prediction - target)^2 of each element, in float32 or wider."""
     return jnp.square(at_least_float32(predictions) - at_least_float32(targets))
 
 
 def check_smoothing(smoothing: float, loss: object) -> float:
-    """The `label_smoothing` of an Experiment, as a float."""
+    """The argument `label_smoothing` of an Experiment as a float.
+
+    Raises:
+        ValueError: it is outside [0, 1), or given together with `loss`.
+    """
     smoothing = share("label_smoothing", smoothing, such_as="0.1")
     if smoothing and loss is not None:
-        raise ValueError("label_smoothing is of the usual loss: smooth in the `loss` you give")
+        raise ValueError(
+            "label_smoothing applies to the default loss only: smooth the labels in your `loss`"
+        )
     return smoothing
 
 
 def check_weights(weights: object, size: int) -> Array | None:
-    """The `class_weights` of an Experiment, as an array."""
+    """The argument `class_weights` of an Experiment as a float32 array, or None.
+
+    Raises:
+        ValueError: it is not `size` finite numbers of 0 or more, or all are 0.
+    """
     if weights is None:
         return None
     message = (

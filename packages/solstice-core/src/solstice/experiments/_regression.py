@@ -1,4 +1,4 @@
-"""Regression with any model and any optimiser."""
+"""Regression Experiment: predicts one or several numbers per example."""
 
 from typing import Any
 
@@ -28,10 +28,10 @@ from solstice.metrics import RegressionMetrics
 class RegressionExperiment(OneModelExperiment):
     """`RegressionExperiment(model, optax.adam(3e-4))`: predicts numbers.
 
-    A batch is a pair of features and targets of shape [n] or [n, ...], numbers; or a
-    `solstice.data.Masked` one. The model gives predictions of the targets' shape; for one number an
-    example that is [n], and a model that gives [n, 1] will do. The loss is the mean squared error.
-    Steps return `RegressionMetrics` with that loss.
+    A batch is a pair `(features, targets)`, or a `solstice.data.Masked` of one. Targets are real
+    numbers of shape [n] or [n, ...]. The model returns predictions of the same shape; for targets
+    of shape [n] it may also return [n, 1]. The loss is the mean squared error. Steps return
+    `RegressionMetrics` with this loss.
 
     Args:
         loss: `loss(predictions, targets)`, one number for each example or element, such as
@@ -41,7 +41,8 @@ class RegressionExperiment(OneModelExperiment):
 
     Raises:
         ValueError, TypeError: as `ClassificationExperiment`.
-        DataError: in a step, targets are no numbers or NaN, or predictions are of another shape.
+        DataError: in a step, targets are not real numbers, or are NaN, or predictions have another
+            shape.
     """
 
     learner: Learner
@@ -74,9 +75,9 @@ class RegressionExperiment(OneModelExperiment):
                 f"targets must be real numbers of shape [n] or [n, ...]; they are "
                 f"{describe_batch(y)}{number_hint(y)}"
             )
-        if y.shape[1:] == (1,):  # predictions are [n], and [n] - [n, 1] would be [n, n]
+        if y.shape[1:] == (1,):  # predictions become [n], and [n] - [n, 1] would be [n, n]
             raise DataError(
-                f"targets of one number an example must be of shape [n]; they are "
+                f"targets of one number per example must be of shape [n]; they are "
                 f"{describe_batch(y)}. Write `targets[:, 0]`"
             )
 
