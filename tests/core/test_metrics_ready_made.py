@@ -154,14 +154,14 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "regression": (
         lambda: metrics.RegressionMetrics(jnp.zeros((3, 1)), jnp.zeros(3)),
-        r"of one shape; they are \[3, 1\] and \[3\]. Write `preds.squeeze",
+        r"the same shape; they are \[3, 1\] and \[3\]. Write `preds.squeeze",
     ),
     "language": (
         lambda: metrics.LanguageModelMetrics(jnp.zeros((3, 4)), jnp.zeros(4, int)),
         r"logits of shape \[..., vocabulary\]",
     ),
     "weights": (lambda: metrics.Mean(jnp.zeros(3), jnp.zeros(2)), "weights must be"),
-    "collect": (lambda: metrics.Collect(a=jnp.zeros(3), b=jnp.zeros(2)), "of one length"),
+    "collect": (lambda: metrics.Collect(a=jnp.zeros(3), b=jnp.zeros(2)), "the same length"),
     "collect nothing": (lambda: metrics.Collect(), "Collect takes arrays by name"),
     "confusion": (lambda: metrics.ConfusionMatrix(jnp.zeros(3), jnp.zeros(2), 2), "num_classes"),
     "calibration": (lambda: metrics.CalibrationError(jnp.zeros(3), jnp.zeros(3)), "probabilities"),

@@ -1,4 +1,4 @@
-"""Ready-made metrics, each of which merges over batches of any size."""
+"""Ready-made metrics that are exact for any split into batches."""
 
 from solstice._sums import Counts, Totals
 from solstice.metrics._bases import Additive, Growing

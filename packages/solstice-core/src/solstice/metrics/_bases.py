@@ -1,4 +1,4 @@
-"""What most metrics share: numbers that add up or are kept, and the same configuration."""
+"""Base classes of metrics, and functions to count, divide and mask."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -19,13 +19,14 @@ from solstice._sums import Counts, Totals, at_least_float32
 
 
 class Additive(Metrics):
-    """Metrics whose fields are sums and counts, so that they merge by adding up.
+    """`class Errors(Additive)`: metrics whose fields are sums and counts; `merge` adds them.
 
-    A field is `Counts`, `Totals`, or an array; sums in an array end at 2^31, or drift.
+    A field is `Counts`, `Totals` or an array. Prefer the first two: an int32 array overflows at
+    2^31, and a sum in a float32 array drifts.
     """
 
     def merge(self, other: Self, /) -> Self:
-        """`total = total.merge(metrics)`: the metrics of both sets of examples.
+        """`total = total.merge(metrics)`: the metrics of the examples of both.
 
         Raises:
             ValueError: `other` is configured differently.
@@ -34,18 +35,18 @@ class Additive(Metrics):
         return jax.tree.map(_added, self, other, is_leaf=_is_sums)
 
     def empty(self) -> Self:
-        """`metrics.empty()`: the metrics of no examples, of the same configuration."""
+        """`metrics.empty()`: metrics of zero examples with the same static settings."""
         return _tree.map(zeros_like, self)
 
 
 class Growing(Metrics):
-    """Metrics whose arrays have the example on axis 0, and are kept whole.
+    """`class Scores(Growing)`: metrics that keep arrays with the examples on axis 0.
 
-    They are merged outside of the compiled step.
+    `merge` concatenates, so shapes grow, and the Trainer merges them outside the compiled step.
     """
 
     def merge(self, other: Self, /) -> Self:
-        """`total = total.merge(metrics)`: the examples of both, these first.
+        """`total = total.merge(metrics)`: the examples of both, in this order.
 
         Raises:
             ValueError: `other` is configured differently.
@@ -54,7 +55,7 @@ class Growing(Metrics):
         return _tree.map(_joined, self, other)
 
     def empty(self) -> Self:
-        """`metrics.empty()`: the same of no examples."""
+        """`metrics.empty()`: metrics of zero examples, with arrays of length 0."""
         return _tree.map(_none_of, self)
 
 
@@ -72,7 +73,10 @@ def zeros_like(array: Array) -> Array:
 
 
 def as_stored(values: ArrayLike) -> Any:
-    """A JAX array; or the NumPy one where JAX would change its dtype, and its numbers with it."""
+    """The values as a JAX array, or as a NumPy array if JAX would narrow their dtype.
+
+    Without x64, JAX turns float64 and int64 into 32 bits, which changes values.
+    """
     if isinstance(values, Array) or any(isinstance(leaf, Array) for leaf in _tree.leaves(values)):
         return jnp.asarray(values)
     given = np.asarray(values)
@@ -92,7 +96,7 @@ def _none_of(array: Array) -> Array:
 
 
 def check_alike(one: Metrics, other: Any) -> None:
-    """Raises a ValueError that names what configures two metrics differently."""
+    """Raises a ValueError if two metrics differ in class or in a static setting, which it names."""
     if type(one) is not type(other):
         raise ValueError(f"cannot merge {type(one).__name__} and {type(other).__name__}")
     for field in dataclasses.fields(one):
@@ -107,11 +111,10 @@ def check_alike(one: Metrics, other: Any) -> None:
 
 
 def for_compute(metrics: Any) -> tuple[Any, Any]:
-    """The numbers of metrics in floating point, by name, and the namespace to compute with.
+    """The numbers of metrics in floating point, by name, and the array namespace for `compute`.
 
-    Those of `Counts` and `Totals` have the names that they have there. The namespace is NumPy in
-    double precision, so that nothing is compiled and a difference of large counts is exact; or JAX,
-    while it traces.
+    Numbers in `Counts` and `Totals` keep their names. The namespace is NumPy in double precision,
+    so nothing is compiled and a difference of large counts is exact. While tracing it is JAX.
     """
     traced = any(isinstance(leaf, Tracer) for leaf in _tree.leaves(metrics))
     xp: Any = jnp if traced else np
@@ -127,17 +130,17 @@ def for_compute(metrics: Any) -> tuple[Any, Any]:
 
 
 def divide(xp: Any, numerator: Any, denominator: Any) -> Any:
-    """The quotient in floating point, and 0 where nothing is divided."""
+    """The quotient in floating point; 0 where the denominator is 0."""
     there = denominator != 0
     return xp.where(there, numerator / xp.where(there, denominator, 1.0), 0.0)
 
 
 def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
-    """A boolean mask of this shape; all true if there is none.
+    """The mask as a boolean array of this shape; all true for None.
 
     Raises:
-        ValueError: it has another shape; or it has numbers that are not 0 or 1, such as weights, or
-            that JAX traces, so that they may be.
+        ValueError: it has another shape, or numbers other than 0 and 1, such as weights. Traced
+            numbers are refused too, since their values are unknown.
     """
     if mask is None:
         return jnp.ones(shape, bool)
@@ -157,12 +160,12 @@ def _is_mask(given: Array) -> bool:
 
 
 def count(where: Array, axis: int | None = None) -> Array:
-    """How many are true, uint32: a batch may have up to 2^32."""
+    """The number of true entries, uint32: a batch may have up to 2^32."""
     return jnp.sum(where, axis=axis, dtype=jnp.uint32)
 
 
 def has_nan(values: Array, axis: int | None = None) -> Array:
-    """Where values are NaN; along an axis, where any is. Integers are never."""
+    """Where values are NaN, or with an axis, where any along it is. Integers are never NaN."""
     if not jnp.issubdtype(values.dtype, jnp.inexact):
         nan = jnp.zeros(values.shape, bool)
     else:
@@ -171,9 +174,9 @@ def has_nan(values: Array, axis: int | None = None) -> Array:
 
 
 def highest(scores: Array) -> Array:
-    """The first of the highest scores on the last axis, int32; that axis' length if any is NaN.
+    """Index of the first highest score on the last axis, int32; the axis length if any is NaN.
 
-    As `jnp.argmax`, which on the CPU is several times slower than two simple reductions.
+    It replaces `jnp.argmax`, which is several times slower on the CPU than two simple reductions.
     """
     number = scores.shape[-1]
     index = jnp.arange(number, dtype=jnp.int32).reshape(*[1] * (scores.ndim - 1), number)
@@ -182,13 +185,13 @@ def highest(scores: Array) -> Array:
 
 
 _FEW = 128
-"""Up to so many bins, comparing with each is faster than a scatter, and shards anywhere."""
+"""Up to this many bins, comparing with each is faster than a scatter and works on any mesh."""
 
 
 def tally(bins: Array, length: int, weights: ArrayLike = True) -> Array:
-    """How much falls into each bin, shape [length]: uint32, or float32 where the weights are.
+    """The total weight in each bin, shape [length]: uint32, or the float dtype of the weights.
 
-    What is outside [0, length) falls into none.
+    Entries of `bins` outside [0, length) are dropped.
     """
     each = jnp.broadcast_to(jnp.asarray(weights), bins.shape)
     if not jnp.issubdtype(each.dtype, jnp.inexact):
@@ -198,18 +201,21 @@ def tally(bins: Array, length: int, weights: ArrayLike = True) -> Array:
         zero = jnp.zeros((), each.dtype)
         hits = jnp.where(bins[:, None] == every[None, :], each[:, None], zero)
         return jnp.sum(hits, axis=0, dtype=each.dtype)
-    bins = jnp.where(bins < 0, length, bins)
+    bins = jnp.where(bins < 0, length, bins)  # a negative index would count from the end
     return jnp.zeros(length, each.dtype).at[bins].add(each, mode="drop")
 
 
 def _is_explicit(array: Array) -> bool:
-    """Whether its sharding is a part of its type, under which JAX has no scatter."""
+    """Whether the array is on a mesh with Explicit axes, for which JAX has no scatter."""
     mesh: Any = getattr(getattr(jax.typeof(array), "sharding", None), "mesh", None)
     return any(kind == jax.sharding.AxisType.Explicit for kind in getattr(mesh, "axis_types", ()))
 
 
 def as_classes(values: Array, num_classes: int) -> Array:
-    """As int32 in [0, num_classes]; the last stands for all that is no class."""
+    """The values as int32 in [0, num_classes]; `num_classes` marks invalid values.
+
+    Invalid are values out of range, fractions and NaN.
+    """
     if values.dtype.itemsize < 4:  # in int8, a num_classes of 300 is 44; in bfloat16, 257 is 256
         exact = jnp.float32 if jnp.issubdtype(values.dtype, jnp.inexact) else jnp.int32
         values = values.astype(exact)

@@ -1,4 +1,4 @@
-"""Means, sums, kept outputs, and several metrics as one."""
+"""Mean, Sum, Collect, and combinations of several metrics."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -27,12 +27,12 @@ from solstice.metrics._bases import (
 class Mean(Additive):
     """`Mean(values, mask)`: the mean of all values.
 
-    `compute()["mean"]` is their mean, weighted if there are weights; 0 of no values. NaN spoils it.
+    `compute()["mean"]` is the weighted mean, 0 without values, NaN if a value that counts is NaN.
 
     Args:
-        values: numbers of any shape.
-        weights: what each counts, a mask for instance, of the same shape or a scalar; each counts
-            1 if left out. One that is negative or NaN makes the mean NaN.
+        values: real numbers of any shape.
+        weights: a mask or the weight of each value, of the same shape or a scalar; 1 by default.
+            A negative or NaN weight makes the mean NaN.
 
     Raises:
         TypeError: an array does not hold real numbers.
@@ -46,25 +46,28 @@ class Mean(Additive):
         weight = jnp.sum(shares)
         if weights is not None and jnp.asarray(weights).dtype != bool:
             shares = jnp.where(shares >= 0, shares, jnp.nan)
+        # A value without weight may be NaN, and NaN * 0 is NaN.
         total = jnp.sum(jnp.where(shares == 0, 0, numbers * shares))
         self.sums = Totals({"total": total, "weight": weight})
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["mean"]`: a float."""
+        """`metrics.compute()["mean"]`: the mean as a float."""
         m, xp = for_compute(self)
         return {"mean": divide(xp, m.total, m.weight)}
 
 
 class Sum(Additive):
-    """`Sum(values, mask)`: the sum of all values, as `compute()["sum"]`.
+    """`Sum(values, mask)`: the sum of all values.
+
+    `compute()["sum"]` is an integer for integers and booleans, exact up to 2^63; else a float.
 
     Args:
-        values: numbers of any shape. The sum of integers and booleans is exact up to 2^63.
-        mask: which count, boolean of the same shape; all if left out.
+        values: real numbers of any shape.
+        mask: true for values that count, boolean of the same shape; all by default.
 
     Raises:
         TypeError: an array does not hold real numbers.
-        ValueError: the mask is of another shape; or a sum of integers is merged with one of floats.
+        ValueError: the mask has another shape, or a sum of integers is merged with one of floats.
     """
 
     total: Counts | Totals
@@ -80,23 +83,23 @@ class Sum(Additive):
             self.total = Totals({"sum": jnp.sum(jnp.where(counts, at_least_float32(numbers), 0))})
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["sum"]`: a float or an integer."""
+        """`metrics.compute()["sum"]`: the sum, a float or an integer."""
         return self.total.values()
 
 
 class Collect(Growing):
-    """`Collect(scores=scores, labels=labels)`: keeps outputs, for plots and exact curves.
+    """`Collect(scores=scores, labels=labels)`: keep outputs, for plots and exact curves.
 
-    `compute()` gives each by its name, the examples of all batches on axis 0, in their order.
-    It grows: an epoch's outputs are kept on the device, and merged outside of the compiled step.
-    Outside of `jax.jit`, NumPy's float64 and int64 stay what they are.
+    `compute()` returns each array by its name, with the examples of all batches on axis 0, in
+    order. It grows: the outputs of a whole epoch stay on the device, and are merged outside the
+    compiled step. Outside `jax.jit`, NumPy's float64 and int64 keep their dtype.
 
     Args:
-        mask: which examples are kept, boolean of shape [n]; all if left out.
-        **arrays: arrays whose axis 0 is the example, all of one length.
+        mask: true for examples to keep, boolean of shape [n]; all by default.
+        **arrays: arrays with the examples on axis 0, all of the same length.
 
     Raises:
-        ValueError: there is no array, or lengths differ; or what is merged has other names.
+        ValueError: there is no array, or lengths differ, or the merged metrics have other names.
     """
 
     arrays: dict[str, Array]
@@ -108,33 +111,33 @@ class Collect(Growing):
         shapes = {name: list(array.shape) for name, array in self.arrays.items()}
         if not shapes or any(not shape for shape in shapes.values()):
             raise ValueError(
-                f"Collect takes arrays by name whose axis 0 is the example, as in "
+                f"Collect takes arrays by name, with the examples on axis 0, as in "
                 f"`Collect(scores=scores)`; it was given {shapes or 'none'}"
             )
         if len({shape[0] for shape in shapes.values()}) > 1:
-            raise ValueError(f"arrays must be of one length on axis 0; they are {shapes}")
+            raise ValueError(f"arrays must have the same length on axis 0; they are {shapes}")
         length = next(iter(shapes.values()))[0]
         self.mask = as_mask(mask, (length,))
         self.names = tuple(arrays)
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["scores"]`: a NumPy array of what was kept. Not under `jax.jit`."""
+        """`metrics.compute()["scores"]`: the kept rows, a NumPy array. Not under `jax.jit`."""
         kept = np.asarray(self.mask)
         return {name: np.asarray(self.arrays[name])[kept] for name in self.names}
 
 
 class MetricsCollection(Metrics):
-    """`MetricsCollection(loss=Mean(losses), digit=ClassificationMetrics(...))`: several as one.
+    """`MetricsCollection(loss=Mean(losses), digit=ClassificationMetrics(...))`: several metrics.
 
-    `compute()` gives "digit.accuracy" and so on; a part that has one value gives it by its own
-    name, "loss". All are merged in the one pass over the data.
+    `compute()` returns "digit.accuracy" and so on. Metrics with a single value appear under the
+    name of the part alone: "loss".
 
     Args:
         **parts: metrics by name.
 
     Raises:
-        TypeError: a part is no Metrics.
-        ValueError: what is merged has other parts, or is configured differently.
+        TypeError: a part is not a Metrics.
+        ValueError: the merged metrics have other parts or other static settings.
     """
 
     parts: dict[str, Metrics]
@@ -147,18 +150,22 @@ class MetricsCollection(Metrics):
         self.names = tuple(parts)
 
     def merge(self, other: Self, /) -> Self:
-        """`total = total.merge(metrics)`: each part merged with its like."""
+        """`total = total.merge(metrics)`: merges each part with the part of the same name.
+
+        Raises:
+            ValueError: `other` has other parts or is configured differently.
+        """
         check_alike(self, other)
         merged = {name: self.parts[name].merge(other.parts[name]) for name in self.names}
         return type(self)(**merged)
 
     def empty(self) -> Self:
-        """`metrics.empty()`: the same of no examples, where every part has an `empty`."""
+        """`metrics.empty()`: metrics of zero examples; every part needs an `empty`."""
         parts: dict[str, Any] = self.parts
         return type(self)(**{name: parts[name].empty() for name in self.names})
 
     def compute(self) -> Mapping[str, Any]:
-        """`metrics.compute()["digit.accuracy"]`."""
+        """`metrics.compute()["digit.accuracy"]`: the values of all parts by name."""
         values: dict[str, Any] = {}
         for name in self.names:
             computed = self.parts[name].compute()
@@ -168,18 +175,18 @@ class MetricsCollection(Metrics):
 
 
 class WithLoss(Metrics):
-    """`WithLoss(ClassificationMetrics(...), losses, weights)`: metrics, and the loss beside them.
+    """`WithLoss(ClassificationMetrics(...), losses, weights)`: metrics together with a loss.
 
-    `compute()` gives what `metrics` gives, and "loss", the weighted mean of the losses, in place
-    of a "loss" of theirs.
+    `compute()` returns the values of `metrics` and "loss", the weighted mean of the losses. It
+    replaces a "loss" in `metrics`.
 
     Args:
         metrics: any Metrics.
-        losses: numbers of any shape.
-        weights: what each counts, broadcasting against the losses; each counts 1 if left out.
+        losses: real numbers of any shape.
+        weights: the weight of each loss; they broadcast against the losses; 1 by default.
 
     Raises:
-        TypeError: `metrics` are no Metrics, or `losses` or `weights` no real numbers.
+        TypeError: `metrics` is not a Metrics, or `losses` or `weights` are not real numbers.
         ValueError: `weights` do not broadcast.
     """
 
@@ -195,19 +202,23 @@ class WithLoss(Metrics):
         self.loss = Mean(losses, shares)
 
     def merge(self, other: Self, /) -> Self:
-        """`total = total.merge(metrics)`: both merged with their like."""
+        """`total = total.merge(metrics)`: merges the metrics and the loss.
+
+        Raises:
+            ValueError: `other` is configured differently.
+        """
         check_alike(self, other)
         return replace(
             self, metrics=self.metrics.merge(other.metrics), loss=self.loss.merge(other.loss)
         )
 
     def empty(self) -> Self:
-        """`metrics.empty()`: the same of no examples, where the metrics have an `empty`."""
+        """`metrics.empty()`: metrics of zero examples; the metrics need an `empty`."""
         metrics: Any = self.metrics
         return replace(self, metrics=metrics.empty(), loss=self.loss.empty())
 
     def compute(self) -> Mapping[str, Any]:
-        """`metrics.compute()["loss"]`."""
+        """`metrics.compute()["loss"]`: the loss and the values of the metrics by name."""
         return {"loss": self.loss.compute()["mean"], **_without(self.metrics.compute(), "loss")}
 
 
@@ -227,7 +238,7 @@ def _broadcast(weights: ArrayLike, losses: ArrayLike) -> Array:
 
 
 def _weighted(values: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
-    """Values and their weights, flat."""
+    """The values and their weights as flat arrays."""
     numbers = at_least_float32(real("values", values)).reshape(-1)
     given = jnp.asarray(real("weights", True if weights is None else weights))
     shape = jnp.shape(values)

@@ -1,4 +1,4 @@
-"""Metrics of two classes, and of several labels each of which holds or not."""
+"""Metrics of binary and of multi-label classification."""
 
 from typing import Any
 
@@ -26,32 +26,33 @@ from solstice.metrics._bases import (
 
 
 class BinaryMetrics(Additive):
-    """`BinaryMetrics(probabilities, labels, mask=mask)`: two classes, in fixed memory.
+    """`BinaryMetrics(probabilities, labels, mask=mask)`: metrics of two classes in fixed memory.
 
-    `compute()` gives, where an example is taken for positive if its score is `threshold` or more:
+    `compute()` returns the values below. An example is predicted positive if its score is at least
+    `threshold`.
 
-    - "accuracy", "precision", "recall", "specificity", "f1", "balanced_accuracy" (of the classes
-      that there are), "matthews_corrcoef": as scikit-learn does with `zero_division=0`;
-    - "roc_auc", "average_precision": as scikit-learn's of the scores in `num_bins` bins, of equal
-      width in sigmoid(logit / 4), so that rare and saturated classes keep their order.
-      `BinaryCurves` gives them exactly;
-    - "num_out_of_range": how many labels are neither 0 nor 1, such as -1, 0.9 or NaN. Their
-      examples are left out of all else but "num_nan";
-    - "num_nan": how many scores are NaN. They count as wrong, and for no curve.
+    - "accuracy", "precision", "recall", "specificity", "f1", "balanced_accuracy" (over the classes
+      present), "matthews_corrcoef": as in scikit-learn with `zero_division=0`;
+    - "roc_auc", "average_precision": as in scikit-learn, for scores rounded to `num_bins` bins of
+      equal width in sigmoid(logit / 4), which separate the scores of rare and saturated classes.
+      `BinaryCurves` is exact;
+    - "num_out_of_range": number of labels that are neither 0 nor 1, such as -1, 0.9 or NaN. These
+      examples are excluded from everything except "num_nan";
+    - "num_nan": number of NaN scores. They count as wrong, and are excluded from the curves.
 
-    What is not defined, such as the ROC-AUC of one class, is 0.
+    Undefined values, such as the ROC-AUC of a single class, are 0.
 
-    Where there are logits, give them: in float32 the probabilities of all logits above 18 are 1,
-    and the curves do not see their order. Logits above 25 share a bin, as do those below -25.
+    Prefer logits to probabilities: in float32 the probability of every logit above 18 is 1, so the
+    curves lose their order. Logits above 25 share a bin, as do logits below -25.
 
     Args:
-        scores: probabilities of the positive class, in [0, 1], shape [n]; those beyond count for
-            the curves as 0 or 1. With `from_logits=True`, logits.
+        scores: probabilities of the positive class, in [0, 1], shape [n]; for the curves, values
+            outside are clipped. With `from_logits=True`, logits.
         targets: labels, each 0 or 1, of any real dtype or boolean, shape [n].
-        mask: which examples count, boolean of shape [n]; all if left out.
-        threshold: the probability from which on an example is taken for positive.
-        num_bins: how many bins there are for the curves.
-        from_logits: whether `scores` are logits, as a model gives them.
+        mask: true for examples that count, boolean of shape [n]; all by default.
+        threshold: the lowest probability of a positive prediction, in [0, 1].
+        num_bins: number of bins for the curves, 1 or more.
+        from_logits: whether `scores` are logits.
 
     Raises:
         TypeError: an array does not hold real numbers.
@@ -60,7 +61,7 @@ class BinaryMetrics(Additive):
     """
 
     counts: Counts
-    """"positives" and "negatives" are how many of each bin are so, of shape [num_bins]."""
+    """"positives" and "negatives": number of examples in each bin, shape [num_bins]."""
     threshold: float = eqx.field(static=True)
     num_bins: int = eqx.field(static=True)
 
@@ -124,20 +125,20 @@ class BinaryMetrics(Additive):
 
 
 class BinaryCurves(Growing):
-    """`BinaryCurves(scores, labels)`: ROC-AUC and average precision exactly, and the curves.
+    """`BinaryCurves(scores, labels)`: exact ROC-AUC, average precision and curves.
 
-    `compute()` gives "roc_auc" and "average_precision" as scikit-learn does, 0 where they are not
-    defined; "num_out_of_range", how many labels are neither 0 nor 1; and "num_nan", how many scores
-    are NaN. Both are left out. It keeps all scores, and is merged outside of the compiled step:
-    `BinaryMetrics` is the one of fixed memory.
+    `compute()` returns "roc_auc" and "average_precision" as in scikit-learn, or 0 if undefined;
+    "num_out_of_range", the number of labels that are neither 0 nor 1; and "num_nan", the number of
+    NaN scores. Both kinds of examples are excluded. It keeps all scores, and is merged outside the
+    compiled step; `BinaryMetrics` uses fixed memory.
 
-    Outside of `jax.jit`, NumPy's float64 scores stay float64. JAX's are float32 without x64, in
-    which the probabilities of all logits above 18 are 1: give logits.
+    Outside `jax.jit`, NumPy's float64 scores stay float64. JAX's scores are float32 without x64,
+    in which the probability of every logit above 18 is 1: prefer logits.
 
     Args:
-        scores: the higher, the more likely positive; shape [n], of any range.
+        scores: a higher score is more likely positive; shape [n], of any range.
         targets: labels, each 0 or 1, of any real dtype or boolean, shape [n].
-        mask: which examples count, boolean of shape [n]; all if left out.
+        mask: true for examples that count, boolean of shape [n]; all by default.
 
     Raises:
         TypeError: an array does not hold real numbers.
@@ -146,7 +147,7 @@ class BinaryCurves(Growing):
 
     scores: Array | np.ndarray[Any, Any]
     targets: Array
-    """1 where positive, 0 where negative, and 2 of what is neither; int8."""
+    """1 for positive, 0 for negative, 2 for invalid labels; int8, to save memory."""
     mask: Array
 
     def __init__(
@@ -158,7 +159,7 @@ class BinaryCurves(Growing):
         self.mask = as_mask(mask, self.scores.shape)
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["roc_auc"]`: floats, and two integer counts. Not under `jax.jit`."""
+        """`metrics.compute()["roc_auc"]`: floats and two integer counts. Not under `jax.jit`."""
         mask, neither = np.asarray(self.mask), np.asarray(self.targets) == 2
         _, positives, negatives = self._steps()
         return {
@@ -170,7 +171,7 @@ class BinaryCurves(Growing):
     def roc_curve(self) -> tuple[Any, Any, Any]:
         """`fpr, tpr, thresholds = curves.roc_curve()`: float64 arrays, from (0, 0) to (1, 1).
 
-        The thresholds fall, and begin at infinity; a rate is 0 where its class is absent.
+        Thresholds decrease from infinity. If a class is absent, its rate is 0.
         """
         thresholds, positives, negatives = self._steps()
         rates = [
@@ -182,14 +183,14 @@ class BinaryCurves(Growing):
     def precision_recall_curve(self) -> tuple[Any, Any, Any]:
         """`precision, recall, thresholds = curves.precision_recall_curve()`: float64 arrays.
 
-        The thresholds fall; the recall rises to 1, or is 0 where there are no positives.
+        Thresholds decrease. Recall increases to 1, or is 0 without positives.
         """
         thresholds, positives, negatives = self._steps()
         right, wrong = positives.cumsum(), negatives.cumsum()
         return divide(np, right, right + wrong), divide(np, right, positives.sum()), thresholds
 
     def _steps(self) -> tuple[Any, Any, Any]:
-        """The scores that there are, from the highest, and how many of each class have them."""
+        """The distinct scores, highest first, and the positives and negatives at each."""
         scores, targets = np.asarray(self.scores), np.asarray(self.targets)
         kept = np.asarray(self.mask) & (targets < 2) & ~_nan(self.scores)
         targets = targets[kept]
@@ -201,25 +202,25 @@ class BinaryCurves(Growing):
 
 
 class MultilabelMetrics(Additive):
-    """`MultilabelMetrics(probabilities, labels)`: several labels, each of which holds or not.
+    """`MultilabelMetrics(probabilities, labels)`: metrics of several independent labels.
 
-    `compute()` gives, where a label is taken to hold if its score is `threshold` or more, as
-    scikit-learn does with `zero_division=0`:
+    `compute()` returns the values below, as in scikit-learn with `zero_division=0`. A label is
+    predicted if its score is at least `threshold`.
 
-    - "accuracy": the fraction of entries that are right; 1 - scikit-learn's `hamming_loss`;
-    - "subset_accuracy": the fraction of examples all of whose entries are right;
+    - "accuracy": the fraction of correct entries, 1 - scikit-learn's `hamming_loss`;
+    - "subset_accuracy": the fraction of examples with all entries correct;
     - "precision_micro", ...: over all entries; "precision_macro", ...: the mean over labels;
-      "precision_weighted", ...: weighted by how often each label holds;
+      "precision_weighted", ...: the mean weighted by the frequency of each label;
     - "precision_label_0", "recall_label_0", "f1_label_0", ...: each label;
-    - "num_out_of_range": how many entries of the labels are neither 0 nor 1, such as -1, 0.9 or
-      NaN. They are left out of all else but "num_nan";
-    - "num_nan": how many scores are NaN. They count as wrong.
+    - "num_out_of_range": number of label entries that are neither 0 nor 1, such as -1, 0.9 or
+      NaN. They are excluded from everything except "num_nan";
+    - "num_nan": number of NaN scores. They count as wrong.
 
     Args:
         scores: probabilities, in [0, 1], shape [n, num_labels].
         targets: labels, each 0 or 1, of any real dtype or boolean, shape [n, num_labels].
-        mask: which count: boolean of shape [n, num_labels], or of shape [n]; all if left out.
-        threshold: what is taken to hold.
+        mask: true for entries that count, boolean of shape [n, num_labels] or [n]; all by default.
+        threshold: the lowest score of a predicted label, in [0, 1].
 
     Raises:
         TypeError: an array does not hold real numbers.
@@ -227,7 +228,7 @@ class MultilabelMetrics(Additive):
     """
 
     counts: Counts
-    """"right", "guessed" and "holding" are of shape [num_labels]."""
+    """"right", "guessed" (predicted) and "holding" (true) have shape [num_labels]."""
     threshold: float = eqx.field(static=True)
 
     def __init__(
@@ -246,7 +247,7 @@ class MultilabelMetrics(Additive):
             rows = jnp.broadcast_to(rows[:, None], scores.shape)
         given, nan = as_mask(rows, scores.shape), has_nan(scores)
         counts = given & (positive | negative)
-        guessed = jnp.where(nan, negative, scores >= threshold)
+        guessed = jnp.where(nan, negative, scores >= threshold)  # NaN is always a wrong guess
         entries = counts & (guessed == positive)
         examples = jnp.any(counts, axis=1)
         self.counts = Counts(
@@ -308,15 +309,15 @@ def _check_pair(
 
 
 def _classes(targets: ArrayLike) -> tuple[Any, Any]:
-    """Where labels are 1, and where 0. What is neither belongs to no class."""
+    """Where labels are 1, and where they are 0; invalid labels are in neither."""
     labels = as_stored(targets)
     return (labels, ~labels) if labels.dtype == bool else (labels == 1, labels == 0)
 
 
 def _place(scores: Array, from_logits: bool) -> Array:
-    """sigmoid(logit / 4), by which scores are binned: in [0, 1], and rising with the score.
+    """The position of a score for binning: sigmoid(logit / 4), in [0, 1] and monotonic.
 
-    Of equal bins of the probability itself, one holds nearly all examples of a rare class.
+    With equal bins of the probability, nearly all scores of a rare class would share one bin.
     """
     if from_logits:
         return jax.nn.sigmoid(scores / 4)
@@ -329,16 +330,16 @@ def _nan(scores: Any) -> Any:
 
 
 def _correlation(xp: Any, right: Any, guessed: Any, positive: Any, total: Any) -> Any:
-    """Matthews (1975), from shares, which do not overflow."""
+    """Correlation of Matthews (1975), from shares, because products of counts overflow."""
     share = [divide(xp, number, total) for number in (right, guessed, positive)]
     spread = share[1] * (1 - share[1]) * share[2] * (1 - share[2])
     return divide(xp, share[0] - share[1] * share[2], xp.sqrt(xp.maximum(spread, 0.0)))
 
 
 def _areas(xp: Any, positives: Any, negatives: Any) -> dict[str, Any]:
-    """Areas under the curves, of how many of each class have each score, from the highest."""
+    """Areas under the curves, from the positives and negatives at each score, highest first."""
     above, below = xp.cumsum(positives), xp.cumsum(negatives)
-    pairs = (negatives * (above - positives / 2)).sum()  # of equal scores, half are in order
+    pairs = (negatives * (above - positives / 2)).sum()  # a pair with equal scores counts half
     precision = divide(xp, above, above + below)
     return {
         "roc_auc": divide(xp, pairs, positives.sum() * negatives.sum()),

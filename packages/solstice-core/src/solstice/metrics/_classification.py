@@ -1,4 +1,4 @@
-"""Metrics of single-label classification."""
+"""Metrics of classification into one of several classes."""
 
 from typing import Any
 
@@ -24,44 +24,46 @@ from solstice.metrics._bases import (
 
 
 class ClassificationMetrics(Additive):
-    """`ClassificationMetrics(preds, labels, loss, num_classes=10)`: loss, accuracy, F1 and more.
+    """`ClassificationMetrics(preds, labels, loss, num_classes=10)`: loss, accuracy, F1 and others.
 
-    `compute()` gives, as scikit-learn's `accuracy_score` and `classification_report` with
-    `labels=range(num_classes)` and `zero_division=0` do over all examples merged:
+    `compute()` returns the values below over all merged examples. They equal scikit-learn's
+    `accuracy_score` and `classification_report` with `labels=range(num_classes)` and
+    `zero_division=0`.
 
     - "loss": the mean over examples;
-    - "accuracy": the fraction of examples whose prediction is the label;
-    - "top_5_accuracy" with `top_k=5`: the fraction whose label is among the 5 highest scores;
-    - "balanced_accuracy": the mean recall over the classes that have labels;
-    - "cohen_kappa", "matthews_corrcoef": agreement beyond chance, from -1 to 1; 0 where they are
-      not defined, as when all labels and predictions are of one class;
+    - "accuracy": the fraction of correct predictions;
+    - "top_5_accuracy" with `top_k=5`: the fraction with the label among the 5 highest scores;
+    - "balanced_accuracy": the mean recall over the classes present among the labels;
+    - "cohen_kappa", "matthews_corrcoef": agreement beyond chance, from -1 to 1; 0 if undefined,
+      as when all labels and predictions are of one class;
     - "precision_macro", "recall_macro", "f1_macro": the mean over classes;
     - "precision_weighted", ...: the mean weighted by each class's number of labels;
     - "precision_class_0", "recall_class_0", "f1_class_0", ...: each class;
-    - "num_out_of_range": how many labels were outside [0, num_classes);
-    - "num_nan": how many examples had a prediction or a score that is NaN; they count as wrong.
+    - "num_out_of_range": number of labels outside [0, num_classes);
+    - "num_nan": number of examples with a NaN prediction or score; they count as wrong.
 
-    A label or prediction out of range counts as an example that is wrong: it lowers the accuracy
-    and, where its other half is in range, that class's precision or recall; to the two agreements,
-    what is out of range is one more class, in which nothing is right. Counts are exact up to 2^63
-    examples. Memory is six integers a class; `compute` makes three entries a class.
+    An example with a label or prediction out of range counts as wrong: it lowers the accuracy and,
+    if its other value is in range, the precision or recall of that class. For "cohen_kappa" and
+    "matthews_corrcoef", out-of-range values form one more class, which is never correct. Counts are
+    exact up to 2^63 examples. Memory is six integers per class; `compute` returns three values per
+    class.
 
     Args:
-        preds: predicted classes, shape [n], of any real dtype; or a score for each class, shape
-            [n, num_classes], whose maximum is the prediction.
+        preds: predicted classes, shape [n], of any real dtype; or scores, shape [n, num_classes],
+            in which case the class with the highest score is the prediction.
         targets: labels, integers of shape [n].
         loss: the mean loss of these examples, a scalar; or the loss of each, shape [n]. NaN
-            spoils "loss" alone.
+            affects only "loss".
         num_classes: number of classes, a Python int of 1 or more.
-        mask: which examples count, boolean of shape [n]; all if left out. A scalar `loss` is the
-            mean of those that count.
-        top_k: how many of the highest scores are looked at for the accuracy of that name. Scores
-            that are equal to the label's count as above it.
+        mask: true for examples that count, boolean of shape [n]; all by default. A scalar `loss`
+            is the mean over these.
+        top_k: adds "top_<k>_accuracy", 1 to num_classes. Scores equal to the label's count as
+            higher.
 
     Raises:
         TypeError: an array does not hold real numbers.
-        ValueError: shapes do not match; `top_k` is given and `preds` are no scores, or it is not
-            in [1, num_classes]; or metrics of different `num_classes` or `top_k` are merged.
+        ValueError: shapes do not match; `top_k` is given without scores, or is not in
+            [1, num_classes]; or metrics of different `num_classes` or `top_k` are merged.
     """
 
     counts: Counts
@@ -111,6 +113,8 @@ class ClassificationMetrics(Additive):
         counts = as_mask(mask, targets.shape)
         nan &= counts
         preds, targets = as_classes(preds, num_classes), as_classes(targets, num_classes)
+        # Bin num_classes is for invalid values, num_classes + 1 for masked examples, so that a
+        # masked example is never counted as out of range.
         preds = jnp.where(counts, jnp.where(nan, num_classes, preds), num_classes + 1)
         targets = jnp.where(counts, targets, num_classes + 1)
         numbers = {
@@ -130,7 +134,7 @@ class ClassificationMetrics(Additive):
         self.top_k = top_k
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["accuracy"]`: floats by name, and two integer counts."""
+        """`metrics.compute()["accuracy"]`: floats by name and two integer counts."""
         m, xp = for_compute(self)
         exact = self.counts.values()
         by_class = {
@@ -163,9 +167,9 @@ class ClassificationMetrics(Additive):
 
 
 def _agreement(xp: Any, m: Any) -> dict[str, Any]:
-    """Cohen (1960), and Gorodkin (2004) for the correlation of several classes.
+    """Kappa of Cohen (1960), and the correlation of several classes of Gorodkin (2004).
 
-    What is out of range is a class of its own, in which nothing is right.
+    Out-of-range values are one more class, which is never correct.
     """
     total = m.count
     shares = [
@@ -191,7 +195,7 @@ def _sum_of_losses(loss: Array, counts: Array) -> Array:
 
 
 def _rank(scores: Array, targets: Array) -> Array:
-    """How many scores of each row are as high as that of its label, the label's own left out."""
+    """The number of other scores in each row that are at least as high as the label's score."""
     labels = jnp.clip(targets, 0, scores.shape[1] - 1)
     own = jnp.take_along_axis(scores, labels[:, None], axis=1)
     return count(scores >= own, axis=1) - 1

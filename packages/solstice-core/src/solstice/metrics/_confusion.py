@@ -1,4 +1,4 @@
-"""What is taken for what, and how far probabilities can be believed."""
+"""Confusion matrix and calibration error."""
 
 from typing import Any
 
@@ -24,19 +24,19 @@ from solstice.metrics._bases import (
 
 
 class ConfusionMatrix(Additive):
-    """`ConfusionMatrix(preds, labels, num_classes=10)`: how often each class is taken for each.
+    """`ConfusionMatrix(preds, labels, num_classes=10)`: counts of each label and prediction.
 
-    `compute()["confusion_matrix"]` is an integer array of shape [num_classes, num_classes]: rows
-    are labels, columns predictions, as in scikit-learn. Examples with a label or a prediction out
-    of range, or NaN, are left out, and counted as "num_out_of_range". Memory is 2 `num_classes`^2
-    integers.
+    `compute()["confusion_matrix"]` is an integer array of shape [num_classes, num_classes] with
+    labels as rows and predictions as columns, as in scikit-learn. Examples with a label or a
+    prediction out of range, or NaN, are excluded; "num_out_of_range" is their number. Memory is
+    2 `num_classes`^2 integers.
 
     Args:
-        preds: predicted classes, integers of shape [n]; or a score for each class, shape
-            [n, num_classes], whose maximum is the prediction.
+        preds: predicted classes, integers of shape [n]; or scores, shape [n, num_classes], in
+            which case the class with the highest score is the prediction.
         targets: labels, integers of shape [n].
         num_classes: number of classes, 1 or more.
-        mask: which examples count, boolean of shape [n]; all if left out.
+        mask: true for examples that count, boolean of shape [n]; all by default.
 
     Raises:
         TypeError: an array does not hold real numbers.
@@ -83,25 +83,27 @@ class ConfusionMatrix(Additive):
         self.num_classes = num_classes
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["confusion_matrix"]`."""
+        """`metrics.compute()["confusion_matrix"]`: the matrix and "num_out_of_range"."""
         return self.counts.values()
 
 
 class CalibrationError(Additive):
-    """`CalibrationError(probabilities, labels)`: how far confidence is from accuracy.
+    """`CalibrationError(probabilities, labels)`: difference of confidence and accuracy.
 
-    The probability of the predicted class is its confidence. Examples are put into `num_bins` bins
-    of equal width by it, and in each the mean confidence is compared with the accuracy (Guo et al.
-    2017). `compute()` gives "expected_calibration_error", the mean of the differences weighted by
-    examples, "maximum_calibration_error", the largest, "num_out_of_range", how many labels are
-    outside [0, num_classes), which count as wrong, and "num_nan", how many examples have a NaN;
-    they are left out.
+    Confidence is the probability of the predicted class. It sorts the examples into `num_bins` bins
+    of equal width; in each bin, the mean confidence is compared with the accuracy (Guo et al.
+    2017). `compute()` returns:
+
+    - "expected_calibration_error": the mean difference, weighted by examples;
+    - "maximum_calibration_error": the largest difference;
+    - "num_out_of_range": number of labels outside [0, num_classes), which count as wrong;
+    - "num_nan": number of examples with a NaN, which are excluded.
 
     Args:
         probabilities: shape [n, num_classes].
         targets: labels, integers of shape [n].
-        mask: which examples count, boolean of shape [n]; all if left out.
-        num_bins: how many bins, 1 or more.
+        mask: true for examples that count, boolean of shape [n]; all by default.
+        num_bins: number of bins, 1 or more.
 
     Raises:
         TypeError: an array does not hold real numbers.
@@ -144,7 +146,7 @@ class CalibrationError(Additive):
         self.num_bins = num_bins
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["expected_calibration_error"]`: floats, and two integer counts."""
+        """`metrics.compute()["expected_calibration_error"]`: floats and two integer counts."""
         m, xp = for_compute(self)
         apart = xp.abs(divide(xp, m.confidence - m.right, m.count))
         return {

@@ -1,4 +1,4 @@
-"""Metrics of language models."""
+"""Metrics of language models: loss, perplexity and accuracy per token."""
 
 import math
 from typing import Any
@@ -23,27 +23,28 @@ from solstice.metrics._bases import (
 
 
 class LanguageModelMetrics(Additive):
-    """`LanguageModelMetrics(logits, targets, mask=mask)`: the next token, over all tokens.
+    """`LanguageModelMetrics(logits, targets, mask=mask)`: perplexity, loss and accuracy per token.
 
-    `compute()` gives, each token counting alike whatever the lengths of texts and batches:
+    `compute()` returns the values below. Each token has the same weight, whatever the lengths of
+    texts and batches.
 
-    - "loss": the mean of -log p(target), in nats a token; "bits_per_token": the same in bits;
-    - "perplexity": exp(loss), infinite where that is beyond a float;
-    - "accuracy": the fraction of tokens whose highest logit is the target's; not if any is NaN;
-    - "bits_per_byte": bits over bytes of text, where `num_bytes` was given;
-    - "num_tokens": how many tokens counted;
-    - "num_out_of_range": how many targets were no token. They are left out.
+    - "loss": the mean of -log p(target), in nats per token; "bits_per_token": the same in bits;
+    - "perplexity": exp(loss), infinite if a float cannot hold it;
+    - "accuracy": the fraction of tokens with the highest logit at the target; NaN logits are wrong;
+    - "bits_per_byte": bits divided by bytes of text, if `num_bytes` is given;
+    - "num_tokens": number of tokens that count;
+    - "num_out_of_range": number of targets outside [0, vocabulary), which are excluded.
 
     Args:
-        logits: shape [..., vocabulary]. NaN spoils "loss" and what follows from it.
+        logits: shape [..., vocabulary]. NaN makes "loss" and the values derived from it NaN.
         targets: integers of shape [...].
-        mask: which tokens count, boolean of shape [...]; all if left out. Padding must not.
-        num_bytes: how many bytes of text the tokens that count stand for, an integer or an array
-            that is summed.
+        mask: true for tokens that count, boolean of shape [...]; all by default. Exclude padding.
+        num_bytes: number of bytes of text of the tokens that count, an integer or an array, which
+            is summed.
 
     Raises:
         TypeError: an array does not hold real numbers.
-        ValueError: shapes do not match, or what has `num_bytes` is merged with what has not.
+        ValueError: shapes do not match, or metrics with and without `num_bytes` are merged.
     """
 
     counts: Counts
@@ -85,7 +86,7 @@ class LanguageModelMetrics(Additive):
         self.counts = Counts(numbers)
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["perplexity"]`: floats by name, and two integer counts."""
+        """`metrics.compute()["perplexity"]`: floats by name and two integer counts."""
         m, xp = for_compute(self)
         exact = self.counts.values()
         loss = divide(xp, m.loss_sum, m.num_tokens)
@@ -109,5 +110,5 @@ def _whole(numbers: ArrayLike) -> Any:
 
 
 def _exp(xp: Any, loss: Any) -> Any:
-    with np.errstate(over="ignore"):  # a model that has diverged
+    with np.errstate(over="ignore"):  # the loss of a diverged model overflows to infinity
         return xp.exp(loss)

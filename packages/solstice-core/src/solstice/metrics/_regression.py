@@ -1,4 +1,4 @@
-"""Metrics of regression."""
+"""Metrics of regression: errors, R2 and correlation."""
 
 from typing import Any, Self
 
@@ -16,28 +16,29 @@ from solstice.metrics._bases import as_mask, check_alike, count, divide, for_com
 
 
 class RegressionMetrics(Metrics):
-    """`RegressionMetrics(preds, targets, mask=mask)`: errors and correlation.
+    """`RegressionMetrics(preds, targets, mask=mask)`: mean errors, R2 and correlation.
 
-    `compute()` gives, over all numbers merged:
+    `compute()` returns, over all merged numbers:
 
     - "mse", "rmse", "mae": mean squared error, its root, mean absolute error;
-    - "r2": 1 - squared error / spread of the targets about their mean, as scikit-learn's
-      `r2_score`; 1 if both are 0, and 0 if only the spread is;
-    - "explained_variance": the same without what a constant offset adds to the error;
-    - "pearson": the correlation, 0 where one side does not vary;
-    - "num_nan": how many pairs had a NaN. They are left out of all else;
-    - "num_infinite": how many had an infinite value. They count as in NumPy: of an infinite
-      prediction "mse", "rmse" and "mae" are infinite, "r2" is -infinity, and the rest is NaN.
+    - "r2": 1 - squared error / squared deviation of the targets from their mean, as scikit-learn's
+      `r2_score`; 1 if both are 0, and 0 if only the deviation is;
+    - "explained_variance": the same, but a constant offset does not add to the error;
+    - "pearson": the correlation; 0 if predictions or targets are constant;
+    - "num_nan": number of pairs with a NaN. They are excluded from everything else;
+    - "num_infinite": number of pairs with an infinite value. They count as in NumPy: an infinite
+      prediction makes "mse", "rmse" and "mae" infinite, "r2" -infinity, and the others NaN.
 
-    Means and squared deviations are merged as Chan, Golub and LeVeque (1979) do, and kept above a
-    value of the data, so that a large offset costs no digits. An array of several outputs counts
-    as so many numbers. Deviations are squared in float32: what rests on those above 1e18 may be
-    infinite or NaN, and those below 1e-19 count as none.
+    Means and squared deviations merge by the method of Chan, Golub and LeVeque (1979). They are
+    stored relative to a value of the data, so a large common offset costs no precision. Each
+    element of an output array counts as one number. Deviations are squared in float32: above 1e18
+    the results may be infinite or NaN, and below 1e-19 deviations count as 0.
 
     Args:
         preds: predictions, of any shape.
-        targets: what was to be predicted, of the same shape.
-        mask: which count, boolean of the same shape, or of that of axis 0; all if left out.
+        targets: the true values, of the same shape.
+        mask: true for entries that count, boolean of the same shape or of shape [n]; all by
+            default.
 
     Raises:
         TypeError: an array does not hold real numbers.
@@ -46,12 +47,12 @@ class RegressionMetrics(Metrics):
 
     counts: Counts
     origin: Array
-    """Some value of predictions, targets, and their differences; shape [3]."""
+    """The largest finite value of predictions, targets and differences at the first batch; [3]."""
     means: Totals
-    """"mean": their means above the origin, so that an offset of all costs no digits; shape [3]."""
+    """"mean": their means relative to the origin, so a common offset costs no precision; [3]."""
     sums: Totals
-    """"spread" is of squared deviations from those means, shape [3]; "product" of the products of
-    those of predictions and targets; "absolute" of absolute differences."""
+    """"spread": sums of squared deviations from these means, shape [3]; "product": the sum of
+    products of the deviations of predictions and targets; "absolute": of absolute differences."""
 
     def __init__(
         self, preds: ArrayLike, targets: ArrayLike, *, mask: ArrayLike | None = None
@@ -62,7 +63,7 @@ class RegressionMetrics(Metrics):
         )
         if one.shape != other.shape:
             raise ValueError(
-                f"preds and targets must be of one shape; they are {list(one.shape)} and "
+                f"preds and targets must have the same shape; they are {list(one.shape)} and "
                 f"{list(other.shape)}{_squeezed(one, other)}"
             )
         counts = _mask(mask, one.shape)
@@ -84,7 +85,7 @@ class RegressionMetrics(Metrics):
         self.origin = jnp.where(jnp.isfinite(highest), highest, 0)
         above = jnp.where(finite, values - self.origin[:, None] + lost, 0)
         mean = jnp.sum(above, axis=1) / size
-        # What is infinite has no deviation from a mean, nor has a sum of such.
+        # An infinite value has no deviation from a mean, so the sums become NaN.
         deviations = jnp.where(finite, above - mean[:, None], jnp.where(rows, jnp.nan, 0))
         self.means = Totals({"mean": mean})
         self.sums = Totals(
@@ -96,17 +97,21 @@ class RegressionMetrics(Metrics):
         )
 
     def merge(self, other: Self, /) -> Self:
-        """`total = total.merge(metrics)`: the metrics of both sets of pairs."""
+        """`total = total.merge(metrics)`: the metrics of the pairs of both.
+
+        Raises:
+            ValueError: `other` is not a RegressionMetrics.
+        """
         check_alike(self, other)
         return _merged(self, other)
 
     def empty(self) -> Self:
-        """`metrics.empty()`: the metrics of no pairs."""
+        """`metrics.empty()`: metrics of zero pairs."""
         return _tree.map(zeros_like, self)
 
     def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["rmse"]`: floats by name, and two integer counts."""
-        with np.errstate(over="ignore", invalid="ignore"):  # the values tell it
+        """`metrics.compute()["rmse"]`: floats by name and two integer counts."""
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are in the values
             return self._values()
 
     def _values(self) -> dict[str, Any]:
@@ -128,9 +133,9 @@ class RegressionMetrics(Metrics):
 
 
 def _difference(one: Array, other: Array) -> tuple[Array, Array]:
-    """The difference, and what it lost by rounding (Knuth's sum without error).
+    """The difference and its rounding error (Knuth's error-free sum).
 
-    Where one side is far away, what is lost is all that tells the differences apart.
+    If one side is much larger than the other, the differences vary only in the rounding error.
     """
     apart = one - other
     share = one - apart
@@ -159,14 +164,14 @@ def _merged(a: RegressionMetrics, b: RegressionMetrics) -> Any:
 
 
 def _score(xp: Any, error: Any, spread: Any, number: Any) -> Any:
-    """1 - error / spread; where nothing spreads, 1 without an error and 0 with one."""
+    """1 - error / spread; without spread, 1 if the error is 0 and else 0."""
     of_none = xp.where((error == 0) & (number > 0), 1.0, 0.0)
     there = ~xp.isnan(error) & xp.isfinite(spread)
     return xp.where(there, xp.where(spread > 0, 1 - divide(xp, error, spread), of_none), xp.nan)
 
 
 def _squeezed(preds: Array, targets: Array) -> str:
-    """Which of the two has a last axis of 1 that the other has not, for a message."""
+    """The hint for a message if one shape has an extra last axis of length 1."""
     for name, one, other in (("preds", preds, targets), ("targets", targets, preds)):
         if one.shape == (*other.shape, 1):
             return f". Write `{name}.squeeze(-1)`"
@@ -174,7 +179,7 @@ def _squeezed(preds: Array, targets: Array) -> str:
 
 
 def _mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
-    """Of the shape of the predictions; a mask of rows serves all of a row."""
+    """The mask in the shape of the predictions; a mask of shape [n] covers whole rows."""
     given = None if mask is None else jnp.asarray(real("mask", mask))
     if given is not None and len(shape) > 1 and given.shape == shape[:1]:
         given = jnp.broadcast_to(given.reshape(-1, *[1] * (len(shape) - 1)), shape)
