@@ -115,7 +115,8 @@ def test_arrays_are_left_out_and_named_once():
         lines = logged(lambda t: t.fit(Arrays(), some(1, 2), some(1, 2), num_epochs=2))
     assert [metrics for metrics, _ in lines[1::2]] == [{"val/first": 3.0}] * 2
     assert [str(warning.message) for warning in said] == [
-        "Logging leaves out what is not a number: `values`, float32[2]. Choose by `only=`"
+        "Logging leaves out metrics that are not numbers: `values`, float32[2]. "
+        "Choose metrics with `only=`"
     ]
     chosen = logged(lambda t: t.test(Arrays(), some(1, 2)), only=["first"])
     assert chosen == [({"test/first": 3.0}, 0)]
@@ -136,8 +137,8 @@ def test_a_logger_names_what_its_tool_cannot_show():
     with pytest.warns(UserWarning, match="leaves out|give no metrics|cannot be compiled") as said:
         solstice.Trainer([logger]).test(Arrays(), some(1, 2))
     assert [str(warning.message) for warning in said] == [
-        "Numbers leaves out what it cannot show: `values`, float32[2]. Choose by `only=`; "
-        "solstice.loggers.JSONLines takes all"
+        "Numbers leaves out values that it cannot show: `values`, float32[2]. Choose metrics with "
+        "`only=`; solstice.loggers.JSONLines accepts all"
     ]
     assert logger.rows == [{"step": 0, "epoch": 0, "mode": "test", "span": "epoch", "first": 3.0}]
 

@@ -1,4 +1,4 @@
-"""Ready-made callbacks, each on the public `solstice.Callback`."""
+"""Ready-made callbacks, written against the public `solstice.Callback`."""
 
 from solstice._saver import Saver
 from solstice.callbacks._checkpoint import Checkpoint

@@ -1,4 +1,4 @@
-"""Save a run while it goes on, so that it can be resumed."""
+"""Checkpoint: saves a run while it trains, so that it can be resumed."""
 
 import math
 import time
@@ -22,49 +22,50 @@ from solstice.checkpoint._files import check_store
 
 
 class Checkpoint(Saver):
-    """`Checkpoint("runs/a", every=1000)`: save the run, so that nothing is lost.
+    """`Checkpoint("runs/a", every=1000)`: save the run while it trains.
 
     ```python
     trainer = solstice.Trainer([solstice.callbacks.Checkpoint("runs/a", every=1000)])
     exp = trainer.fit(exp, train_ds, num_epochs=10, resume="last")
     ```
 
-    Run it again after whatever has ended it, and it goes on where it was last saved, to the very
-    numbers that it would have had. Each checkpoint is a folder such as `runs/a/step-1000`, of which
-    `solstice.checkpoint.load(path, like=exp)` reads the Experiment alone.
+    If the run ends for any reason, start the script again: training continues from the last
+    checkpoint, and the results have the same bits as without the interruption. Each checkpoint is a
+    folder such as `runs/a/step-1000`; `solstice.checkpoint.load(path, like=exp)` reads only the
+    Experiment.
 
-    It is written by a thread while training goes on, one at a time. After SIGTERM, or Ctrl-C, the
-    steps under way finish, a validation is cut short, and the run is saved; then the process exits
-    with code 143 (128 + SIGTERM), or a KeyboardInterrupt is raised. A second signal ends it at
-    once.
+    A thread writes checkpoints while training continues, one at a time. After SIGTERM or Ctrl-C,
+    the current call finishes, a validation is cut short, and the run is saved. Then the process
+    exits with code 143 (128 + SIGTERM), or KeyboardInterrupt is raised. A second signal ends the
+    run at once.
 
     Args:
-        directory: a folder for the checkpoints of this run alone: one run saves into it at a time.
-            What else is there stays: only folders named `step-<digits>` that `Checkpoint` wrote are
-            ever removed, and of links to such nothing is. A relative one is in the working
-            directory in which a run begins, wherever the run goes from there.
-        every: save after every so many training steps.
-        minutes: save after so many minutes, at the end of the steps under way.
-        every_epochs: save after every so many epochs; None for not.
-        keep: how many of the newest checkpoints stay, 1 or more.
-        monitor: a metric, named with its mode as in "val/loss"; what is saved right after it was
-            measured is compared by it.
-        mode: whether less ("min") or more ("max") of it is better. By default its name decides:
-            less for a loss, an error, a perplexity and the like, and more for all others.
-            NaN is never best.
-        keep_best: how many of the best stay beside the newest.
-        overwrite: when a run begins anew, remove the checkpoints of an earlier run that are in the
-            folder, once its own first is saved; of those that are links, the links.
+        directory: a folder for the checkpoints of this run; one run at a time saves into it. Only
+            folders named `step-<digits>` that `Checkpoint` wrote are ever removed; other files
+            stay, and so do links to checkpoints. A relative path is resolved at the start of a
+            run, so a later change of the working directory has no effect.
+        every: save after this number of training steps; None for never.
+        minutes: save after this number of minutes, at the end of the current call.
+        every_epochs: save after this number of epochs; None for never.
+        keep: number of newest checkpoints to keep, 1 or more.
+        monitor: a metric with its mode, such as "val/loss". Checkpoints that are saved at the step
+            where it was measured are ranked by it.
+        mode: whether a smaller ("min") or a larger ("max") value is better. By default the name
+            decides: smaller for a loss, an error, a perplexity and the like, else larger. NaN is
+            never best.
+        keep_best: number of best checkpoints to keep in addition, 0 or more.
+        overwrite: if a new run finds checkpoints of an earlier run in the folder, remove them after
+            its own first save. Of linked checkpoints, only the links are removed.
 
     Raises:
         ValueError: an argument is out of range, `directory` is a URL, or "val/" is monitored
             without a `val_ds`.
-        CheckpointError: at the start of a run, another one saves into the folder, or it cannot be
-            written to, or it has checkpoints and the run is not resumed; or one could not be
-            written, which is raised at the next or at the end.
+        CheckpointError: at the start of a run, another run saves into the folder, the folder is
+            not writable, or it has checkpoints and the run is not resumed. A failed write raises
+            at the next save or at the end of the run.
         ImportError: at the start of a run, safetensors is not installed.
-        KeyError: there is no such metric; the message lists those there are. It is raised before
-            the first step, but where only numbers tell which metrics there are.
+        KeyError: the metric does not exist; the message lists the existing ones. It is raised
+            before the first step, or later if the names depend on computed values.
     """
 
     needs = ("snapshot",)
@@ -117,12 +118,13 @@ class Checkpoint(Saver):
     def find(self, which: Literal["last", "best"]) -> Path | None:
         """`checkpoint.find("best")`: the folder of a checkpoint, or None if there is none.
 
-        A run that begins now would resume from it: a relative `directory` is looked for in the
-        working directory of now, and `last` and `best` in that of the newest run.
+        It is the checkpoint from which a new run would resume. Between runs, a relative `directory`
+        is resolved in the current working directory, whereas the properties `last` and `best` use
+        the folder of the newest run.
 
         Raises:
-            ValueError: the best is asked for, and there is no `monitor`.
-            CheckpointError: the best is asked for, and no checkpoint has a value of `monitor`.
+            ValueError: `which` is "best" and there is no `monitor`.
+            CheckpointError: `which` is "best" and no checkpoint has a value of `monitor`.
         """
         folder = self._folder if self._lock is not None else Folder(self.directory)
         found = self._find(which, folder)
@@ -144,7 +146,7 @@ class Checkpoint(Saver):
         self._wait()
         if self._lock is None and folder.has_left():
             with (
-                suppress(CheckpointError, OSError),  # another process writes, and settles that
+                suppress(CheckpointError, OSError),  # another process writes, and will clean up
                 closing(FolderLock(folder.path, self, _clash)),
             ):
                 folder.settle()
@@ -153,13 +155,13 @@ class Checkpoint(Saver):
         return ranked[-1].path if ranked else None
 
     def _of_this_run(self, saved: list[Saved]) -> list[Saved]:
-        """Those that are not of a run that was, or is to be, overwritten."""
+        """The checkpoints without those of an overwritten run, which may not be removed yet."""
         first = self._first if self._lock is not None else 0
         first = max([first, *(s.first for s in saved[-1:])])
         return [s for s in saved if s.serial >= first]
 
     def on_fit_start(self, record: Record) -> None:
-        """Takes the folder for this run, and sweeps away what an earlier one left half-written."""
+        """Locks the folder, removes half-written checkpoints, and checks for an earlier run."""
         if record.mode != "train":
             return
         check_validation(self, record)
@@ -176,29 +178,29 @@ class Checkpoint(Saver):
             if not self._overwrite:
                 raise CheckpointError(
                     f"{self.directory} has the checkpoints of another run, up to "
-                    f'{there[-1].path.name}. Go on with it by `fit(..., resume="last")`, give '
-                    f"this run a folder of its own, or write `overwrite=True` to remove them"
+                    f'{there[-1].path.name}. Continue it with `fit(..., resume="last")`, give '
+                    f"this run another folder, or write `overwrite=True` to remove them"
                 )
             self._first = self._serial
 
     def on_step_end(self, record: Record) -> None:
-        """Saves at a step."""
+        """Saves every `every` steps."""
         if record.mode == "train":
             self._save(record, is_closed=False)
 
     def on_call_end(self, record: Record) -> None:
-        """Saves when it is time, or the last time."""
+        """Saves if `minutes` have passed, or a signal ends the run."""
         if record.mode != "train":
             return
         elapsed = time.monotonic() - self._latest
         is_due = self._minutes is not None and elapsed >= 60 * self._minutes
         if is_due or record.interrupted:
             self._save(record, is_closed=False)
-        if record.interrupted:
+        if record.interrupted:  # the process may exit next, so the write must finish
             self._wait()
 
     def on_epoch_end(self, record: Record) -> None:
-        """Takes down the metric, and saves after an epoch of training."""
+        """Reads the monitored metric, and saves every `every_epochs` epochs."""
         if record.mode not in ("train", "val"):
             return
         if self.monitor is not None and record.mode == self._split and record.epoch_step > 0:
@@ -208,19 +210,21 @@ class Checkpoint(Saver):
             self._save(record, is_closed=True)
 
     def on_fit_end(self, record: Record) -> None:
-        """Waits for what is being written."""
+        """Waits for the last write."""
         if record.mode == "train":
             self._close()
 
     def on_exception(self, record: Record, error: BaseException) -> None:
-        """Waits for what is being written: it is whole, and the run can go on from it."""
+        """Waits for the last write, so that the run can resume from it."""
         if record.mode == "train":
             self._close()
 
     def _save(self, record: Record, *, is_closed: bool) -> None:
-        """Hands the run to the thread, when it has written the one before."""
+        """Submits a snapshot to the writer thread, after the write before it."""
         moment = record.step, int(is_closed)
-        if self._saved_at is not None and moment <= self._saved_at:
+        if (
+            self._saved_at is not None and moment <= self._saved_at
+        ):  # `every` and `minutes` coincide
             return
         self._wait()
         snapshot = record.snapshot
@@ -232,7 +236,7 @@ class Checkpoint(Saver):
         self._saved_at, self._latest = moment, time.monotonic()
 
     def _write(self, snapshot: Snapshot, step: int, value: float | None) -> None:
-        """In the thread: writes, and then removes what need not stay."""
+        """Writes a checkpoint and removes old ones; runs in the thread."""
         about = {
             "serial": self._serial,
             "first": self._first,
@@ -249,12 +253,12 @@ class Checkpoint(Saver):
         own = self._of_this_run(there)
         stay = {*own[-self._keep :], *self._ranked(own)[: self._keep_best]}
         for saved in there:
-            # A link is the user's, who has moved that checkpoint; `overwrite` asks for its end.
+            # A link means that the user has moved the checkpoint, so only `overwrite` removes it.
             if saved not in stay and (saved not in own or not saved.path.is_symlink()):
                 checkpoint.remove(saved.path)
 
     def _wait(self) -> None:
-        """Until nothing is being written. Raises what went wrong."""
+        """Waits for the current write, and raises its error."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -274,25 +278,25 @@ class Checkpoint(Saver):
             lock.close()
 
     def _ranked(self, saved: list[Saved]) -> list[Saved]:
-        """Those with a value of this monitor, best first; of equals, the earlier."""
+        """The checkpoints with a value of this monitor, best first; ties in order of writing."""
         valued = [s for s in saved if s.value is not None and s.monitor == self.monitor]
         sign = 1 if self.mode == "min" else -1
         return sorted(valued, key=lambda s: (sign * (s.value or 0.0), s.serial))
 
 
 def _clash(one: Checkpoint, other: Checkpoint) -> str:
-    """What to say where two save into one folder."""
+    """The error message for two Checkpoints of one process with the same folder."""
     names = [(c.monitor or "newest").replace("/", "-") for c in (other, one)]
     names = names if names[0] != names[1] else ["a", "b"]
     lines = " and ".join(_line(c, name) for c, name in zip((other, one), names, strict=True))
     return (
         f"two Checkpoints save into {str(one.directory)!r} at once, and would remove each other's "
-        f"checkpoints. Give each a folder of its own: {lines}"
+        f"checkpoints. Give each its own folder: {lines}"
     )
 
 
 def _line(saver: Checkpoint, name: str) -> str:
-    """The line for a Checkpoint with a folder of its own within this one."""
+    """The code for the same Checkpoint in a subfolder."""
     monitor = "" if saver.monitor is None else f', monitor="{saver.monitor}"'
     mode = "" if saver.mode == better(saver.monitor or "") else f', mode="{saver.mode}"'
     return f"`Checkpoint({str(saver.directory / name)!r}{monitor}{mode})`"

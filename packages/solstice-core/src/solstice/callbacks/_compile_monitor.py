@@ -1,4 +1,4 @@
-"""Tell what is compiled, and why."""
+"""CompileMonitor: logs and limits the compilations of a run."""
 
 import logging
 
@@ -12,22 +12,22 @@ logger = logging.getLogger("solstice")
 
 
 class CompileMonitor(Callback):
-    """`CompileMonitor(max_compiles=2)`: tell of each program that is compiled, and why.
+    """`CompileMonitor(max_compiles=2)`: log each compilation with its reason, and limit them.
 
-    A line to the standard logger "solstice" for each, with the leaf whose shape, dtype, weak type
-    or value is another than before, by its path. A run needs one program for training, one for
-    evaluating, and one more of each where the last batch is smaller. `solstice.watch_compiles` does
-    the same for a loop of your own.
+    Each compilation is one line in the standard logger "solstice", with the path of the leaf whose
+    shape, dtype, weak type or value has changed. A run needs one program for training, one for
+    evaluation, and one more of each if the last batch is smaller. `solstice.watch_compiles` does
+    the same for your own loop.
 
     Args:
-        max_compiles: how many there may be in a run; None for any number.
+        max_compiles: the most compilations allowed in a run, 0 or more; None for no limit.
 
     Attributes:
-        compilations: those of the newest run.
+        compilations: the compilations of the newest run.
 
     Raises:
-        ValueError: `max_compiles` is not a whole number from 0 on.
-        CompileBudgetError: there were more.
+        ValueError: `max_compiles` is not a whole number of 0 or more.
+        CompileBudgetError: in a run, there were more compilations.
     """
 
     every = None
@@ -37,18 +37,18 @@ class CompileMonitor(Callback):
         self.compilations: list[Compilation] = []
 
     def on_fit_start(self, record: Record) -> None:
-        """Begins anew."""
+        """Clears `compilations`, because a run has its own limit."""
         self.compilations = []
 
     def on_compile(self, record: Record) -> None:
-        """Tells, and counts."""
+        """Logs the compilation, and raises a CompileBudgetError above the limit."""
         self.compilations.append(record.compilation)
         logger.info("%s, by step %d", record.compilation, record.step)
         check_budget(self.compilations, self.max_compiles)
 
 
 def check_budget(compilations: list[Compilation], most: int | None) -> None:
-    """Raises a CompileBudgetError where there are too many."""
+    """Raises a CompileBudgetError if there are more than `most`; None is no limit."""
     if most is not None and len(compilations) > most:
         listed = "".join(f"\n  {compilation}" for compilation in compilations)
         raise CompileBudgetError(

@@ -1,4 +1,4 @@
-"""Stop when a metric no longer improves."""
+"""EarlyStopping: ends a run when a metric no longer improves."""
 
 import math
 from dataclasses import dataclass
@@ -22,25 +22,25 @@ class _State:
 class EarlyStopping(Callback):
     """`EarlyStopping(monitor="val/loss", patience=3)`: stop when a metric no longer improves.
 
-    It looks at the end of each epoch, or of each validation for a "val/" metric. One improves on
-    the best so far if it is better by more than `min_delta`; the run stops after `patience` in a
-    row that do not. NaN never improves.
+    The metric is read at the end of each epoch, or of each validation for a "val/" metric. It
+    improves if it is better than the best value so far by more than `min_delta`. The run stops
+    after `patience` values in a row without improvement. NaN is never an improvement.
 
     Args:
-        monitor: the metric, named with its mode: "val/loss", "train/accuracy".
-        mode: whether less ("min") or more ("max") of it is better. By default its name decides:
-            less for a loss, an error, a perplexity and the like, and more for all others.
-        patience: epochs or validations in a row without improvement that end the run, 1 or more.
-        min_delta: by how much one must be better to count, 0 or more.
+        monitor: the metric with its mode: "val/loss", "train/accuracy".
+        mode: whether a smaller ("min") or a larger ("max") value is better. By default the name
+            decides: smaller for a loss, an error, a perplexity and the like, else larger.
+        patience: number of epochs or validations in a row without improvement, 1 or more.
+        min_delta: the smallest change that is an improvement, in the metric's unit, 0 or more.
 
     Attributes:
-        best: the best value so far; None before the first.
-        best_epoch: the index of its epoch; None before the first.
+        best: the best value so far; None before the first value.
+        best_epoch: the index of its epoch, from 0; None before the first value.
 
     Raises:
         ValueError: an argument is out of range, or "val/" is monitored without a `val_ds`.
-        KeyError: there is no such metric; the message lists those there are. It is raised before
-            the first step, but where only numbers tell which metrics there are.
+        KeyError: the metric does not exist; the message lists the existing ones. It is raised
+            before the first step, or later if the names depend on computed values.
     """
 
     phase = Phase.MONITOR
@@ -64,7 +64,7 @@ class EarlyStopping(Callback):
         self._trains = True
 
     def on_fit_start(self, record: Record) -> None:
-        """Starts anew, and refuses a run that will never have the metric."""
+        """Resets the state, and raises an error if the run cannot have the metric."""
         self._trains = record.mode == "train"
         if not self._trains:
             return
@@ -72,7 +72,7 @@ class EarlyStopping(Callback):
         check_validation(self, record)
 
     def on_epoch_end(self, record: Record) -> None:
-        """Compares the epoch with the best so far."""
+        """Compares the value with the best so far, and stops the run when patience ends."""
         if not self._trains or record.mode != self._split or record.epoch_step == 0:
             return
         value = value_of(self.monitor, record)
@@ -92,10 +92,10 @@ class EarlyStopping(Callback):
         return gain > self.min_delta
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the best value, its epoch and the epochs waited since."""
+        """The best value, its epoch, and the number of values since, for a resumed run."""
         return {"best": self.best, "best_epoch": self.best_epoch, "waited": self._waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave, when a run is resumed."""
+        """Restores the state of `state_dict` in a resumed run."""
         at = read(_State, state, "EarlyStopping.state_dict()")
         self.best, self.best_epoch, self._waited = at.best, at.best_epoch, at.waited

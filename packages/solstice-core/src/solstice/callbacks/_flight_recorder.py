@@ -1,4 +1,4 @@
-"""Keep what is needed to run a fatal step again."""
+"""FlightRecorder: saves a snapshot from shortly before a failure, for replay."""
 
 from os import PathLike
 
@@ -13,20 +13,21 @@ from solstice.checkpoint._save import check_replaceable
 
 
 class FlightRecorder(Callback):
-    """`FlightRecorder("runs/a/flight")`: keep what is needed to run a fatal step again.
+    """`FlightRecorder("runs/a/flight")`: after a failure, save what `solstice.replay` needs.
 
-    While a run goes on, two snapshots of it are held in memory, of different ages. If it ends by
-    an exception, that of `NaNGuard` for instance, the older is written, and
-    `solstice.replay("runs/a/flight", exp, train_ds)` goes from there to the step, in any process.
-    Ctrl-C and SIGTERM write nothing.
+    During a run, two snapshots of different age are kept in memory. If the run ends with an
+    exception, such as that of `NaNGuard`, the older one is written, and
+    `solstice.replay("runs/a/flight", exp, train_ds)` repeats the run from there to the failing
+    step, in any process. Ctrl-C and SIGTERM write nothing.
 
     Args:
-        directory: the folder to write, which is replaced.
-        every: training steps from one snapshot to the next, at least; no fewer than the `every` of
-            a `NaNGuard`. Each costs a copy of the Experiment's arrays.
+        directory: the folder to write; an existing one is replaced.
+        every: the fewest training steps between two snapshots, 1 or more. Use at least the `every`
+            of `NaNGuard`, so that the older snapshot is from before the failing step. Each snapshot
+            costs a copy of the Experiment's arrays.
 
     Raises:
-        ValueError: `every` is not a whole number from 1 on, or `directory` is a URL.
+        ValueError: `every` is not a whole number of 1 or more, or `directory` is a URL.
     """
 
     phase = Phase.SAVE
@@ -39,24 +40,24 @@ class FlightRecorder(Callback):
         self._held: list[tuple[int, Snapshot]] = []
 
     def on_fit_start(self, record: Record) -> None:
-        """Forgets the run before."""
+        """Drops old snapshots, and checks that the folder can be written."""
         self._held, self._folder = [], self.directory.absolute()
         if record.mode == "train":
             check_store(self._folder.parent, f"FlightRecorder({str(self.directory)!r})")
             check_replaceable(self._folder)
 
     def on_epoch_start(self, record: Record) -> None:
-        """Takes the first snapshot."""
+        """Takes the first snapshot of the run."""
         if record.mode == "train" and not self._held:
             self._hold(record)
 
     def on_call_end(self, record: Record) -> None:
-        """Takes a snapshot when it is time."""
+        """Takes a snapshot if the newest one is `every` steps old."""
         if self._held and record.step - self._held[-1][0] >= self._apart:
             self._hold(record)
 
     def on_exception(self, record: Record, error: BaseException) -> None:
-        """Writes the older of the two."""
+        """Writes the older snapshot: the newer one may be from after the failing step."""
         if not self._held or not isinstance(error, Exception):
             return
         step, snapshot = self._held[0]
@@ -64,13 +65,13 @@ class FlightRecorder(Callback):
         note = {**without_callbacks(snapshot.note), "flight": about}
         checkpoint.save(self._folder, snapshot.experiment, note=note)
         error.add_note(
-            f"The run at step {step:,} is in {self._folder}. See the step that failed by "
+            f"The run at step {step:,} is in {self._folder}. Inspect the failing step with "
             f"`solstice.replay({str(self._folder)!r}, exp, train_ds)`"
         )
         self._held = []
 
     def on_fit_end(self, record: Record) -> None:
-        """Lets the memory go."""
+        """Drops the snapshots, to free their memory."""
         self._held = []
 
     def _hold(self, record: Record) -> None:

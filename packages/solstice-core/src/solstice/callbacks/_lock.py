@@ -1,4 +1,4 @@
-"""One writer for a folder of checkpoints."""
+"""Lock on a checkpoint folder, so that one run at a time saves into it."""
 
 import os
 import socket
@@ -17,18 +17,18 @@ _NAME = ".solstice.lock"
 
 
 class FolderLock(Generic[_T]):
-    """`FolderLock(folder, owner, clash)`: until `close`, no other run saves into the folder.
+    """`FolderLock(folder, owner, clash)`: hold the lock of a folder until `close`.
 
-    The operating system releases it when the process ends, whatever ends it. Where the file system
-    has no locks, only runs of this process are kept apart.
+    The operating system releases the lock when the process ends for any reason. On a file system
+    without locks, it works only between the runs of this process.
 
     Args:
-        folder: the folder, which is made.
-        owner: whose lock it is.
-        clash: what to say of two owners in this process.
+        folder: the folder; it is created.
+        owner: the object that holds the lock.
+        clash: returns the error message for two owners in this process.
 
     Raises:
-        CheckpointError: another run has it, or the folder cannot be made.
+        CheckpointError: another run holds the lock, or the folder cannot be created or written.
     """
 
     def __init__(self, folder: Path, owner: _T, clash: Callable[[_T, _T], str]) -> None:
@@ -49,30 +49,30 @@ class FolderLock(Generic[_T]):
         except BlockingIOError as error:
             raise CheckpointError(
                 f"another process saves into {str(folder)!r}: {error}. End it or wait for it, or "
-                f"give this run a folder of its own: `Checkpoint({f'{folder}-2'!r})`"
+                f"give this run another folder: `Checkpoint({f'{folder}-2'!r})`"
             ) from error
         except OSError as error:
             if not self._place.is_dir() or not os.access(self._place, os.W_OK):
                 raise CheckpointError(
                     f"checkpoints in {str(folder)!r} could not be written: {error}"
                 ) from error
-            return None  # a file system without locks, or a file of somebody else
+            return None  # the file system has no locks, or the lock file belongs to another user
 
     def close(self) -> None:
-        """Lets others write. The file goes too, before somebody else can have it."""
+        """Removes the lock file while it is still locked, then releases the lock."""
         with _guard:
             handle, self._handle = self._handle, None
             if _held.get(self._place) is self:
                 del _held[self._place]
             if handle is None:
                 return
-            if sys.platform != "win32":  # which removes no file that is open
+            if sys.platform != "win32":  # Windows cannot remove an open file
                 with suppress(OSError):
                     os.unlink(self._place / _NAME)
             os.close(handle)
 
     def forget(self) -> None:
-        """In a process that was forked from the one that has the lock."""
+        """Closes the copied file of a forked process; the parent keeps the lock."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -83,7 +83,11 @@ _held: WeakValueDictionary[Path, FolderLock[Any]] = WeakValueDictionary()
 
 
 def _locked(path: Path) -> int:
-    """A file that is open and locked; it says who has it."""
+    """Opens and locks a file, and writes the owner into it.
+
+    Another process may remove the file between opening and locking, so it tries again until the
+    locked file is the one at the path.
+    """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
@@ -100,7 +104,7 @@ def _locked(path: Path) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # the one that had it has just removed the file
+        os.close(handle)  # the previous owner has just removed this file
 
 
 def _is_at(handle: int, path: Path) -> bool:
@@ -125,9 +129,9 @@ def _lock(handle: int) -> None:
 
 
 def _after_fork() -> None:
-    """A process that was forked holds no lock, and must not keep one when its parent ends."""
+    """Drops all locks in a forked process; its open files would keep them after the parent ends."""
     global _guard
-    _guard = Lock()
+    _guard = Lock()  # another thread of the parent may have held it at the fork
     for lock in list(_held.values()):
         lock.forget()
     _held.clear()

@@ -1,4 +1,4 @@
-"""Log metrics to the standard logger or to any function."""
+"""Logging: metrics to the standard logger or to a function."""
 
 import logging
 import numbers
@@ -14,23 +14,24 @@ logger = logging.getLogger("solstice")
 
 
 class Logging(Callback):
-    """`Logging()`: log each epoch's metrics; `Logging(wandb.log, every=50)`: to a function.
+    """`Logging()`: log the metrics of each epoch; `Logging(wandb.log, every=50)`: to a function.
 
-    Metrics are named by mode, as in "train/loss" and "val/accuracy". At the end of an epoch
-    they cover the epoch. With `every=n` the training metrics are also logged at each n-th
-    training step, covering the n steps since the last time; steps left over at the end of the
-    run are part of the epoch's own line. Arrays are left out, and named once.
+    Names start with the mode: "train/loss", "val/accuracy". At the end of an epoch, metrics cover
+    the epoch. With `every=n`, training metrics are also logged every n training steps, and cover
+    these n steps; remaining steps at the end of a run appear only in the line of the epoch. Arrays
+    are left out; a warning names them once.
 
     Args:
         log: called as `log(metrics, step)` with a dict from name to float and the number of
-            training steps so far, as `wandb.log` and `mlflow.log_metrics` take them. Left out,
-            a line at level INFO to the standard logger "solstice".
-        every: log the training metrics every so many steps too.
-        only: names of the metrics to log, without the mode, as in ("loss", "accuracy").
+            training steps so far; `wandb.log` and `mlflow.log_metrics` fit. By default, a line at
+            level INFO goes to the standard logger "solstice".
+        every: also log the training metrics after this number of steps.
+        only: names of the metrics to log, without the mode, as in ("loss", "accuracy"); all by
+            default.
 
     Raises:
-        ValueError: `every` is not a whole number from 1 on.
-        TypeError: `only` holds no names.
+        ValueError: `every` is not a whole number of 1 or more.
+        TypeError: `only` does not contain names, or `log` is not a function.
     """
 
     def __init__(
@@ -47,17 +48,17 @@ class Logging(Callback):
         self._left_out = LeftOut()
 
     def on_fit_start(self, record: Record) -> None:
-        """Begins to name what is left out."""
+        """Starts a new list of metrics that a warning has named."""
         del record
         self._left_out = LeftOut()
 
     def on_step_end(self, record: Record) -> None:
-        """Logs the window that ends with this step."""
+        """Logs the training metrics of the last `every` steps."""
         if record.mode == "train":
             self._send(record)
 
     def on_epoch_end(self, record: Record) -> None:
-        """Logs the epoch, or the evaluation."""
+        """Logs the metrics of the epoch or the evaluation."""
         self._send(record)
 
     def _send(self, record: Record) -> None:
@@ -66,8 +67,8 @@ class Logging(Callback):
         metrics = {n: v for n, v in chosen.items() if isinstance(v, numbers.Real)}
         self._left_out.name(
             {n: v for n, v in chosen.items() if n not in metrics},
-            "Logging leaves out what is not a number:",
-            "Choose by `only=`",
+            "Logging leaves out metrics that are not numbers:",
+            "Choose metrics with `only=`",
         )
         if metrics:
             named = {f"{record.mode}/{name}": value for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""Callbacks that measure: what they find is among the training metrics of all others."""
+"""Callbacks that add metrics: learning rate, norms, throughput and device memory."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -16,21 +16,20 @@ from solstice.compat import Norms, norms_of
 
 
 class LearningRate(Callback):
-    """`LearningRate()` or `LearningRate(schedule)`: the metric "lr", that of the newest step.
+    """`LearningRate()` or `LearningRate(schedule)`: add the metric "lr" of the newest step.
 
-    Without arguments it is read from the state of `optax.inject_hyperparams`. With several such
-    states there is one metric for each, named by its path. A schedule is called with the number of
-    updates that the optimiser has counted: that of its schedule in Optax, else the largest `count`
-    in a field named `opt_state`; or the training steps where nothing counts. Where several
-    optimisers count, as those of a GAN, there is one metric for each, named by its path.
+    Without arguments, the rate is read from the state of `optax.inject_hyperparams`. A schedule is
+    called with the optimiser's number of updates: the count of Optax's schedule state, else the
+    largest `count` in a field `opt_state`, else the number of training steps. With several such
+    states, as in a GAN, there is one metric for each, named by its path.
 
     Args:
-        schedule: what the optimiser was made with: a function from the update to the rate, such as
-            `optax.cosine_decay_schedule(1e-3, 1000)`, or a number.
+        schedule: the learning rate of the optimiser: a function from the number of updates to the
+            rate, such as `optax.cosine_decay_schedule(1e-3, 1000)`, or a number.
 
     Raises:
-        ValueError: `schedule` is neither a function nor a number; or, at the start of a run, the
-            rate is neither given nor to be found.
+        ValueError: `schedule` is neither a function nor a number; or, at the start of a run, there
+            is no schedule and the Experiment has no rate.
     """
 
     every = None
@@ -39,7 +38,7 @@ class LearningRate(Callback):
         self._schedule = schedule if callable(schedule) else _rate(schedule)
 
     def on_fit_start(self, record: Record) -> None:
-        """Looks whether there is a rate."""
+        """Raises a ValueError if there is no learning rate to read."""
         if (
             record.mode == "train"
             and self._schedule is None
@@ -47,34 +46,35 @@ class LearningRate(Callback):
         ):
             raise ValueError(
                 "LearningRate() finds no learning rate in the Experiment: give it the schedule, "
-                "`LearningRate(schedule)`, or make the optimiser with "
+                "`LearningRate(schedule)`, or create the optimiser with "
                 "`optax.inject_hyperparams(optax.adam)(learning_rate=schedule)`"
             )
 
     def measure(self, record: Record) -> Mapping[str, Any]:
-        """Reads the rate."""
+        """The metric "lr", or one metric for each optimiser."""
         if self._schedule is None:
             return {name: float(rate) for name, rate in rates_by_name(record.experiment).items()}
         if not callable(self._schedule):
             return {"lr": float(self._schedule)}
         updates = updates_by_name(record.experiment, record.step)
+        # The newest update was made with the count before it.
         return {name: float(self._schedule(max(n - 1, 0))) for name, n in updates.items()}
 
 
 class NormMonitor(Callback):
-    """`NormMonitor()`: the metric "param_norm"; by `track_norms`, "grad_norm" and "update_norm".
+    """`NormMonitor()`: add the metrics "param_norm", and maybe "grad_norm" and "update_norm".
 
-    Euclidean norms of all params, and of each subtree, as in "param_norm/encoder". Gradients and
-    updates are seen by the optimiser alone: wrap it, `solstice.compat.track_norms(optimizer)`, and
-    they are those of the newest step.
+    They are Euclidean norms of all params, and of each subtree, as in "param_norm/encoder". Only
+    the optimiser sees gradients and updates: wrap it in `solstice.compat.track_norms(optimizer)`
+    to add their norms at the newest step.
 
     Args:
-        params: what to take the params from; left out, `exp.params` or `exp.learner.params`, and
-            else all floating-point arrays.
-        depth: how deep subtrees are told apart; 0 for the whole alone.
+        params: function from the Experiment to its params. By default `exp.params` or
+            `exp.learner.params`, else all floating-point arrays.
+        depth: number of levels of subtrees with their own norm; 0 for the total only.
 
     Raises:
-        ValueError: `depth` is not a whole number from 0 on.
+        ValueError: `depth` is not a whole number of 0 or more.
         TypeError: `params` is not a function.
     """
 
@@ -86,7 +86,7 @@ class NormMonitor(Callback):
         self._params = given or params_of
 
     def measure(self, record: Record) -> Mapping[str, Any]:
-        """Computes the norms, and reads them back."""
+        """The norms as floats, by name and subtree."""
         norms = {"param_norm": norms_of(self._params(record.experiment), self._depth)}
         for found in _find(record.experiment, Norms):
             norms |= {"grad_norm": found.gradient, "update_norm": found.update}
@@ -99,18 +99,18 @@ class NormMonitor(Callback):
 
 
 class Throughput(Callback):
-    """`Throughput()`: the metrics "steps_per_second", "examples_per_second" and shares of time.
+    """`Throughput()`: add "steps_per_second", "examples_per_second" and shares of time.
 
-    They cover the training since they were last measured, without validations. "time_data",
-    "time_copy", "time_dispatch" and "time_device" are the shares, from 0 to 1, that went into what
-    `record.times` describes; the rest is Python and callbacks. If "time_data" is large, the data
-    set is what is slow: see `prefetch=` of the Trainer.
+    They cover the training since the last measurement, without validations. "time_data",
+    "time_copy", "time_dispatch" and "time_device" are the fractions of time, from 0 to 1, of the
+    parts in `record.times`; the rest is Python and callbacks. If "time_data" is large, the data set
+    is the bottleneck: see `prefetch=` of the Trainer.
     """
 
     every = None
 
     def on_epoch_start(self, record: Record) -> None:
-        """Begins to count, and stops counting while something is evaluated."""
+        """Starts the clock at the first epoch, and stops it during evaluations."""
         now = time.perf_counter()
         if record.mode != "train":
             self._paused_at = now
@@ -118,12 +118,12 @@ class Throughput(Callback):
             self._begin(record, now)
 
     def on_epoch_end(self, record: Record) -> None:
-        """Counts on after an evaluation."""
+        """Restarts the clock after an evaluation."""
         if record.mode != "train" and hasattr(self, "_since"):
             self._since += time.perf_counter() - self._paused_at
 
     def measure(self, record: Record) -> Mapping[str, Any]:
-        """Divides, and begins anew."""
+        """The rates and shares since the last measurement."""
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
         spent, before = vars(record.times), vars(self._times)
@@ -142,17 +142,16 @@ class Throughput(Callback):
 
 
 class DeviceMemory(Callback):
-    """`DeviceMemory()`: the metric "memory_bytes", of the fullest device.
+    """`DeviceMemory()`: add the metric "memory_bytes", of the device with the most memory in use.
 
-    It is what the device says that its programs have taken at the most. Where it does not say, as
-    on the CPU, it is the size of all JAX arrays at the moment, which leaves out what a program
-    takes while it runs.
+    It is the peak of the device's own statistics, in bytes. Without statistics, as on the CPU, it
+    is the current size of all JAX arrays, which excludes the temporary memory of running programs.
     """
 
     every = None
 
     def measure(self, record: Record) -> Mapping[str, Any]:
-        """Asks the devices."""
+        """The metric "memory_bytes", an integer."""
         del record
         devices = cast("list[Any]", jax.local_devices())
         stats = [device.memory_stats() for device in devices]

@@ -1,4 +1,4 @@
-"""End a run whose numbers are no longer finite."""
+"""NaNGuard: ends a run when its arrays become NaN or infinite."""
 
 from solstice._arguments import whole
 from solstice._callback import Callback, Phase
@@ -7,20 +7,21 @@ from solstice._record import Record
 
 
 class NaNGuard(Callback):
-    """`NaNGuard(every=100)`: end a run as soon as its weights are NaN or infinite.
+    """`NaNGuard(every=100)`: end a run when its weights become NaN or infinite.
 
-    Every so many steps it looks at all arrays of the Experiment that were finite when the run
-    began; one number of each is read back. It comes before what saves, so with a `Checkpoint` at
-    the same steps no bad checkpoint is written, and `fit(..., resume="last")` goes back to the last
-    good one, with a smaller learning rate for instance. To go on without the updates that are not
-    finite, there is `solstice.compat.skip_nonfinite`.
+    Every `every` steps it checks all arrays of the Experiment that were finite at the start of the
+    run, and reads back one number per array. It runs before callbacks that save. With a
+    `Checkpoint` at the same steps, no bad checkpoint is written, and `fit(..., resume="last")`
+    returns to the last good one, for example with a smaller learning rate. To skip non-finite
+    updates and continue, use `solstice.compat.skip_nonfinite`.
 
     Args:
-        every: training steps from one look to the next, 1 or more. Each costs a copy of the arrays.
+        every: training steps from one check to the next, 1 or more. Each costs a copy of the
+            arrays.
 
     Raises:
-        ValueError: `every` is not a whole number from 1 on.
-        FloatingPointError: in training, naming the arrays.
+        ValueError: `every` is not a whole number of 1 or more.
+        FloatingPointError: in training, an array is NaN or infinite; the message names it.
     """
 
     phase = Phase.MONITOR
@@ -31,16 +32,16 @@ class NaNGuard(Callback):
         self._expected: set[str] = set()
 
     def on_fit_start(self, record: Record) -> None:
-        """Takes down what is not finite from the beginning, such as the best of no losses."""
+        """Notes arrays that are not finite at the start, such as an initial best loss of inf."""
         self._expected = set(nonfinite(record.experiment))
 
     def on_step_end(self, record: Record) -> None:
-        """Looks."""
+        """Raises a FloatingPointError if an array has become NaN or infinite."""
         if record.mode == "train":
             self._look(record)
 
     def on_epoch_end(self, record: Record) -> None:
-        """Looks, before the epoch is saved."""
+        """Checks again at the end of an epoch, because it may be saved."""
         if record.mode == "train":
             self._look(record)
 

@@ -1,4 +1,4 @@
-"""Profile a few steps."""
+"""Profiler: a trace of some training steps for Perfetto or XProf."""
 
 from os import PathLike
 
@@ -12,16 +12,16 @@ from solstice._record import Record
 
 
 class Profiler(Callback):
-    """`Profiler("runs/profile", start=100, steps=20)`: a trace of some training steps.
+    """`Profiler("runs/profile", start=100, steps=20)`: trace some training steps.
 
-    The window opens at the end of the first compiled call after `start` steps, so that compiling is
-    not in it, and closes at the end of the call in which it has `steps`: no call is cut for it.
-    What to open next is told on standard error.
+    The trace starts at the end of the first compiled call after `start` steps, so it excludes
+    compilation, and stops at the end of the call that completes `steps`. It does not change the
+    length of calls. At the end, standard error shows how to open the trace.
 
     Args:
-        directory: where the trace goes.
-        start: training steps of this run before the window, 0 or more.
-        steps: how long it is at least, 1 or more.
+        directory: the folder for the trace.
+        start: training steps of this run before the trace, 0 or more.
+        steps: the fewest training steps in the trace, 1 or more.
 
     Raises:
         ValueError: an argument is out of range, or `directory` is a URL.
@@ -42,14 +42,14 @@ class Profiler(Callback):
         self._is_done = False
 
     def on_fit_start(self, record: Record) -> None:
-        """Takes down where the run begins."""
+        """Notes the first step of the run, and checks that the folder can be written."""
         self._folder = self.directory.absolute()
         if record.mode == "train":
             check_folder(self._folder, f"Profiler({str(self.directory)!r})")
         self._run_began, self._began, self._is_done = record.step, None, record.mode != "train"
 
     def on_call_end(self, record: Record) -> None:
-        """Opens and closes the window."""
+        """Starts or stops the trace."""
         if record.mode != "train" or self._is_done:
             return
         if self._began is None:
@@ -62,11 +62,11 @@ class Profiler(Callback):
             self._close(record)
 
     def on_fit_end(self, record: Record) -> None:
-        """Closes the window of a run that ended before it."""
+        """Stops the trace if the run has ended before `steps`."""
         self._close(record)
 
     def on_exception(self, record: Record, error: BaseException) -> None:
-        """Closes the window."""
+        """Stops the trace, because the profiler of JAX is global."""
         self._close(record)
 
     def _close(self, record: Record) -> None:
@@ -87,5 +87,5 @@ class Profiler(Callback):
 
 
 def _wait(record: Record) -> None:
-    """Until the device has done what it was given: reading a result of it waits."""
+    """Waits for the device: reading the metrics needs the results of all dispatched steps."""
     _ = record.metrics

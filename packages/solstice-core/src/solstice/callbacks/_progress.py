@@ -1,4 +1,4 @@
-"""Show how far a run is."""
+"""ProgressBar: progress bars and a line for each epoch."""
 
 import importlib
 import importlib.util
@@ -16,42 +16,42 @@ from solstice._console import encodable, is_terminal, write_line
 from solstice._record import Record
 
 _SHOWN = 2
-"""Metrics in a line, where the user does not say which."""
+"""Number of metrics in a line by default."""
 
 _BAR = (
     "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]"
 )
 
 _NO_BAR = "{desc}: {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]"
-"""Where the terminal is too narrow for a bar beside the metrics."""
+"""For a terminal that is too narrow for a bar and metrics."""
 
 _SHORTEST, _DEFAULT = 4, 10
-"""Characters of a bar: at the least, and of tqdm's where no width is told."""
+"""Characters of a bar: the fewest, and the number that tqdm uses without a known width."""
 
 _FIRST_LINE = 30.0
-"""Seconds until an epoch whose output is no terminal tells how far it is."""
+"""Seconds until the first progress line within an epoch, if the output is not a terminal."""
 
 _LINES_APART = 600.0
-"""Seconds between two such lines at the most: the pauses double until then."""
+"""The longest pause between two such lines in seconds; pauses double until then."""
 
 
 class ProgressBar(Callback):
-    """`ProgressBar()`: bars in a terminal or a notebook, and a line for each epoch that has ended.
+    """`ProgressBar()`: progress bars in a terminal or a notebook, and a line after each epoch.
 
-    A bar for the epochs, one for the steps of the epoch, one for a validation in it: with rate,
-    time left, and the metrics of the epoch so far, which are read back twice a second and not at
-    each step. Where the output is no terminal (a file, a CI log), or tqdm is not installed, only
-    lines are written: one for each epoch, and in a long epoch one after 30 seconds, after a minute
-    more, and so on, up to one in ten minutes.
+    There are bars for the epochs, for the steps of the epoch, and for its validation. They show
+    rate, remaining time and the metrics of the epoch so far, which are read back twice a second
+    rather than at each step. If the output is not a terminal (a file, a CI log), or tqdm is not
+    installed, only lines are written: one per epoch, and within a long epoch one after 30 seconds,
+    the next after another minute, and so on, up to one in ten minutes.
 
     Args:
-        seconds: from one update of the metrics to the next.
+        seconds: time between two updates of the metrics, 0 or more.
         only: names of the metrics to show, without the mode; the first two by default.
-        file: where to write; standard error by default.
+        file: an open text file for the output; standard error by default.
 
     Raises:
         ValueError: `seconds` is negative, or not a number.
-        TypeError: `only` holds no names, or `file` cannot be written to.
+        TypeError: `only` does not contain names, or `file` has no method `write`.
     """
 
     every = None
@@ -73,31 +73,31 @@ class ProgressBar(Callback):
         self._line: list[str] = []
 
     def on_fit_start(self, record: Record) -> None:
-        """Opens the bar of the epochs, where there are several."""
+        """Opens the bar of the epochs if there are several."""
         if record.mode == "train" and record.num_epochs is not None and record.num_epochs > 1:
             self._open("run", "epochs", record.num_epochs, record.epoch, "epoch")
 
     def on_epoch_start(self, record: Record) -> None:
-        """Opens a bar, below that of the training epoch in which a validation comes."""
+        """Opens the bar of an epoch or an evaluation."""
         if record.mode == "train":
             self._write()
         self._clocks[record.mode] = _Clock(record)
         self._open(record.mode, _title(record), record.steps_per_epoch, record.epoch_step, "step")
 
     def on_call_end(self, record: Record) -> None:
-        """Moves the bar, and shows the metrics when it is time."""
+        """Advances the bar, and updates the metrics every `seconds`."""
         clock, bar = self._clocks[record.mode], self._bars.get(record.mode)
         if bar is None:
             if clock.wants_line(time.monotonic()):
                 self._print("  ".join(self._how_far(record, clock)))
             return
         if record.mode != "predict" and clock.wants_metrics(time.monotonic(), self._seconds):
-            # Reading them waits for the device, so that the figures are of finished steps.
+            # Reading metrics waits for the device, so the bar shows finished steps.
             self._show(bar, self._shown(record.metrics))
         bar.update(record.epoch_step - bar.n)
 
     def on_epoch_end(self, record: Record) -> None:
-        """Closes the bar and writes the line; that of an epoch with validation ends with it."""
+        """Closes the bar and writes the line; with validation, its metrics end the line."""
         clock = self._clocks.pop(record.mode)
         self._close(record.mode)
         if record.mode == "predict":
@@ -115,11 +115,11 @@ class ProgressBar(Callback):
             self._write()
 
     def on_fit_end(self, record: Record) -> None:
-        """Closes what is open, of predictions that were not read to their end for one."""
+        """Closes open bars, such as that of predictions that were not read to the end."""
         self._end()
 
     def on_exception(self, record: Record, error: BaseException) -> None:
-        """Leaves the terminal as it was."""
+        """Closes open bars, and writes the line so far."""
         self._end()
 
     @property
@@ -141,18 +141,21 @@ class ProgressBar(Callback):
             )
 
     def _show(self, bar: Any, metrics: list[str]) -> None:
-        """Metrics beside a bar; where there is no room the bar goes, and then the last of them."""
+        """Shows metrics beside the bar; a narrow terminal drops first the bar, then metrics.
+
+        A line that is too long would wrap, and tqdm could not overwrite it.
+        """
         columns, whole = _columns(self._out), _BAR if bar.total else None
         metrics = [encodable(metric, self._out) for metric in metrics]
         shorter = [metrics[:count] for count in range(len(metrics), -1, -1)]
         for form, shown in [(whole, metrics), *((_NO_BAR if whole else None, s) for s in shorter)]:
             bar.bar_format = form
             bar.set_postfix_str("  ".join(shown), refresh=False)
-            if columns is None or _length(bar) < columns:  # the last one stays free
+            if columns is None or _length(bar) < columns:  # the last column stays free
                 return
 
     def _how_far(self, record: Record, clock: "_Clock") -> list[str]:
-        """A line from within an epoch."""
+        """The parts of a progress line within an epoch."""
         of = "" if record.steps_per_epoch is None else f"/{record.steps_per_epoch:,}"
         left = clock.left(record)
         return [
@@ -186,7 +189,7 @@ class ProgressBar(Callback):
         self._line = []
 
     def _print(self, text: str) -> None:
-        if self._bars:  # which must move down a line
+        if self._bars:  # tqdm must write it, to move the bars down a line
             text = encodable(text, self._out)
             next(iter(self._bars.values())).write(text, file=self._out)
         else:
@@ -194,7 +197,7 @@ class ProgressBar(Callback):
 
 
 class _Clock:
-    """Since when a pass goes on, and when it is next told of."""
+    """The start of a pass over the data, and the times of its next metrics and next line."""
 
     def __init__(self, record: Record) -> None:
         self._began = time.monotonic()
@@ -221,7 +224,7 @@ class _Clock:
         return f"{(record.num_examples - self._examples) / seconds:,.0f} examples/s"
 
     def left(self, record: Record) -> float | None:
-        """Seconds to the end of the pass, as fast as until now."""
+        """Estimated seconds to the end of the pass at the mean rate so far."""
         done = record.epoch_step - self._steps
         if record.steps_per_epoch is None or done <= 0:
             return None
@@ -246,7 +249,7 @@ def _duration(seconds: float) -> str:
 
 
 def _tqdm(out: TextIO | None) -> Any:
-    """What draws a bar to `out`; None where only lines are to be written."""
+    """The tqdm class for `out`; None if the output is not interactive, or without tqdm."""
     in_notebook = out is sys.stderr and _in_notebook()
     if not in_notebook and not is_terminal(out):
         return None
@@ -258,7 +261,7 @@ def _tqdm(out: TextIO | None) -> Any:
 
 
 def _width(out: TextIO | None) -> dict[str, Any]:
-    """How wide tqdm is to draw: what it finds itself, but that it finds 0 where nothing is told."""
+    """The width arguments of tqdm: dynamic, or 80 if the terminal reports a width of 0."""
     try:
         is_told = os.get_terminal_size(cast("TextIO", out).fileno()).columns > 0
     except (OSError, ValueError, AttributeError):
@@ -267,16 +270,16 @@ def _width(out: TextIO | None) -> dict[str, Any]:
 
 
 def _length(bar: Any) -> int:
-    """Of the line of a bar at its end, in characters, with the shortest bar in it."""
+    """The number of characters of a full bar line, with the shortest bar in it."""
     now = bar.format_dict
-    rate = max(now["rate"] or 0.0, 100.0)  # before it is known, and below, it takes as much room
+    rate = max(now["rate"] or 0.0, 100.0)  # an unknown or lower rate takes as many characters
     line = bar.format_meter(**{**now, "n": now["total"] or now["n"], "rate": rate, "ncols": None})
     spare = _DEFAULT - _SHORTEST if bar.bar_format == _BAR else 0
     return len(line) - spare
 
 
 def _columns(out: TextIO | None) -> int | None:
-    """The width of a terminal; None of what is none."""
+    """The width of a terminal in characters; None if it is not a terminal."""
     if out is sys.stderr and _in_notebook():
         return None
     try:
@@ -286,7 +289,7 @@ def _columns(out: TextIO | None) -> int | None:
 
 
 def _fitted(parts: list[str], columns: int | None) -> str:
-    """One line of a terminal: in short if it is too long, and then cut off."""
+    """The parts as one line of a terminal: abbreviated, then cut off, if it is too long."""
     text = "  ".join(parts)
     if columns is None or len(text) <= columns:
         return text
@@ -295,7 +298,7 @@ def _fitted(parts: list[str], columns: int | None) -> str:
 
 
 def _in_short(parts: list[str]) -> list[str]:
-    """`loss 0.4532 (val 0.5012)`, and no rate."""
+    """The abbreviated parts: `loss 0.4532 (val 0.5012)`, without the rate."""
     found: dict[str, str] = {}
     for part in parts:
         mode, _, metric = part.partition("/")

@@ -1,4 +1,4 @@
-"""The checkpoints of runs in a folder, which may hold anything else too."""
+"""The list of checkpoints in a folder, with their order and monitored values."""
 
 import os
 import re
@@ -24,14 +24,15 @@ class _About:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint: when in their order it was written, and how good it was.
+    """A checkpoint in a folder, with its place in the order of writing.
 
     Attributes:
         path: its folder, or a link to it.
-        serial: its number, in the order of writing.
-        first: that of the first of its run; those before are of runs that were overwritten.
-        value: of the metric that was monitored, or None.
-        monitor: the metric.
+        serial: its number in the order of writing. Steps would not do, because a run that
+            overwrites another starts again from step 0.
+        first: the serial of the first checkpoint of its run; lower serials are of overwritten runs.
+        value: the value of the monitored metric, or None.
+        monitor: the name of this metric with its mode, or None.
     """
 
     path: Path
@@ -42,7 +43,11 @@ class Saved:
 
     @staticmethod
     def of(path: Path) -> "Saved | None":
-        """What is there; None if it is no checkpoint of a run."""
+        """The checkpoint at a path; None if it was not written by `Checkpoint`.
+
+        Raises:
+            CheckpointError: its manifest is damaged.
+        """
         about = checkpoint.manifest(path)["note"].get("checkpoint")
         if about is None:
             return None
@@ -55,14 +60,17 @@ class Saved:
 
 
 class Folder:
-    """`Folder(path).saved()`: only `step-<digits>` with a manifest of ours, and links to such."""
+    """`Folder(path).saved()`: the checkpoints among all files of a folder.
+
+    They are folders `step-<digits>` with a manifest of `Checkpoint`, and links to such.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[Any, Saved | None] = {}
 
     def saved(self, *, strict: bool = False) -> list[Saved]:
-        """The checkpoints, oldest first; a damaged one is passed over, or raised if `strict`."""
+        """The checkpoints, oldest first; damaged ones are skipped, or raise if `strict`."""
         known: dict[Any, Saved | None] = {}
         for name in self._step_names():
             key = _identity(f"{self.path}/{name}")
@@ -71,7 +79,7 @@ class Folder:
             except CheckpointError:
                 if strict:
                     raise
-        # A manifest is read once: looking at one that is known takes a few microseconds.
+        # Manifests are cached by size and time, because reading all of them at each save is slow.
         self._known = {key: saved for key, saved in known.items() if key[1:]}
         found = [saved for saved in known.values() if saved is not None]
         return sorted(found, key=lambda saved: saved.serial)
@@ -81,11 +89,11 @@ class Folder:
         return Saved.of(path) if checkpoint.exists(path) else None
 
     def settle(self) -> None:
-        """Ends what processes that died have begun; not while another one writes."""
+        """Completes or removes half-written checkpoints; call it only with the folder's lock."""
         checkpoint.sweep(self.path, _left(self._names()))
 
     def has_left(self) -> bool:
-        """Whether there is something to settle."""
+        """Whether there are half-written checkpoints."""
         return bool(_left(self._names()))
 
     def _names(self) -> list[str]:
@@ -97,14 +105,14 @@ class Folder:
 
 
 def _left(names: list[str]) -> set[str]:
-    """Of which checkpoints something may be left half-written."""
+    """The names of checkpoints that a process may have left half-written."""
     return {match[1] for name in names if (match := _LEFT.fullmatch(name))}
 
 
 def _identity(path: str) -> tuple[Any, ...]:
-    """Of a manifest as it is now."""
+    """Path, inode, time and size of a manifest; the path alone if there is no manifest."""
     try:
         found = os.stat(f"{path}/manifest.json")
-    except OSError:  # it is beside its name, since a process died
+    except OSError:  # a process died while it replaced the checkpoint
         return (path,)
     return path, found.st_ino, found.st_mtime_ns, found.st_size
