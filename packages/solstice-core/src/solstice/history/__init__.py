@@ -1,4 +1,4 @@
-"""`trainer.history`: the metrics of a run as a table and as a plot, and runs side by side."""
+"""`trainer.history`: the metrics of a run as a table and a plot, and comparison of runs."""
 
 from solstice.history._compare import compare
 from solstice.history._history import History

@@ -1,4 +1,4 @@
-"""Runs side by side."""
+"""Plots that compare several runs."""
 
 from collections.abc import Collection, Iterable, Mapping
 from os import PathLike
@@ -19,22 +19,23 @@ def compare(
     only: Collection[str] | None = None,
     smooth: float = 0.6,
 ) -> "Figure":
-    """`solstice.compare({"adam": one, "sgd": other}, "compared.png")`: overlay runs.
+    """`solstice.compare({"adam": one, "sgd": other}, "compared.png")`: plot runs together.
 
     Args:
-        runs: runs by their names, or runs alone, which are numbered (files go by their names). A
-            run is a `History`, a Trainer after its `fit`, or the path of a CSV or JSON lines file.
-        path: where to write the picture; None for nowhere.
+        runs: a mapping from name to run, or several runs; these are numbered, and files are named
+            by their stem. A run is a `History`, a Trainer after `fit`, or the path of a CSV or JSON
+            lines file.
+        path: the picture file to write; None to write none.
         only: names of the metrics to draw, without the mode; all by default.
         smooth: as in `History.plot`.
 
     Returns:
-        The matplotlib figure: a panel for each metric, a colour for each run.
+        The matplotlib figure, with a panel for each metric and a colour for each run.
 
     Raises:
         ImportError: matplotlib is not installed.
-        TypeError: what was given is no run.
-        ValueError: there is nothing to draw.
+        TypeError: `runs` is a single run, or an entry is not a run.
+        ValueError: no run has a metric to draw.
     """
     from solstice.history._plot import draw, save
 

@@ -1,4 +1,4 @@
-"""Keep the metrics of a run."""
+"""History: the table of a run's metrics."""
 
 import csv
 import html
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOMENT = ("step", "epoch", "mode", "span")
-"""The columns that every row has, before its metrics."""
+"""The first columns of every row; the metrics follow."""
 
 _SPANS = ("epoch", "steps")
 
 _TAKEN = re.compile(rf"(metric/)*({'|'.join(MOMENT)})")
-"""Names of metrics whose column has another name, so that none is lost."""
+"""Metrics with these names are stored in a column "metric/...", so none overwrites a `MOMENT`."""
 
 _SHOWN = 10
-"""Epochs in a `repr`."""
+"""The most epochs in a `repr`."""
 
 _WIDTH = 100
-"""Characters in a line of a `repr`, where there is no terminal to say."""
+"""Characters in a line of a `repr` without a terminal."""
 
 
 class History(Callback):
-    """`trainer.history`, which every Trainer keeps: the metrics of its newest run, as a table.
+    """`trainer.history`: the metrics of the Trainer's newest run as a table.
 
     ```python
     trainer.fit(exp, train_ds, val_ds, num_epochs=10)
@@ -51,23 +51,23 @@ class History(Callback):
     trainer.history.to_csv("metrics.csv")
     ```
 
-    `Trainer(callbacks=[History(every=50)])` makes it keep the metrics of every 50 steps too.
+    `Trainer(callbacks=[History(every=50)])` adds the training metrics of every 50 steps.
 
-    A row is a dict: "step" and "epoch", the moment; "mode", of "train", "val" and "test"; "span",
-    which is "epoch" where the metrics cover an epoch or an evaluation, and "steps" where they cover
-    the training steps since the row before of that span; and the metrics by their names. A metric
-    with the name of one of those four is "metric/step" in a row and in files.
+    A row is a dict with "step" and "epoch"; "mode" ("train", "val" or "test"); "span", which is
+    "epoch" for the metrics of an epoch or an evaluation, and "steps" for those of the training
+    steps since the previous "steps" row; and the metrics by name. A metric that is itself named
+    "step" is in the column "metric/step" of rows and files, and so for the other three.
 
     Args:
-        every: keep the training metrics of every so many steps too.
-        scalars_only: leave out what is no number, such as a confusion matrix.
-        max_size: leave out arrays of more numbers, with a warning that names them. That of a
-            Trainer itself keeps up to 256; left out, all are kept.
+        every: also keep the training metrics after this number of steps; None for epochs only.
+        scalars_only: leave out metrics that are not numbers, such as a confusion matrix.
+        max_size: leave out larger arrays, with a warning that names them; None keeps all. The
+            Trainer's own History keeps arrays of up to 256 numbers.
 
     Attributes:
-        rows: the rows, oldest first, a list to which rows are only added. A new run of training
-            begins anew; one that is resumed has those up to where it goes on. A checkpoint writes a
-            row once, so do not change one: what you note yourself belongs in a callback.
+        rows: the rows, oldest first. A new training run starts with an empty list, a resumed one
+            with the rows up to its checkpoint. Rows are only added, never changed, because a
+            checkpoint writes each row once. For your own notes, write a callback.
 
     Raises:
         ValueError: an argument is out of range.
@@ -91,7 +91,7 @@ class History(Callback):
         return True
 
     def __repr__(self) -> str:
-        """The epochs as a table, with as many metrics as a line holds."""
+        """The epochs as a table, with the metrics that fit in a line."""
         lines = self._lines()
         room = shutil.get_terminal_size((_WIDTH, 24)).columns
         widths = itertools.accumulate(len(cell) + 2 for cell in lines[0])
@@ -113,14 +113,14 @@ class History(Callback):
         """`steps, losses = history.series("val/loss")`: one metric over the run.
 
         Args:
-            name: the metric, named with its mode.
-            span: "epoch", or "steps" for the rows of every so many steps.
+            name: the metric with its mode, such as "val/loss".
+            span: "epoch", or "steps" for the rows between epochs.
 
         Returns:
-            The training steps of the rows, and the values, NaN too.
+            The training steps of the rows, and the values, including NaN.
 
         Raises:
-            KeyError: there is no such metric; the message lists those there are.
+            KeyError: the metric does not exist; the message lists the existing ones.
         """
         choice("span", span, _SPANS)
         mode, _, metric = text("name", name, "val/loss").partition("/")
@@ -133,7 +133,7 @@ class History(Callback):
         return [step for step, _ in found], [value for _, value in found]
 
     def names(self, span: Literal["epoch", "steps"] = "epoch") -> list[str]:
-        """`history.names()`: the metrics that are numbers, with their modes: "train/loss"."""
+        """`history.names()`: the numeric metrics with their modes, such as "train/loss"."""
         choice("span", span, _SPANS)
         found = {
             f"{row['mode']}/{name}": None
@@ -145,17 +145,17 @@ class History(Callback):
         return list(found)
 
     def best(self, name: str, mode: Literal["min", "max"] | None = None) -> dict[str, Any]:
-        """`history.best("val/accuracy")["epoch"]`: the row in which a metric is best.
+        """`history.best("val/accuracy")["epoch"]`: the row with the best value of a metric.
 
         Args:
-            name: the metric, named with its mode.
-            mode: whether less ("min") or more ("max") of it is better. By default its name decides:
-                less for a loss, an error, a perplexity and the like, and more for all others.
+            name: the metric with its mode.
+            mode: whether a smaller ("min") or a larger ("max") value is better. By default the name
+                decides: smaller for a loss, an error, a perplexity and the like, else larger.
 
         Raises:
-            KeyError: there is no such metric, or it is NaN throughout.
+            KeyError: the metric does not exist, or all values are NaN.
         """
-        self.series(name)  # raises what is to be raised
+        self.series(name)  # raises a KeyError for an unknown metric
         split, _, metric = name.partition("/")
         column = column_of(metric)
         rows = [
@@ -172,7 +172,7 @@ class History(Callback):
         return min(rows, key=lambda row: sign * row[column])
 
     def to_pandas(self) -> Any:
-        """`history.to_pandas()`: a `pandas.DataFrame`, a line for each row.
+        """`history.to_pandas()`: a `pandas.DataFrame` with the same rows.
 
         Raises:
             ImportError: pandas is not installed.
@@ -187,7 +187,7 @@ class History(Callback):
         return pandas.DataFrame(self.rows)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """`history.to_csv("metrics.csv")`: a column for each metric; arrays are written as JSON."""
+        """`history.to_csv("metrics.csv")`: write a column for each metric; arrays become JSON."""
         columns = dict.fromkeys([*MOMENT, *(name for row in self.rows for name in row)])
         with local_path(path, "path").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(columns))
@@ -195,7 +195,7 @@ class History(Callback):
             writer.writerows(map(as_cells, self.rows))
 
     def to_jsonl(self, path: str | PathLike[str]) -> None:
-        """`history.to_jsonl("metrics.jsonl")`: a line of JSON for each row; arrays become lists."""
+        """`history.to_jsonl("metrics.jsonl")`: write a JSON line per row; arrays become lists."""
         with local_path(path, "path").open("w", encoding="utf-8") as file:
             file.writelines(f"{as_json(row)}\n" for row in self.rows)
 
@@ -206,22 +206,22 @@ class History(Callback):
         only: Collection[str] | None = None,
         smooth: float = 0.6,
     ) -> "Figure":
-        """`trainer.history.plot("curves.png")`: a panel for each metric.
+        """`trainer.history.plot("curves.png")`: plot each metric in its own panel.
 
-        Training is drawn as it is, from 30 points on smoothed too, validation over it, and the best
-        validation (or the best epoch of training, where there is none) is marked.
+        Training is drawn raw, and also smoothed from 30 points on; validation is drawn over it. The
+        best validation is marked, or without validation the best training epoch.
 
         Args:
-            path: where to write the picture, a PNG for instance; None for nowhere.
+            path: the picture file to write, such as a PNG; None to write none.
             only: names of the metrics to draw, without the mode; all by default.
-            smooth: how much the smoothed line keeps of itself from point to point, in [0, 1).
+            smooth: decay of the exponential moving average per point, in [0, 1); 0 smooths nothing.
 
         Returns:
-            The matplotlib figure. In a notebook it shows where it is the last thing in a cell.
+            The matplotlib figure. A notebook shows it if it is the last expression of a cell.
 
         Raises:
             ImportError: matplotlib is not installed.
-            ValueError: there is nothing to draw.
+            ValueError: there is no metric to draw.
         """
         from solstice.history._plot import draw, save
 
@@ -229,27 +229,31 @@ class History(Callback):
         return save(figure, path)
 
     def on_fit_start(self, record: Record) -> None:
-        """Begins anew."""
+        """Starts a new table for a training run; an evaluation adds to the old one."""
         self._left_out = LeftOut()
         if record.mode == "train":
             self.rows = AppendOnly()
 
     def on_step_end(self, record: Record) -> None:
-        """Keeps the steps since the last time."""
+        """Adds a row of the training steps since the previous one."""
         if record.mode == "train":
             self._keep(record, "steps")
 
     def on_epoch_end(self, record: Record) -> None:
-        """Keeps the epoch, or the evaluation."""
+        """Adds a row of the epoch or the evaluation."""
         if record.epoch_step > 0 and record.mode != "predict":
             self._keep(record, "epoch")
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows; nothing, if there are none yet."""
+        """The rows; an empty dict if there are none."""
         return {"rows": self.rows} if self.rows else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the rows of a run that is resumed."""
+        """Restores the rows of a resumed run.
+
+        Raises:
+            SchemaError: the state does not hold rows.
+        """
         rows = read_rows(state.get("rows"), "History.state_dict()['rows']")
         self.rows = AppendOnly(rows)
 
@@ -260,7 +264,7 @@ class History(Callback):
         self.rows.append(row_of(record, span, self._small(metrics)))
 
     def _small(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Those that are not too large; the others are named, once in a run."""
+        """The metrics up to `max_size`; a warning names the others once per run."""
         most = self.max_size
         large = {n: v for n, v in metrics.items() if most is not None and np.size(v) > most}
         self._left_out.name(
@@ -314,7 +318,11 @@ class _Row:
 
 
 def read_rows(rows: Any, where: str) -> list[dict[str, Any]]:
-    """Rows as they were read from a file, or a SchemaError."""
+    """Rows from a file or a state, after a check.
+
+    Raises:
+        SchemaError: a row has no valid step, epoch, mode or span, or a value is not a metric.
+    """
     read(list[_Row], rows, where)
     for row in read(list[dict[str, Any]], rows, where):
         for name, value in row.items():
@@ -326,18 +334,18 @@ def read_rows(rows: Any, where: str) -> list[dict[str, Any]]:
 
 
 def row_of(record: Record, span: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of a moment."""
+    """The row of the step or epoch in `record`."""
     moment = {"step": record.step, "epoch": record.epoch, "mode": record.mode, "span": span}
     return {**moment, **{column_of(name): value for name, value in metrics.items()}}
 
 
 def column_of(name: str) -> str:
-    """Where a row has a metric: under its name, or under "metric/step" for "step"."""
+    """The column of a metric: its name, or "metric/step" for a metric named "step"."""
     return f"metric/{name}" if _TAKEN.fullmatch(name) else name
 
 
 def metrics_in(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a row by their own names."""
+    """The metrics of a row by their original names."""
     return {
         name.removeprefix("metric/") if _TAKEN.fullmatch(name) else name: value
         for name, value in row.items()
@@ -346,12 +354,12 @@ def metrics_in(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _html_row(tag: str, cells: list[str]) -> str:
-    """A name may be of a file of somebody else, and is shown as text whatever it holds."""
+    """A row of an HTML table; escaped, because names may come from another person's file."""
     return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def _by_metric(names: list[str]) -> list[str]:
-    """The same metric of all modes side by side."""
+    """The names sorted so that a metric's modes are next to each other."""
     metrics = list(dict.fromkeys(name.partition("/")[2] for name in names))
     return sorted(names, key=lambda name: metrics.index(name.partition("/")[2]))
 
@@ -361,7 +369,7 @@ def _moment(epoch: int, step: int) -> list[str]:
 
 
 def as_json(row: Mapping[str, Any]) -> str:
-    """A row as JSON. NaN and infinity are written as Python writes and reads them."""
+    """A row as JSON; NaN and infinity are written in Python's notation."""
     return json.dumps({name: _plain(value) for name, value in row.items()})
 
 
@@ -370,7 +378,7 @@ def _plain(value: Any) -> Any:
 
 
 def as_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for a CSV: numbers so that they are read back the same, and arrays as JSON."""
+    """A row for a CSV file: numbers without loss of precision, arrays as JSON."""
     return {
         name: json.dumps(_plain(value)) if np.ndim(value) else value for name, value in row.items()
     }

@@ -1,4 +1,4 @@
-"""Draw the metrics of runs; alone in importing matplotlib."""
+"""Plots of metrics; the only module that imports matplotlib."""
 
 import io
 import math
@@ -17,21 +17,21 @@ except ImportError as error:
     raise ImportError("plots need matplotlib: `pip install matplotlib`") from error
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""Told apart by the colour-blind too (Okabe and Ito)."""
+"""The palette of Okabe and Ito, which colour-blind people can distinguish."""
 
 _COLUMNS = 3
 _PANELS = 9
-"""Where the user does not say what to draw."""
+"""The most panels by default."""
 
 _MANY = 8
-"""Points up to which each is marked."""
+"""The most points at which each has a marker."""
 
 _NOISY = 30
-"""Points from which on training is smoothed; in fewer, what is seen is the trend itself."""
+"""The fewest points for smoothing; with fewer, the raw line shows the trend."""
 
 
 class Picture(Figure):
-    """A figure that a notebook shows as the last thing in a cell, whether it uses pyplot or not."""
+    """A figure that a notebook displays even if pyplot is not in use."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -40,7 +40,7 @@ class Picture(Figure):
 
 
 def draw(runs: Mapping[str, History], *, only: Collection[str] | None, smooth: float) -> Figure:
-    """A panel for each metric, a colour for each run."""
+    """Draws a panel for each metric, with a colour for each run."""
     smooth = share("smooth", smooth)
     metrics = _metrics(runs, names("only", only))
     left_out = metrics[_PANELS:] if only is None else []
@@ -62,14 +62,14 @@ def draw(runs: Mapping[str, History], *, only: Collection[str] | None, smooth: f
 
 
 def save(figure: Figure, path: str | PathLike[str] | None) -> Figure:
-    """Writes the picture, if there is a path."""
+    """Writes the picture if there is a path, and returns the figure."""
     if path is not None:
         figure.savefig(local_path(path, "path"), dpi=150)
     return figure
 
 
 def _metrics(runs: Mapping[str, History], only: Collection[str] | None) -> list[str]:
-    """The names without their modes, of all runs."""
+    """The names of the metrics to draw, without modes, of all runs."""
     spans: tuple[Literal["epoch", "steps"], ...] = ("epoch", "steps")
     names = [n for run in runs.values() for span in spans for n in run.names(span)]
     there = list(dict.fromkeys(name.partition("/")[2] for name in names))
@@ -90,7 +90,7 @@ def _draw_metric(
     *,
     alone: bool,
 ) -> None:
-    """Training thin as it is and solid smoothed; evaluations over it; the best is marked."""
+    """Draws training (raw and smoothed), then evaluations, and marks the best value."""
     prefix = f"{run} " if run else ""
     colour, other = colours if alone else (colours[0], colours[0])
     steps, values = _points(history, f"train/{metric}")
@@ -107,13 +107,13 @@ def _draw_metric(
         mark = "o" if len(steps) <= _MANY else ""
         axes.plot(steps, values, "--", color=other, label=f"{prefix}val", marker=mark, markersize=4)
     values = _points(history, f"test/{metric}")[1]
-    if values:  # after training, of no step
+    if values:  # a test after training belongs to no step, so it is a horizontal line
         axes.axhline(values[-1], color=other, linestyle=":", label=f"{prefix}test")
     _mark_best(axes, history, metric, other)
 
 
 def _points(history: History, name: str) -> tuple[list[int], list[float]]:
-    """Those of every so many steps, where they were kept, else those of epochs."""
+    """The steps and values of the "steps" rows if there are any, else of the epochs."""
     for span in ("steps", "epoch"):
         if name in history.names(span):
             return history.series(name, span)
@@ -121,14 +121,14 @@ def _points(history: History, name: str) -> tuple[list[int], list[float]]:
 
 
 def _mark_best(axes: Any, history: History, metric: str, colour: str) -> None:
-    ranked = any(word in metric for word in ("loss", "accuracy"))  # a norm has no best
+    ranked = any(word in metric for word in ("loss", "accuracy"))  # a norm has no best value
     there = [f"val/{metric}", *([f"train/{metric}"] if ranked else [])]
     names = [name for name in there if name in history.names()]
     if not names or len(history.series(names[0])[0]) < 2:
         return
     try:
         row = history.best(names[0])
-    except KeyError:  # all of it NaN
+    except KeyError:  # all values are NaN
         return
     value = row[column_of(metric)]
     point = row["step"], value
@@ -140,7 +140,7 @@ def _mark_best(axes: Any, history: History, metric: str, colour: str) -> None:
 
 
 def _smoothed(values: list[float], share: float) -> list[float]:
-    """An exponential moving average, corrected for its start as in Adam; NaN is passed over."""
+    """An exponential moving average with Adam's bias correction; NaN is skipped."""
     mean, weight, found = 0.0, 0.0, list[float]()
     for value in values:
         if not math.isnan(value):

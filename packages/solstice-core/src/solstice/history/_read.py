@@ -1,4 +1,4 @@
-"""Read the metrics of a run that has been written to a file."""
+"""Reader of histories from CSV and JSON lines files."""
 
 import csv
 import json
@@ -10,14 +10,14 @@ from solstice.history._history import MOMENT, History, read_rows
 
 
 def read_history(path: str | PathLike[str]) -> History:
-    """`solstice.read_history("runs/a.csv").plot()`: the metrics of an earlier run.
+    """`solstice.read_history("runs/a.csv").plot()`: read the metrics of an earlier run.
 
     Args:
-        path: what `History.to_csv`, `History.to_jsonl`, `solstice.loggers.CSV` or
-            `solstice.loggers.JSONLines` has written.
+        path: a file of `History.to_csv`, `History.to_jsonl`, `solstice.loggers.CSV` or
+            `solstice.loggers.JSONLines`.
 
     Raises:
-        ValueError: the file is no such table.
+        ValueError: the file is not such a table.
     """
     path = local_path(path, "path")
     check_regular(path, "the table")
@@ -27,7 +27,7 @@ def read_history(path: str | PathLike[str]) -> History:
         rows = read_rows(rows, "the table")
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise ValueError(
-            f"{path} is no table of metrics as `history.to_csv(path)` writes it: {error!r}"
+            f"{path} is not a table of metrics as `history.to_csv(path)` writes it: {error!r}"
         ) from error
     history = History()
     history.rows = rows
