@@ -214,7 +214,7 @@ def test_tensorboard_refuses_the_events_of_another_run(tmp_path):
     )
     fit(tmp_path / "c", [TensorBoard(tmp_path / "c/b")])
     before = {path.name for path in (tmp_path / "c/b").iterdir()}
-    with pytest.raises(ValueError, match="has the events of another run than the resumed one"):
+    with pytest.raises(ValueError, match="has the events of another run; the resumed one"):
         fit(tmp_path / "a", [TensorBoard(tmp_path / "a/s", every=1), TensorBoard(tmp_path / "c/b")])
     assert {path.name for path in (tmp_path / "c/b").iterdir()} == before
     (said,) = fit(

@@ -1,4 +1,4 @@
-"""`solstice.loggers`: callbacks that write the metrics of a run where other tools read them.
+"""Loggers: callbacks that write the metrics of a run for other tools.
 
 ```python
 trainer = solstice.Trainer([
@@ -7,9 +7,9 @@ trainer = solstice.Trainer([
 ])
 ```
 
-Each writes in the background, also what there was before an exception, and goes on in the same
-place when a run is resumed, with no row twice. `solstice.callbacks.Logging` calls a function; for a
-tool that is not here, subclass `Logger`.
+Each writes in a background thread, and finishes after an exception too. A resumed run continues in
+the same place, without duplicate rows. `solstice.callbacks.Logging` calls a function; for any other
+tool, subclass `Logger`.
 """
 
 from solstice.loggers._files import CSV, JSONLines

@@ -1,4 +1,4 @@
-"""Loggers into files of text."""
+"""Loggers that write text files: CSV and JSON lines."""
 
 import csv
 import io
@@ -17,10 +17,10 @@ from solstice.loggers._logger import Logger, Start
 
 
 class _File(Logger):
-    """A file with a line for each row, and perhaps a line before them."""
+    """A text file with a line for each row, and optionally a header line."""
 
     _head = 0
-    """Lines before the first row."""
+    """Number of lines before the first row."""
 
     def __init__(
         self,
@@ -38,20 +38,24 @@ class _File(Logger):
         return f"{type(self).__name__}({str(self.path)!r})"
 
     def on_fit_start(self, record: Record) -> None:
-        """Takes down where the file is; it stays there if the working directory changes."""
+        """Resolves the path, so that a later change of the working directory has no effect."""
         super().on_fit_start(record)
         if record.mode == "train" or not self._at.is_absolute():
             self._at = self.path.absolute()
         check_file(self._at, repr(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on in the file of the saved run."""
+        """Checks that the file is that of the resumed run.
+
+        Raises:
+            ValueError: it is another file.
+        """
         super().load_state_dict(state)
         if self._start.kind == "resumed":
             self._check_file(self._start)
 
     def open(self, start: Start) -> None:
-        """Opens the file; that of an earlier run is kept under another name, such as `a-1.csv`."""
+        """Opens the file; a new run renames the file of an earlier one, such as to `a-1.csv`."""
         check_regular(self._at, f"the file of {type(self).__name__}")
         self._at.parent.mkdir(parents=True, exist_ok=True)
         if start.kind == "new" and self._at.exists():
@@ -63,11 +67,11 @@ class _File(Logger):
 
     @abstractmethod
     def _text_of(self, row: dict[str, Any]) -> str | None:
-        """The line of a row in the file that there is; None if it has no place there."""
+        """The line of a row in the current file; None if the file cannot have this row."""
 
     @abstractmethod
     def write(self, row: dict[str, Any]) -> None:
-        """Writes a line."""
+        """Writes the line of a row."""
 
     def close(self, error: BaseException | None) -> None:
         """Closes the file."""
@@ -76,14 +80,14 @@ class _File(Logger):
             self._file = None
 
     def about(self) -> dict[str, Any]:
-        """Where the rows are."""
+        """The path of the file."""
         return {"path": str(self.path)}
 
     def _check_file(self, start: Start) -> None:
-        """That the rows up to the checkpoint are there, since what follows them is cut away.
+        """Checks that the file has the rows up to the checkpoint, since later lines are removed.
 
         Raises:
-            ValueError: it is the file of something else.
+            ValueError: the file has other rows.
         """
         rows = self._lines()[self._head :]
         was = start.about.get("path")
@@ -91,7 +95,7 @@ class _File(Logger):
             self._rows = len(rows)
             warn(
                 f"{self!r} has {len(rows):,} of the {start.rows:,} rows that the resumed run had "
-                f"written to {was!r}: the others will be missing, unless you begin once more with "
+                f"written to {was!r}: the others will be missing. To keep them, restart with "
                 f"that file at {self._at}",
                 stacklevel=2,
             )
@@ -102,12 +106,12 @@ class _File(Logger):
         ]:
             raise ValueError(
                 f"{self!r} is not the file of the resumed run, which had written {start.rows:,} "
-                f"rows to {was!r}: row {start.rows:,} is another, and no row was cut. Give "
-                f"{type(self).__name__} the path of that file, or one where there is none"
+                f"rows to {was!r}: row {start.rows:,} differs, and no row was removed. Give "
+                f"{type(self).__name__} the path of that file, or a path without a file"
             )
 
     def _lines(self) -> list[str]:
-        """The whole lines: one that a process began and did not end is none."""
+        """The complete lines, without one that a killed process left unfinished."""
         if not self._at.exists():
             return []
         check_regular(self._at, f"the file of {type(self).__name__}")
@@ -115,7 +119,7 @@ class _File(Logger):
             return [line for line in file if line.endswith("\n")]
 
     def _replace(self, text: str) -> None:
-        """Makes this the text of the file, in one go, and opens it to write more."""
+        """Replaces the text of the file atomically, and opens the file to append."""
         self.close(None)
         new = self._at.with_name(f".{self._at.name}.new")
         with new.open("w", newline="", encoding="utf-8") as file:
@@ -130,23 +134,23 @@ class _File(Logger):
 
 
 class JSONLines(_File):
-    """`JSONLines("runs/a.jsonl", every=50)`: a line of JSON for each row, arrays as lists.
+    """`JSONLines("runs/a.jsonl", every=50)`: write a JSON line for each row, arrays as lists.
 
-    `pandas.read_json(path, lines=True)` reads it, as does `solstice.read_history(path)`.
+    `pandas.read_json(path, lines=True)` and `solstice.read_history(path)` read it.
 
     Args:
-        path: the file. When a run begins anew, that of an earlier run is kept under another name. A
-            relative path is in the working directory in which the run begins.
-        every: log the training metrics of every so many steps too.
+        path: the file. A new run renames the file of an earlier one, such as to `a-1.csv`. A
+            relative path is resolved at the start of a run.
+        every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode; all by default.
 
     Raises:
-        ValueError: `every` is not a whole number from 1 on, or `path` is a URL; or, when a run is
-            resumed, the file is another than the one that it had written.
+        ValueError: `every` is not a whole number of 1 or more, or `path` is a URL; or, when a run
+            is resumed, the file is not the one that it had written.
     """
 
     def write(self, row: dict[str, Any]) -> None:
-        """Writes a line."""
+        """Writes the line of a row."""
         self._append(self._text_of(row))
 
     def _text_of(self, row: dict[str, Any]) -> str:
@@ -155,20 +159,20 @@ class JSONLines(_File):
 
 
 class CSV(_File):
-    """`CSV("runs/a.csv", every=50)`: a line for each row, a column for each metric.
+    """`CSV("runs/a.csv", every=50)`: write a line for each row, with a column for each metric.
 
-    `pandas.read_csv(path)` reads it, as does `solstice.read_history(path)`. Numbers are written so
-    that they are read back the same, and arrays as JSON.
+    `pandas.read_csv(path)` and `solstice.read_history(path)` read it. Numbers keep their full
+    precision; arrays are written as JSON.
 
     Args:
-        path: the file. When a run begins anew, that of an earlier run is kept under another name. A
-            relative path is in the working directory in which the run begins.
-        every: log the training metrics of every so many steps too.
+        path: the file. A new run renames the file of an earlier one, such as to `a-1.csv`. A
+            relative path is resolved at the start of a run.
+        every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode; all by default.
 
     Raises:
-        ValueError: `every` is not a whole number from 1 on, or `path` is a URL; or, when a run is
-            resumed, the file is another than the one that it had written.
+        ValueError: `every` is not a whole number of 1 or more, or `path` is a URL; or, when a run
+            is resumed, the file is not the one that it had written.
     """
 
     _head = 1
@@ -176,16 +180,16 @@ class CSV(_File):
     _columns: list[str]
 
     def name_of(self, metric: str) -> str:
-        """Without breaks of lines, since the head of the file is one line."""
+        """The name without line breaks, since the header is one line."""
         return " ".join(metric.replace("\0", " ").splitlines())
 
     def open(self, start: Start) -> None:
-        """Opens the file, and takes up its columns."""
+        """Opens the file, and reads its columns."""
         super().open(start)
         self._columns = self._read_columns()
 
     def write(self, row: dict[str, Any]) -> None:
-        """Writes a line; a metric that is new has its column added to those before."""
+        """Writes the line of a row; for a new metric, rewrites the file with one more column."""
         if not {*row} <= {*self._columns}:
             rows = list(csv.DictReader(self._lines()))
             self._columns = list(dict.fromkeys([*MOMENT, *self._columns, *row]))
@@ -193,7 +197,7 @@ class CSV(_File):
         self._append(self._text([row]))
 
     def _text_of(self, row: dict[str, Any]) -> str | None:
-        """The line of a row; None if the file has no column for one of its metrics."""
+        """The line of a row; None if the file has no column for one of the metrics."""
         self._columns = self._read_columns()
         return self._text([row]) if {*row} <= {*self._columns} else None
 
@@ -211,7 +215,7 @@ class CSV(_File):
 
 
 def free_name(path: Path) -> Path:
-    """`a-1.csv` for `a.csv`, or the first such that there is not."""
+    """The first unused name of the form `a-1.csv`, `a-2.csv` for `a.csv`."""
     index = 1
     while (free := path.with_stem(f"{path.stem}-{index}")).exists():
         index += 1

@@ -1,4 +1,4 @@
-"""The base of all loggers: rows in the background, and no row twice when a run is resumed."""
+"""Logger: base class that writes rows in a thread, and resumes without duplicate rows."""
 
 from abc import abstractmethod
 from collections import deque
@@ -18,15 +18,16 @@ from solstice.loggers._names import Names
 
 @dataclass(frozen=True)
 class Start:
-    """How a logger begins.
+    """The argument of `Logger.open`: whether and where a run continues.
 
     Attributes:
-        kind: "new" for a run of which nothing was logged yet; "resumed" for one that goes on;
-            "more" for an evaluation, whose rows join those that are there.
-        step: the training steps at which it begins.
-        rows: how many rows of a resumed run count; those that were written later come again.
-        newest: those of them that are of the newest step.
-        about: what `about` gave when the run was saved.
+        kind: "new" for a new training run; "resumed" for one that continues from a checkpoint;
+            "more" for an evaluation, whose rows are added to the existing ones.
+        step: the number of training steps at the start.
+        rows: number of valid rows of a resumed run. Rows after these were written after the
+            checkpoint, and will be written again.
+        newest: the valid rows of the newest step.
+        about: the result of `Logger.about` when the checkpoint was saved.
     """
 
     kind: Literal["new", "resumed", "more"]
@@ -44,7 +45,7 @@ class _State:
 
 
 class Logger(Callback):
-    """Write the metrics of a run to a tool of your own: subclass, with `open`, `write`, `close`.
+    """`class Print(Logger)`: a callback that writes metrics to your own tool.
 
     ```python
     class Print(solstice.loggers.Logger):
@@ -55,18 +56,18 @@ class Logger(Callback):
             print(row)
     ```
 
-    A row is as in `solstice.History`: "step", "epoch", "mode", "span", and the metrics by name:
-    Python numbers, and NumPy arrays. `write` is called in a thread, row by row in order; what it
-    raises ends the run, at the next row or at the end. Where the tool cannot take all kinds of
-    values, override `takes`; where it does not take all names, `name_of`.
+    A row is a dict as in `solstice.History`: "step", "epoch", "mode", "span", and the metrics by
+    name as Python numbers and NumPy arrays. `write` runs in a thread, row by row in order; an
+    exception in it ends the run at the next row or at the end. If the tool does not accept all
+    values, override `takes`; if it does not accept all names, override `name_of`.
 
     Args:
-        every: log the training metrics of every so many steps too.
+        every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode; all by default.
 
     Raises:
-        ValueError: `every` is not a whole number from 1 on.
-        TypeError: `only` holds no names.
+        ValueError: `every` is not a whole number of 1 or more.
+        TypeError: `only` does not contain names.
     """
 
     needs = ("metrics",)
@@ -87,34 +88,37 @@ class Logger(Callback):
 
     @abstractmethod
     def open(self, start: Start) -> None:
-        """Begins; called before the first row, in the thread of the run."""
+        """Opens the tool; called before the first row, in the main thread of the run."""
 
     @abstractmethod
     def write(self, row: dict[str, Any]) -> None:
-        """Writes a row; called in a thread, one row after the other."""
+        """Writes a row; called in a background thread, one row after the other."""
 
     def takes(self, value: Any) -> bool:
-        """Whether a row may hold a value: what it may not hold is left out, and named once."""
+        """Whether the tool accepts a value; others are left out, and a warning names them once."""
         del value
         return True
 
     def name_of(self, metric: str) -> str:
-        """`return metric.replace("@", "_")`: what the tool calls a metric.
+        """`return metric.replace("@", "_")`: the name of a metric in the tool.
 
-        It must depend on the name alone. A warning names what is renamed, once a run. Of two
-        metrics of one name, those that are renamed have a checksum behind it.
+        It must depend only on the name. A warning lists renamed metrics once per run. If two
+        metrics get the same name, the renamed ones are followed by a checksum.
         """
         return metric
 
     def close(self, error: BaseException | None) -> None:
-        """Ends, after the last row: `error` is what the run ended by, if it did."""
+        """Closes the tool after the last row; `error` is the exception that ended the run, or None.
+
+        By default, it does nothing.
+        """
 
     def about(self) -> dict[str, Any]:
-        """What a resumed run needs to find its place again, such as the id of a run."""
+        """Data that a resumed run needs, such as the id of the tool's run."""
         return {}
 
     def on_fit_start(self, record: Record) -> None:
-        """Takes down what kind of run begins."""
+        """Notes whether the run is new; `load_state_dict` changes this for a resumed one."""
         if record.mode == "train":
             self._start = Start("new", step=record.step)
             self._rows, self._newest, self._has_begun = 0, [], False
@@ -124,46 +128,46 @@ class Logger(Callback):
         self._names = Names(type(self).__name__, self.name_of)
 
     def on_step_end(self, record: Record) -> None:
-        """Logs the steps since the last time."""
+        """Logs the training metrics since the previous such row."""
         if record.mode == "train":
             self.log(row_of(record, "steps", record.metrics))
 
     def on_epoch_end(self, record: Record) -> None:
-        """Logs the epoch, or the evaluation."""
+        """Logs the metrics of the epoch or the evaluation."""
         if record.epoch_step > 0 and record.mode != "predict":
             self.log(row_of(record, "epoch", record.metrics))
 
     def on_fit_end(self, record: Record) -> None:
-        """Waits for what is being written, and closes."""
+        """Waits for the last row, and closes the tool."""
         self._end(None)
 
     def on_exception(self, record: Record, error: BaseException) -> None:
-        """Writes all that there was."""
+        """Writes the remaining rows, and closes the tool."""
         self._end(error)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far it is; what counts has been written by then."""
+        """The number of rows and the newest ones; all of them are written before it returns."""
         self._wait()
         about = self.about() if self._has_begun else self._start.about
         return {"rows": self._rows, "newest": self._newest, "about": about}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there, if anything was logged."""
+        """Continues after these rows, if any was logged."""
         at = read(_State, state, f"{type(self).__name__}.state_dict()")
         self._rows, self._newest = at.rows, read_rows(at.newest, "the state of a logger")
         if self._rows or at.about:
             self._start = Start("resumed", self._start.step, self._rows, self._newest, at.about)
 
     def log(self, row: dict[str, Any]) -> None:
-        """`logger.log({**moment, "loss": 0.5})`: hands a row to the thread."""
+        """`logger.log({**moment, "loss": 0.5})`: pass a row to the thread."""
         metrics = {
             n: v for n, v in metrics_in(row).items() if self._only is None or n in self._only
         }
         lost = {name: value for name, value in metrics.items() if not self.takes(value)}
         self._left_out.name(
             lost,
-            f"{type(self).__name__} leaves out what it cannot show:",
-            "Choose by `only=`; solstice.loggers.JSONLines takes all",
+            f"{type(self).__name__} leaves out values that it cannot show:",
+            "Choose metrics with `only=`; solstice.loggers.JSONLines accepts all",
         )
         kept = {name: value for name, value in metrics.items() if name not in lost}
         if not kept:
@@ -188,7 +192,7 @@ class Logger(Callback):
         self._writing.append(self._writer.submit(task, *arguments))
 
     def _wait(self) -> None:
-        """Until all is written. Raises what went wrong."""
+        """Waits until all rows are written, and raises an error of the thread."""
         while self._writing:
             self._writing.popleft().result()
 
@@ -206,16 +210,16 @@ class Logger(Callback):
 
 
 def numbers_of(row: dict[str, Any]) -> dict[str, Any]:
-    """`{"train/loss": 0.5}`: the numbers of a row; of every so many steps, "train_steps/loss"."""
+    """The numbers of a row: `{"train/loss": 0.5}`, or "train_steps/loss" for a "steps" row."""
     split = row["mode"] + ("_steps" if row["span"] == "steps" else "")
     return {f"{split}/{name}": v for name, v in metrics_in(row).items() if is_number(v)}
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is what every tool can show."""
+    """Whether a value is a number, which every tool can show."""
     return isinstance(value, bool | int | float)
 
 
 def is_missing(package: str, logger: str) -> ImportError:
-    """What to raise where the package of a logger is not installed."""
+    """The ImportError for a logger whose package is not installed."""
     return ImportError(f"solstice.loggers.{logger} needs {package}: `pip install {package}`")

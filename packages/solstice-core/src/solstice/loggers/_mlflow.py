@@ -1,4 +1,4 @@
-"""Log to MLflow."""
+"""Logger for MLflow."""
 
 import re
 import time
@@ -10,26 +10,26 @@ from solstice.loggers._logger import Logger, Start, is_missing, is_number, numbe
 
 _REFUSED = re.compile(r"[^/\w. -]")
 _LONGEST = 200
-"""Stores of MLflow take 250 characters, of which the mode has some."""
+"""The most characters of a metric: MLflow accepts 250, including the mode before the name."""
 
 
 class MLflow(Logger):
-    """`MLflow("digits", tracking_uri="sqlite:///mlflow.db")`: a run of an experiment of MLflow's.
+    """`MLflow("digits", tracking_uri="sqlite:///mlflow.db")`: log to a run of an MLflow experiment.
 
-    Metrics are "train/loss" and "val/loss"; those of every so many steps "train_steps/loss". Arrays
-    are left out, and named once. In names, characters that MLflow refuses become `_`: "recall@5" is
-    "recall_5", which a warning says once. Needs `mlflow`.
+    Metrics are named "train/loss" and "val/loss"; with `every`, those between epochs
+    "train_steps/loss". Arrays are left out; a warning names them once. Characters that MLflow
+    refuses become `_`: "recall@5" is "recall_5"; a warning lists such names once. Needs `mlflow`.
 
     Args:
-        experiment: the name of the experiment, which is made if there is none.
-        tracking_uri: where MLflow keeps its runs; left out, what MLflow is set to.
+        experiment: the name of the experiment; it is created if it does not exist.
+        tracking_uri: MLflow's tracking server or store; by default MLflow's own setting.
         name: the name of the run.
         params: hyper-parameters by name.
-        every: log the training metrics of every so many steps too.
+        every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode; all by default.
 
     Attributes:
-        run_id: the id of the run; None before it began.
+        run_id: the id of the run; None before the first row.
 
     Raises:
         ImportError: mlflow is not installed.
@@ -59,7 +59,7 @@ class MLflow(Logger):
         return f"MLflow({self.experiment!r}, run_id={self.run_id!r})"
 
     def open(self, start: Start) -> None:
-        """Begins a run, or goes on with one."""
+        """Creates a run with its params, or reopens the run of a resumed one."""
         self.run_id = start.about.get("run_id")
         self._there = {}
         if self.run_id is not None:
@@ -78,7 +78,7 @@ class MLflow(Logger):
             self._client.log_param(self.run_id, params[name], value)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Writes the numbers of a row, but those that are there already."""
+        """Writes the numbers of a row that MLflow does not have yet."""
         now = int(time.time() * 1000)
         metrics = [
             self._tools.entities.Metric(name, float(value), now, row["step"])
@@ -89,7 +89,7 @@ class MLflow(Logger):
             self._client.log_batch(self.run_id, metrics=new)
 
     def name_of(self, metric: str) -> str:
-        """Letters, digits, and `_-. /`, in a path that goes neither up nor in circles."""
+        """The name with letters, digits and `_-. /` only, and without path parts of dots."""
         parts = [part for part in _REFUSED.sub("_", metric).split("/") if part]
         return (
             "/".join(part if part.strip(".") else "_" for part in parts)[:_LONGEST].rstrip("/")
@@ -97,26 +97,26 @@ class MLflow(Logger):
         )
 
     def takes(self, value: Any) -> bool:
-        """Numbers alone."""
+        """Whether the value is a number; MLflow has no arrays."""
         return is_number(value)
 
     def close(self, error: BaseException | None) -> None:
-        """Tells MLflow how the run ended."""
+        """Sets the status of the run: finished, failed or killed."""
         status = "FINISHED" if error is None else "FAILED"
         if isinstance(error, KeyboardInterrupt | SystemExit):
             status = "KILLED"
         self._client.set_terminated(self.run_id, status=status)
 
     def about(self) -> dict[str, Any]:
-        """The run to go on with."""
+        """The id of the run, which a resumed run continues."""
         return {} if self.run_id is None else {"run_id": self.run_id}
 
     def state_key(self) -> dict[str, Any]:
-        """The experiment of MLflow."""
+        """The MLflow experiment, which identifies this logger in a checkpoint."""
         return {"experiment": self.experiment}
 
     def _is_there(self, metric: Any) -> bool:
-        """Whether an earlier process has written it: MLflow cannot take back what it was given."""
+        """Whether an earlier process has written the metric: MLflow cannot delete values."""
         if self._start.kind != "resumed":
             return False
         if metric.key not in self._there:

@@ -1,4 +1,4 @@
-"""The names of metrics, where a tool does not take every name."""
+"""Renaming of metrics for tools that do not accept every name."""
 
 import hashlib
 import warnings
@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 
 
 class Names:
-    """Renames metrics for a tool, alike in every process, and says so once for each.
+    """`Names("MLflow", name_of).of(metrics)`: names of metrics in a tool, the same in any process.
 
     Args:
-        tool: the class of the logger, for the warning.
-        name_of: what the tool calls a metric; the metric's own name where the tool takes that.
+        tool: the class of the logger, for the warning about renamed metrics.
+        name_of: function from a metric's name to the name in the tool.
     """
 
     def __init__(self, tool: str, name_of: Callable[[str], str]) -> None:
@@ -19,7 +19,10 @@ class Names:
         self._said: set[str] = set()
 
     def of(self, metrics: Iterable[str]) -> dict[str, str]:
-        """By the name of each metric of a row, the name in the tool; no two are the same."""
+        """The name in the tool for each metric; all are different.
+
+        If two metrics get the same name, the renamed ones are followed by a checksum.
+        """
         named = {metric: self._name_of(metric) for metric in metrics}
         counts = [*named.values()]
         for metric, name in named.items():
@@ -33,5 +36,6 @@ class Names:
             self._said |= {*new}
             listed = ", ".join(f"`{metric}` as `{name}`" for metric, name in new.items())
             warnings.warn(
-                f"{self._tool} does not take every name of a metric, and has {listed}", stacklevel=4
+                f"{self._tool} does not accept all names of metrics, and shows {listed}",
+                stacklevel=4,
             )

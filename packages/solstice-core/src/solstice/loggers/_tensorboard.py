@@ -1,4 +1,4 @@
-"""Log to TensorBoard, without TensorFlow."""
+"""Logger for TensorBoard, without TensorFlow."""
 
 import importlib
 import re
@@ -27,26 +27,27 @@ _CURVES = {"epoch": "", "steps": "_steps"}
 
 
 class TensorBoard(Logger):
-    """`TensorBoard("runs/a", every=50)`, and then `tensorboard --logdir runs`.
+    """`TensorBoard("runs/a", every=50)`: log to TensorBoard; then run `tensorboard --logdir runs`.
 
-    Scalars are "train/loss" and "val/loss"; those of every so many steps "train_steps/loss". Of
-    metrics that are arrays, one axis is shown as a histogram; two axes, such as a confusion matrix,
-    and three or four (height, width, channels, several first) as images. Needs `tensorboardX`, and
-    no TensorFlow.
+    Scalars are named "train/loss" and "val/loss"; with `every`, those between epochs
+    "train_steps/loss". An array of one axis is shown as a histogram; of two axes (such as a
+    confusion matrix), three (height, width, channels) or four (a batch of these) as an image. Needs
+    `tensorboardX`, but not TensorFlow.
 
     Args:
-        directory: the folder of this run. When one begins anew, the events of an earlier one are
-            kept in a folder of another name, such as `a-1`.
-        every: log the training metrics of every so many steps too.
+        directory: the folder of this run. A new run moves the events of an earlier one to another
+            folder, such as `a-1`.
+        every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode; all by default.
-        hparams: hyper-parameters by name, for TensorBoard's table of runs: numbers, text, bools.
-        histograms: show the params too, after every so many epochs: `exp.params`, those of
-            `exp.learner`, or all arrays.
+        hparams: hyper-parameters by name (numbers, text, booleans), for TensorBoard's table of
+            runs.
+        histograms: also show histograms of the params after this number of epochs: of
+            `exp.params`, those of `exp.learner`, or all arrays.
 
     Raises:
         ImportError: tensorboardX is not installed.
-        ValueError: `every` or `histograms` is not a whole number from 1 on, or `directory` is a
-            URL; or, when a run is resumed, the folder has the events of another one.
+        ValueError: `every` or `histograms` is not a whole number of 1 or more, or `directory` is a
+            URL; or, when a run is resumed, the folder has the events of another run.
     """
 
     def __init__(
@@ -74,14 +75,14 @@ class TensorBoard(Logger):
         return f"TensorBoard({str(self.directory)!r})"
 
     def open(self, start: Start) -> None:
-        """Opens a file of events; TensorBoard drops what a resumed run will write again."""
+        """Opens an event file; in a resumed run, TensorBoard drops events after the checkpoint."""
         if start.kind == "new":
             _set_aside(self._folder)
         if start.kind != "resumed":
             self._begin_file()
             self._write_hparams()
             return
-        # All from this step on is dropped, and what counts of this step itself comes again.
+        # purge_step also drops the events at the step of the checkpoint: write these again.
         self._begin_file(purge_step=start.step)
         for row in start.newest:
             if row["step"] == start.step:
@@ -91,26 +92,26 @@ class TensorBoard(Logger):
         self._resumed_with = None
 
     def write(self, row: dict[str, Any]) -> None:
-        """Writes the metrics of a row, each as what it is."""
+        """Writes each metric of a row as scalar, histogram or image."""
         suffix = _CURVES[row["span"]]
         for name, value in metrics_in(row).items():
             self._show(f"{row['mode']}{suffix}/{name}", value, row["step"])
         self._board.flush()
 
     def name_of(self, metric: str) -> str:
-        """Letters, digits, and `_-./`: tensorboardX makes `_` of others, in silence."""
+        """The name with letters, digits and `_-./` only; tensorboardX would change it silently."""
         return _REFUSED.sub("_", metric)
 
     def takes(self, value: Any) -> bool:
-        """Numbers, and arrays of up to four axes."""
+        """Whether the value is a number or an array of one to four axes."""
         return is_number(value) or 1 <= np.ndim(value) <= 4
 
     def close(self, error: BaseException | None) -> None:
-        """Closes the file."""
+        """Closes the event file."""
         self._board.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """How far it is. What counts must be on the disk, and only closing a file makes it so."""
+        """The rows so far; all are on disk, since the event file is closed and a new one opened."""
         state = super().state_dict()
         if self._is_open:
             self._board.close()
@@ -118,14 +119,14 @@ class TensorBoard(Logger):
         return state
 
     def about(self) -> dict[str, Any]:
-        """Where the events are."""
-        # BlockOutputs, since each save adds a file: looking through all would cost more with each.
+        """The folder, its first event file, and the step of the newest histograms."""
+        # The name is cached, because each save adds a file and listing them would get slower.
         if self._first is None or not (self._folder / self._first).exists():
             self._first = next(iter(_events(self._folder)), None)
         return {"directory": str(self.directory), "shown_at": self._shown_at, "first": self._first}
 
     def on_fit_start(self, record: Record) -> None:
-        """Takes down what a resumed run begins with."""
+        """Resolves the folder, and keeps the Experiment of a resumed run for its histograms."""
         super().on_fit_start(record)
         if record.mode == "train":
             self._shown_at = None
@@ -136,10 +137,10 @@ class TensorBoard(Logger):
         self._resumed_with = record.experiment if is_resumed and self._histograms else None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on in the folder of the saved run.
+        """Checks that the folder is that of the resumed run.
 
         Raises:
-            ValueError: it has the events of something else.
+            ValueError: it has the events of another run.
         """
         super().load_state_dict(state)
         first, there = state["about"].get("first"), _events(self._folder)
@@ -148,17 +149,17 @@ class TensorBoard(Logger):
         was = state["about"]["directory"]
         if there:
             raise ValueError(
-                f"{self!r} has the events of another run than the resumed one, which had written "
+                f"{self!r} has the events of another run; the resumed one had written "
                 f"{first} to {was!r}. Give TensorBoard that folder, or one without events"
             )
         warn(
             f"{self!r} has no events of the resumed run: those up to step {self._start.step:,} "
-            f"will be missing, unless you begin once more with those of {was!r} in {self._folder}",
+            f"will be missing. To keep them, restart with those of {was!r} in {self._folder}",
             stacklevel=2,
         )
 
     def on_epoch_end(self, record: Record) -> None:
-        """Logs the epoch, and the params when it is time."""
+        """Logs the epoch, and every `histograms` epochs the params."""
         super().on_epoch_end(record)
         often = self._histograms
         if often and record.mode == "train" and (record.epoch + 1) % often == 0:
@@ -166,7 +167,7 @@ class TensorBoard(Logger):
             self._shown_at = record.step
 
     def _begin_file(self, **options: Any) -> None:
-        """A name tells seconds, in which there may be several files, and several runs."""
+        """Opens an event file with a unique name: tensorboardX names files by the second only."""
         self._files += 1
         suffix = f".{self._files:06}.{uuid.uuid4().hex[:8]}"
         self._board = _writer_class()(str(self._folder), filename_suffix=suffix, **options)
@@ -190,7 +191,7 @@ class TensorBoard(Logger):
         self._board.flush()
 
     def _write_hparams(self) -> None:
-        """Into this run itself: `add_hparams` would make another one beside it."""
+        """Writes the hyper-parameters into this run; `add_hparams` would create another run."""
         if not self._hparams:
             return
         summary: Any = importlib.import_module("tensorboardX.summary")
@@ -199,7 +200,7 @@ class TensorBoard(Logger):
 
 
 def _params(experiment: Any) -> dict[str, Any]:
-    """The params by path, on the host."""
+    """The floating-point params by path, as NumPy arrays of float32."""
     return {
         path: np.asarray(leaf, np.float32)
         for path, leaf in _tree.leaves_by_slashes(params_of(experiment)).items()
@@ -216,7 +217,7 @@ def _writer_class() -> Any:
 
 
 def _set_aside(directory: Path) -> None:
-    """Moves the events of an earlier run, so that it is one of its own."""
+    """Moves the events of an earlier run to a folder of another name."""
     events = _events(directory)
     if events:
         aside = free_name(directory)
@@ -226,12 +227,12 @@ def _set_aside(directory: Path) -> None:
 
 
 def _events(directory: Path) -> list[str]:
-    """The names of the files of events, oldest first: a name begins with the time."""
+    """The names of the event files, oldest first, since a name starts with its time."""
     return sorted(path.name for path in directory.glob("events.out.tfevents.*"))
 
 
 def _as_image(value: Any) -> Any:
-    """From 0 to 1, or bytes as they are."""
+    """The values scaled to [0, 1]; uint8 unchanged."""
     if value.dtype == np.uint8:
         return value
     value = np.nan_to_num(value.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Log to Weights & Biases."""
+"""Logger for Weights & Biases."""
 
 import json
 import uuid
@@ -15,29 +15,28 @@ from solstice.loggers._logger import Logger, Start, is_missing, is_number, numbe
 
 
 class WandB(Logger):
-    """`WandB("digits", mode="offline")`: a run of a project of Weights & Biases.
+    """`WandB("digits", mode="offline")`: log to a run of a Weights & Biases project.
 
-    Metrics are "train/loss" and "val/loss", over "step"; those of every so many steps
-    "train_steps/loss". Arrays are left out, and named once. Needs `wandb`. What W&B has not written
-    itself when the process is killed outright (SIGKILL) is lost to it; after an exception, Ctrl-C
-    or SIGTERM nothing is.
+    Metrics are named "train/loss" and "val/loss", over "step"; with `every`, those between epochs
+    "train_steps/loss". Arrays are left out; a warning names them once. Needs `wandb`. After SIGKILL
+    W&B loses rows that it has not written yet; after an exception, Ctrl-C or SIGTERM none is lost.
 
     Args:
         project: the name of the project.
-        directory: where files go, those of an offline run among them.
+        directory: the folder for files, including those of an offline run.
         name: the name of the run.
-        mode: "online", "offline" or "disabled"; left out, what W&B is set to.
+        mode: "online", "offline" or "disabled"; by default W&B's own setting.
         config: hyper-parameters by name.
-        every: log the training metrics of every so many steps too.
+        every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode; all by default.
         **options: further arguments of `wandb.init`, such as `tags` or `entity`.
 
     Attributes:
-        run: the run of W&B; None before it began. `run.log` is yours to use.
+        run: the W&B run; None before the first row. You may call `run.log` too.
 
     Raises:
         ImportError: wandb is not installed.
-        ValueError: `every` is not a whole number from 1 on, or `directory` is a URL.
+        ValueError: `every` is not a whole number of 1 or more, or `directory` is a URL.
     """
 
     def __init__(
@@ -68,14 +67,14 @@ class WandB(Logger):
         return f"WandB({self.project!r}, id={self._id!r})"
 
     def on_fit_start(self, record: Record) -> None:
-        """Takes down where the files are; they stay there if the working directory changes."""
+        """Resolves the folder, so that a later change of the working directory has no effect."""
         super().on_fit_start(record)
         if record.mode == "train" or not self._folder.is_absolute():
             self._folder = self.directory.absolute()
         check_folder(self._folder, repr(self))
 
     def open(self, start: Start) -> None:
-        """Begins a run, or goes on with one."""
+        """Creates a run, or continues the run of a resumed one."""
         self._folder.mkdir(parents=True, exist_ok=True)
         wandb = _tools()
         self._id = start.about.get("id") or uuid.uuid4().hex[:8]
@@ -94,7 +93,7 @@ class WandB(Logger):
         self.run.define_metric("*", step_metric="step")
 
     def write(self, row: dict[str, Any]) -> None:
-        """Writes the numbers of a row, but if an earlier process has written just this row."""
+        """Writes the numbers of a row, unless an earlier process has written the same row."""
         written = {"step": row["step"], "epoch": row["epoch"], **numbers_of(row)}
         line = as_json(written)
         if self._ahead and _same(self._ahead[0], line):
@@ -106,28 +105,28 @@ class WandB(Logger):
             file.write(f"{line}\n")
 
     def takes(self, value: Any) -> bool:
-        """Numbers alone."""
+        """Whether the value is a number; arrays are left out."""
         return is_number(value)
 
     def close(self, error: BaseException | None) -> None:
-        """Tells W&B how the run ended."""
+        """Finishes the W&B run; its exit code is 1 after an error."""
         self.run.finish(exit_code=0 if error is None else 1)
 
     def about(self) -> dict[str, Any]:
-        """The run to go on with."""
+        """The id of the W&B run, which a resumed run continues."""
         return {} if self._id is None else {"id": self._id}
 
     def state_key(self) -> dict[str, Any]:
-        """The project."""
+        """The project, which identifies this logger in a checkpoint."""
         return {"project": self.project}
 
     def state_hint(self) -> dict[str, Any]:
-        """Which of several runs of one project."""
+        """The name of the run, to distinguish several loggers of one project."""
         return {**super().state_hint(), "name": self._options["name"]}
 
     @property
     def _written(self) -> Path:
-        """What W&B has been told, since it cannot be asked while it is offline."""
+        """A file of the rows logged so far, since W&B cannot be queried while offline."""
         return self._folder / f"solstice-{self._id}.jsonl"
 
 
