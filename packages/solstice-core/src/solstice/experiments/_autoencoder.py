@@ -28,7 +28,8 @@ from solstice.experiments._base import (
     shape_of,
     unmasked,
 )
-from solstice.experiments._learner import Learner, one_key
+from solstice.experiments._keys import one_key
+from solstice.experiments._learner import Learner
 from solstice.experiments._losses import binary_cross_entropy, squared_error
 from solstice.metrics import Mean, MetricsCollection, RegressionMetrics
 

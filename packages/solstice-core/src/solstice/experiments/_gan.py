@@ -26,7 +26,8 @@ from solstice.experiments._base import (
     shape_of,
     unmasked,
 )
-from solstice.experiments._learner import Forward, Learner, key_of, one_key
+from solstice.experiments._keys import key_of, one_key
+from solstice.experiments._learner import Forward, Learner
 from solstice.experiments._losses import binary_cross_entropy
 from solstice.metrics import Mean, MetricsCollection
 

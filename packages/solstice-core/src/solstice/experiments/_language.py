@@ -26,7 +26,8 @@ from solstice.experiments._base import (
     shape_of,
     unmasked,
 )
-from solstice.experiments._learner import Learner, one_key
+from solstice.experiments._keys import one_key
+from solstice.experiments._learner import Learner
 from solstice.experiments._losses import check_smoothing, cross_entropy
 from solstice.metrics import LanguageModelMetrics
 

@@ -1,8 +1,6 @@
 """Learner: a model, its optimiser and the state of both; the core of ready-made Experiments."""
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, Self
 
 import equinox as eqx
 import jax
@@ -11,16 +9,24 @@ import numpy as np
 from jax import Array
 
 from solstice import _tree
-from solstice._arguments import check_alive, numeric, shown, whole
+from solstice._arguments import whole
 from solstice._console import warn
 from solstice._errors import DataError
-from solstice._metrics import Metrics, at_least_float32
+from solstice._metrics import Metrics
 from solstice._replace import replace
 from solstice._types import Batch, Outputs
 from solstice.compat import Model, Optimizer, OptState, Params, State
 from solstice.compat._registry import adapt_argument
-from solstice.data._source import describe_batch
 from solstice.experiments._constants import constants_of
+from solstice.experiments._inputs import (
+    check_params,
+    check_sample,
+    floating_expected,
+    kinds,
+    several_hint,
+)
+from solstice.experiments._keys import key_of
+from solstice.experiments._parts import added, over_parts, quotient, weighted_sums, wide_zeros
 
 
 class Objective(Protocol):
@@ -119,7 +125,7 @@ class Learner(eqx.Module):
         self.step = jnp.zeros((), jnp.int32)
         self.free_axes = whole("free_axes", free_axes)
         if sample_input is not None:
-            _check_sample(sample_input)
+            check_sample(sample_input)
             for name, value in self._initial(sample_input).items():
                 setattr(self, name, value)
 
@@ -143,7 +149,7 @@ class Learner(eqx.Module):
         Raises:
             ValueError: there are no params yet, or `params` differ in a path, a shape or a dtype.
         """
-        mine, theirs = _kinds(self.params), _kinds(params)
+        mine, theirs = kinds(self.params), kinds(params)
         if mine != theirs:
             path = next(p for p in [*mine, *theirs] if mine.get(p) != theirs.get(p))
             raise ValueError(
@@ -229,15 +235,15 @@ class Learner(eqx.Module):
             raise DataError(
                 f"the model was initialised with features whose examples are "
                 f"{', '.join(self.inputs or ())}; these are {', '.join(self._shapes(x))}"
-                f"{_several_hint(self.inputs or (), self._shapes(x))}"
+                f"{several_hint(self.inputs or (), self._shapes(x))}"
             )
 
     def _initial(self, x: Any) -> dict[str, Any]:
         """The initial values of the fields that depend on the inputs."""
         init_key, key = jax.random.split(self.key)
-        with _floating_expected(x):
+        with floating_expected(x):
             params, state = self.model.init(init_key, x)
-        _check_params(params)
+        check_params(params)
         return {
             "params": params,
             "state": state,
@@ -251,105 +257,6 @@ class Learner(eqx.Module):
         return tuple(
             f"{path}{list(np.shape(leaf)[self.free_axes :])}"
             for path, leaf in _tree.leaves_by_path(x)
-        )
-
-
-def _several_hint(expected: tuple[str, ...], given: tuple[str, ...]) -> str:
-    """The hint for a model with several inputs of which only some were given."""
-    is_tuple = all(shape.startswith(f"[{index}][") for index, shape in enumerate(expected))
-    if not is_tuple or len(expected) <= max(len(given), 1):
-        return ""
-    names = ", ".join("abcdefgh"[: len(expected)])
-    return f". The {len(expected)} inputs of the model are one tuple: `({names})`, `(({names}), y)`"
-
-
-@contextmanager
-def _floating_expected(x: Any) -> Generator[None, None, None]:
-    """Raises a DataError with a hint if a model fails on integer inputs, such as pixels.
-
-    Each framework has its own error for this, so the text of the error decides.
-    """
-    try:
-        yield
-    except jax.errors.JAXTypeError:  # the model read a value while tracing: not about the dtype
-        raise
-    except Exception as error:
-        whole = [leaf for leaf in _tree.leaves(x) if _is_whole(leaf) and _is_about(error, leaf)]
-        if not whole:
-            raise
-        numbers = "(x / 255)" if whole[0].dtype == np.uint8 else "x"
-        raise DataError(
-            f"the model takes floating point, and the features are {describe_batch(x)}: write "
-            f"`{numbers}.astype('float32')` ({str(error).splitlines()[0]:.200})"
-        ) from error
-
-
-def _is_whole(leaf: Any) -> bool:
-    dtype: Any = getattr(leaf, "dtype", None)
-    return dtype == np.bool_ or jnp.issubdtype(dtype, jnp.integer)
-
-
-def _is_about(error: Exception, leaf: Any) -> bool:
-    """Whether the error is about the dtype of this leaf."""
-    text = str(error)
-    return leaf.dtype.name in text and any(word in text for word in ("dtype", "finfo", "float"))
-
-
-def key_of(seed: Any) -> Array:
-    """The PRNG key for a seed: an integer, or a key (typed or legacy), which is returned.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    check_alive("seed", seed)
-    if _is_key(seed):
-        return seed
-    if not _is_seed(seed):
-        raise TypeError(
-            f"seed must be an integer of up to 64 bits, as in `seed=0`, or one key, as in "
-            f"`seed=jax.random.key(0)`; it is {shown(seed)}"
-        )
-    return jax.random.key(seed)
-
-
-def one_key(name: str, key: Any) -> Array:
-    """`one_key("key", key)`: the key, typed or legacy, after a check.
-
-    Raises:
-        TypeError: it is not a single key.
-    """
-    check_alive(name, key)
-    if not _is_key(key):
-        raise TypeError(
-            f"{name} must be one PRNG key, as in `{name}=jax.random.key(0)`; it is {shown(key)}"
-        )
-    return key
-
-
-def _is_key(key: Any) -> bool:
-    if not isinstance(key, jax.Array | np.ndarray):
-        return False
-    given = cast("Any", key)
-    if jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
-        return given.shape == ()
-    return given.ndim == 1 and given.size > 0 and given.dtype == np.uint32
-
-
-def _is_seed(seed: Any) -> bool:
-    if isinstance(seed, int):
-        return not isinstance(seed, bool) and -(2**63) <= seed < 2**63
-    kinds = jax.Array | np.ndarray | np.generic
-    return isinstance(seed, kinds) and not seed.shape and jnp.issubdtype(seed.dtype, jnp.integer)
-
-
-def _check_sample(sample_input: Any) -> None:
-    """Raises a TypeError unless it is a batch of inputs; the model's own error would be unclear."""
-    for path, leaf in _tree.leaves_by_path(sample_input):
-        numeric(f"sample_input{path}", leaf)
-    if not any(np.ndim(leaf) for leaf in _tree.leaves(sample_input)):
-        raise TypeError(
-            f"sample_input must be inputs of a batch, arrays whose axis 0 is the example; it is "
-            f"{shown(sample_input)}"
         )
 
 
@@ -377,7 +284,7 @@ class Forward:
         if key is not None and self._calls:  # each call of a step has randomness of its own
             key = jax.random.fold_in(key, self._calls)
         self._calls += 1
-        with _floating_expected(x):
+        with floating_expected(x):
             outputs, self.state = self._learner.model.forward(
                 self.params, self.state, x, train=self._train, key=key
             )
@@ -403,7 +310,7 @@ class _Loss:
 
         def loss(params: Params) -> Array:
             total, weight, _, _ = self._sums(params, self.learner.state, batch, self.key)
-            return _quotient(total, weight)
+            return quotient(total, weight)
 
         found = constants_of(loss, self.learner.params, self.learner.params)
         if found:
@@ -420,7 +327,7 @@ class _Loss:
 
         def mean(params: Params) -> tuple[Array, tuple[State, Outputs]]:
             total, weight, state, outputs = self._sums(params, self.learner.state, batch, self.key)
-            return _quotient(total, weight), (state, outputs)
+            return quotient(total, weight), (state, outputs)
 
         (loss, (state, outputs)), grads = jax.value_and_grad(mean, has_aux=True)(
             self.learner.params
@@ -445,24 +352,24 @@ class _Loss:
             (more, (shares, state, outputs)), grads = jax.value_and_grad(total_of, has_aux=True)(
                 params, state, part[1], key
             )
-            sums = _tree.map(_added, sums, grads)
+            sums = _tree.map(added, sums, grads)
             return (state, total + more, weight + shares, sums), outputs
 
         zero = jnp.zeros(())
-        start = self.learner.state, zero, zero, _tree.map(_wide_zeros, params)
-        (state, total, weight, sums), outputs = _over_parts(add, start, batch, parts)
+        start = self.learner.state, zero, zero, _tree.map(wide_zeros, params)
+        (state, total, weight, sums), outputs = over_parts(add, start, batch, parts)
 
         def mean(sum_: Array, param: Array) -> Array:
-            return _quotient(sum_, weight).astype(param.dtype)
+            return quotient(sum_, weight).astype(param.dtype)
 
         grads = _tree.map(mean, sums, params)
-        return _quotient(total, weight), grads, state, outputs
+        return quotient(total, weight), grads, state, outputs
 
     def value(self, params: Params, batch: Batch, parts: int) -> Array:
         """The loss at other params with the same randomness, for a line search."""
         if parts == 1:
             total, weight, _, _ = self._sums(params, self.learner.state, batch, self.key)
-            return _quotient(total, weight)
+            return quotient(total, weight)
 
         def add(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, Outputs]:
             state, total, weight = carry
@@ -471,8 +378,8 @@ class _Loss:
             return (state, total + more, weight + shares), _as_metrics(outputs)
 
         zero = jnp.zeros(())
-        (_, total, weight), _ = _over_parts(add, (self.learner.state, zero, zero), batch, parts)
-        return _quotient(total, weight)
+        (_, total, weight), _ = over_parts(add, (self.learner.state, zero, zero), batch, parts)
+        return quotient(total, weight)
 
     def _sums(
         self, params: Params, state: State, batch: Batch, key: Array
@@ -480,41 +387,8 @@ class _Loss:
         """The sums of weighted losses and of weights, the model's state, and the outputs."""
         model = Forward(self.learner, params, state, train=True, key=key)
         losses, weights, outputs = self.objective(model, batch)
-        total, weight = _weighted_sums(losses, weights)
+        total, weight = weighted_sums(losses, weights)
         return total, weight, model.state, outputs
-
-
-def _over_parts(add: Callable[[Any, Any], Any], start: Any, batch: Batch, parts: int) -> Any:
-    """Applies `add` to each part of a batch; the last carry, and the merged outputs.
-
-    All parts have the same size except the last, which may be smaller and runs after the loop.
-    """
-    length = _length(batch)
-    size = -(-length // parts)
-    full, rest = divmod(length, size)
-    cut = full * size
-
-    def stacked(leaf: Any) -> Any:
-        return leaf[:cut].reshape(full, size, *leaf.shape[1:])
-
-    carry, outputs = jax.lax.scan(add, start, (jnp.arange(full), _tree.map(stacked, batch)))
-    merged = _tree.row(outputs, 0)
-    for index in range(1, full):
-        merged = merged.merge(_tree.row(outputs, index))
-    if rest:
-        carry, outputs = add(carry, (jnp.asarray(full), _tree.row(batch, slice(cut, None))))
-        merged = merged.merge(outputs)
-    return carry, merged
-
-
-def _length(batch: Batch) -> int:
-    lengths = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in _tree.leaves(batch)}
-    if len(lengths) != 1 or 0 in lengths:
-        raise DataError(
-            f"with micro_batches, all arrays of a batch must have the same number of examples on "
-            f"axis 0; the batch is {describe_batch(batch)}"
-        )
-    return lengths.pop()
 
 
 def _as_metrics(outputs: Outputs) -> Metrics:
@@ -524,50 +398,3 @@ def _as_metrics(outputs: Outputs) -> Metrics:
             f"such as `solstice.metrics.Mean(losses, weights)`; they are {outputs!r:.60}"
         )
     return outputs
-
-
-def _weighted_sums(losses: Array, weights: Array | None) -> tuple[Array, Array]:
-    losses = at_least_float32(losses)
-    if losses.ndim == 0:
-        raise ValueError(
-            "an objective must return the loss of each example, of shape [n], and the Learner "
-            "takes the mean; it returned a scalar. Leave the mean out"
-        )
-    if weights is None:
-        return jnp.sum(losses), jnp.asarray(losses.size, losses.dtype)
-    shares = jnp.broadcast_to(weights, losses.shape).astype(losses.dtype)
-    # A masked loss may be NaN, and NaN * 0 is NaN.
-    return jnp.sum(jnp.where(shares != 0, losses * shares, 0)), jnp.sum(shares)
-
-
-def _quotient(total: Array, weight: Array) -> Array:
-    """The mean, or 0 without weight: a fully masked batch has a gradient of 0.
-
-    The inner `where` keeps the gradient free of NaN, because that of 0 / 0 is NaN even where
-    the outer one drops the value.
-    """
-    there = weight != 0
-    return jnp.where(there, total / jnp.where(there, weight, 1), 0)
-
-
-def _added(sum_: Array, more: Array) -> Array:
-    return sum_ + more.astype(sum_.dtype)
-
-
-def _wide_zeros(leaf: Array) -> Array:
-    """Zeros to accumulate gradients in: float32 for narrower dtypes, since bfloat16 would round."""
-    return _tree.wide(jnp.zeros_like(leaf))
-
-
-def _kinds(params: Params) -> dict[str, str]:
-    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in _tree.leaves_by_path(params)}
-
-
-def _check_params(params: Params) -> None:
-    for path, leaf in _tree.leaves_by_path(params):
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            raise TypeError(
-                f"the params of the model have {leaf.dtype} at `{path}`, which has no gradient. "
-                f"Keep it in the model's state (in Linen a variable of another "
-                f"collection, in Haiku `hk.get_state`), or make it a constant"
-            )
