@@ -132,7 +132,7 @@ def test_what_is_not_the_epoch_is_left_alone():
 def test_a_function_that_needs_more_is_refused_before_anything_is_read(function, needs, line):
     with pytest.raises(DataError) as error:
         solstice.Trainer().fit(Null(), function)
-    assert f"train_ds is a function that needs {needs}, and is given" in str(error.value)
+    assert f"train_ds is a function that needs {needs}, and receives" in str(error.value)
     assert line in str(error.value)
 
 

@@ -132,7 +132,7 @@ def test_a_state_of_no_position_is_refused(change):
     state = {**iterator.state_dict(), **change}
     with pytest.raises(DataError, match="the state is"):
         iterator.load_state_dict(state)
-    with pytest.raises(DataError, match="the state is none of"):
+    with pytest.raises(DataError, match="the state is not from"):
         iterator.load_state_dict({})
     assert len(list(iterator)) == 7
 
