@@ -333,9 +333,8 @@ def _type_of(name: str, value: Any) -> str:
         "complex": jnp.complexfloating,
     }
     found = (word for word, kind in kinds.items() if jnp.issubdtype(dtype, kind))
-    return (
-        "" if dtype.kind == "m" else next(found, "")
-    )  # NumPy says that durations ("m") are integers
+    # NumPy says that durations ("m") are integers.
+    return "" if dtype.kind == "m" else next(found, "")
 
 
 def _dtype_of(value: Any, leaves: list[Any]) -> Any:

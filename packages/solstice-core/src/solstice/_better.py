@@ -1,4 +1,4 @@
-"""Whether a smaller or a larger value of a metric is better, by its name."""
+"""Direction of a metric: whether smaller or larger values are better, by its name."""
 
 import re
 from typing import Literal, TypeAlias

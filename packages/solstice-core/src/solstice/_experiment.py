@@ -1,4 +1,4 @@
-"""The Experiment base class."""
+"""Experiment: the base class, one immutable pytree with the whole state of a run."""
 
 import difflib
 from abc import abstractmethod

@@ -1,4 +1,4 @@
-"""The arrays of a tree that have NaN or infinity in them."""
+"""Non-finite numbers: the paths of arrays with NaN or infinity."""
 
 from typing import Any
 

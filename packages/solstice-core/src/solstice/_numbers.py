@@ -21,9 +21,7 @@ def why_not_plain(array: Any) -> str | None:
         return f"an array of {dtype}: make it a list, `x.tolist()`"
     if dtype.names is not None:
         return f"an array of {dtype}: make it an array for each field, `x[{dtype.names[0]!r}]`"
-    if (
-        dtype.kind == "V" and dtype.isbuiltin != 2
-    ):  # 2: a dtype of another library, such as ml_dtypes
+    if dtype.kind == "V" and dtype.isbuiltin != 2:  # 2: of another library, such as ml_dtypes
         return f"an array of {dtype}: make it numbers, `x.view('uint8')`"
     if issubclass(kind, np.ndarray) and kind not in _CLASSES:
         return f"a {kind.__name__}: make it an array of numbers, `np.array(x)`"

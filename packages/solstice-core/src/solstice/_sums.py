@@ -114,9 +114,8 @@ class Counts(_Sums):
         if xp is np:
             return {name: np.asarray(value, np.float64) for name, value in self.values().items()}
         low, high = (word.astype(jnp.int32) for word in self._pair(jnp))
-        multiple = high + (low < 0).astype(
-            jnp.int32
-        )  # the nearest multiple of 2^32, so that `low` rounds least
+        # The nearest multiple of 2^32: `low`, now signed, is the distance to it.
+        multiple = high + (low < 0).astype(jnp.int32)
         widest = jax.dtypes.canonicalize_dtype(np.float64)
         return self._named(multiple.astype(widest) * 2.0**32 + low.astype(widest))
 

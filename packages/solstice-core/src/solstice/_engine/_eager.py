@@ -96,7 +96,7 @@ class EagerStepper:
         return total
 
     def totals(self) -> list[Metrics | None]:
-        """The same for each reader, without taking them."""
+        """The merged metrics of each reader since it last took them, without taking them."""
         return list(self._totals)
 
     def restore(self, experiment: Experiment, totals: Sequence[Mapping[str, Any] | None]) -> None:

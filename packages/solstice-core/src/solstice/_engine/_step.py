@@ -191,7 +191,7 @@ class Stepper:
         return unpack(total)
 
     def totals(self) -> list[Metrics | None]:
-        """The same for each reader, without taking them."""
+        """The merged metrics of each reader since it last took them, without taking them."""
         return [
             None if is_empty else unpack(total)
             for is_empty, total in zip(self._is_empty, self._totals, strict=True)

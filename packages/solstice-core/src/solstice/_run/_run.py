@@ -150,9 +150,7 @@ class Run:
                 can_rewind=bool(watchers_within(callbacks)),
                 readers=readers,
             )
-        except (
-            jax.errors.JAXTypeError
-        ) as error:  # the step needs a value, which tracing does not have
+        except jax.errors.JAXTypeError as error:  # the step needs values, and tracing has none
             stepper = EagerStepper(experiment, method, error, readers, self._look)
         else:
             if method != "predict_step":
