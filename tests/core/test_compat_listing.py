@@ -259,7 +259,7 @@ def test_every_other_adapter_survives(site):
 def test_help(tmp_path):
     done = run(tmp_path, "-m", "solstice", "--help")
     assert done.returncode == 0
-    assert "Exits with 1 if an adapter is broken" in done.stdout
+    assert "The exit code is 1 if an adapter is broken" in done.stdout
 
 
 HANGS = """
