@@ -338,7 +338,7 @@ def test_two_checkpoints_do_not_mix(tmp_path):
 
 
 def test_no_checkpoint_is_told(tmp_path):
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         checkpoint.load(tmp_path / "none", like=run())
 
 
@@ -355,7 +355,7 @@ def test_a_newer_version_is_told(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").write_text("words")
-    with pytest.raises(CheckpointError, match="is there and is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is there and is not a checkpoint"):
         checkpoint.save(tmp_path / "thesis", run())
     assert (tmp_path / "thesis" / "chapter").read_text() == "words"
 

@@ -194,7 +194,7 @@ def test_remove_and_exists(tmp_path):
 
 def test_a_folder_of_somebody_else_is_not_replaced(tmp_path):
     HOSTILE["step-5"](tmp_path / "app")
-    with pytest.raises(CheckpointError, match="is there and is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is there and is not a checkpoint"):
         checkpoint.save(tmp_path / "app", {"a": np.zeros(2)})
     assert names(tmp_path / "app") == ["manifest.json"]
 
@@ -372,7 +372,7 @@ def test_a_checkpoint_that_waits_for_its_name_is_seen(tmp_path, is_locked):
     run(a, 2, monitor="val/loss")
     other = Checkpoint(a, monitor="val/loss")
     if is_locked:  # by another writer, who may be between the renames now
-        other.on_fit_start(solstice.Record(mode="train", step=4))
+        other.on_fit_start(solstice.Record(mode="train", step=4, has_validation=True))
     (a / "step-4").rename(a / ".step-4.old")
     shutil.copytree(a / "step-2", a / ".step-4.new")
     saver = Checkpoint(a, monitor="val/loss")

@@ -281,6 +281,7 @@ for number, (kind, make) in enumerate(kinds.items()):
         except Exception as error:
             is_named = isinstance(error, (checkpoint.CheckpointError, OSError))
             text = f"{path.name} is not a file: it is {kind}" in str(error)
+            text = text or f"{path.name} is {kind}: name a file in it" in str(error)
             print("named" if is_named and text else repr(error), kind, what, flush=True)
 """
 

@@ -300,7 +300,7 @@ def test_early_stopping_takes_what_is_measured():
         def measure(self, record):
             return {"height": record.step}
 
-    stopping = solstice.callbacks.EarlyStopping("train/height", patience=2)
+    stopping = solstice.callbacks.EarlyStopping("train/height", mode="min", patience=2)
     trainer = solstice.Trainer([Rising(), stopping])
     trainer.fit(Fit(), some(1), num_epochs=9)
     assert len(trainer.history) == 3

@@ -411,7 +411,7 @@ def test_resuming_needs_something_to_resume(tmp_path):
         solstice.Trainer().fit(experiment(), ds, resume="last")
     with pytest.raises(ValueError, match="does not know which checkpoint is best"):
         solstice.Trainer([Checkpoint(tmp_path)]).fit(experiment(), ds, resume="best")
-    with pytest.raises(CheckpointError, match="is no checkpoint: it has no manifest"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint: it has no manifest"):
         solstice.Trainer().fit(experiment(), ds, resume=tmp_path / "nothing")
     exp = experiment().setup((X, Y))
     checkpoint.save(tmp_path / "weights", exp)
@@ -596,7 +596,7 @@ def test_what_cannot_be_written_is_raised_and_the_experiment_is_there(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "step-2").write_text("not a folder")  # which cannot be known
     trainer = solstice.Trainer([Checkpoint(tmp_path / "a", every=2)])
-    with pytest.raises(CheckpointError, match="is there and is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is there and is not a checkpoint"):
         trainer.fit(experiment(), batches((X, Y), 5))
     assert int(trainer.experiment.step) == 4
 

@@ -71,7 +71,8 @@ def check_folder(path: Path, who: str) -> None:
         NotADirectoryError: the path, or a parent of it, is a file.
         PermissionError: this process may not write there.
     """
-    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    place = Path(os.path.realpath(path))  # a link may lead to a folder that does not exist yet
+    there = next(each for each in (place, *place.parents) if os.path.lexists(each))
     if not there.is_dir():
         raise NotADirectoryError(
             f"{who} writes into the folder {path}, and {there} is not a folder: give another path"

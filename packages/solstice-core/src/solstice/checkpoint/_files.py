@@ -154,7 +154,9 @@ def _sealed(path: Path) -> Any:
             raise ValueError("its checksum is another")
         return json.loads(body)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} is no checkpoint: it has no {path.name}") from error
+        raise CheckpointError(
+            f"{path.parent} is not a checkpoint: it has no {path.name}"
+        ) from error
     except RecursionError:
         raise CheckpointError(f"{path} is damaged: it is nested too deeply") from None
     except (ValueError, KeyError, TypeError, OSError) as error:

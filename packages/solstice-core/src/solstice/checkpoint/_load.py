@@ -122,7 +122,10 @@ def manifest(path: str | PathLike[str]) -> dict[str, Any]:
     """
     folder = _found(path)
     about = unseal(folder / MANIFEST)
-    return {**about, "note": with_folder(about.get("note"), folder)}
+    try:
+        return {**about, "note": with_folder(about.get("note"), folder)}
+    except RecursionError:
+        raise CheckpointError(f"{folder / MANIFEST} is damaged: it is nested too deeply") from None
 
 
 def read(path: str | PathLike[str]) -> dict[str, Stored]:
