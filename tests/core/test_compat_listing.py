@@ -61,9 +61,9 @@ def good(name="Net"):
 
 # What each has in its module and in its entry_points.txt, and what its row says.
 BAD = {
-    "nocls": ("", MODELS + "csv = nocls", ["names no class", '"csv" = "nocls:ItsClass"']),
-    "noref": ("", MODELS + "csv = !!", ["`csv = !!` names no class", "its_module:ItsClass"]),
-    "novalue": ("", MODELS + "csv =", ["`csv = ` names no class"]),
+    "nocls": ("", MODELS + "csv = nocls", ["does not name a class", '"csv" = "nocls:ItsClass"']),
+    "noref": ("", MODELS + "csv = !!", ["`csv = !!` does not name a class", "its_module:ItsClass"]),
+    "novalue": ("", MODELS + "csv =", ["`csv = ` does not name a class"]),
     "noprefix": (good(), MODELS + "= noprefix:Net", ["has no name, which is the import prefix"]),
     "exits": ("raise SystemExit(0)", MODELS + "csv = exits:Net", ["SystemExit: 0"]),
     "ctrlc": ("raise KeyboardInterrupt", MODELS + "csv = ctrlc:Net", ["KeyboardInterrupt\n"]),
@@ -73,7 +73,7 @@ BAD = {
     "nomodule": (good(), MODELS + "csv = no_module:Net", ["No module named 'no_module'"]),
     "noattr": (good(), MODELS + "csv = noattr:Nett", ["AttributeError", "'Nett'"]),
     "trap": (TRAP, MODELS + "csv = trap:Net", ["could not be examined: RuntimeError: a trap at"]),
-    "half": ("class Net:\n    init = 1", MODELS + "csv = half:Net", ["it lacks forward"]),
+    "half": ("class Net:\n    init = 1", MODELS + "csv = half:Net", ["it has no forward"]),
     "object": (good() + "net = Net(1)", MODELS + "csv = object:net", ["an object, not a class"]),
     "bare": ("import barelib", MODELS + "barelib.nn = bare:Net", ["The framework", "barelib"]),
     "wrapped": (WRAPPED, MODELS + "wrappedlib = wrapped:Net", ["The framework that it wraps"]),
@@ -192,7 +192,7 @@ def test_distributions_that_pip_does_not_install(tmp_path):
     assert (report.returncode, report.stderr) == (1, "")
     assert "3 of " in report.stdout.splitlines()[-1]
     rows = rows_of(report)
-    assert "`lonely = ` names no class" in rows["lonely"]
+    assert "`lonely = ` does not name a class" in rows["lonely"]
     assert "pip uninstall lonely" in rows["lonely"]
     assert "entry_points.txt cannot be read: UnicodeDecodeError" in rows["latin"]
     assert "pip uninstall latin" in rows["latin"]

@@ -440,7 +440,7 @@ def test_an_adapter_whose_result_lacks_a_method(found):
     answer = found["lame"]
     assert answer["error"] == "AdapterError"
     assert "lame 0.1 (lame:LameModel)" in answer["message"]
-    assert "lacks forward." in answer["message"]
+    assert "has no forward." in answer["message"]
 
 
 def test_the_prefixes_of_all_adapters_are_listed(found):
@@ -509,8 +509,8 @@ def test_the_newest_registration_counts(registry):
 @pytest.mark.parametrize(
     ("adapter", "unsupported"), [(Thing, "step, eval_params"), (3, "eval_params")]
 )
-def test_what_is_no_adapter_is_not_registered(registry, adapter, lacks):
-    with pytest.raises(TypeError, match=f"is no adapter.*{lacks}"):
+def test_what_is_no_adapter_is_not_registered(registry, adapter, unsupported):
+    with pytest.raises(TypeError, match=f"is not an adapter.*{unsupported}"):
         compat.register("thing", adapter)
 
 

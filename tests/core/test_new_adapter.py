@@ -31,7 +31,7 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     (package / "README.md").write_text("my own words")
     result = run("mine", "--folder", tmp_path)
     assert result.returncode == 1
-    assert "is there already" in result.stderr
+    assert "exists already" in result.stderr
     assert (package / "README.md").read_text() == "my own words"
 
 

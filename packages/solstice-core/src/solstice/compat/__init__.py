@@ -1,14 +1,14 @@
-"""`solstice.compat`: one interface to models and optimisers of any framework.
+"""Compat: one interface to the models and optimisers of any framework.
 
 ```python
-model = solstice.compat.FlaxModel(linen_module)      # by name, or
-model = solstice.compat.as_model(linen_module)       # by the type of the object
+model = solstice.compat.FlaxModel(linen_module)      # name the adapter, or
+model = solstice.compat.as_model(linen_module)       # choose it by the type of the object
 optimizer = solstice.compat.as_optimizer(optax.adam(3e-4))
 ```
 
-The adapter classes live in packages of their own (`solstice-flax`, `solstice-haiku`,
-`solstice-stax`, `solstice-optax`, or a third party's), and are found through entry points. None
-is imported before it is used.
+The adapter classes are in separate packages (`solstice-flax`, `solstice-haiku`, `solstice-stax`,
+`solstice-optax`, or those of third parties), and are found through entry points. An adapter is
+imported when it is first used.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -64,45 +64,47 @@ __all__ = [
 
 
 def as_model(obj: Any, **options: Any) -> Model:
-    """`model = solstice.compat.as_model(linen_module)`: any framework's model as a `Model`.
+    """`model = solstice.compat.as_model(linen_module)`: wrap any framework's model as a `Model`.
 
-    The adapter is chosen by the type of `obj`. The same object gives the same adapter, so that
-    Experiments which share a model share a compilation.
+    The type of `obj` selects the adapter. The same object always returns the same adapter, so
+    Experiments that share a model share their compiled programs.
 
     Args:
-        obj: a model of an installed adapter's framework, or a `Model`, which is returned as it is.
-        **options: what the adapter's class takes beside the object.
+        obj: a model of a framework with an installed adapter, or a `Model`, which is returned
+            unchanged.
+        **options: further arguments of the adapter's class.
 
     Raises:
-        AdapterError: the adapter is not installed, broken, claimed twice, or of another version.
-        TypeError: `obj` is of no known framework, or no model.
+        AdapterError: the adapter is not installed, is broken, is for another protocol version, or
+            several packages claim the type.
+        TypeError: `obj` is not of a known framework, or is not a model.
     """
     return _registry.adapt("model", obj, options)
 
 
 def as_optimizer(obj: Any, **options: Any) -> Optimizer:
-    """`optimizer = solstice.compat.as_optimizer(optax.adam(3e-4))`: as an `Optimizer`.
+    """`optimizer = solstice.compat.as_optimizer(optax.adam(3e-4))`: wrap any as an `Optimizer`.
 
-    Args and errors are those of `as_model`, for optimisers.
+    Arguments and errors are those of `as_model`.
     """
     return _registry.adapt("optimizer", obj, options)
 
 
 def register(prefix: str, adapter: Any) -> None:
-    """`solstice.compat.register("toynet", ToynetModel)`: make an adapter known here and now.
+    """`solstice.compat.register("toynet", ToynetModel)`: add an adapter to this process.
 
-    For notebooks and tests: a package declares an entry point instead. Until the process ends,
-    `as_model` gives `adapter(obj)` for objects whose type, or a base of it, is defined in
-    `toynet` or below (`as_optimizer` does, for an adapter of optimisers), and
-    `solstice.compat.ToynetModel` is there. It goes before what is installed, and settles which of
-    several it is.
+    It is for notebooks and tests; a package declares an entry point instead. Until the process
+    ends, `as_model` (or `as_optimizer`) returns `adapter(obj)` for objects whose type, or one of
+    its bases, is defined in `toynet` or a submodule, and `solstice.compat.ToynetModel` exists. It
+    takes precedence over installed adapters, and resolves a conflict between several.
 
     Args:
-        prefix: import prefix of the types; "__main__" for those of a notebook.
-        adapter: a class whose instances are a `Model` or an `Optimizer`.
+        prefix: the import prefix of the types; "__main__" for types defined in a notebook.
+        adapter: a class with the methods of `Model` or of `Optimizer`.
 
     Raises:
         TypeError: `adapter` has the methods of neither protocol.
+        ValueError: `prefix` is empty.
     """
     _registry.register(prefix, adapter)
 

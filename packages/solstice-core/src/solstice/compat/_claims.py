@@ -1,4 +1,4 @@
-"""What installed packages claim to wrap, read from their metadata. Nothing is imported.
+"""Entry points of adapter packages, read from metadata without an import.
 
 An adapter package declares, in the entry-point group of its protocol's version, the import prefix
 of the types that it wraps and the adapter class:
@@ -6,8 +6,8 @@ of the types that it wraps and the adapter class:
     [project.entry-points."solstice.models.v1"]
     "flax.linen" = "solstice_flax:FlaxModel"
 
-Anybody's metadata may be malformed. A claim that cannot be read is a claim with a `fault`, which
-is listed, and raised where somebody uses it; it never hides another.
+Metadata of any package may be malformed. An unreadable entry point becomes a claim with a `fault`:
+it is listed, raises an error when used, and never hides another claim.
 """
 
 import functools
@@ -34,23 +34,23 @@ KNOWN: dict[str, tuple[Kind, str, str]] = {
     "jax.example_libraries.optimizers": ("optimizer", "TripleOptimizer", "solstice-stax"),
     "optax": ("optimizer", "OptaxOptimizer", "solstice-optax"),
 }
-"""Adapters of this repository, installed or not: whom an error names, and who owns a prefix."""
+"""The adapters of this repository by prefix. They own their prefix, and errors recommend them."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An entry point, or a call of `register`: this class wraps types of that prefix.
+    """An entry point, or a call of `register`: the statement that a class wraps types of a prefix.
 
     Attributes:
-        kind: "model" or "optimizer"; "unknown" where the group is not one that Solstice reads.
-        version: of the protocol that it was made for.
-        prefix: import prefix of the types.
-        value: where the class is, as in "solstice_flax:FlaxModel".
-        class_name: its name in `solstice.compat`; empty where the value names no class.
-        distribution: name and version of what declares it.
-        load: gives the class.
-        package: the name for pip; empty where there is none.
-        fault: what is wrong with the entry point, and the cure; empty where it can be read.
+        kind: "model" or "optimizer"; "unknown" if Solstice does not read the group.
+        version: the protocol version of the adapter.
+        prefix: the import prefix of the types.
+        value: the location of the class, such as "solstice_flax:FlaxModel".
+        class_name: its name in `solstice.compat`; empty if the value does not name a class.
+        distribution: name and version of the package that declares it.
+        load: imports and returns the class.
+        package: the name for pip; empty if there is none.
+        fault: the error in the entry point, and how to fix it; empty if it is readable.
     """
 
     kind: Kind
@@ -73,7 +73,7 @@ class Claim:
 
 
 def cure(package: str, how: str = "--upgrade") -> str:
-    """What to do about a package that does not work."""
+    """The pip command to repair or remove a package."""
     if not package:
         return "To fix: delete that folder"
     return f"To fix: pip install {how} {package}, or do without it: pip uninstall {package}"
@@ -81,17 +81,17 @@ def cure(package: str, how: str = "--upgrade") -> str:
 
 @functools.cache
 def claims() -> tuple[Claim, ...]:
-    """All that installed distributions declare, of any protocol version; read once."""
+    """The claims of all installed distributions, of any protocol version; read once per process."""
     found: dict[tuple[Any, ...], Claim] = {}
     for dist in distributions():
         for claim in _claims_of(dist):
-            # An editable install lists its metadata twice; the same words are one claim.
+            # An editable install may list its metadata twice, so equal claims count once.
             found.setdefault((claim.kind, claim.version, claim.prefix, str(claim)), claim)
     return tuple(found.values())
 
 
 def _claims_of(dist: Distribution) -> Iterator[Claim]:
-    # Read by ourselves: `importlib.metadata.entry_points()` raises for all where one is malformed.
+    # Parsed here, because `importlib.metadata.entry_points()` raises if any package is malformed.
     try:
         text = dist.read_text("entry_points.txt") or ""
     except Exception as error:
@@ -118,13 +118,13 @@ def _entry_points(text: str) -> Iterator[tuple[str, str, str]]:
 
 def _fault(group: str, prefix: str, value: str) -> str:
     if _GROUP.fullmatch(group) is None:
-        return f'its group "{group}" is not one that Solstice reads: these are {_READ}'
+        return f'its group "{group}" is not one of those that Solstice reads: {_READ}'
     if not prefix:
         return f"its entry point `= {value}` has no name, which is the import prefix of the types"
     if _CLASS.fullmatch(value) is None:
         module = value if _MODULE.fullmatch(value) else "its_module"
         return (
-            f"its entry point `{prefix} = {value}` names no class. "
+            f"its entry point `{prefix} = {value}` does not name a class. "
             f'Its author writes "{prefix}" = "{module}:ItsClass"'
         )
     return ""
@@ -150,11 +150,11 @@ def _claim(dist: Distribution, group: str, prefix: str, value: str, fault: str) 
 
 
 def _nothing() -> None:
-    """In place of what an entry point that names no class would load."""
+    """The loader of an entry point that does not name a class."""
 
 
 def names_of(dist: Distribution) -> tuple[str, str]:
-    """The name for pip, and what to show; of a distribution without a name, its folder."""
+    """The name for pip, and the text to show; for a distribution without a name, its folder."""
     name, version = _metadata(dist, "Name"), _metadata(dist, "Version")
     if name:
         return name, f"{name} {version}".strip()
@@ -164,15 +164,15 @@ def names_of(dist: Distribution) -> tuple[str, str]:
 def _metadata(dist: Distribution, key: str) -> str:
     try:
         return str(dist.metadata[key] or "")
-    except Exception:  # without METADATA, or not in UTF-8; what is raised depends on the Python
+    except Exception:  # no METADATA, or not UTF-8; the type of error depends on the Python version
         return ""
 
 
 def _is_shadowed(dist: Distribution, text: str) -> bool:
-    """Whether an earlier folder of the path has another version, the one that Python imports."""
+    """Whether an earlier folder of `sys.path` has another version, which Python would import."""
     try:
         return distribution(_metadata(dist, "Name")).read_text("entry_points.txt") != text
-    except Exception:  # without a name
+    except Exception:  # the distribution has no name
         return False
 
 

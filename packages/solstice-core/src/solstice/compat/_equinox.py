@@ -1,4 +1,4 @@
-"""The Equinox model."""
+"""EquinoxModel: an Equinox module as a Solstice model."""
 
 import inspect
 from dataclasses import dataclass, field
@@ -15,21 +15,21 @@ from solstice.compat._protocols import Params, State, call_arguments, call_in_ev
 @jax.tree_util.register_static
 @dataclass(eq=False)
 class EquinoxModel:
-    """`EquinoxModel(eqx.nn.MLP(784, 10, 64, 2, key=key))`: an Equinox module as a `Model`.
+    """`EquinoxModel(eqx.nn.MLP(784, 10, 64, 2, key=key))`: wrap an Equinox module as a `Model`.
 
-    The module takes one example, as Equinox modules do; `forward` maps it over the batch.
-    Its inexact arrays are the Params; integer and boolean arrays, and the `eqx.nn.State` of
-    layers like BatchNorm, are the State. `train=False` puts its layers into inference mode, and a
-    `__call__` that takes `key` gets another key for each example: in evaluation, of
-    `jax.random.key(0)`, and only if it fails without a key.
+    The module takes a single example, as is usual in Equinox; `forward` maps it over the batch.
+    Its inexact arrays are the Params. Its integer and boolean arrays, and the `eqx.nn.State` of
+    layers such as BatchNorm, are the State. `train=False` sets inference mode. A `__call__` with a
+    parameter `key` receives a different key for each example. In evaluation these keys derive from
+    `jax.random.key(0)`, and only if the call without a key fails.
 
     Args:
-        model: a module; the pair that `eqx.nn.make_with_state(Net)(key=key)` gives; or a function
-            from a PRNG key to either of these, which makes new values for each key. A module
-            that is given ready ignores the key of `init`.
-        axis_name: the name of the batch axis, which BatchNorm must be given too.
-        unpack: whether `x` is several inputs: a tuple is the network's positional arguments, a dict
-            its named ones. If not, `x` is one argument, whatever it is.
+        model: a module; the pair of `eqx.nn.make_with_state(Net)(key=key)`; or a function from a
+            PRNG key to either. Only a function creates new values for each key; a module or a pair
+            ignores the key of `init`.
+        axis_name: the name of the batch axis; give the same name to BatchNorm.
+        unpack: whether `x` has several inputs: a tuple becomes positional arguments, a dict keyword
+            arguments. By default `x` is a single argument.
 
     Raises:
         TypeError: `model` is none of these.
@@ -56,14 +56,14 @@ class EquinoxModel:
             raise TypeError(
                 f"{type(module).__name__} has layers with a state, such as BatchNorm: write "
                 f"`EquinoxModel(eqx.nn.make_with_state({type(module).__name__}))`, or give the "
-                f"pair that it makes"
+                f"pair that it returns"
             )
         self._static = eqx.filter((module, layers), _is_array, inverse=True)
         call = cast("Any", module.__call__)
         self._takes_key = "key" in inspect.signature(call).parameters
 
     def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
-        """`params, state = model.init(key, x)`. `x` is not looked at."""
+        """`params, state = model.init(key, x)`: the module's values; `x` is ignored."""
         del x
         module, layers = _pair(self._values(key))
         params, rest = cast("Any", eqx.partition(module, eqx.is_inexact_array))
@@ -110,7 +110,7 @@ def _is_pair(values: Any) -> bool:
 
 
 def _pair(values: Any) -> tuple[Any, Any]:
-    """The module and its `eqx.nn.State`, which is None for most."""
+    """The module and its `eqx.nn.State`, or None if it has no State."""
     return cast("tuple[Any, Any]", values) if isinstance(values, tuple) else (values, None)
 
 

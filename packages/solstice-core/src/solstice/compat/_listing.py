@@ -1,4 +1,4 @@
-"""What adapters there are, and whether they work."""
+"""List of adapters and their health."""
 
 import sys
 from collections.abc import Iterable
@@ -19,17 +19,17 @@ from solstice.compat._registry import (
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """One adapter that is installed, or registered in this process.
+    """An adapter that is installed or registered in this process.
 
     Attributes:
-        name: its class name, as in `solstice.compat.FlaxModel`; empty where it names no class.
-        wraps: the import prefix of the types that it wraps.
-        kind: "model" or "optimizer"; "unknown" where its group is not one that Solstice reads.
-        where: the class, as in "solstice_flax:FlaxModel".
-        distribution: name and version of the package that it came with.
-        protocol: the version of the protocol that it was made for.
-        health: "ok", or what is wrong and what to do.
-        is_broken: whether something is wrong.
+        name: its class name, as in `solstice.compat.FlaxModel`; empty if it does not name a class.
+        wraps: the import prefix of the wrapped types.
+        kind: "model" or "optimizer"; "unknown" if Solstice does not read its group.
+        where: the location of the class, such as "solstice_flax:FlaxModel".
+        distribution: name and version of its package.
+        protocol: its protocol version.
+        health: "ok", or the problem and how to fix it.
+        is_broken: whether there is a problem.
     """
 
     name: str
@@ -51,22 +51,21 @@ class AdapterInfo:
 
 
 def adapters() -> list[AdapterInfo]:
-    """`solstice.compat.adapters()`: the adapters that there are, by name, and whether they work.
+    """`solstice.compat.adapters()`: list the available adapters and check whether they work.
 
-    Each is imported to find out, with the framework that it wraps. Whatever an adapter raises when
-    it is imported, and what is wrong with its entry point, is its `health`. One that never returns
-    from its import, or ends the process, does so here too.
+    The check imports each adapter and its framework. An error in the import or in the entry point
+    becomes its `health`. An import that hangs, or ends the process, does so here too.
     """
     return [examine(claim) for claim in in_order()]
 
 
 def in_order() -> list[Claim]:
-    """All claims, as they are listed."""
+    """All claims in the order of the list."""
     return sorted(all_claims(), key=lambda c: (c.kind, c.class_name, c.distribution, c.prefix))
 
 
 def describe(claim: Claim, health: str = "", *, is_broken: bool = False) -> AdapterInfo:
-    """What a claim says by itself."""
+    """The info of a claim without an import."""
     return AdapterInfo(
         name=claim.class_name,
         wraps=claim.prefix,
@@ -80,12 +79,12 @@ def describe(claim: Claim, health: str = "", *, is_broken: bool = False) -> Adap
 
 
 def examine(claim: Claim) -> AdapterInfo:
-    """Imports the adapter, if it speaks the protocol, and says whether it works."""
+    """Imports the adapter if its protocol version fits, and checks it."""
     same = claims_of_prefix(claim.kind, claim.prefix)
     if claim not in same:
         return describe(claim, "hidden by an adapter of this process")
     if not claim.fault and not is_spoken(claim) and any(map(is_spoken, _siblings(claim, same))):
-        return describe(claim, "not used: its package has one of this protocol too")
+        return describe(claim, "not used: its package also has one for this protocol version")
     try:
         _check_class(claim)
         if claim in claims():
@@ -106,7 +105,7 @@ def _check_class(claim: Claim) -> None:
     adapter = load(the_only([claim], claim.class_name))
     absent = call(claim, lambda: missing(adapter, claim.kind), "could not be examined")
     if absent:
-        raise AdapterError(f"it lacks {', '.join(absent)}. {cure(claim.package)}")
+        raise AdapterError(f"it has no {', '.join(absent)}. {cure(claim.package)}")
     if not callable(adapter):
         raise AdapterError(f"it is an object, not a class. {cure(claim.package)}")
 
@@ -125,7 +124,7 @@ def _check_prefix(claim: Claim) -> None:
 
 
 def _check_name(claim: Claim) -> None:
-    from solstice import compat  # when all of it is there
+    from solstice import compat  # here, since `compat` imports this module
 
     name = claim.class_name
     module, _, attribute = claim.value.partition(":")
@@ -139,7 +138,7 @@ def _check_name(claim: Claim) -> None:
 
 
 def frameworks() -> list[str]:
-    """Name and version of each distribution that installed adapters wrap types of."""
+    """Name and version of each installed framework with an adapter."""
     claimed = {c.prefix.partition(".")[0] for c in claims() if c.kind != "unknown"}
     wrapped = {name for name in claimed - sys.stdlib_module_names if is_found(name)}
     found: dict[str, str] = {}
@@ -150,11 +149,11 @@ def frameworks() -> list[str]:
 
 
 def _modules_of(dist: Distribution) -> set[str]:
-    """The modules at the top of a distribution."""
+    """The top-level modules of a distribution."""
     try:
         declared = dist.read_text("top_level.txt") or ""
         paths: Iterable[str] = (dist.read_text("RECORD") or "").splitlines()
-    except Exception:  # malformed; it breaks nobody else
+    except Exception:  # malformed metadata of one package must not break the list
         return set()
     inferred = {path.partition(",")[0].partition("/")[0].removesuffix(".py") for path in paths}
     return inferred | set(declared.split())

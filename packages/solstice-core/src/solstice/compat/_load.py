@@ -1,4 +1,4 @@
-"""Imports adapters. Whatever a package raises becomes an AdapterError with its name and a cure."""
+"""Import of adapters: any error becomes an AdapterError with the package and a fix."""
 
 import re
 import signal
@@ -18,24 +18,28 @@ T = TypeVar("T")
 
 
 class AdapterError(ImportError):
-    """An adapter is not installed, cannot be imported, is claimed twice, or is of another version.
+    """An adapter is not installed, cannot be imported, is ambiguous, or has another version.
 
-    The message says which distribution it is about and what to do.
+    The message names the distribution and the fix.
     """
 
 
 def load(claim: Claim) -> Any:
-    """The adapter class. Raises AdapterError where it cannot be imported."""
+    """Imports the adapter class.
+
+    Raises:
+        AdapterError: it cannot be imported.
+    """
     if claim.fault:
         raise AdapterError(f"{claim.distribution} is installed and cannot be used: {claim.fault}")
     return call(claim, claim.load, "could not be imported")
 
 
 def call(claim: Claim, function: Callable[[], T], failed: str) -> T:
-    """The result of code that runs an adapter's package. Raises AdapterError for all it raises.
+    """Calls code of an adapter's package; any exception of it becomes an AdapterError.
 
-    SystemExit and KeyboardInterrupt of the package's own are errors too. What a signal handler
-    raises is not: a Ctrl-C of the user ends the program, even where the package swallows it.
+    This includes SystemExit and KeyboardInterrupt that the package raises itself, but not those of
+    a signal handler: the user's Ctrl-C ends the program even if the package catches it.
     """
     with _signals_noted() as noted:
         try:
@@ -54,7 +58,7 @@ def call(claim: Claim, function: Callable[[], T], failed: str) -> T:
 
 @contextmanager
 def _signals_noted() -> Generator[list[BaseException], None, None]:
-    """Within, what Python's signal handlers raise is noted; they run in the main thread alone."""
+    """Records exceptions of Python signal handlers, which run only in the main thread."""
     noted: list[BaseException] = []
     before = _python_handlers() if threading.current_thread() is threading.main_thread() else {}
 
@@ -71,7 +75,7 @@ def _signals_noted() -> Generator[list[BaseException], None, None]:
         yield noted
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) is note:  # else the package has set its own
+            if signal.getsignal(number) is note:  # otherwise the package has set its own handler
                 signal.signal(number, handler)
 
 
@@ -81,7 +85,7 @@ def _python_handlers() -> dict[int, Callable[[int, FrameType | None], Any]]:
 
 
 def is_found(module: str) -> bool:
-    """Whether there is a module of this name. Imports its parents, as `importlib` must."""
+    """Whether a module of this name exists; `importlib` imports its parents to find out."""
     if not all(part.isidentifier() for part in module.split(".")):
         return False
     try:
@@ -91,7 +95,7 @@ def is_found(module: str) -> bool:
 
 
 def prefix_fault(claim: Claim) -> str:
-    """What to say where no module of the claim's prefix is found."""
+    """The error message for a claim whose prefix is not an existing module."""
     framework = claim.prefix.partition(".")[0]
     if is_found(framework):
         return f"no module `{claim.prefix}` can be found. {cure(claim.package)}"
@@ -115,14 +119,14 @@ def _cure_of(claim: Claim, error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it."""
+    """An error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _install(claim: Claim, module: str) -> str:
-    """How to install a module: what the package requires and is not there, else by its own name."""
+    """The command to install a module: the missing requirements of the package, or its name."""
     requirements = _not_installed(claim.package)
     if requirements:
         return f"To fix: pip install {' '.join(requirements)}"
@@ -132,9 +136,9 @@ def _install(claim: Claim, module: str) -> str:
 def _not_installed(package: str) -> list[str]:
     try:
         lines = distribution(package).requires or []
-    except Exception:  # without a name, or malformed
+    except Exception:  # no name, or malformed metadata
         return []
-    # A requirement with a marker may be of an extra, or of another Python.
+    # A requirement with a marker may belong to an extra or another Python version.
     names = [re.match(r"[\w.-]*", line) for line in lines if ";" not in line]
     return [name[0] for name in names if name and name[0] and not _is_installed(name[0])]
 

@@ -1,4 +1,4 @@
-"""Norms of gradients and updates, kept where they can be read later."""
+"""Norms of params, gradients and updates by subtree."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,12 @@ from solstice.compat._registry import adapt_argument
 
 
 class Norms(eqx.Module):
-    """The norms of the newest step, in the state of an optimiser of `track_norms`.
+    """The norms of the newest step, in the optimiser state of `track_norms`.
 
     Attributes:
         gradient: the Euclidean norm of the gradient, a float32 scalar, by the name of a subtree of
-            the params; "" is the whole.
-        update: the same of what the step has added to the params.
+            the params; "" is the total.
+        update: the same for the change of the params in the step.
     """
 
     gradient: dict[str, Array]
@@ -28,15 +28,14 @@ class Norms(eqx.Module):
 
 
 def track_norms(optimizer: Any, *, depth: int = 1) -> Optimizer:
-    """`optimizer = solstice.compat.track_norms(optax.adam(3e-4))`: norms, for `NormMonitor`.
+    """`optimizer = solstice.compat.track_norms(optax.adam(3e-4))`: store norms for `NormMonitor`.
 
-    They are computed in each step and read back only where somebody asks. The gradient is the one
-    that the optimiser is given, before it clips. The state is a pair: that of `optimizer`, and
-    `Norms`.
+    Norms are computed in each step, and read back only on request. The gradient is that before
+    clipping in the optimiser. The state is a pair: the state of `optimizer`, and `Norms`.
 
     Args:
-        optimizer: an `Optimizer`, or an optimiser that has an adapter.
-        depth: how deep subtrees are told apart; 0 for the whole alone.
+        optimizer: an `Optimizer`, or an optimiser with an adapter.
+        depth: number of levels of subtrees with their own norm; 0 for the total only.
 
     Raises:
         TypeError, AdapterError: there is no adapter for `optimizer`.
@@ -48,12 +47,12 @@ def track_norms(optimizer: Any, *, depth: int = 1) -> Optimizer:
 
 
 def norms_of(tree: Any, depth: int = 1) -> dict[str, Array]:
-    """`norms_of(params)["encoder"]`: Euclidean norms by subtree, float32; "" is the whole.
+    """`norms_of(params)["encoder"]`: Euclidean norms by subtree, float32; "" is the total.
 
     Args:
-        tree: its floating-point arrays count.
-        depth: how deep subtrees are told apart. Levels at which there is only one do not count, so
-            that the layers of Flax's `{"params": {...}}` are told apart at depth 1.
+        tree: a tree of arrays; only floating-point arrays count.
+        depth: number of levels of subtrees with their own norm. Top levels with a single entry are
+            skipped, so depth 1 distinguishes the layers in Flax's `{"params": {...}}`.
     """
     depth = whole("depth", depth, 0, "levels")
     leaves = {p: x for p, x in _tree.leaves_by_slashes(tree).items() if _is_floating(x)}
@@ -70,7 +69,7 @@ def norms_of(tree: Any, depth: int = 1) -> dict[str, Array]:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Tracking:
-    """An optimiser, and the norms of its newest step. Its state is (inner state, Norms)."""
+    """An optimiser that stores the norms of its newest step; its state is (inner state, Norms)."""
 
     optimizer: Optimizer
     depth: int
@@ -110,7 +109,7 @@ def _sum_of_squares(leaf: Any) -> Array:
 
 
 def _common(paths: list[tuple[str, ...]]) -> int:
-    """The levels at the top at which there is only one way; the leaf itself is never one."""
+    """The number of top levels with a single entry, without the level of the leaves."""
     level = 0
     while paths and len({path[level : level + 1] for path in paths}) == 1:
         if any(len(path) <= level + 1 for path in paths):

@@ -1,4 +1,4 @@
-"""The two protocols of the adapter contract, version 1."""
+"""The protocols of adapters, Model and Optimizer, version 1."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
@@ -7,10 +7,10 @@ import jax
 from jax import Array
 
 Params: TypeAlias = Any
-"""A pytree whose leaves are all inexact arrays: `jax.grad` takes it as it is."""
+"""A pytree of inexact arrays, so that `jax.grad` accepts it."""
 
 State: TypeAlias = Any
-"""A pytree of arrays; its structure, shapes and dtypes never change. It may be empty."""
+"""A pytree of arrays, maybe empty; its structure, shapes and dtypes never change."""
 
 OptState: TypeAlias = Any
 """A pytree of arrays; its structure, shapes and dtypes never change."""
@@ -18,15 +18,15 @@ OptState: TypeAlias = Any
 
 @runtime_checkable
 class Model(Protocol):
-    """A network as two pure functions.
+    """`class ToynetModel`: a network as two pure functions, `init` and `forward`.
 
     ```python
     params, state = model.init(key, x)
     outputs, state = model.forward(params, state, x, train=True, key=key)
     ```
 
-    `x` is an array or a pytree of arrays, and axis 0 of every leaf is the batch. An adapter is
-    static: it has no leaves (`jax.tree_util.register_static`) and hashes by identity. It does not
+    `x` is an array or a pytree of arrays with the batch on axis 0 of every leaf. An adapter is
+    static: it has no leaves (`jax.tree_util.register_static`) and hashes by identity. It need not
     inherit from this class.
     """
 
@@ -34,56 +34,56 @@ class Model(Protocol):
         """`params, state = model.init(key, x)`: initial values for inputs like `x`.
 
         Args:
-            key: a PRNG key, typed or legacy. A model that already holds values ignores it.
-            x: an input, of which shapes and dtypes matter. (Haiku's BatchNorm takes its first
-                statistics from it too.)
+            key: a PRNG key, typed or legacy. A model that already has values ignores it.
+            x: an input; only its shapes and dtypes matter, except that Haiku's BatchNorm takes its
+                first statistics from its values.
 
         Returns:
-            Params and State. The call has no side effect, and works under `jax.eval_shape`.
+            Params and State. The call has no side effects, and works under `jax.eval_shape`.
         """
         ...
 
     def forward(
         self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
     ) -> tuple[Any, State]:
-        """`outputs, state = model.forward(params, state, x, train=True, key=key)`: apply it.
+        """`outputs, state = model.forward(params, state, x, train=True, key=key)`: apply the model.
 
         Args:
-            params: as from `init`, or updated.
-            state: as from `init`, or from an earlier `forward`.
-            x: an input; axis 0 of every leaf is the batch.
-            train: a Python bool. False needs no key and gives back the state that it was given.
-            key: a PRNG key for what is random, in training another for each step. Evaluation is
-                given none; a network that draws there too draws from `jax.random.key(0)`, so that
-                the same inputs give the same outputs. See `call_in_evaluation`.
+            params: from `init`, or updated.
+            state: from `init`, or from an earlier `forward`.
+            x: an input with the batch on axis 0 of every leaf.
+            train: a Python bool. With False, no key is needed and the given state is returned.
+            key: a PRNG key for randomness; in training it differs from step to step. In evaluation
+                it is None, and a network that needs a key uses `jax.random.key(0)`, so the same
+                inputs give the same outputs. See `call_in_evaluation`.
 
         Returns:
-            The outputs, axis 0 of every leaf being the batch, and the new State.
+            The outputs, with the batch on axis 0 of every leaf, and the new State.
         """
         ...
 
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """An optimiser as pure functions.
+    """`class ToyOptimizer`: an optimiser as pure functions, `init`, `step` and `eval_params`.
 
     ```python
     opt_state = optimizer.init(params)
     params, opt_state = optimizer.step(grads, opt_state, params)
     ```
 
-    Static like a `Model` adapter.
+    An adapter is static, like that of a `Model`.
 
-    One that does not update the params in every `step`, since it gathers gradients or leaves out
-    what is not finite, says so by one more method, which is optional:
+    An optimiser that does not update the params in every `step`, because it accumulates gradients
+    or skips non-finite ones, has another, optional method:
 
     ```python
     def has_updated(self, before, after, /):  # two states, around one `step`
         return after.num_updates != before.num_updates  # a boolean scalar
     ```
 
-    `solstice.compat.ema` averages updates, and asks it; a step in which the params change is one in
-    any case. Without the method, every step is an update.
+    `solstice.compat.ema` calls it, to average only after updates. A step that changes the params
+    always counts as an update. Without the method, every step counts.
     """
 
     def init(self, params: Params, /) -> OptState:
@@ -104,14 +104,14 @@ class Optimizer(Protocol):
         """`params, opt_state = optimizer.step(grads, opt_state, params)`: one update.
 
         Args:
-            grads: the gradients, of the structure of `params`.
-            state: as from `init`, or from an earlier `step`.
-            params: the Params that the gradients were taken at.
+            grads: the gradients, with the structure of `params`.
+            state: from `init`, or from an earlier `step`.
+            params: the Params at which the gradients were taken.
             value: the loss at `params`, a scalar, for optimisers that use it.
-            value_fn: the loss as a function of Params on this batch, deterministic, for
-                optimisers that search along a line.
-            **extra: what else a particular optimiser takes; others ignore it, as far as they show
-                what they take.
+            value_fn: the loss on this batch as a deterministic function of Params, for line
+                searches.
+            **extra: further arguments of a particular optimiser; others ignore them, as far as
+                their signature shows which they accept.
 
         Returns:
             New Params (not updates to add), and the new state.
@@ -119,9 +119,9 @@ class Optimizer(Protocol):
         ...
 
     def eval_params(self, state: OptState, params: Params, /) -> Params:
-        """`params = optimizer.eval_params(opt_state, params)`: what to evaluate with.
+        """`params = optimizer.eval_params(opt_state, params)`: the Params for evaluation.
 
-        The Params themselves, unless the optimiser keeps an average or another point for it.
+        These are `params`, unless the optimiser has an average or another point for evaluation.
         """
         ...
 
@@ -133,12 +133,12 @@ def has_updated(optimizer: Optimizer, before: OptState, after: OptState) -> Any:
 
 
 def call_arguments(x: Any, *, unpack: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """`net(*args, **kwargs)`: the arguments for a network that may have several inputs.
+    """`net(*args, **kwargs)`: the arguments of a network that may have several inputs.
 
     Args:
         x: the inputs of `Model.init` and `Model.forward`.
-        unpack: whether a tuple or list is several positional arguments and a mapping several named
-            ones; if not, `x` is the one argument.
+        unpack: whether a tuple or list becomes positional arguments, and a mapping keyword
+            arguments; if false, `x` is the only argument.
 
     Returns:
         `args, kwargs`.
@@ -151,18 +151,18 @@ def call_arguments(x: Any, *, unpack: bool) -> tuple[tuple[Any, ...], dict[str, 
 
 
 def call_in_evaluation(call: Callable[[Array | None], Any], key: Array | None) -> Any:
-    """`call_in_evaluation(lambda key: net.apply(params, x, rng=key), key)`: with a key if need be.
+    """`call_in_evaluation(lambda key: net.apply(params, x, rng=key), key)`: evaluate repeatably.
 
-    Evaluation is repeatable, so it is given no key, and most networks need none. One that draws in
-    evaluation too, such as a variational autoencoder, fails without, and is called with
-    `jax.random.key(0)`.
+    Evaluation has no key, so that it is repeatable, and most networks need none. A network that
+    draws random numbers in evaluation too, such as a variational autoencoder, fails without a key;
+    it is then called with `jax.random.key(0)`.
 
     Args:
-        call: the network at inputs, as a function of a key or None. It has no side effect.
-        key: what `Model.forward` was given. If that is a key, it is the one that is used.
+        call: the network on its inputs as a function of a key or None, without side effects.
+        key: the key of `Model.forward`; if it is not None, it is used.
 
     Returns:
-        What `call` gives; if it fails in both ways, it raises the error of the call without a key.
+        The result of `call`. If it fails with and without a key, the error is that without a key.
     """
     if key is not None:
         return call(key)

@@ -1,4 +1,4 @@
-"""From an object, or a name, to its adapter: what is registered here, then what is installed."""
+"""Lookup of adapters by object or name: first those of this process, then installed ones."""
 
 import functools
 import types
@@ -14,17 +14,17 @@ from solstice.compat._protocols import Model, Optimizer
 _PROTOCOLS: dict[Kind, type] = {"model": Model, "optimizer": Optimizer}
 
 _registered: list[Claim] = []
-"""What was registered in this process; the newest come last."""
+"""The adapters registered in this process, newest last."""
 
 
 def register(prefix: str, adapter: Any) -> None:
-    """Adds an adapter class of this process, before all that are installed."""
+    """Adds an adapter class to this process, with precedence over installed ones."""
     text("prefix", prefix, "toynet")
     kind: Kind = "model" if hasattr(adapter, "forward") else "optimizer"
     if absent := missing(adapter, kind):
         raise TypeError(
-            f"{adapter!r} is no adapter: a model has init and forward, an optimizer has init, step "
-            f"and eval_params; it lacks {', '.join(absent)}"
+            f"{adapter!r} is not an adapter: a model has init and forward, an optimizer has init, "
+            f"step and eval_params; it has no {', '.join(absent)}"
         )
     value = f"{adapter.__module__}:{adapter.__qualname__}"
     claim = Claim(
@@ -34,22 +34,27 @@ def register(prefix: str, adapter: Any) -> None:
 
 
 def claims_of(wanted: Callable[[Claim], bool]) -> list[Claim]:
-    """The claims of a kind: those of this process if there are any, else the installed ones."""
+    """The wanted claims of this process; if there are none, the wanted installed ones."""
     return [c for c in _registered if wanted(c)] or [c for c in claims() if wanted(c)]
 
 
 def claims_of_prefix(kind: Kind, prefix: str) -> list[Claim]:
-    """The claims of these types, as `claims_of` finds them."""
+    """The claims of exactly this prefix."""
     return claims_of(lambda claim: (claim.kind, claim.prefix) == (kind, prefix))
 
 
 def all_claims() -> list[Claim]:
-    """Those of this process and the installed ones."""
+    """The claims of this process, then the installed ones."""
     return [*_registered, *claims()]
 
 
 def adapter_class(name: str) -> Any:
-    """The adapter class of this name. Raises AttributeError where no adapter has that name."""
+    """The adapter class of this name.
+
+    Raises:
+        AttributeError: there is no adapter of this name.
+        AdapterError: its package is not installed or broken.
+    """
     named = claims_of(lambda claim: claim.class_name == name)
     if named:
         return load(the_only(named, f"solstice.compat.{name}"))
@@ -65,16 +70,17 @@ def adapter_class(name: str) -> Any:
 
 
 def adapter_names() -> list[str]:
-    """The names of the adapter classes that are installed."""
+    """The names of the available adapter classes, sorted."""
     return sorted({c.class_name for c in all_claims() if is_spoken(c)})
 
 
 def adapt(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
-    """The adapter of an object: itself if it is one, else one made by the class that claims it."""
+    """The adapter of an object: itself if it is one, else an instance of the class for its type."""
     if isinstance(obj, _PROTOCOLS[kind]) and not isinstance(obj, type):
         if options:
             raise TypeError(
-                f"{obj!r} is an adapter already; options {sorted(options)} come too late"
+                f"{obj!r} is an adapter already, so options {sorted(options)} cannot be set: give "
+                f"them to its class"
             )
         return obj
     if isinstance(obj, type):
@@ -85,7 +91,7 @@ def adapt(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
 
 
 def adapt_argument(name: str, kind: Kind, given: Any) -> Any:
-    """The adapter of an argument, or an error that names it."""
+    """The adapter of an argument; an error starts with the name of the argument."""
     try:
         return adapt(kind, given, {})
     except (TypeError, AdapterError) as error:
@@ -99,7 +105,7 @@ def _make(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
     adapter = load(claim)(obj, **options)
     if not isinstance(adapter, _PROTOCOLS[kind]):
         raise AdapterError(
-            f"{claim} did not give a {kind}: its result, a {type(adapter).__name__}, lacks "
+            f"{claim} did not return a {kind}: its result, a {type(adapter).__name__}, has no "
             f"{', '.join(missing(adapter, kind))}. Report this to its author"
         )
     return adapter
@@ -136,7 +142,7 @@ def _nothing_claims(kind: Kind, obj: Any, prefixes: list[str]) -> Exception:
     if isinstance(obj, types.FunctionType | types.MethodType | functools.partial):
         hint = {
             "model": "Name the adapter that takes a factory, as in `compat.EquinoxModel(factory)`",
-            "optimizer": "Call it, and give what it makes",
+            "optimizer": "Call it, and give its result",
         }
         return TypeError(
             f"{function} was given a function, which does not show its framework. {hint[kind]}"
@@ -151,7 +157,7 @@ def _nothing_claims(kind: Kind, obj: Any, prefixes: list[str]) -> Exception:
 
 
 def _prefixes(obj: Any) -> Iterator[str]:
-    """Import prefixes that may claim an object: of its type, then of its bases."""
+    """Import prefixes for an object: those of its type, then of its bases."""
     modules = [cls.__module__ for cls in type(obj).__mro__]
     if isinstance(obj, tuple) and obj:  # a bare (init, apply) pair, or a (module, state) pair
         first: Any = cast("tuple[Any, ...]", obj)[0]
@@ -164,19 +170,26 @@ def _prefixes(obj: Any) -> Iterator[str]:
 
 
 def prefixes_of(module: str) -> list[str]:
-    """A module and what it lies in, the longest first, but one that has an owner before all."""
+    """A module and its parent packages, longest first, but prefixes in `KNOWN` before others.
+
+    So a third party's claim on a submodule does not replace the adapter of this repository.
+    """
     parts = module.split(".")
     longest_first = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
     return sorted(longest_first, key=lambda prefix: prefix not in KNOWN)
 
 
 def is_spoken(claim: Claim) -> bool:
-    """Whether it can be read, and is of the protocol that this solstice-core speaks."""
+    """Whether the claim is readable and for the protocol version of this solstice-core."""
     return claim.version == PROTOCOL_VERSION and not claim.fault
 
 
 def the_only(found: list[Claim], what: str) -> Claim:
-    """The claim that counts: a broken one, or a stranger's, takes no prefix from its owner."""
+    """The claim to use; only a claim without fault competes, and the owner of a prefix wins.
+
+    Raises:
+        AdapterError: several claims remain, or all are for another protocol version.
+    """
     spoken = [claim for claim in found if is_spoken(claim)]
     spoken = [claim for claim in spoken if claim.is_owner] or spoken
     if not spoken:
@@ -194,7 +207,7 @@ def the_only(found: list[Claim], what: str) -> Claim:
 
 def _unspoken(claim: Claim, what: str) -> Claim:
     if claim.fault:
-        return claim  # which `load` raises
+        return claim  # `load` raises its fault
     package = "solstice-core" if claim.version > PROTOCOL_VERSION else claim.package
     upgrade = f"pip install --upgrade {package}" if package else "delete that folder"
     raise AdapterError(
@@ -204,7 +217,7 @@ def _unspoken(claim: Claim, what: str) -> Claim:
 
 
 def missing(adapter: Any, kind: Kind) -> list[str]:
-    """The methods of the protocol that an adapter has not."""
+    """The methods of the protocol that are missing in an adapter."""
     methods = [name for name in vars(_PROTOCOLS[kind]) if not name.startswith("_")]
     return [name for name in methods if not hasattr(adapter, name)]
 
@@ -214,11 +227,11 @@ def _article(kind: Kind) -> str:
 
 
 class _Memo:
-    """Gives the same adapter for the same object, as long as somebody holds that adapter.
+    """A cache that returns the same adapter for the same object while the adapter is alive.
 
-    Adapters compare by identity, so that Experiments which share a bare model share a compilation
-    only if they share its adapter. Objects are told apart by identity too: a Linen module with a
-    list in it has no hash, and an optax transformation is a tuple, which takes no weak reference.
+    Adapters compare by identity, so Experiments with the same bare model share compiled programs
+    only if they share its adapter. Objects are keyed by identity too, because a Linen module with a
+    list has no hash, and an Optax transformation is a tuple, which cannot be weakly referenced.
     """
 
     def __init__(self) -> None:
@@ -236,13 +249,13 @@ class _Memo:
             if self._entries.get(key, (None,))[0] is dead:
                 del self._entries[key]
 
-        # The object lives as long as the entry, so that its identity is not given to another.
+        # The entry keeps the object alive, so that its id cannot be reused by another object.
         self._entries[key] = weakref.ref(adapter, forget), obj
         return adapter
 
 
 def _identity(obj: Any) -> int | tuple[int, ...]:
-    """Two tuples of the very same parts are the same object."""
+    """The id of an object; tuples with identical parts are the same object."""
     if isinstance(obj, tuple):
         return tuple(id(part) for part in cast("tuple[Any, ...]", obj))
     return id(obj)

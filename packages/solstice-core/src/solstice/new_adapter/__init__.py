@@ -1,7 +1,7 @@
-"""`python -m solstice.new_adapter toynet`: write an adapter package for a framework, to begin with.
+"""New adapter: the command `python -m solstice.new_adapter toynet` writes an adapter package.
 
-What it writes passes the conformance suite as it is, with a toy net in place of the framework:
-replace the net, keep the tests green.
+The new package passes the conformance suite, with a toy net in place of the framework: replace the
+net, and keep the tests green.
 """
 
 import re
@@ -14,15 +14,15 @@ _TEMPLATE = Path(__file__).parent / "template"
 
 
 def write_package(name: str, folder: Path) -> Path:
-    """`write_package("toynet", Path("."))`: writes `./solstice-toynet`, and gives its path.
+    """`write_package("toynet", Path("."))`: write `./solstice-toynet`, and return its path.
 
     Args:
         name: the framework's import name: lower-case letters, digits and underscores.
-        folder: where the package goes.
+        folder: the parent folder of the package.
 
     Raises:
-        ValueError: `name` is no such name, or `folder` is a URL.
-        FileExistsError: the package is there already; nothing is written.
+        ValueError: `name` has other characters, or `folder` is a URL.
+        FileExistsError: the package exists already; nothing is written.
     """
     if not isinstance(cast("Any", name), str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What every Solstice adapter must do."""
+"""The conformance suite of Solstice for this adapter."""
 
 from solstice.testing import ModelConformance
 from solstice_toynet._net import Net

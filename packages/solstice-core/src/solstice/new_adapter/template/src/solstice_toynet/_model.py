@@ -1,4 +1,4 @@
-"""A toynet model as a Solstice model."""
+"""ToynetModel: a toynet model as a Solstice model."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,17 +13,17 @@ from solstice_toynet._net import Net
 @jax.tree_util.register_static
 @dataclass(eq=False)
 class ToynetModel:
-    """`ToynetModel(net)`: a toynet model as a `solstice.compat.Model`.
+    """`ToynetModel(net)`: wrap a toynet model as a `solstice.compat.Model`.
 
     Args:
         net: the net.
 
     Raises:
-        TypeError: it is none.
+        TypeError: `net` is not a net of toynet.
     """
 
-    # A checkpoint keeps the repr of the adapter, and is refused where it has become another. The
-    # repr of a framework's net may hold counters or values, which do, so it is left out.
+    # A checkpoint stores the repr of the adapter, and does not load if it has changed. The repr of
+    # a framework's net may contain counters or values, which change, so it is left out.
     net: Any = field(repr=False)
 
     def __post_init__(self) -> None:

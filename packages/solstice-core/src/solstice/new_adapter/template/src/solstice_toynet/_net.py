@@ -1,4 +1,4 @@
-"""A net that stands for the framework. Delete it, and wrap the framework's own."""
+"""A toy net in place of the framework: delete it, and wrap the framework's nets."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ class Net:
     dropout: float = 0.0
 
     def create(self, key: Array, features: int) -> dict[str, Array]:
-        """New values."""
+        """Initial values."""
         one, two = jax.random.split(key)
         return {
             "w1": jax.random.normal(one, (features, self.hidden)) / features**0.5,
