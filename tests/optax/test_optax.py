@@ -242,7 +242,7 @@ def test_a_rate_that_something_overrules_is_not_to_be_found():
     with pytest.raises(ValueError, match=r"there is no learning rate in the state.*inject_hyper"):
         found(optax.adam(SCHEDULE))
     for schedule in [SCHEDULE, optax.constant_schedule(1e-6)]:
-        with pytest.raises(ValueError, match=r"overrules the learning rate: `.*hyperparams/learn"):
+        with pytest.raises(ValueError, match=r"overrides the learning rate: `.*hyperparams/learn"):
             found(injected(learning_rate=schedule))
     for tx in [
         optax.chain(injected(learning_rate=1e-3), optax.scale_by_schedule(SCHEDULE)),

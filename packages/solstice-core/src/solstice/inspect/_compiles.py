@@ -1,4 +1,4 @@
-"""Watch what a loop of one's own compiles."""
+"""Watcher of compilations in a hand-written loop."""
 
 import functools
 import logging
@@ -21,23 +21,25 @@ def watch_compiles(
     max_compiles: int | None = None,
     report: Callable[[Compilation], Any] | None = None,
 ) -> Callable[_P, _T]:
-    """`step = solstice.watch_compiles(eqx.filter_jit(step), max_compiles=2)`: say why it compiles.
+    """`step = solstice.watch_compiles(eqx.filter_jit(step), max_compiles=2)`: report compilations.
 
-    For a loop of your own; in a `Trainer`, `solstice.callbacks.CompileMonitor` does it. Each call
-    in which something was compiled is reported with the leaf that is unlike the calls before: an
-    array's shape, dtype or weak type; a Python number or a function, by its path among the
+    It is for your own loop; for a `Trainer`, use `solstice.callbacks.CompileMonitor`. Each call
+    with a compilation is reported with the leaf that differs from earlier calls (in an array's
+    shape, dtype or weak type, or in a Python number or a function), by its path among the
     arguments, as in `[0].count`.
 
     Args:
-        step: any function, compiled by `jax.jit` or `equinox.filter_jit`, or one that calls such.
-        max_compiles: calls that may compile; None for any number.
-        report: called with each `Compilation`; left out, a line to the standard logger "solstice".
+        step: a function that is compiled by `jax.jit` or `equinox.filter_jit`, or calls one.
+        max_compiles: the most calls that may compile, 0 or more; None for no limit.
+        report: called with each `Compilation`; by default, the standard logger "solstice" gets a
+            line.
 
     Returns:
-        A function that does the same as `step`.
+        A function with the same arguments and results as `step`.
 
     Raises:
-        CompileBudgetError: after a call, if more have compiled.
+        TypeError: `step` or `report` is not a function.
+        CompileBudgetError: after a call, if more than `max_compiles` calls have compiled.
     """
     function("step", step, "step=eqx.filter_jit(step)")
     most = whole_or_none("max_compiles", max_compiles, 0, "calls")

@@ -1,4 +1,4 @@
-"""Find a learning rate."""
+"""Learning rate finder: trains with a rising rate and suggests one."""
 
 import math
 from collections.abc import Mapping
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 
 _MAKE = "`optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)`"
 _DIVERGED = 4.0
-"""Times the least loss at which there is no more to learn."""
+"""The test ends when the loss exceeds its minimum by this factor."""
 
 _FIRST = 10
-"""Rates of the start that suggest nothing, or a tenth of few: the mean is of few losses there."""
+"""Number of first rates to ignore (at most a tenth), since their mean is over few losses."""
 
 _ROUNDING = 1e-6
-"""Of the loss, that it must fall too."""
+"""The least relative fall of the loss; less may be rounding."""
 
 _NOISE = 3.0
-"""Times its standard deviation that the smoothed loss must fall, or it is noise that falls."""
+"""The least fall of the smoothed loss in standard deviations; less may be noise."""
 
 
 @dataclass(frozen=True)
 class LearningRates:
-    """`solstice.find_learning_rate(...)`: the loss at each learning rate.
+    """`found = solstice.find_learning_rate(...)`: the loss at each learning rate.
 
     Attributes:
-        rates: the rates, rising, float64[n].
-        losses: the smoothed loss of the batch at each, before its update, float64[n].
-        suggestion: where the loss falls fastest, between its start and its least.
+        rates: the learning rates in increasing order, float64[n].
+        losses: the smoothed loss at each rate, before its update, float64[n].
+        suggestion: the rate at which the loss falls fastest, before its minimum.
     """
 
     rates: Any
@@ -60,7 +60,7 @@ class LearningRates:
         )
 
     def plot(self, path: str | PathLike[str] | None = None) -> "Figure":
-        """`found.plot("rates.png")`: loss over learning rate, with the suggestion marked.
+        """`found.plot("rates.png")`: plot the loss over the learning rate, with the suggestion.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -90,35 +90,37 @@ def find_learning_rate(
     metric: str = "loss",
     smooth: float = 0.9,
 ) -> LearningRates:
-    """`found = solstice.find_learning_rate(exp, train_ds)`: train with a rising learning rate.
+    """`found = solstice.find_learning_rate(exp, train_ds)`: try rising rates, and suggest one.
 
-    From step to step the rate is multiplied by the same factor, until the loss is four times its
-    least. The Experiment is not changed. Its optimiser must hold the rate in its state, as a number
-    and not as a schedule, which would overrule the rates:
+    Each step multiplies the rate by the same factor, until the loss is four times its minimum. The
+    Experiment does not change. Its optimiser must have the rate in its state, as a number; a
+    schedule would override the rates of the test:
 
     ```python
     optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)
     ```
 
-    What the first 10 rates and the last show suggests nothing. Neither does a fall of the loss
-    within its noise from batch to batch: that is an error.
+    The first 10 rates and the last one are ignored. If the loss falls by less than its noise from
+    batch to batch, a ValueError is raised.
 
     Args:
-        experiment: where to start.
-        train_ds: the data set, as for `Trainer.fit`; read again where it is shorter than `steps`.
-        batch_size: examples in a batch, for data sets given as arrays.
-        lowest: the first rate, more than 0.
-        highest: the last rate, more than `lowest`.
-        steps: how many rates to try, 10 or more.
+        experiment: the initial Experiment.
+        train_ds: the data set, as for `Trainer.fit`; it is repeated if it has fewer batches than
+            `steps`.
+        batch_size: examples per batch, for data sets given as arrays.
+        lowest: the first rate, above 0.
+        highest: the last rate, above `lowest`.
+        steps: number of rates to try, 10 or more.
         metric: the name of the loss among the metrics of the step.
-        smooth: how much the smoothed loss keeps of itself from step to step, in [0, 1).
+        smooth: decay of the exponential moving average of the loss per step, in [0, 1).
 
     Raises:
         ValueError: an argument is out of range; or the optimiser has no learning rate in its state,
-            or overrules it; or the loss is not finite, diverges at once, or does not fall.
-        KeyError: there is no such metric; the message lists those there are.
+            or overrides it; or the loss is not finite, diverges at once, or does not fall.
+        KeyError: the metric does not exist; the message lists the existing ones.
 
-    The test is that of Smith, "Cyclical Learning Rates for Training Neural Networks" (2017).
+    The method is the range test of Smith, "Cyclical Learning Rates for Training Neural Networks"
+    (2017).
     """
     lowest, steps = positive("lowest", lowest), whole("steps", steps, 10)
     highest = number("highest", highest, f"more than lowest={lowest}", lambda x: x > lowest)
@@ -139,22 +141,22 @@ def find_learning_rate(
     if suggested is None:
         raise ValueError(
             f"the loss does not fall by more than its noise between the rates {rates[0]:.1e} and "
-            f"{rates[-1]:.1e}: it is {found[first]:.4g} first and {found[first:].min():.4g} at the "
-            f"least. Give a higher `highest`, more `steps` or larger batches, and look whether the "
-            f"model learns at all"
+            f"{rates[-1]:.1e}: it is {found[first]:.4g} first and {found[first:].min():.4g} at "
+            f"its minimum. Give a higher `highest`, more `steps` or larger batches, and check "
+            f"that the model learns at all"
         )
     return LearningRates(rates, found, float(rates[suggested]))
 
 
 def _check_enough(losses: "_Losses", rates: Any, first: int) -> None:
-    """Raises a ValueError where too few rates were tried to tell a slope."""
+    """Raises a ValueError if too few rates were tried to estimate a slope."""
     tried = len(losses.smoothed)
     if tried >= first + 3:
         return
     if tried == 0:
         why = (
-            f"the loss is {losses.raw[0]} before the first update. Look at the data and the model: "
-            f"no rate does this"
+            f"the loss is {losses.raw[0]} before the first update. Check the data and the model: "
+            f"the rate is not the cause"
         )
     else:
         why = (
@@ -165,17 +167,18 @@ def _check_enough(losses: "_Losses", rates: Any, first: int) -> None:
 
 
 def _noise_of(raw: list[float], smooth: float) -> float:
-    """The standard deviation of the smoothed loss that comes of the choice of batches."""
+    """The standard deviation of the smoothed loss due to the choice of batches."""
     jumps = np.abs(np.diff(raw))
-    deviation = np.median(jumps) / 0.6745 / math.sqrt(2)  # of a normal distribution, robustly
+    # A robust estimate: the median of |x| is 0.6745 sigma, and a difference has variance 2 sigma^2.
+    deviation = np.median(jumps) / 0.6745 / math.sqrt(2)
     return float(deviation) * math.sqrt((1 - smooth) / (1 + smooth))
 
 
 def _steepest(losses: Any, noise: float, first: int, smooth: float) -> int | None:
-    """The index at which smoothed losses fall fastest; None if they do not fall.
+    """The index of the steepest fall of the smoothed losses; None if they do not fall.
 
-    It lies after a tenth of the fall, so that a flat start suggests nothing, and before the
-    least, by as many steps as the smoothed loss comes late: beyond, training is about to diverge.
+    It is after a tenth of the fall, to ignore a flat start, and before the minimum by the delay of
+    the smoothed loss in steps, because after this training is about to diverge.
     """
     least = first + int(np.argmin(losses[first:-1]))
     fall = losses[first] - losses[least]
@@ -187,7 +190,7 @@ def _steepest(losses: Any, noise: float, first: int, smooth: float) -> int | Non
 
 
 class _Rising(Experiment):
-    """An Experiment whose learning rate is another at each step."""
+    """An Experiment that sets the next learning rate before each step of another."""
 
     inner: Experiment
     rates: Array
@@ -199,14 +202,14 @@ class _Rising(Experiment):
         self.index = jnp.zeros((), jnp.int32)
         if not injected_rates(inner):
             raise ValueError(
-                f"there is no learning rate in the state of the optimiser: make it with {_MAKE}"
+                f"there is no learning rate in the state of the optimiser: create it with {_MAKE}"
             )
         beside = scaled_beside(inner)
         if beside is not None:
             raise ValueError(
                 f"the optimiser scales its updates by a schedule beside the learning rate, whose "
-                f"state is `{beside}`, so that the rates would not be those tried: leave it out "
-                f"here, and make the optimiser with {_MAKE}"
+                f"state is `{beside}`, so the test would report wrong rates: leave it out "
+                f"here, and create the optimiser with {_MAKE}"
             )
 
     def train_step(self, batch: Batch) -> tuple[Self, Outputs]:
@@ -225,18 +228,18 @@ class _Rising(Experiment):
         self.inner.check_batch(batch)
 
     def check_obeyed(self) -> None:
-        """Raises a ValueError where the optimiser has put another rate in place of the last one."""
+        """Raises a ValueError if the optimiser has replaced the last rate by another."""
         asked = self.rates[self.index - 1]
         for path, rate in injected_rates(self.inner).items():
             if not np.array_equal(rate, jnp.full_like(rate, asked)):
                 raise ValueError(
-                    f"the optimiser overrules the learning rate: `{path}` is {rate} after a step "
-                    f"at {asked}, as it is where the rate is a schedule. Make it with {_MAKE}"
+                    f"the optimiser overrides the learning rate: `{path}` is {rate} after a step "
+                    f"at {asked}, as with a schedule. Create it with {_MAKE}"
                 )
 
 
 class _Losses(Callback):
-    """Keeps the loss of each step, smoothed, and stops when it diverges."""
+    """Records the raw and smoothed loss of each step, and stops the run when it diverges."""
 
     needs = ("metrics",)
 

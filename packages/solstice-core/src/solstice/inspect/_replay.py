@@ -1,4 +1,4 @@
-"""Run the step at which a run failed once more, and see what was not finite."""
+"""Replay of a failing step, to find non-finite arrays."""
 
 from dataclasses import dataclass, field
 from os import PathLike
@@ -19,16 +19,17 @@ from solstice._types import Batch, Outputs
 
 @dataclass(frozen=True)
 class Replay:
-    """`solstice.replay(...)`: a step, run once more.
+    """`found = solstice.replay(...)`: a repeated training step and its arrays.
 
     Attributes:
-        step: its number, counted over the run.
-        nonfinite: the arrays that are NaN or infinite after it, and were not before: of the batch,
-            the outputs and the Experiment, by their paths. Empty if there was no such step.
-        before, after: the Experiment before and after it.
+        step: the number of the step, counted over the run.
+        nonfinite: paths of arrays in the batch, the outputs and the Experiment that are NaN or
+            infinite; without those of the Experiment that were so before the step. Empty if all
+            steps were finite.
+        before, after: the Experiment before and after the step.
         batch: its batch, NumPy arrays.
-        outputs: what it returned beside the Experiment.
-        error: the error by which the run had ended.
+        outputs: the second result of the step.
+        error: the error that ended the run, as text.
     """
 
     step: int
@@ -47,26 +48,26 @@ def replay(
     *,
     batch_size: int | None = None,
 ) -> Replay:
-    """`print(solstice.replay("runs/a/flight", exp, train_ds))`: run the fatal step again.
+    """`print(solstice.replay("runs/a/flight", exp, train_ds))`: repeat the failing step.
 
-    Begins with the snapshot that a `solstice.callbacks.FlightRecorder` has written, and goes on
-    step by step, by the program of the run and its batches, to the first step after which
-    something is NaN or infinite. `solstice.experiments` and your own steps can then be run by
-    hand: `replay.before.train_step(replay.batch)`, under `jax.debug_nans(True)` for instance.
+    It starts from the snapshot of a `solstice.callbacks.FlightRecorder`, and runs the same program
+    on the same batches, step by step, to the first step with a NaN or infinite result. You can then
+    run this step by hand, `found.before.train_step(found.batch)`, for example under
+    `jax.debug_nans(True)`.
 
     Args:
-        directory: the folder of the flight recorder.
-        experiment: an Experiment made as that of the run was.
-        train_ds: the data set, as it was given to `fit`.
-        batch_size: as it was given to `fit`.
+        directory: the folder of the FlightRecorder.
+        experiment: an Experiment created in the same way as that of the run.
+        train_ds: the data set of the run, as given to `fit`.
+        batch_size: as given to `fit`.
 
     Returns:
-        The first step after which something is not finite; if there is none, the last before the
-        run failed.
+        The first step with a non-finite result; if there is none, the last step before the run
+        failed.
 
     Raises:
-        CheckpointError: there is nothing recorded in the folder, or of another Experiment.
-        Exception: whatever the step raises, where the run ended by that.
+        CheckpointError: the folder has no recording, or that of another Experiment.
+        Exception: if the run had ended by an exception of the step, the same exception.
     """
     flight, limit = _recorded(local_path(directory, "directory"))
     watch = _Watch(flight.error)
@@ -89,7 +90,7 @@ class _Flight:
 
 
 def _recorded(folder: Path) -> tuple[_Flight, int | None]:
-    """What a FlightRecorder has written, and the batches of an epoch."""
+    """The note of a FlightRecorder, and the number of batches per epoch."""
     note = checkpoint.manifest(folder)["note"]
     if "flight" not in note:
         raise checkpoint.CheckpointError(
@@ -104,7 +105,7 @@ def _recorded(folder: Path) -> tuple[_Flight, int | None]:
 
 
 class _Watch(Callback):
-    """Looks at each step, and stops at the first that is not finite."""
+    """Records each step, and stops the run at the first non-finite one."""
 
     needs = ("batch", "experiment", "outputs")
 

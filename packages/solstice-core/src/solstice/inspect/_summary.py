@@ -1,4 +1,4 @@
-"""What an Experiment holds."""
+"""Summary: a table of the arrays in an Experiment."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from solstice._types import Batch
 from solstice.data._arrays import arrays_of
 
 _ROWS = 40
-"""Subtrees in a table, where the user does not say how deep it goes."""
+"""The most subtrees in a table without an explicit depth."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Part:
     """A line of a summary: the arrays of one subtree.
 
     Attributes:
-        path: such as "params/encoder".
-        arrays: how many there are.
-        size: the numbers in them.
-        nbytes: the bytes that they take.
-        dtype: of all of them, or several, such as "bfloat16, float32".
-        sharding: "1 device" or how they lie on several.
-        trains: whether a training step changes them: "yes", "no" or "in part"; "" if that was not
-            asked, which takes a batch.
+        path: the path of the subtree, such as "params/encoder".
+        arrays: number of arrays.
+        size: number of elements of all arrays.
+        nbytes: size of all arrays in bytes.
+        dtype: the dtypes, such as "bfloat16, float32".
+        sharding: "1 device", or the shardings over several.
+        trains: whether a training step changes the arrays: "yes", "no" or "in part"; "" without a
+            batch.
     """
 
     path: str
@@ -44,16 +44,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Summary:
-    """`print(solstice.summary(exp))`: what an Experiment holds, subtree by subtree.
+    """`print(solstice.summary(exp))`: a table of the arrays in an Experiment by subtree.
 
     Attributes:
         name: the class of the Experiment.
-        parts: the lines.
-        num_params: numbers in the params.
-        num_trainable: those of them that a step changes; None if that was not asked.
-        params_bytes: bytes of the params.
-        opt_state_bytes: bytes of what is called `opt_state`.
-        total_bytes: bytes of all arrays.
+        parts: the lines of the table.
+        num_params: number of elements of the params.
+        num_trainable: number of those that a training step changes; None without a batch.
+        params_bytes: size of the params in bytes.
+        opt_state_bytes: size of fields named `opt_state` in bytes.
+        total_bytes: size of all arrays in bytes.
     """
 
     name: str
@@ -88,17 +88,18 @@ class Summary:
 
 
 def summary(experiment: Experiment, batch: Batch = None, *, depth: int | None = None) -> Summary:
-    """`solstice.summary(exp)` or `solstice.summary(exp, batch)`: what an Experiment holds.
+    """`solstice.summary(exp)` or `solstice.summary(exp, batch)`: list the arrays by subtree.
 
     Args:
-        experiment: an Experiment; nothing is computed, so one of `equinox.filter_eval_shape` serves
-            as well. Params are what it calls `params`, itself or its `learner`; else all of it.
-        batch: a batch of training. With it an Experiment that is not set up yet is, and each
-            subtree is told to be changed by a training step or not, as the step itself shows.
-        depth: levels of the tree that are told apart; left out, as many as 40 lines can show.
+        experiment: an Experiment. Nothing is computed, so the result of `equinox.filter_eval_shape`
+            works too. Its params are the field `params` of it or of its `learner`; without one, all
+            arrays.
+        batch: a training batch. With it, the Experiment is set up if needed, and the table shows
+            which subtrees a training step changes, according to its trace.
+        depth: number of tree levels to show; by default as many as fit in 40 lines.
 
     Raises:
-        ExperimentError, DataError: with a batch, if the step cannot be traced with it.
+        ExperimentError, DataError: the step cannot be traced with the batch.
     """
     check_experiment(experiment)
     depth = whole_or_none("depth", depth, 0, "levels")
@@ -127,7 +128,7 @@ def summary(experiment: Experiment, batch: Batch = None, *, depth: int | None = 
 
 
 def size_text(nbytes: float) -> str:
-    """`1.5 MB`: bytes for people to read, in powers of 1,000."""
+    """A readable size such as `1.5 MB`, in powers of 1,000."""
     units = ["bytes", "kB", "MB", "GB", "TB"]
     while nbytes >= 999.5 and len(units) > 1:
         nbytes /= 1000
@@ -145,7 +146,7 @@ def _ids(tree: Any) -> set[int]:
 
 
 def _changes(plan: Plan, batch: Batch) -> dict[str, bool]:
-    """Whether a step gives back another array, by path: the same variable in its jaxpr is kept."""
+    """By path, whether a step changes an array: else it is the same variable in the jaxpr."""
     jaxpr: Any = jax.make_jaxpr(plan.program.packed_call)(list(plan.types), batch).jaxpr
     paths = list(_arrays(plan.program.merge(plan.types)))
     pairs = zip(paths, jaxpr.invars, jaxpr.outvars, strict=False)  # batch and outputs come after
@@ -153,7 +154,7 @@ def _changes(plan: Plan, batch: Batch) -> dict[str, bool]:
 
 
 def _groups(leaves: dict[str, Any], depth: int | None) -> dict[str, dict[str, Any]]:
-    """The leaves by subtree: what holds a leaf, or what holds that, so that the table is short."""
+    """The leaves by subtree, at the deepest level for which the table has at most `_ROWS` lines."""
     deepest = max((path.count("/") for path in leaves), default=0)
     groups: dict[str, dict[str, Any]] = {}
     for level in [depth] if depth is not None else range(deepest, 0, -1):
@@ -192,7 +193,7 @@ def _nbytes(leaves: Iterable[Any]) -> int:
 def _bytes_of(leaf: Any) -> int:
     if hasattr(leaf, "nbytes"):
         return leaf.nbytes
-    is_plain = isinstance(leaf.dtype, np.dtype)  # and no typed PRNG key
+    is_plain = isinstance(leaf.dtype, np.dtype)  # the dtype of a typed PRNG key is not
     return leaf.size * (leaf.dtype.itemsize if is_plain else 8)
 
 
