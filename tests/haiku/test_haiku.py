@@ -198,7 +198,7 @@ def test_several_inputs():
 
 @pytest.mark.parametrize("wrong", [mlp, None, (mlp, mlp), hk.Linear])
 def test_what_is_not_transformed_is_an_error(wrong):
-    with pytest.raises(TypeError, match=r"HaikuModel takes what hk.transform"):
+    with pytest.raises(TypeError, match=r"HaikuModel takes the result of hk.transform"):
         HaikuModel(wrong)
 
 

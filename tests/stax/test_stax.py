@@ -92,7 +92,7 @@ def test_dropout_that_was_built_for_training_is_refused_at_evaluation(net, key):
     model = StaxModel(net)
     params, state = model.init(KEY, X)
     model.forward(params, state, X, train=True, key=KEY)
-    with pytest.raises(ValueError, match=r"Dropout of mode 'train'.*`def net\(mode\)"):
+    with pytest.raises(ValueError, match=r"Dropout with mode 'train'.*`def net\(mode\)"):
         model.forward(params, state, X, train=False, key=key)
 
 

@@ -1,4 +1,4 @@
-"""The Solstice adapters for Flax: `solstice.compat.FlaxModel` and `solstice.compat.NNXModel`."""
+"""Solstice adapters for Flax: `solstice.compat.FlaxModel` and `solstice.compat.NNXModel`."""
 
 from solstice_flax._linen import FlaxModel
 from solstice_flax._nnx import NNXModel

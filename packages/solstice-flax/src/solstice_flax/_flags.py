@@ -1,4 +1,4 @@
-"""The flags of a `__call__` by which a module knows whether it is trained."""
+"""Detection of the training flags in a module's `__call__`."""
 
 import inspect
 from typing import Any
@@ -8,14 +8,14 @@ _EVAL_NAMES = ("deterministic", "eval", "inference", "use_running_average")
 
 
 def training_flags(module: Any, train_arg: str | None) -> dict[str, bool]:
-    """By name, the value in training of each flag that the module takes.
+    """The flags in the module's signature, by name, with their values in training.
 
     Args:
-        module: one whose `__call__` may take flags.
-        train_arg: a further name that is True in training.
+        module: a module with a `__call__`.
+        train_arg: the name of another flag that is True in training.
 
     Raises:
-        TypeError: there is no parameter of that name.
+        TypeError: `__call__` has no parameter `train_arg`.
     """
     names = set(inspect.signature(module.__call__).parameters)
     if train_arg is not None and train_arg not in names:

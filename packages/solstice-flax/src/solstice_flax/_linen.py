@@ -1,4 +1,4 @@
-"""A Flax Linen module as a Solstice model."""
+"""FlaxModel: a Flax Linen module as a Solstice model."""
 
 import re
 from collections.abc import Callable
@@ -18,27 +18,28 @@ from solstice_flax._flags import training_flags
 @jax.tree_util.register_static
 @dataclass(eq=False)
 class FlaxModel:
-    """`FlaxModel(MLP(features=[200, 10]))`: a Linen module as a `solstice.compat.Model`.
+    """`FlaxModel(MLP(features=[200, 10]))`: wrap a Linen module as a `solstice.compat.Model`.
 
-    The collection "params" is the Params; every other collection that `init` makes (such as
-    "batch_stats") is the State, which training updates and evaluation leaves alone.
+    The collection "params" is the Params. All other collections of `init`, such as "batch_stats",
+    are the State, which only training updates.
 
-    A module that behaves otherwise in training takes a flag in its `__call__`. One named `train`,
-    `training` or `is_training` is True in training; one named `deterministic`, `eval`,
-    `inference` or `use_running_average` is True in evaluation; the module may take several.
-    Every random stream that the module asks for, whatever its name, is fed from the key of
-    `forward`, by name: the first with the key, the i-th after it with `fold_in(key, i)`. A module
-    that draws in evaluation too, such as a VAE, draws from `jax.random.key(0)` there, so the same
-    inputs give the same outputs. So does Dropout where no flag reaches it.
+    A module that differs between training and evaluation has a flag in its `__call__`. Flags named
+    `train`, `training` or `is_training` are True in training; those named `deterministic`, `eval`,
+    `inference` or `use_running_average` are True in evaluation. There may be several.
+
+    All random streams of the module, whatever their names, derive from the key of `forward`: the
+    first receives the key, the i-th after it `fold_in(key, i)`. If a module draws random numbers in
+    evaluation (a VAE, or Dropout that no flag reaches), it uses `jax.random.key(0)` there, so the
+    same inputs give the same outputs.
 
     Args:
-        module: the Linen module, not bound.
-        train_arg: the name of a flag that is True in training, where it has another name.
-        unpack: whether `x` is several inputs: a tuple is the network's positional arguments, a dict
-            its named ones. If not, `x` is one argument, whatever it is.
+        module: an unbound Linen module.
+        train_arg: the name of a flag that is True in training, if it is not one of the above.
+        unpack: whether `x` has several inputs: a tuple becomes positional arguments, a dict keyword
+            arguments. By default `x` is a single argument.
 
     Raises:
-        TypeError: `module` is no Linen module, or its `__call__` has no such flag.
+        TypeError: `module` is not a Linen module, or its `__call__` has no parameter `train_arg`.
     """
 
     module: nn.Module
@@ -66,11 +67,12 @@ class FlaxModel:
         return params, self._lasting(params, variables, x, key)
 
     def _lasting(self, params: Params, variables: dict[str, Any], x: Any, key: Array) -> State:
-        """The variables without what `sow` collects, which is output and grows at each step."""
+        """The variables without the collections of `sow`, which are outputs and would grow."""
         try:
             new = jax.eval_shape(partial(self.forward, train=True), params, variables, x, key=key)
         except Exception:
-            # A decoder with a cache is initialised with a whole sequence, and called with a token.
+            # A decoder with a cache is initialised with a whole sequence but called with a token,
+            # so it may fail with `x`.
             return {k: values for k, values in variables.items() if k != "intermediates"}
         return {
             name: values
@@ -93,15 +95,16 @@ class FlaxModel:
         key = jax.random.key(0) if key is None else key
         try:
             return _fed(call, streams, key), state
-        except ModifyScopeVariableError:  # it writes in evaluation too, which is dropped
+        except ModifyScopeVariableError:  # the module updates State in evaluation: drop the update
             return _fed(partial(call, mutable=list(state)), streams, key)[0], state
 
 
 def _fed(call: Callable[..., Any], streams: list[str], key: Array | None) -> Any:
-    """The call with a key for each stream; `streams` gets the names that it turns out to lack.
+    """Calls with a key for each stream, and appends streams that the module asks for to `streams`.
 
-    Only by its name can a stream be split by `nn.scan` and `nn.vmap`: with a key for "params"
-    alone, of which Linen feeds all others, every step and lane would draw the same numbers.
+    Each stream is passed by name, because `nn.scan` and `nn.vmap` split streams by name. With only
+    a "params" key, from which Linen derives all others, every step and lane would draw the same
+    numbers.
     """
     while True:
         try:
@@ -110,7 +113,7 @@ def _fed(call: Callable[..., Any], streams: list[str], key: Array | None) -> Any
             asked = re.search(r'needs PRNG for "(.+?)"', str(error))
             if key is None or asked is None:
                 raise
-            # A transformation may shut out one that is given; then Linen takes "params" for it.
+            # A transformation may filter out a given stream; Linen then uses "params" instead.
             name = "params" if asked[1] in streams else asked[1]
             if name in streams:
                 raise

@@ -1,4 +1,4 @@
-"""A Flax NNX module as a Solstice model."""
+"""NNXModel: a Flax NNX module as a Solstice model."""
 
 import inspect
 from collections.abc import Callable
@@ -18,25 +18,27 @@ from solstice_flax._flags import training_flags
 @jax.tree_util.register_static
 @dataclass(eq=False)
 class NNXModel:
-    """`NNXModel(lambda rngs: MLP(rngs=rngs))`: an NNX module as a `solstice.compat.Model`.
+    """`NNXModel(lambda rngs: MLP(rngs=rngs))`: wrap an NNX module as a `solstice.compat.Model`.
 
-    Its `nnx.Param` variables are the Params; every other variable, such as the statistics of
-    BatchNorm, is the State. `forward` puts the module in training mode or evaluation mode as
-    `module.train()` and `module.eval()` do, and sets the flags of its `__call__` whose names
-    `FlaxModel` knows. It feeds every random stream from its key: the i-th leaf of those that the
-    module holds with `fold_in(key, i)`, and a parameter `rngs` of its `__call__` with
-    `nnx.Rngs(key)`. Evaluation draws from `jax.random.key(0)`, so the same inputs give the same
-    outputs; `rngs` is left out there if it has a default and the module does without.
+    Its `nnx.Param` variables are the Params; all other variables, such as the statistics of
+    BatchNorm, are the State. `forward` calls `module.train()` or `module.eval()`, and sets the
+    flags of `__call__` that `FlaxModel` knows.
+
+    All random streams derive from the key of `forward`: the i-th leaf of the module's streams gets
+    `fold_in(key, i)`, and a parameter `rngs` of `__call__` gets `nnx.Rngs` of a further key.
+    Evaluation uses `jax.random.key(0)`, so the same inputs give the same outputs; there, `rngs` is
+    omitted if it has a default and the module works without it.
 
     Args:
-        module: an `nnx.Module`, or a function from `nnx.Rngs` to one, which makes new values for
-            each key. A module that is given ready ignores the key of `init`. It is not changed.
-        train_arg: the name of a flag that is True in training, where it has another name.
-        unpack: whether `x` is several inputs: a tuple is the network's positional arguments, a dict
-            its named ones. If not, `x` is one argument, whatever it is.
+        module: an `nnx.Module`, or a function from `nnx.Rngs` to one. Only a function creates new
+            values for each key; a module ignores the key of `init`, and is not changed.
+        train_arg: the name of a flag that is True in training, if it is not one that `FlaxModel`
+            knows.
+        unpack: whether `x` has several inputs: a tuple becomes positional arguments, a dict keyword
+            arguments. By default `x` is a single argument.
 
     Raises:
-        TypeError: `module` is neither, or its `__call__` has no such flag.
+        TypeError: `module` is neither, or its `__call__` has no parameter `train_arg`.
     """
 
     module: nnx.Module | Callable[[nnx.Rngs], nnx.Module]
@@ -62,7 +64,7 @@ class NNXModel:
         self._takes_rngs = "rngs" in inspect.signature(module.__call__).parameters
 
     def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
-        """`params, state = model.init(key, x)`. `x` is not looked at."""
+        """`params, state = model.init(key, x)`: the module's values; `x` is ignored."""
         del x
         _, params, _, state = _split(self._make(_typed(key)))
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
@@ -73,7 +75,7 @@ class NNXModel:
         """`outputs, state = model.forward(params, state, x, train=True, key=key)`.
 
         Raises:
-            ValueError: the module has random streams, and training is given no key.
+            ValueError: the module has random streams, and `train=True` has no key.
         """
         if not train:
             call = partial(self._call, params, state, x, False)
@@ -84,19 +86,19 @@ class NNXModel:
             )
         outputs, module = self._call(params, state, x, True, key)
         *_, new = _split(module)
-        # What `sow` collects is output, and would grow from step to step.
+        # The variables of `sow` are outputs, and would grow from step to step.
         return outputs, _only_keys_of(state, nnx.to_pure_dict(new))
 
     def _call(
         self, params: Params, state: State, x: Any, train: bool, key: Array | None
     ) -> tuple[Any, nnx.Module]:
-        """The outputs, and the module after the call; without a key, `rngs` is left out."""
+        """The outputs, and the module after the call; without a key, `rngs` is omitted."""
         inputs, options = call_arguments(x, unpack=self.unpack)
         options.update({name: value is train for name, value in self._flags.items()})
         typed = jax.random.key(0) if key is None else _typed(key)
         module: Any = nnx.merge(self._graph, params, self._rngs(typed), state)
         if self._takes_rngs and key is not None:
-            # No leaf of the module's own streams has this number.
+            # The leaves of the module's own streams use the numbers below `own`.
             own = len(jax.tree.leaves(self._rng_shapes))
             options["rngs"] = nnx.Rngs(jax.random.fold_in(typed, own) if own else typed)
         module.train() if train else module.eval()
@@ -111,7 +113,7 @@ class NNXModel:
                 f"NNXModel takes a flax.nnx.Module, or a function from nnx.Rngs to one, as in "
                 f"`NNXModel(lambda rngs: MLP(rngs=rngs))`; it was given {self.module!r:.80}"
             )
-        made = cast("Any", nnx.clone(made))  # the user's own is not touched
+        made = cast("Any", nnx.clone(made))  # the user's module must not change
         nnx.pop(made, nnx.Intermediate)
         return made
 

@@ -1,4 +1,4 @@
-"""The Solstice adapter for Haiku: `solstice.compat.HaikuModel`."""
+"""Solstice adapter for Haiku: `solstice.compat.HaikuModel`."""
 
 from solstice_haiku._model import HaikuModel
 

@@ -1,4 +1,4 @@
-"""A transformed Haiku function as a Solstice model."""
+"""HaikuModel: a transformed Haiku function as a Solstice model."""
 
 import inspect
 from dataclasses import dataclass, field
@@ -16,9 +16,9 @@ _TRAIN_NAMES = ("is_training", "train", "training")
 @jax.tree_util.register_static
 @dataclass(eq=False)
 class HaikuModel:
-    """`HaikuModel(hk.transform_with_state(net))`: a transformed Haiku function as a `Model`.
+    """`HaikuModel(hk.transform_with_state(net))`: wrap a transformed Haiku function as a `Model`.
 
-    The function takes the inputs and, if training differs from evaluation, a flag:
+    The function takes the inputs, and a flag if training differs from evaluation:
 
     ```python
     def net(x, is_training):
@@ -29,20 +29,19 @@ class HaikuModel:
         return hk.Linear(10)(x)
     ```
 
-    A function that draws in evaluation too, such as a VAE, draws from `jax.random.key(0)` there, so
-    the same inputs give the same outputs. So does `hk.dropout` that no flag turns off.
+    If a function draws random numbers in evaluation (a VAE, or `hk.dropout` without a flag), it
+    uses `jax.random.key(0)` there, so the same inputs give the same outputs.
 
     Args:
-        transformed: what `hk.transform` or `hk.transform_with_state` gives, also through
+        transformed: the result of `hk.transform` or `hk.transform_with_state`, also through
             `hk.without_apply_rng`.
-        train_arg: the name of the function's flag for training. Left out, a parameter named
-            `is_training`, `train` or `training` is taken; give it where the function hides its
-            parameters, or "" for no flag.
-        unpack: whether `x` is several inputs: a tuple is the network's positional arguments, a dict
-            its named ones. If not, `x` is one argument, whatever it is.
+        train_arg: the name of the function's training flag. By default a parameter `is_training`,
+            `train` or `training`. Give it if the signature does not show the flag; "" is no flag.
+        unpack: whether `x` has several inputs: a tuple becomes positional arguments, a dict keyword
+            arguments. By default `x` is a single argument.
 
     Raises:
-        TypeError: `transformed` is no transformed function.
+        TypeError: `transformed` is not a transformed function.
     """
 
     transformed: hk.Transformed | hk.TransformedWithState
@@ -60,7 +59,7 @@ class HaikuModel:
             self._with_state, rng_position = hk.with_empty_state(given), 1
         else:
             raise TypeError(
-                f"HaikuModel takes what hk.transform or hk.transform_with_state gives, as in "
+                f"HaikuModel takes the result of hk.transform or hk.transform_with_state, as in "
                 f"`HaikuModel(hk.transform(net))`; it was given {given!r:.80}"
             )
         names = list(inspect.signature(given.apply).parameters)
@@ -91,6 +90,6 @@ class HaikuModel:
 
 
 def _train_flag(transformed: hk.Transformed | hk.TransformedWithState) -> str:
-    """The flag among the parameters that the transformed `apply` takes over from its function."""
+    """The training flag among the parameters of `apply`, which Haiku copies from the function."""
     names = inspect.signature(transformed.apply).parameters
     return next((name for name in _TRAIN_NAMES if name in names), "")

@@ -1,4 +1,4 @@
-"""The Solstice adapter for Optax: `solstice.compat.OptaxOptimizer`."""
+"""Solstice adapter for Optax: `solstice.compat.OptaxOptimizer`."""
 
 from solstice_optax._optimizer import OptaxOptimizer
 

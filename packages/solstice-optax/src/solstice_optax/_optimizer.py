@@ -1,4 +1,4 @@
-"""Any Optax gradient transformation as a Solstice optimizer."""
+"""OptaxOptimizer: an Optax gradient transformation as a Solstice optimizer."""
 
 import inspect
 import re
@@ -18,13 +18,13 @@ from solstice.compat import OptState, Params
 @jax.tree_util.register_static
 @dataclass(eq=False)
 class OptaxOptimizer:
-    """`OptaxOptimizer(optax.adam(3e-4))`: an Optax optimiser as a `solstice.compat.Optimizer`.
+    """`OptaxOptimizer(optax.adam(3e-4))`: wrap an Optax optimiser as a `solstice.compat.Optimizer`.
 
-    Transformations with extra arguments, also within `optax.MultiSteps`, get those that they take:
-    `value`, `grad` and `value_fn` (L-BFGS, Polyak, `reduce_on_plateau`), `obj_fn`
-    (`contrib.sophia`), `grad_fn` (opaque `contrib.sam`), and what `step` is given beside.
-    Schedule-free optimisers, also within a chain, a mask or `optax.multi_transform`, evaluate at
-    their averaged point; `optax.lookahead` at its slow params, which are in the optimiser's state.
+    Transformations with extra arguments, also inside `optax.MultiSteps`, receive those that they
+    accept: `value`, `grad` and `value_fn` (L-BFGS, Polyak, `reduce_on_plateau`), `obj_fn`
+    (`contrib.sophia`), `grad_fn` (opaque `contrib.sam`), and further arguments of `step`.
+    Schedule-free optimisers, also inside a chain, a mask or `optax.multi_transform`, evaluate at
+    their averaged point, and `optax.lookahead` at its slow params, which are in its state.
 
     Args:
         tx: an `optax.GradientTransformation`, or an `optax.MultiSteps`.
@@ -40,7 +40,7 @@ class OptaxOptimizer:
     def __post_init__(self) -> None:
         tx = self.tx
         if isinstance(tx, optax.MultiSteps):
-            # Its own `gradient_transformation()` does not say that it takes extra arguments.
+            # Its `gradient_transformation()` does not declare extra arguments, so Optax drops them.
             tx = optax.GradientTransformationExtraArgs(tx.init, cast("Any", tx.update))
         if not isinstance(tx, optax.GradientTransformation):
             raise TypeError(
@@ -54,9 +54,9 @@ class OptaxOptimizer:
         """`opt_state = optimizer.init(params)`.
 
         Raises:
-            TypeError: there is an `optax.lookahead` within another transformation.
+            TypeError: an `optax.lookahead` is inside another transformation.
         """
-        # To one that is not given a pair, it says so by a warning.
+        # Lookahead expects a pair of params, and warns without one.
         is_pair = getattr(self._tx.init, "__qualname__", "") == "lookahead.<locals>.init_fn"
         state = self._tx.init(optax.LookaheadParams.init_synced(params) if is_pair else params)
         if isinstance(state, optax.LookaheadState):
@@ -98,7 +98,10 @@ class OptaxOptimizer:
         return optax.apply_updates(params, updates), state
 
     def _update(self, grads: Params, state: OptState, params: Params, arguments: Any) -> Any:
-        """The update, without the arguments that some part of it turns out not to take."""
+        """The update of the transformation; arguments that it refuses are left out.
+
+        A chain accepts any argument and passes it on, so only the call shows which are refused.
+        """
         try:
             return self._tx.update(grads, state, params, **arguments)
         except TypeError as error:
@@ -133,13 +136,13 @@ class OptaxOptimizer:
         return params
 
     def has_updated(self, before: OptState, after: OptState, /) -> Any:
-        """`optimizer.has_updated(before, after)`: False in a step that only gathers gradients.
+        """`optimizer.has_updated(before, after)`: False if a step only accumulated gradients.
 
-        So it is between the updates of `optax.MultiSteps`, and where `optax.apply_if_finite` or
-        `optax.conditionally_mask` leaves one out.
+        It is False between the updates of `optax.MultiSteps`, and when `optax.apply_if_finite` or
+        `optax.conditionally_mask` skips an update.
 
         Returns:
-            True where every step is an update, else a boolean scalar.
+            True if every step is an update, else a boolean scalar.
         """
         within = _conditional(before), _conditional(after)
         moved = [_has_moved(*pair) for pair in zip(*within, strict=True)]
@@ -149,11 +152,11 @@ class OptaxOptimizer:
 _Conditional: TypeAlias = (
     optax.MultiStepsState | optax.ApplyIfFiniteState | optax.ConditionallyMaskState
 )
-"""The states of what does not update in every step."""
+"""The states of transformations that do not update in every step."""
 
 
 def _conditional(state: OptState) -> list[Any]:
-    """Those in a state, the outermost alone."""
+    """The outermost such states in a state."""
 
     def is_one(node: Any) -> bool:
         return isinstance(node, _Conditional)
@@ -162,9 +165,9 @@ def _conditional(state: OptState) -> list[Any]:
 
 
 def _has_moved(before: Any, after: Any) -> Any:
-    """Whether it has updated, and what it wraps too."""
+    """Whether the transformation and all those inside it have updated."""
     if isinstance(after, optax.ConditionallyMaskState):
-        return jnp.asarray(False)  # its state does not say
+        return jnp.asarray(False)  # its state does not show whether it has updated
     if isinstance(after, optax.ApplyIfFiniteState):
         moved, within = after.last_finite, (before.inner_state, after.inner_state)
     else:
@@ -176,7 +179,7 @@ def _has_moved(before: Any, after: Any) -> Any:
 
 
 class _Lookahead(NamedTuple):
-    """The state of `optax.lookahead`, and the slow params, of which nobody else knows."""
+    """The state of `optax.lookahead` and its slow params; the Experiment has only the fast ones."""
 
     state: optax.LookaheadState
     slow: Params
@@ -187,7 +190,7 @@ def _is_lookahead(node: Any) -> bool:
 
 
 def _averaged_point(node: contrib.ScheduleFreeState, params: Params) -> Params:
-    """The params to evaluate with, of those that this optimiser sees; the others stay."""
+    """The params for evaluation: averaged where this optimiser updates them, else unchanged."""
 
     def is_masked(leaf: Any) -> bool:
         return isinstance(leaf, optax.MaskedNode)
@@ -204,7 +207,7 @@ def _averaged_point(node: contrib.ScheduleFreeState, params: Params) -> Params:
 
 
 def _refused(error: TypeError) -> set[str]:
-    """The names in `unexpected keyword argument 'a'`, of Python and of Optax's line search."""
+    """The names in `unexpected keyword argument 'a'`, an error of Python or Optax's line search."""
     message = str(error)
     is_it = "nexpected keyword argument" in message
     return set(re.findall(r"'(\w+)'", message)) if is_it else set()
@@ -218,7 +221,7 @@ def _missing(error: Exception) -> set[str]:
 
 
 def _gradient_at_a_step(value_fn: Callable[[Params], Array]) -> Callable[[Params, Any], Params]:
-    """What SAM takes: it gives the number of its adversarial step too."""
+    """The gradient function for SAM, which also passes the number of its adversarial step."""
 
     def grad_fn(params: Params, step: Any) -> Params:
         del step
@@ -228,7 +231,7 @@ def _gradient_at_a_step(value_fn: Callable[[Params], Array]) -> Callable[[Params
 
 
 def _extra_arguments(tx: optax.GradientTransformation) -> frozenset[str] | None:
-    """The extra arguments that its update names; None if it takes any, as a chain does."""
+    """The names of the update's extra arguments; None if it accepts any, as a chain does."""
     if not isinstance(tx, optax.GradientTransformationExtraArgs):
         return frozenset()
     parameters = inspect.signature(cast("Callable[..., Any]", tx.update)).parameters.values()

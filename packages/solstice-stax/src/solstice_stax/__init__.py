@@ -1,4 +1,4 @@
-"""The Solstice adapters for Stax and for the optimizers beside it in `jax.example_libraries`."""
+"""Solstice adapters for Stax and for the optimizers of `jax.example_libraries`."""
 
 from solstice_stax._model import StaxModel
 from solstice_stax._optimizer import TripleOptimizer

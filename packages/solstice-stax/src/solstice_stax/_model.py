@@ -1,4 +1,4 @@
-"""A Stax network as a Solstice model."""
+"""StaxModel: a Stax network as a Solstice model."""
 
 import inspect
 from collections.abc import Callable
@@ -12,15 +12,15 @@ from jax.example_libraries import stax
 from solstice.compat import Params, State, call_in_evaluation
 
 Pair: TypeAlias = tuple[Callable[..., Any], Callable[..., Any]]
-"""The `(init_fn, apply_fn)` pair that Stax layers and combinators give."""
+"""The `(init_fn, apply_fn)` pair of Stax layers and combinators."""
 
 
 @jax.tree_util.register_static
 @dataclass(eq=False)
 class StaxModel:
-    """`StaxModel(stax.serial(stax.Dense(64), stax.Relu, stax.Dense(10)))`: a Stax network.
+    """`StaxModel(stax.serial(stax.Dense(64), stax.Relu, stax.Dense(10)))`: wrap a Stax network.
 
-    A Stax layer learns its mode when it is built, so a network with Dropout is given as a
+    In Stax, the mode of a layer is set when it is built. So give a network with Dropout as a
     function of the mode:
 
     ```python
@@ -30,16 +30,17 @@ class StaxModel:
     model = StaxModel(net)   # net("train") in training, net("test") in evaluation
     ```
 
-    A network that draws in evaluation too draws from `jax.random.key(0)` there.
+    If a network draws random numbers in evaluation, it uses `jax.random.key(0)` there.
 
-    Note that Stax's Dropout takes the rate of units that are kept. Its BatchNorm has no running
-    statistics: it normalises by the batch at evaluation too. The State is empty.
+    The rate of Stax's Dropout is the fraction of kept units. Its BatchNorm has no running
+    statistics, and uses those of the batch in evaluation too. The State is empty.
 
     Args:
         net: an `(init_fn, apply_fn)` pair, or a function from "train" or "test" to one.
 
     Raises:
         TypeError: `net` is neither.
+        ValueError: in evaluation, the network has a Dropout with mode "train".
     """
 
     net: Pair | Callable[[str], Pair]
@@ -70,7 +71,7 @@ class StaxModel:
             return call(key), state
         if _drops(apply_fn, set()):
             raise ValueError(
-                "this Stax network has a Dropout of mode 'train', which would drop units in "
+                "this Stax network has a Dropout with mode 'train', which would drop units in "
                 "evaluation too: give StaxModel a function of the mode, as in `def net(mode): "
                 "return stax.serial(..., stax.Dropout(rate, mode))`"
             )
@@ -89,7 +90,7 @@ class StaxModel:
 
 
 def _drops(function: Any, seen: set[int]) -> bool:
-    """Whether a Dropout of mode "train" is in a function of Stax, or in those that it calls."""
+    """Whether a Stax function or its inner functions contain a Dropout with mode "train"."""
     if id(function) in seen or not inspect.isfunction(function):
         return False
     seen.add(id(function))

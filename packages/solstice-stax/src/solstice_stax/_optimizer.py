@@ -1,4 +1,4 @@
-"""An optimizer of `jax.example_libraries.optimizers` as a Solstice optimizer."""
+"""TripleOptimizer: an optimizer of `jax.example_libraries` as a Solstice optimizer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +14,14 @@ from solstice.compat import OptState, Params
 @jax.tree_util.register_static
 @dataclass(eq=False)
 class TripleOptimizer:
-    """`TripleOptimizer(optimizers.adam(1e-3))`: an `(init, update, get_params)` triple.
+    """`TripleOptimizer(optimizers.adam(1e-3))`: wrap an `(init, update, get_params)` triple.
 
-    The triple keeps the Params in its own state, and steps from those: `params` of `step` says
-    what they are, and changing them in between has no effect. Schedules count the steps.
+    The triple has its own copy of the Params in its state, and updates this copy. So the argument
+    `params` of `step` is ignored: a change of the Params between steps has no effect. Schedules
+    receive the number of steps.
 
     Args:
-        triple: what a function of `jax.example_libraries.optimizers` gives.
+        triple: the result of a function of `jax.example_libraries.optimizers`.
 
     Raises:
         TypeError: `triple` is not three functions.
@@ -38,7 +39,7 @@ class TripleOptimizer:
             )
 
     def init(self, params: Params, /) -> OptState:
-        """`opt_state = optimizer.init(params)`: the count of steps, and the triple's own state."""
+        """`opt_state = optimizer.init(params)`: the number of steps, and the triple's state."""
         init, _, _ = self.triple
         return jnp.zeros((), jnp.int32), init(params)
 
@@ -61,6 +62,6 @@ class TripleOptimizer:
         return get_params(inner), (count + 1, inner)
 
     def eval_params(self, state: OptState, params: Params, /) -> Params:
-        """`params = optimizer.eval_params(opt_state, params)`: the Params themselves."""
+        """`params = optimizer.eval_params(opt_state, params)`: the same Params."""
         del state
         return params
