@@ -935,15 +935,19 @@ class TakesLoss(Sgd):
 
 
 MISTAKES = [
-    (ParamsForState, "test_state_keeps_its_types", "gives back the Params in place of the State"),
-    (AlwaysTrains, "test_evaluation_gives_the_state_back", "train=False. gave another, as in tr"),
-    (NeverTrains, "test_statistics_move_in_training", "train=True. gave back the State that it"),
+    (ParamsForState, "test_state_keeps_its_types", "returns the Params in place of the State"),
+    (
+        AlwaysTrains,
+        "test_evaluation_gives_the_state_back",
+        "train=False. returned another, as in tr",
+    ),
+    (NeverTrains, "test_statistics_move_in_training", "train=True. returned the State that it"),
     (NeverTrains, "test_dropout_sleeps_in_evaluation", "train=True. drops nothing, as in evalua"),
     (TrainsBackwards, "test_evaluation_needs_no_key", "Does `train` reach the net"),
     (NormalisesByTheBatch, "test_statistics_are_used_in_evaluation", "uses the batch, as in train"),
     (TrainsOnStatistics, "test_training_uses_the_batch", "statistics of the State, as in eval"),
     (DropsInEvaluation, "test_dropout_sleeps_in_evaluation", "train=False. drops units, as in tr"),
-    (DrawsAnything, "test_forward_is_pure", "train=False. gave two results"),
+    (DrawsAnything, "test_forward_is_pure", "train=False. returned two results"),
     (DropsNothing, "test_dropout_sleeps_in_evaluation", "train=True. drops nothing"),
     (FixedMask, "test_dropout_follows_its_key", "one key is used again and again"),
     (OneMask, "test_dropout_differs_between_rows", "draw a mask for each"),
@@ -960,7 +964,7 @@ MISTAKES = [
     (HalfStatistics, "test_state_keeps_its_types", "'mean'.* was float32.* and is float16"),
     (NumberInState, "test_state_is_arrays", r"'momentum'.* is not an array but 0.9 \(float\)"),
     (RngForKey, "test_it_is_found_and_is_a_model", "key=key.*its signature is .*rng"),
-    (ForgetsState, "test_calls_give_pairs", "gives the pair `outputs, state`"),
+    (ForgetsState, "test_calls_give_pairs", "return the pair `outputs, state`"),
     (HostStatistics, "test_a_step_works_compiled", "forward reads values on the host"),
     (HostStatisticsInEvaluation, "test_a_step_works_compiled", "reads values on the host"),
     (LosesStatistics, "test_statistics_move_in_training", "lost, or kept in the adapter"),
@@ -969,7 +973,11 @@ MISTAKES = [
     (UpdatesForParams, "test_a_step_gives_params", "updates in place of params"),
     (ChangesOptState, "test_a_step_is_pure", "a step .* changed `state` in place"),
     (HalfNewParams, "test_a_step_keeps_types", "was float32.* and is float16"),
-    (StepForgetsState, "test_a_step_keeps_types", "gives the pair `params, state`: it gave dict"),
+    (
+        StepForgetsState,
+        "test_a_step_keeps_types",
+        "return the pair `params, state`; it returned dict",
+    ),
     (TakesLoss, "test_it_is_found_and_is_an_optimizer", "value=value.*unexpected keyword"),
     (BranchesOnLoss, "test_a_step_works_compiled", "step reads values on the host"),
 ]
@@ -987,7 +995,7 @@ def test_a_mistake_is_named(adapter: Any, check: str, words: str):
 
 
 def test_a_check_cannot_be_overridden():
-    with pytest.raises(TypeError, match=r"overrides the check test_it_learns.*lacks"):
+    with pytest.raises(TypeError, match=r"overrides the check test_it_learns.*unsupported"):
 
         class Suite(ModelConformance):
             def test_it_learns(self):
@@ -1015,13 +1023,15 @@ def test_a_suite_may_derive_from_one_and_lack_less():
     class With(Without):
         unsupported = {}
 
-    with pytest.raises(pytest.fail.Exception, match="it works"):
+    with pytest.raises(pytest.fail.Exception, match="but works"):
         Without().test_dropout_needs_a_key()
     With().test_dropout_needs_a_key()
 
 
 def test_a_basic_check_cannot_be_declared_lacking():
-    with pytest.raises(TypeError, match=r"'test_it_learns', which every adapter must do.*dropout"):
+    with pytest.raises(
+        TypeError, match=r"'test_it_learns', which every adapter must pass.*dropout"
+    ):
 
         class Suite(ModelConformance):
             unsupported = {"test_it_learns": "it is too hard"}
@@ -1048,7 +1058,7 @@ def test_a_lack_that_works_fails():
         "test_statistics_are_used_in_evaluation",
         "test_training_uses_the_batch",
     }
-    assert "it works: take it out" in str(found["test_it_maps_over_seeds"])
+    assert "but works: remove it" in str(found["test_it_maps_over_seeds"])
 
 
 PACKAGE = """
@@ -1093,7 +1103,7 @@ def test_a_suite_that_another_process_cannot_import_skips_it():
 
 
 def test_a_lack_that_names_nothing_is_called_unknown():
-    with pytest.raises(TypeError, match=r"'dropuot', which names nothing here.*dropout"):
+    with pytest.raises(TypeError, match=r"'dropuot', which is not a check.*dropout"):
 
         class Suite(ModelConformance):
             unsupported = {"dropuot": "a slip"}
@@ -1113,4 +1123,4 @@ def test_an_optional_check_that_fails_says_how_it_is_declared():
 def test_a_failure_names_the_net_that_was_ordered():
     with pytest.raises(AssertionError) as caught:
         suite_of(UpdatesState)().test_inputs_are_left_alone()
-    assert "The net that was ordered: batch_norm=True, dropout=0.5" in caught.value.__notes__
+    assert "The arguments of `build`: batch_norm=True, dropout=0.5" in caught.value.__notes__

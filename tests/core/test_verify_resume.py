@@ -146,7 +146,11 @@ def test_a_run_that_is_right_passes():
 @pytest.mark.parametrize(
     ("make_run", "kill_at", "message"),
     [
-        (a_key_that_is_dropped, 3, r"killed at step 3 and resumed ended otherwise: `\.weight` of"),
+        (
+            a_key_that_is_dropped,
+            3,
+            r"killed at step 3 and resumed ended differently: `\.weight` of",
+        ),
         (one_batch_again, 3, "of the Experiment|at step 6"),
         (an_average_that_is_lost, 3, r"Average\.average is"),
         (a_callback_that_forgets, 6, r"Forgets\.best"),

@@ -261,7 +261,7 @@ def test_weights_that_differ_at_the_end_are_told():
     ("layers", "error", "message"),
     [
         ({**CNN, "out": ("dense", "head")}, KeyError, "no layer of kind 'dense' at 'head'"),
-        ({**CNN, "out": ("lstm", "out")}, KeyError, "knows no layer of kind 'lstm'"),
+        ({**CNN, "out": ("lstm", "out")}, KeyError, "has no layer of kind 'lstm'"),
         ({**CNN, "out": ("conv", "out")}, ValueError, "out/kernel has the shape"),
         ({"conv": CNN["conv"]}, ValueError, "leaves out norm/bias"),
     ],

@@ -1,4 +1,4 @@
-"""`solstice.testing`: the public suites that adapters and metrics pass.
+"""Testing: public conformance suites for adapters and metrics, and tests of resume and parity.
 
 ```python
 import toynet
@@ -11,10 +11,10 @@ class TestToynet(ModelConformance):
         return toynet.Net(hidden, classes, dropout)
 ```
 
-`MetricsConformance` is the same for metrics. `verify_resume` kills a run of yours, resumes it, and
-compares. `solstice.testing.parity` trains one net in several frameworks.
-`pip install "solstice-core[testing]"` brings pytest and hypothesis. Importing this asks JAX for two
-CPU devices, where JAX has not started yet.
+`MetricsConformance` does the same for metrics. `verify_resume` kills your run, resumes it, and
+compares the result. `solstice.testing.parity` trains one net in several frameworks.
+`pip install "solstice-core[testing]"` installs pytest and hypothesis. The import configures JAX
+with two CPU devices, unless JAX has started already.
 """
 
 from solstice.testing._metrics import MetricsConformance

@@ -1,4 +1,4 @@
-"""What the checks assert of trees, calls and processes, in sentences that name the mistake."""
+"""Assertions about trees and calls, with messages that name the mistake."""
 
 # Trees of anything go through here: what a checker can tell of them is not worth its words.
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
@@ -35,7 +35,7 @@ def equal(one: Any, other: Any, what: str, atol: float = 0.0) -> None:
 
 
 def same_types(one: Any, other: Any, what: str) -> None:
-    """Asserts that two trees have the same structure, and their leaves shapes and dtypes."""
+    """Asserts that two trees have the same structure, and leaves of the same shapes and dtypes."""
     first, second = _tree.structure(one), _tree.structure(other)
     assert first == second, f"{what}: the structure was\n  {first}\nand is\n  {second}"
     for (path, a), b in zip(_tree.leaves_by_path(one), _tree.leaves(other), strict=True):
@@ -50,13 +50,13 @@ def differ(one: Any, other: Any) -> bool:
 
 
 def snapshot(tree: Any) -> Any:
-    """A copy that does not follow what is done to the tree."""
+    """A copy of the tree in NumPy arrays, which later changes in place do not affect."""
     return _tree.map(lambda leaf: np.array(_plain(leaf)), tree)
 
 
 @contextmanager
 def left_alone(function: str, **arguments: Any) -> Generator[None, None, None]:
-    """Asserts that what runs within changes none of these arguments in place."""
+    """Asserts that the code inside the block does not change these arguments in place."""
     before = {name: snapshot(argument) for name, argument in arguments.items()}
     yield
     for name, argument in arguments.items():
@@ -65,7 +65,7 @@ def left_alone(function: str, **arguments: Any) -> Generator[None, None, None]:
 
 
 def all_arrays(tree: Any, what: str) -> None:
-    """Asserts that the leaves are arrays, and no PRNG keys."""
+    """Asserts that all leaves are arrays other than PRNG keys."""
     for path, leaf in _tree.leaves_by_path(tree):
         is_array = isinstance(leaf, jax.Array | np.ndarray)
         assert is_array, (
@@ -76,18 +76,18 @@ def all_arrays(tree: Any, what: str) -> None:
 
 
 def single_precision(tree: Any, what: str) -> None:
-    """Asserts that every floating leaf is float32, on the host too."""
+    """Asserts that every floating-point leaf is float32, NumPy arrays too."""
     for path, leaf in _tree.leaves_by_path(tree):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             assert leaf.dtype == jnp.float32, f"{what} {leaf.dtype}{_at(path)}"
 
 
 def takes(function: Any, call: str, *arguments: Any, **named: Any) -> None:
-    """Asserts that a function can be called so, as far as its signature shows."""
+    """Asserts that a function's signature accepts these arguments, if it has a signature."""
     assert callable(function), f"protocol: there is no method for `{call}`"
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some callables show none
+    except (TypeError, ValueError):  # some callables have no signature
         return
     try:
         signature.bind(*arguments, **named)
@@ -98,15 +98,15 @@ def takes(function: Any, call: str, *arguments: Any, **named: Any) -> None:
 
 
 def is_pair(result: Any, call: str, names: str) -> None:
-    """Asserts that a call gave a tuple of two."""
+    """Asserts that the result of a call is a tuple of two."""
     found = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
     right = isinstance(result, tuple) and len(result) == 2
-    assert right, f"`{call}` gives the pair `{names}`: it gave {found}"
+    assert right, f"`{call}` must return the pair `{names}`; it returned {found}"
 
 
 @contextmanager
 def traced(what: str) -> Generator[None, None, None]:
-    """Says what the author did, where JAX says that it cannot trace it."""
+    """Turns a tracing error of JAX into a message about the mistake in the adapter."""
     try:
         yield
     except _READS_ON_THE_HOST as error:
@@ -118,13 +118,13 @@ def traced(what: str) -> Generator[None, None, None]:
     except jax.errors.UnexpectedTracerError as error:
         raise AssertionError(
             f"{what} remembers a traced array from one call to the next, in the adapter or in a "
-            f"global (a PRNG key that is split in place does so); give it back in the state. JAX "
+            f"global (such as a PRNG key that is split in place); return it in the state. JAX "
             f"says: {_first_line(error)}"
         ) from error
 
 
 def is_static(adapter: Any) -> None:
-    """Asserts that an adapter has no leaves, hashes, and equals itself."""
+    """Asserts that an adapter has no leaves and has a hash."""
     leaves = jax.tree.leaves(adapter)
     hint = "decorate its class with `@jax.tree_util.register_static` and `@dataclass(eq=False)`"
     assert not leaves, f"static: the adapter has the leaves {leaves!r:.80}; {hint}"
@@ -135,7 +135,7 @@ def is_static(adapter: Any) -> None:
 
 
 def through_a_checkpoint(tree: Any, like: Any) -> Any:
-    """The tree as a checkpoint gives it back, found by path, in place of the leaves of `like`."""
+    """The tree after it is saved and loaded by path into the structure of `like`."""
     leaves = _tree.leaves_by_path(tree)
     saved = {path: to_stored(path, leaf) for path, leaf in leaves}
     assert len(saved) == len(leaves), "checkpoint: two leaves have one path"
@@ -144,7 +144,7 @@ def through_a_checkpoint(tree: Any, like: Any) -> Any:
 
 
 def two_devices() -> Any:
-    """A sharding of axis 0 over two devices; skips where there is one."""
+    """A sharding of axis 0 over two devices; skips the test if there is only one."""
     if jax.device_count() < 2:
         pytest.skip("there is one device; set XLA_FLAGS=--xla_force_host_platform_device_count=2")
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("batch",))
@@ -152,7 +152,7 @@ def two_devices() -> Any:
 
 
 def double_precision() -> AbstractContextManager[None]:
-    """JAX as it is with `jax_enable_x64`, in which nothing holds float64 back."""
+    """The context of `jax_enable_x64`, in which an accidental float64 is not narrowed."""
     place = "jax" if hasattr(jax, "enable_x64") else "jax.experimental"
     enable: Callable[..., AbstractContextManager[None]] = import_module(place).enable_x64
     return enable(True)

@@ -1,4 +1,4 @@
-"""How frameworks keep the weights of the usual layers."""
+"""Layouts: paths and axes of common layers' weights in each framework."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -12,20 +12,24 @@ from solstice import _tree
 from solstice.compat import Params
 
 Layout: TypeAlias = Mapping[str, Mapping[str, tuple[str, str]]]
-"""By kind of layer and by part of it, where a leaf is beneath its layer, and its axes.
+"""By kind of layer and name of a part: the path of the leaf in its layer, and its axes.
 
-`{"dense": {"kernel": ("weight", "oi"), "bias": ("bias", "o")}}` is a framework that keeps the
-kernel of a dense layer with the outputs first. An axis that is kept as several has its letter
-several times: "ioo" is a kernel with the outputs as heads times features. An axis of length 1
-that others have not is "1"; those in front may be left out.
+`{"dense": {"kernel": ("weight", "oi"), "bias": ("bias", "o")}}` describes a framework that stores
+the kernel of a dense layer with the outputs first. If an axis is split into several, its letter is
+repeated: "ioo" is a kernel with the outputs as heads times features. "1" is an additional axis of
+length 1; leading ones may be omitted.
 """
 
 Weights: TypeAlias = Mapping[str, Mapping[str, np.ndarray[Any, Any]]]
-"""The parts of each layer by name, with the axes of `AXES`."""
+"""The parts of each layer by name, with axes in the order of `AXES`."""
 
 
 def _attention(query: str, key: str, value: str, out: str, kernel: Any, bias: Any) -> Any:
-    """Four dense layers; `kernel` and `bias` are a leaf, its axes, and those where heads end."""
+    """The layout of four dense layers.
+
+    `kernel` and `bias` are a leaf's name, its axes, and its axes in the output layer, whose inputs
+    are split into heads.
+    """
     places = {"query": query, "key": key, "value": value, "out": out}
     return {
         f"{part}_{name}": (f"{place}/{leaf}", out_axes if part == "out" else axes)
@@ -47,8 +51,10 @@ AXES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
     }
 )
-"""The parts of each kind of layer, and the order of their axes in `Weights`: (h)eight, (w)idth,
-(i)nputs, (o)utputs, (v)ocabulary."""
+"""The parts of each kind of layer and the order of their axes in `Weights`.
+
+The axes are (h)eight, (w)idth, (i)nputs, (o)utputs and (v)ocabulary.
+"""
 
 FLAX: Layout = {
     "dense": {"kernel": ("kernel", "io"), "bias": ("bias", "o")},
@@ -59,7 +65,7 @@ FLAX: Layout = {
         "query", "key", "value", "out", ("kernel", "ioo", "iio"), ("bias", "oo", "o")
     ),
 }
-"""Linen and NNX."""
+"""The layout of Linen and NNX."""
 
 HAIKU: Layout = {
     "dense": {"kernel": ("w", "io"), "bias": ("b", "o")},
@@ -92,16 +98,16 @@ def read_weights(params: Params, layers: Mapping[str, tuple[str, str]], layout: 
 
     Args:
         params: the Params of an adapter.
-        layers: by a name of yours, the kind of each layer and its path in `params`, whose parts
-            are joined by "/".
-        layout: how the framework keeps its layers.
+        layers: by a name of your choice, the kind of each layer and its path in `params`, with
+            parts joined by "/".
+        layout: the layout of the framework.
 
     Returns:
-        The parts that each layer has, as NumPy arrays with the axes of `AXES`.
+        The existing parts of each layer, as NumPy arrays with axes in the order of `AXES`.
 
     Raises:
-        KeyError: there is no such kind in the layout, or no such layer in `params`.
-        ValueError: a leaf has not the axes that the layout tells, or `layers` leaves one out.
+        KeyError: the kind is not in the layout, or the layer is not in `params`.
+        ValueError: a leaf has other axes than in the layout, or `layers` omits a leaf.
     """
     leaves = _tree.leaves_by_slashes(params)
     weights: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
@@ -113,17 +119,17 @@ def read_weights(params: Params, layers: Mapping[str, tuple[str, str]], layout: 
 def write_weights(
     params: Params, layers: Mapping[str, tuple[str, str]], layout: Layout, weights: Weights
 ) -> Params:
-    """`write_weights(params, layers, HAIKU, weights)`: Params like `params` with these weights.
+    """`write_weights(params, layers, HAIKU, weights)`: return Params with these weights.
 
     Args:
         params: the Params of an adapter, for their structure, shapes and dtypes.
         layers: as for `read_weights`.
-        layout: how the framework keeps its layers.
-        weights: what `read_weights` gave, maybe of another framework.
+        layout: the layout of the framework.
+        weights: the result of `read_weights`, possibly for another framework.
 
     Raises:
         KeyError: as `read_weights`.
-        ValueError: as `read_weights`; or a layer has not the parts or the sizes of `weights`.
+        ValueError: as `read_weights`; or a layer has other parts or sizes than in `weights`.
     """
     leaves = _tree.leaves_by_slashes(params)
     places = _places(leaves, layers, layout)
@@ -133,7 +139,7 @@ def write_weights(
             raise ValueError(
                 f"the layer {name!r} has {', '.join(mine)} here; the weights have "
                 f"{', '.join(sorted(weights.get(name, {}))) or 'no such layer'}. Build both nets "
-                f"alike"
+                f"in the same way"
             )
     new = [
         _from_order(place, weights[name][part], axes, wanted, leaves[place])
@@ -145,11 +151,11 @@ def write_weights(
 def _places(
     leaves: Mapping[str, Any], layers: Mapping[str, tuple[str, str]], layout: Layout
 ) -> dict[str, tuple[str, str, str, str]]:
-    """By the path of each leaf: layer, part, axes there, axes wanted."""
+    """By the path of each leaf: layer, part, its axes, and the axes of `Weights`."""
     places: dict[str, tuple[str, str, str, str]] = {}
     for name, (kind, path) in layers.items():
         if kind not in layout:
-            raise KeyError(f"this layout knows no layer of kind {kind!r}, but {', '.join(layout)}")
+            raise KeyError(f"this layout has no layer of kind {kind!r}, but {', '.join(layout)}")
         found = {
             "/".join(filter(None, (path, leaf))): (name, part, axes, AXES[kind][part])
             for part, (leaf, axes) in layout[kind].items()
@@ -196,7 +202,7 @@ def _sizes(value: Any, axes: str, letter: str) -> list[int]:
 
 
 def _padded(place: str, value: Any, axes: str) -> str:
-    """The axes, with those of length 1 in front that a leaf has beside."""
+    """The axes, with a "1" for each additional leading axis of length 1."""
     more = value.ndim - len(axes)
     if more < 0 or any(size != 1 for size in value.shape[:more]):
         raise ValueError(

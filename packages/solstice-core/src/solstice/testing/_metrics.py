@@ -1,4 +1,4 @@
-"""The suite for metrics."""
+"""MetricsConformance: the conformance suite for metrics."""
 
 # Trees of anything go through here: what a checker can tell of them is not worth its words.
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
@@ -22,20 +22,20 @@ from solstice.testing._suite import Conformance, feature, optional, rests_on
 
 SIZE = 16
 PARTS = [(16,), (1, 15), (15, 1), (8, 8), (5, 5, 6), (1, 2, 5, 8), (3, 3, 5, 5)]
-"""How the examples are cut into batches. There are few sizes, since each compiles anew."""
+"""The sizes of batches. There are few different sizes, because each needs a compilation."""
 
 
 class MetricsConformance(Conformance, is_suite=True):
-    """`class TestAccuracy(MetricsConformance)`: everything that a `solstice.Metrics` must do.
+    """`class TestAccuracy(MetricsConformance)`: test all requirements of a `solstice.Metrics`.
 
-    Write `examples`, `build` and `reference`. Declare in `unsupported` what the metric cannot do:
-    "mask", "empty", "fixed_size" (it keeps its outputs), "order" (it keeps their order), or the
-    name of an optional check.
+    Write `examples`, `build` and `reference`. Declare in `unsupported` the features that the metric
+    does not have: "mask", "empty", "fixed_size" (it keeps its outputs), "order" (its result depends
+    on their order), or the name of an optional check.
 
     Attributes:
-        num_cases: how many sets of examples each law is checked with.
-        tolerance: by how much two ways to the same number may differ, relative to it or to 1.
-        may_be_nan: names of values that are not defined for few examples, and NaN there.
+        num_cases: number of random sets of examples for each law.
+        tolerance: the largest allowed difference of equal values, absolute plus relative.
+        may_be_nan: names of values that are undefined, hence NaN, for few examples.
     """
 
     num_cases: ClassVar[int] = 25
@@ -44,42 +44,42 @@ class MetricsConformance(Conformance, is_suite=True):
 
     @abstractmethod
     def examples(self, rng: np.random.Generator, size: int) -> Any:
-        """So many examples, drawn at random: a pytree of arrays, the example on axis 0."""
+        """`size` random examples: a pytree of arrays with the examples on axis 0."""
 
     @abstractmethod
     def build(self, examples: Any, mask: Any = None) -> Metrics:
-        """The metrics of such examples, as a step makes them; of those where `mask` is true."""
+        """The metrics of the examples, as in a step; only of those with a true `mask`, if given."""
 
     @abstractmethod
     def reference(self, examples: Any) -> Mapping[str, Any]:
-        """By name, what `compute()` is to give of such examples: by NumPy, or another library."""
+        """The expected values of `compute()` by name, from NumPy or another library."""
 
     # Basic: what every metric must do
 
     def test_it_is_a_metric(self) -> None:
-        """`compute` gives values by name, and `merge` a metric of the same class."""
+        """`compute` returns values by name, and `merge` a metric of the same class."""
         one = self._built(self._examples())
-        assert isinstance(one, Metrics), f"metrics: build gave {one!r:.60}"
-        assert type(one.merge(one)) is type(one), "metrics: merge gives the same class"
+        assert isinstance(one, Metrics), f"metrics: build returned {one!r:.60}"
+        assert type(one.merge(one)) is type(one), "metrics: merge must return the same class"
         names = list(one.compute())
-        assert names, "metrics: compute gives nothing"
+        assert names, "metrics: compute returns nothing"
         assert all(isinstance(name, str) for name in names), f"metrics: the names are {names}"
 
     def test_it_agrees_with_its_reference(self) -> None:
-        """`compute` of all examples gives what the reference gives."""
+        """`compute` over all examples equals the reference."""
 
         def check(examples: Any, parts: Any) -> None:
             del parts
             found, expected = self._computed(self._built(examples)), self.reference(examples)
-            assert expected, "reference: it gives nothing"
+            assert expected, "reference: it returns nothing"
             missing = expected.keys() - found.keys()
-            assert not missing, f"reference: compute does not give {sorted(missing)}"
+            assert not missing, f"reference: compute does not return {sorted(missing)}"
             self._alike({name: found[name] for name in expected}, expected, "reference")
 
         self._for_cases(check)
 
     def test_merge_is_associative(self) -> None:
-        """`(a.merge(b)).merge(c)` is `a.merge(b.merge(c))`."""
+        """`(a.merge(b)).merge(c)` equals `a.merge(b.merge(c))`."""
 
         def check(examples: Any, parts: Any) -> None:
             del parts
@@ -91,7 +91,7 @@ class MetricsConformance(Conformance, is_suite=True):
 
     @rests_on("test_merge_is_associative")
     def test_splits_do_not_matter(self) -> None:
-        """Batches of any sizes, merged, give what all examples at once give."""
+        """Merged batches of any sizes equal all examples at once."""
 
         def check(examples: Any, parts: Any) -> None:
             merged = _merged(map(self._built, _cut(examples, parts)))
@@ -101,14 +101,14 @@ class MetricsConformance(Conformance, is_suite=True):
         self._for_cases(check)
 
     def test_it_works_compiled(self) -> None:
-        """Under `jax.jit`, `build` and `merge` give what they give alone."""
+        """`build` and `merge` have the same results under `jax.jit`."""
         a, b = _cut(self._examples(), (8, 8))
         alone = self.build(a).merge(self.build(b))
         compiled = jax.jit(lambda one, other: self.build(one).merge(self.build(other)))(a, b)
         self._alike(self._computed(compiled), self._computed(alone), "compiled")
 
     def test_counts_are_exact(self) -> None:
-        """What counts is an integer: float32 stops counting at 2^24, and a mean drifts."""
+        """Counts are integers, because float32 stops counting at 2^24."""
         rng = np.random.default_rng(0)
         built = [self._built(self.examples(rng, size)) for size in (1, 3, 8, 16) * 3]
         columns = zip(*(map(np.asarray, _tree.leaves(one)) for one in built), strict=True)
@@ -123,7 +123,7 @@ class MetricsConformance(Conformance, is_suite=True):
             )
 
     def test_nothing_is_nan(self) -> None:
-        """One example, or a class that is absent, makes no value NaN."""
+        """No value is NaN for a single example or an absent class."""
 
         def check(examples: Any, parts: Any) -> None:
             for part in _cut(examples, parts):
@@ -138,7 +138,7 @@ class MetricsConformance(Conformance, is_suite=True):
     @feature("order")
     @rests_on("test_splits_do_not_matter")
     def test_order_does_not_matter(self) -> None:
-        """Examples in another order, and batches merged in another, give the same."""
+        """The order of examples and of merges does not change the values."""
 
         def check(examples: Any, parts: Any) -> None:
             whole = self._computed(self._built(examples))
@@ -150,7 +150,7 @@ class MetricsConformance(Conformance, is_suite=True):
 
     @feature("empty")
     def test_empty_is_the_identity(self) -> None:
-        """`metrics.empty()` merged from either side changes nothing."""
+        """A merge with `metrics.empty()` on either side changes nothing."""
 
         def check(examples: Any, parts: Any) -> None:
             del parts
@@ -163,7 +163,7 @@ class MetricsConformance(Conformance, is_suite=True):
 
     @feature("mask")
     def test_masked_examples_do_not_count(self) -> None:
-        """Examples where the mask is false are as if they were not there."""
+        """Examples with a false mask have no effect."""
 
         def check(examples: Any, parts: Any) -> None:
             del parts
@@ -180,7 +180,7 @@ class MetricsConformance(Conformance, is_suite=True):
     @feature("fixed_size")
     @rests_on("test_splits_do_not_matter")
     def test_it_is_a_carry_of_scan(self) -> None:
-        """Merging keeps shapes and dtypes, so that a compiled loop can carry it."""
+        """`merge` keeps shapes and dtypes, so that a compiled loop can carry the metrics."""
         examples = self._examples()
         batches = _tree.map(lambda leaf: leaf.reshape(4, 4, *leaf.shape[1:]), examples)
 
@@ -196,7 +196,7 @@ class MetricsConformance(Conformance, is_suite=True):
 
     @optional
     def test_many_batches_do_not_overflow(self) -> None:
-        """Of 2^40 equal batches, each value is that of one, or 2^40 times as much."""
+        """Each value of 2^40 equal batches is that of one batch, or 2^40 times that."""
         if "fixed_size" in self.unsupported:
             pytest.skip("it grows with its batches")
         few = self._built(self._examples())
@@ -217,12 +217,12 @@ class MetricsConformance(Conformance, is_suite=True):
 
     @optional
     def test_it_works_sharded(self) -> None:
-        """Examples that are spread over devices give what they give on one."""
+        """Examples that are sharded over devices give the same values as on one device."""
         self._sharded(None)
 
     @optional
     def test_it_works_on_explicit_axes(self) -> None:
-        """The same, where the sharding is a part of the type (`AxisType.Explicit`)."""
+        """As sharded, on a mesh with Explicit axes, where the sharding is part of the type."""
         self._sharded(jax.sharding.AxisType.Explicit)
 
     def _sharded(self, axis_type: Any) -> None:
@@ -238,7 +238,7 @@ class MetricsConformance(Conformance, is_suite=True):
         self._alike(spread, alone, f"{count} devices")
 
     def _for_cases(self, check: Callable[[Any, Any], None]) -> None:
-        """Calls `check` with examples, and a way to cut them."""
+        """Calls `check` with random examples and batch sizes."""
 
         @settings(
             max_examples=self.num_cases,
@@ -257,7 +257,7 @@ class MetricsConformance(Conformance, is_suite=True):
         return self.examples(np.random.default_rng(0), SIZE)
 
     def _built(self, examples: Any, mask: Any = None) -> Metrics:
-        """Compiled, since it is done often; that it is the same is a check of its own."""
+        """The result of `build`, compiled for speed; `test_it_works_compiled` compares the two."""
         known = vars(type(self)).get("_build")
         if known is None:
             known = jax.jit(partial(type(self).build, self))
@@ -265,7 +265,7 @@ class MetricsConformance(Conformance, is_suite=True):
         return known(examples, mask) if mask is not None else known(examples)
 
     def _adds_up(self, one: Metrics, path: str) -> bool:
-        """Whether merging adds this leaf: two of the same give twice as much."""
+        """Whether `merge` adds this leaf: merging a metric with itself doubles it."""
         doubled = dict(_tree.leaves_by_path(one.merge(one)))[path]
         single = dict(_tree.leaves_by_path(one))[path]
         return doubled.shape == single.shape and bool(np.array_equal(doubled, 2 * single))

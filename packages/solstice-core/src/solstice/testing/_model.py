@@ -1,4 +1,4 @@
-"""The suite for models."""
+"""ModelConformance: the conformance suite for model adapters."""
 
 # Trees of anything go through here: what a checker can tell of them is not worth its words.
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
@@ -16,10 +16,10 @@ from solstice.testing._suite import feature, rests_on
 
 
 class ModelConformance(ModelTransforms, is_suite=True):
-    """`class TestToynet(ModelConformance)`: everything that a `solstice.compat.Model` must do.
+    """`class TestToynet(ModelConformance)`: test all requirements of a `solstice.compat.Model`.
 
-    Write `build`, which makes the net that the suite orders: a plain one, or one with batch norm
-    and dropout. Declare in `unsupported` what the framework cannot do: "batch_norm", "dropout",
+    Write `build`, which creates a net for the suite, with or without batch norm and dropout.
+    Declare in `unsupported` what the framework cannot do: "batch_norm", "dropout",
     "test_it_maps_over_seeds", "test_it_keeps_half_precision", "test_it_makes_no_double_precision",
     "test_it_works_sharded", or one of the checks of a feature.
     """
@@ -27,7 +27,7 @@ class ModelConformance(ModelTransforms, is_suite=True):
     @feature("dropout")
     @rests_on("test_forward_is_pure")
     def test_dropout_follows_its_key(self) -> None:
-        """In training, the same key gives the same outputs, and another gives others."""
+        """In training, equal keys give equal outputs, and different keys different outputs."""
         net = self.order(dropout=0.5)
         outputs = [net.train(key=jax.random.PRNGKey(seed))[0] for seed in (0, 0, 1)]
         equal(outputs[0], outputs[1], "dropout is keyed: the same key gave two outputs")
@@ -39,7 +39,7 @@ class ModelConformance(ModelTransforms, is_suite=True):
     @feature("dropout")
     @rests_on("test_evaluation_needs_no_key")
     def test_dropout_differs_between_rows(self) -> None:
-        """Equal rows of a batch are not all dropped alike."""
+        """Equal rows of a batch have different dropout masks."""
         net = self.order(dropout=0.5)
         x = np.tile(net.x[:1], (BATCH, 1))
         same = not draws(net.train(x)[0])
@@ -49,7 +49,7 @@ class ModelConformance(ModelTransforms, is_suite=True):
 
     @feature("dropout")
     def test_dropout_needs_a_key(self) -> None:
-        """Training without a key raises, and does not drop the same units for ever."""
+        """Training without a key raises an error, instead of dropping the same units each time."""
         net = self.order(dropout=0.5)
         raised = False
         try:
@@ -61,7 +61,7 @@ class ModelConformance(ModelTransforms, is_suite=True):
     @feature("dropout")
     @rests_on("test_rows_do_not_see_each_other")
     def test_dropout_sleeps_in_evaluation(self) -> None:
-        """Evaluation drops nothing, with a key too, and training does."""
+        """Evaluation drops nothing, even with a key; training does."""
         net = self.order(dropout=0.5)
         x = np.tile(net.x[:1], (BATCH, 1))
         out = net.evaluate(x)
@@ -78,23 +78,24 @@ class ModelConformance(ModelTransforms, is_suite=True):
     @feature("batch_norm")
     @rests_on("test_state_is_arrays", "test_state_keeps_its_types", "test_inputs_are_left_alone")
     def test_statistics_move_in_training(self) -> None:
-        """Training gives another State back, of the same types."""
+        """Training returns another State of the same types."""
         net = self.order(batch_norm=True)
         assert _tree.leaves(net.state), (
-            "the statistics are state: init gives a State without arrays for a net with batch norm"
+            "the statistics are state: for a net with batch norm, init returns a State without "
+            "arrays"
         )
         _, after = net.train(3 * net.x + 5)
         same_types(net.state, after, "state is stable")
         all_arrays(after, "state is arrays")
         assert differ(net.state, after), (
-            "the statistics move: forward(train=True) gave back the State that it was given; the "
+            "the statistics move: forward(train=True) returned the State that it received; the "
             "new statistics are lost, or kept in the adapter"
         )
 
     @feature("batch_norm")
     @rests_on("test_rows_do_not_see_each_other", "test_statistics_move_in_training")
     def test_statistics_are_used_in_evaluation(self) -> None:
-        """Evaluation uses the State, not the batch: rows do not see each other."""
+        """Evaluation uses the State and not the batch, so rows are independent."""
         net = self.order(batch_norm=True)
         moved = net.state
         for _ in range(20):
@@ -108,7 +109,7 @@ class ModelConformance(ModelTransforms, is_suite=True):
     @feature("batch_norm")
     @rests_on("test_statistics_move_in_training")
     def test_training_uses_the_batch(self) -> None:
-        """In training, it is the batch's own statistics that normalise it."""
+        """Training normalises by the statistics of the batch."""
         net = self.order(batch_norm=True)
         others = np.concatenate([net.x[:1], 3 * net.x[1:] + 5])
         assert differ(net.train()[0][:1], net.train(others)[0][:1]), (

@@ -1,4 +1,4 @@
-"""The checks of a model that call it plainly: what `init` and `forward` take, give and leave."""
+"""Checks of plain calls of a model's `init` and `forward`."""
 
 # Trees of anything go through here: what a checker can tell of them is not worth its words.
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
@@ -29,24 +29,24 @@ from solstice.testing._suite import rests_on
 
 
 class ModelCalls(NetSuite, is_suite=True):
-    """Basic checks, which every adapter must pass, without a transformation of JAX."""
+    """Basic checks, which every adapter must pass, without transformations of JAX."""
 
     def test_it_is_found_and_is_a_model(self) -> None:
-        """`as_model` finds the adapter, whose `init` and `forward` take what they are given."""
+        """`as_model` finds the adapter, and `init` and `forward` accept their arguments."""
         model: Any = self.found()
         takes(model.init, "init(key, x)", KEY, None)
         call = "forward(params, state, x, train=True, key=key)"
         takes(model.forward, call, None, None, None, train=True, key=KEY)
-        assert isinstance(model, Model), "protocol: `as_model` gives a Model"
+        assert isinstance(model, Model), "protocol: `as_model` must return a Model"
 
     @rests_on("test_it_is_found_and_is_a_model")
     def test_it_is_static(self) -> None:
-        """An adapter has no leaves and hashes, so that it may stand in any pytree."""
+        """An adapter has no leaves and has a hash, so that it can be part of any pytree."""
         is_static(self.found())
 
     @rests_on("test_it_is_found_and_is_a_model")
     def test_calls_give_pairs(self) -> None:
-        """`init` gives Params and State, `forward` outputs and State."""
+        """`init` returns Params and State, `forward` outputs and State."""
         for order in self.orders():
             model, x = self.found(**order), inputs()
             values = model.init(KEY, x)
@@ -56,7 +56,7 @@ class ModelCalls(NetSuite, is_suite=True):
 
     @on_each_net
     def test_init_is_pure(self, net: Net) -> None:
-        """The same key gives the same values, and `init` leaves no trace in the adapter."""
+        """Equal keys give equal values, whatever `init` was called with in between."""
         model, x = net.model, net.x
         with left_alone("init", x=x):
             first = snapshot(model.init(KEY, x))
@@ -66,7 +66,7 @@ class ModelCalls(NetSuite, is_suite=True):
 
     @rests_on("test_init_is_pure", "test_state_is_arrays")
     def test_init_needs_shapes_alone(self) -> None:
-        """`jax.eval_shape` of `init` gives what `init` gives, before and after it has run."""
+        """`jax.eval_shape` of `init` gives the types of its result, before and after a call."""
         for order in self.orders():
             model, x = self.found(**order), inputs()
             with traced("init"):
@@ -77,7 +77,7 @@ class ModelCalls(NetSuite, is_suite=True):
 
     @on_each_net
     def test_params_are_inexact(self, net: Net) -> None:
-        """Every leaf of Params is an inexact array, so that `jax.grad` takes them as they are."""
+        """Every leaf of Params is an inexact array, so that `jax.grad` accepts them."""
         all_arrays(net.params, "params are inexact arrays")
         assert _tree.leaves(net.params), "params are inexact arrays: there are none"
         for path, leaf in _tree.leaves_by_path(net.params):
@@ -86,13 +86,13 @@ class ModelCalls(NetSuite, is_suite=True):
 
     @on_each_net
     def test_state_is_arrays(self, net: Net) -> None:
-        """Every leaf of State is an array, and none is a PRNG key."""
+        """Every leaf of State is an array other than a PRNG key."""
         all_arrays(net.state, "state is arrays")
 
     @rests_on("test_state_is_arrays")
     @on_each_net
     def test_inputs_are_left_alone(self, net: Net) -> None:
-        """`forward` changes neither Params nor State nor inputs."""
+        """`forward` does not change Params, State or inputs in place."""
         for mode in (True, False):
             with left_alone(f"forward(train={mode})", params=net.params, state=net.state, x=net.x):
                 net.model.forward(net.params, net.state, net.x, train=mode, key=KEY)
@@ -100,13 +100,11 @@ class ModelCalls(NetSuite, is_suite=True):
     @rests_on("test_inputs_are_left_alone")
     @on_each_net
     def test_state_keeps_its_types(self, net: Net) -> None:
-        """A step of training gives back a State of the same structure, shapes and dtypes."""
+        """Training returns a State of the same structure, shapes and dtypes."""
         _, after = net.train()
-        what = "state is stable: forward(train=True) gives back another"
+        what = "state is stable: forward(train=True) returns another"
         if _tree.structure(after) == _tree.structure(net.params):
-            what = (
-                "state is stable: forward(train=True) gives back the Params in place of the State"
-            )
+            what = "state is stable: forward(train=True) returns the Params in place of the State"
         same_types(net.state, after, what)
 
     @on_each_net
@@ -133,20 +131,20 @@ class ModelCalls(NetSuite, is_suite=True):
     @rests_on("test_inputs_are_left_alone")
     @on_each_net
     def test_forward_is_pure(self, net: Net) -> None:
-        """The same arguments give the same outputs, whatever was computed in between."""
+        """Equal arguments give equal outputs, whatever was computed in between."""
         arguments = net.params, net.state
         for mode in (True, False):
             first = snapshot(net.model.forward(*arguments, net.x, train=mode, key=KEY))
             net.model.forward(*arguments, 2 * net.x, train=mode, key=jax.random.PRNGKey(3))
             second = snapshot(net.model.forward(*arguments, net.x, train=mode, key=KEY))
             what = (
-                f"forward is pure: forward(train={mode}) gave two results for the same arguments, "
+                f"forward is pure: forward(train={mode}) returned two results for equal arguments, "
                 f"the same key among them; it draws from a generator of its own, or remembers"
             )
             equal(first, second, what)
 
     def test_params_are_used(self) -> None:
-        """The outputs are those of the Params that are given, not of any that a model holds."""
+        """The outputs depend on the given Params, not on values inside the model."""
         net = self.order()
         zeros = _tree.map(jnp.zeros_like, net.params)
         for mode in (True, False):
@@ -156,9 +154,9 @@ class ModelCalls(NetSuite, is_suite=True):
     @rests_on("test_forward_is_pure")
     @on_each_net
     def test_evaluation_needs_no_key(self, net: Net) -> None:
-        """`train=False` works without a key, and is repeatable.
+        """`train=False` works without a key and is repeatable.
 
-        A net that draws in evaluation too gets a fixed key from its adapter.
+        If a net draws random numbers in evaluation, its adapter gives it a fixed key.
         """
         try:
             first = snapshot(net.evaluate())
@@ -174,9 +172,9 @@ class ModelCalls(NetSuite, is_suite=True):
     @rests_on("test_forward_is_pure")
     @on_each_net
     def test_evaluation_gives_the_state_back(self, net: Net) -> None:
-        """`train=False` gives back the State that it was given."""
+        """`train=False` returns the given State."""
         _, after = net.model.forward(net.params, net.state, net.x, train=False, key=KEY)
-        what = "evaluation gives the state back: forward(train=False) gave another, as in training"
+        what = "evaluation keeps the state: forward(train=False) returned another, as in training"
         equal(net.state, after, what)
 
     @rests_on("test_outputs_have_the_batch_axis", "test_evaluation_needs_no_key")
@@ -185,14 +183,17 @@ class ModelCalls(NetSuite, is_suite=True):
         rows_are_apart(self.order())
 
     def test_it_takes_any_key(self) -> None:
-        """Keys of the new kind (`jax.random.key`) and the old serve alike."""
+        """Typed keys (`jax.random.key`) and legacy keys both work."""
         net = self.order()
         values = net.model.init(jax.random.key(0), net.x)
         same_types((net.params, net.state), values, "any key")
 
 
 def rows_are_apart(net: Net, state: Any = None) -> None:
-    """Asserts that in evaluation a row's output is its own, alone too if nothing is drawn."""
+    """Asserts that in evaluation a row's output does not depend on other rows.
+
+    A single row must have the same output too, unless the net draws random numbers.
+    """
     whole = net.evaluate(state=state)
     others = np.concatenate([net.x[:1], 2 - net.x[1:]])
     what = (
@@ -201,7 +202,7 @@ def rows_are_apart(net: Net, state: Any = None) -> None:
     )
     equal(whole[:1], net.evaluate(others, state=state)[:1], what, atol=1e-5)
     if draws(net.evaluate(np.tile(net.x[:1], (BATCH, 1)), state=state)):
-        return  # a fixed key draws other numbers for other shapes
+        return  # the same key gives other random numbers for another shape
     for index in (0, BATCH - 1):
         alone = net.evaluate(net.x[index : index + 1], state=state)
         what = "rows are apart: forward(train=False) gave a row alone other outputs than in a batch"
@@ -209,6 +210,6 @@ def rows_are_apart(net: Net, state: Any = None) -> None:
 
 
 def draws(outputs: Any) -> bool:
-    """Whether the outputs of equal rows differ."""
+    """Whether outputs of equal rows differ, so the net draws random numbers."""
     outputs = np.asarray(outputs)
     return not np.allclose(outputs, outputs[:1], rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The checks of a model under the transformations of JAX, in checkpoints and in training."""
+"""Checks of a model under transformations of JAX, in checkpoints and in training."""
 
 # Trees of anything go through here: what a checker can tell of them is not worth its words.
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
@@ -34,11 +34,11 @@ _FEATURES = (
     "test_dropout_follows_its_key",
     "test_dropout_sleeps_in_evaluation",
 )
-"""Without which a net with batch norm and dropout cannot be expected to learn."""
+"""The checks that must pass before a net with batch norm and dropout can be expected to learn."""
 
 
 class ModelTransforms(ModelCalls, is_suite=True):
-    """Checks of what JAX and Solstice do with a model, of the net with most in it."""
+    """Checks of a model under JAX and Solstice, mostly of the net with all features."""
 
     @rests_on(
         "test_params_are_inexact",
@@ -48,7 +48,7 @@ class ModelTransforms(ModelCalls, is_suite=True):
         "test_evaluation_needs_no_key",
     )
     def test_a_step_works_compiled(self) -> None:
-        """Under `jax.jit`, `jax.value_and_grad` and `jax.lax.scan`, steps do what they do alone."""
+        """Steps give the same under `jax.jit`, `jax.value_and_grad` and `jax.lax.scan`."""
         for order in self.orders():
             steps = self._steps(order)
             with traced("forward"):
@@ -58,7 +58,7 @@ class ModelTransforms(ModelCalls, is_suite=True):
 
     @rests_on("test_a_step_works_compiled")
     def test_a_second_step_compiles_nothing(self) -> None:
-        """What a step gives back is of the same types as what it took, so it is traced once."""
+        """The results of a step have the types of its arguments, so it is traced once."""
         for order in self.orders():
             steps = self._steps(order)
             params, state, _ = steps.compiled(steps.net.params, steps.net.state)
@@ -69,7 +69,7 @@ class ModelTransforms(ModelCalls, is_suite=True):
     @rests_on("test_a_checkpoint_loads_into_another_object", "test_evaluation_needs_no_key")
     @on_the_most
     def test_values_come_back_from_a_checkpoint(self, net: Net) -> None:
-        """Params and State, saved by path and loaded into another object, give the same outputs."""
+        """Saved by path and loaded into another object, Params and State give equal outputs."""
         other = self.start(self.found(**self.most()))
         saved, like = (net.params, net.state), (other.params, other.state)
         params, state = through_a_checkpoint(saved, like)
@@ -83,7 +83,7 @@ class ModelTransforms(ModelCalls, is_suite=True):
         "test_a_step_works_compiled",
     )
     def test_it_learns(self) -> None:
-        """A `ClassificationExperiment` learns three clusters."""
+        """A `ClassificationExperiment` with the model learns three clusters."""
         self.need(*(name for name in _FEATURES if name not in self._declared))
         accuracy = train(self.found(**self.most(dropout=0.1)), Sgd())
         assert accuracy > 0.9, f"it learns: the accuracy is {accuracy:.2f} after 8 epochs"
@@ -94,7 +94,7 @@ class ModelTransforms(ModelCalls, is_suite=True):
     @rests_on("test_a_step_works_compiled")
     @on_the_most
     def test_it_maps_over_seeds(self, net: Net) -> None:
-        """`jax.vmap` over `forward` gives what a loop over Params gives."""
+        """`jax.vmap` of `forward` over Params equals a loop."""
         scaled = [_tree.map(lambda leaf, s=s: s * leaf, net.params) for s in (1, 2)]
         many = _tree.map(lambda *leaves: jnp.stack(leaves), *scaled)
         with traced("forward"):
@@ -106,9 +106,9 @@ class ModelTransforms(ModelCalls, is_suite=True):
     @rests_on("test_a_step_works_compiled")
     @on_each_net
     def test_it_keeps_half_precision(self, net: Net) -> None:
-        """bfloat16 values and inputs give bfloat16 outputs: nothing is promoted in silence.
+        """bfloat16 values and inputs give bfloat16 outputs, without silent promotion.
 
-        A State of float32 stays so in training, beside Params of bfloat16.
+        A float32 State stays float32 in training with bfloat16 Params.
         """
         params, state, x = _half((net.params, net.state, jnp.asarray(net.x)))
         evaluated, _ = _shapes(Net(net.model, params, state, x), False)
@@ -123,7 +123,7 @@ class ModelTransforms(ModelCalls, is_suite=True):
     @rests_on("test_a_step_works_compiled")
     @on_the_most
     def test_it_makes_no_double_precision(self, net: Net) -> None:
-        """With `jax_enable_x64`, float32 Params, State and inputs give float32."""
+        """With `jax_enable_x64`, float32 Params, State and inputs give float32 results."""
         what = "no double precision: with jax_enable_x64, of float32 Params and inputs, forward"
         with double_precision():
             values = _tree.eval_shape(net.model.init, KEY, net.x)
@@ -138,7 +138,7 @@ class ModelTransforms(ModelCalls, is_suite=True):
     @rests_on("test_a_second_step_compiles_nothing")
     @on_the_most
     def test_it_works_sharded(self, net: Net) -> None:
-        """A batch that is spread over two devices gives what it gives on one."""
+        """A batch that is sharded over two devices gives the same as on one."""
         sharding = two_devices()
 
         def both(params: Any, state: Any, x: Any) -> Any:
@@ -152,7 +152,7 @@ class ModelTransforms(ModelCalls, is_suite=True):
         equal(expected, found, "sharded", atol=1e-5)
 
     def _steps(self, order: dict[str, Any]) -> "_Steps":
-        """Steps with a net; compiled once for all checks that need them."""
+        """The steps for a net, compiled once for all checks."""
         key = frozenset(order)
         if key not in self._shared:
             self._shared[key] = _Steps(self.order(**order))
@@ -161,7 +161,7 @@ class ModelTransforms(ModelCalls, is_suite=True):
 
 @dataclass
 class _Steps:
-    """Three steps of gradient descent that could be anybody's, and an evaluation."""
+    """Three steps of hand-written gradient descent and an evaluation."""
 
     net: Net
     traces: list[None] = field(default_factory=list[None])
@@ -176,7 +176,7 @@ class _Steps:
         return params, state, self._evaluated(params, state)
 
     def plain(self) -> Any:
-        """What is compiled, one step after the other."""
+        """The same computation without compilation."""
         params, state = self.net.params, self.net.state
         xs, keys = self._inputs()
         for x, key in zip(jnp.asarray(xs), keys, strict=True):
@@ -209,14 +209,14 @@ def _half(tree: Any) -> Any:
 
 
 def _single(leaf: Any) -> Any:
-    """The shape, of float32 where it was of more."""
+    """The shape of a leaf, with floating-point dtypes replaced by float32."""
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
     return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, weak_type=leaf.weak_type)
 
 
 def _shapes(net: Net, mode: bool) -> Any:
-    """What `forward` makes of the net's values, without computing it."""
+    """The types of the results of `forward`, without computing it."""
 
     def forward(params: Any, state: Any, x: Any) -> Any:
         return net.model.forward(params, state, x, train=mode, key=KEY)

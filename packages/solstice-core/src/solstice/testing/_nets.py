@@ -1,4 +1,4 @@
-"""The nets that the suite for models orders."""
+"""The nets of the model suite: a plain one, and one with batch norm and dropout."""
 
 # Trees of anything go through here: what a checker can tell of them is not worth its words.
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
@@ -23,17 +23,17 @@ _EVALUATED = {
     "batch_norm": "test_statistics_are_used_in_evaluation",
     "dropout": "test_dropout_sleeps_in_evaluation",
 }
-"""By feature, the check without which a net that has it is not ordered for other checks."""
+"""By feature, its main check: if it is unsupported, other checks use a net without the feature."""
 
 
 def inputs(seed: int = 0) -> Any:
-    """A batch, in the memory of the host, where it could be changed in place."""
+    """A batch as a NumPy array, since an adapter could change it in place by mistake."""
     return np.random.default_rng(seed).normal(size=(BATCH, FEATURES)).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Net:
-    """A net that was ordered, with the values that its `init` gave."""
+    """A model with the values of its `init`, and a batch."""
 
     model: Model
     params: Any
@@ -41,12 +41,12 @@ class Net:
     x: Any
 
     def train(self, x: Any = None, *, state: Any = None, key: Any = KEY) -> tuple[Any, Any]:
-        """`outputs, state = net.train()`: `forward` in training, of the batch or another."""
+        """`outputs, state = net.train()`: `forward` in training, on its batch or `x`."""
         state = self.state if state is None else state
         return self.model.forward(self.params, state, self._or_mine(x), train=True, key=key)
 
     def evaluate(self, x: Any = None, *, state: Any = None, params: Any = None) -> Any:
-        """`outputs = net.evaluate()`: what `forward` gives in evaluation, without a key."""
+        """`outputs = net.evaluate()`: `forward` in evaluation, without a key."""
         state = self.state if state is None else state
         params = self.params if params is None else params
         return self.model.forward(params, state, self._or_mine(x), train=False)[0]
@@ -56,7 +56,7 @@ class Net:
 
 
 class NetSuite(Rebuilt, is_suite=True):
-    """Builds nets, plain ones and those with all that a framework has."""
+    """A suite that builds nets: plain ones, and those with all features of the framework."""
 
     _rests = ("test_init_needs_shapes_alone",)
 
@@ -97,29 +97,29 @@ class NetSuite(Rebuilt, is_suite=True):
         return Net(model, *model.init(KEY, x), x)
 
     def most(self, dropout: float = 0.5) -> dict[str, Any]:
-        """The order of the net that has batch norm and dropout, less what cannot be evaluated."""
+        """The arguments of `build` for the net with all features that can be evaluated."""
         order = {"batch_norm": True, "dropout": dropout}
         return {name: order[name] for name in order if _EVALUATED[name] not in self._declared}
 
     def orders(self) -> list[dict[str, Any]]:
-        """The orders of the plain net and of the one with most in it."""
+        """The arguments of `build` for the plain net and for that with all features."""
         return [{}, self.most()] if self.most() else [{}]
 
 
 def on_each_net(check: Callable[[Any, Net], None]) -> Callable[[Any], None]:
-    """Marks a check of the plain net and of the one with batch norm and dropout."""
+    """Decorates a check that runs on the plain net and on that with batch norm and dropout."""
 
     @functools.wraps(check)
     def over(self: Any) -> None:
         for order in self.orders():
             _with_order(check, self, order)
 
-    del over.__dict__["__wrapped__"]  # or pytest would ask for a fixture `net`
+    del over.__dict__["__wrapped__"]  # otherwise pytest would look for a fixture `net`
     return over
 
 
 def on_the_most(check: Callable[[Any, Net], None]) -> Callable[[Any], None]:
-    """Marks a check, dear to run, of the net with batch norm and dropout alone."""
+    """Decorates an expensive check that runs only on the net with batch norm and dropout."""
 
     @functools.wraps(check)
     def over(self: Any) -> None:
@@ -134,5 +134,5 @@ def _with_order(check: Callable[[Any, Net], None], suite: Any, order: dict[str, 
         check(suite, suite.order(**order))
     except Exception as error:
         words = ", ".join(f"{name}={value}" for name, value in order.items()) or "a plain net"
-        error.add_note(f"The net that was ordered: {words}")
+        error.add_note(f"The arguments of `build`: {words}")
         raise

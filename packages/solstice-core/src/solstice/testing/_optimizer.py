@@ -1,4 +1,4 @@
-"""The suite for optimisers."""
+"""OptimizerConformance: the conformance suite for optimiser adapters."""
 
 # Trees of anything go through here: what a checker can tell of them is not worth its words.
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
@@ -48,15 +48,15 @@ def _params(dtype: Any = jnp.float32) -> Any:
 
 
 def _step(optimizer: Optimizer, params: Any, state: Any, loss: Any = _loss) -> Any:
-    """A step as the ready-made Experiments make it: with the loss, and as a function too."""
+    """A step as in the ready-made Experiments: with the loss and its function."""
     value, grads = jax.value_and_grad(loss)(params)
     return optimizer.step(grads, state, params, value=value, value_fn=loss)
 
 
 def _start(optimizer: Optimizer, params: Any) -> Any:
-    """The first state, without weak types, which the Trainer drops too.
+    """The first state without weak types, which the Trainer removes too.
 
-    `jnp.asarray(0)` is weakly typed: after a step it may be plain, and JAX compiles again.
+    `jnp.asarray(0)` is weakly typed. After a step it may not be, and JAX would compile again.
     """
 
     def strong(leaf: Any) -> Any:
@@ -67,22 +67,22 @@ def _start(optimizer: Optimizer, params: Any) -> Any:
 
 
 class OptimizerConformance(Rebuilt, is_suite=True):
-    """`class TestToyopt(OptimizerConformance)`: everything that an `Optimizer` must do.
+    """`class TestToyopt(OptimizerConformance)`: test all requirements of an `Optimizer`.
 
-    Write `build`, and declare in `unsupported` the optional checks that the library cannot pass:
+    Write `build`. Declare in `unsupported` the optional checks that the library cannot pass:
     "test_a_step_needs_no_value", "test_it_keeps_half_precision",
     "test_it_makes_no_double_precision", "test_it_maps_over_params", "test_it_works_sharded". All
-    other checks give the loss, `value` and `value_fn`, to each step.
+    other checks pass the loss, `value` and `value_fn`, to each step.
     """
 
     _rests = ("test_init_needs_shapes_alone",)
 
     @abstractmethod
     def build(self, *, learning_rate: float) -> Any:
-        """Gradient descent or a relative of it: an object of the library, or the adapter itself.
+        """Gradient descent or a variant: an object of the library, or the adapter itself.
 
         Args:
-            learning_rate: the size of a step; with 0.1, gradient descent converges here.
+            learning_rate: the learning rate, 0.1; gradient descent converges with it here.
         """
 
     def _found(self) -> Optimizer:
@@ -100,48 +100,48 @@ class OptimizerConformance(Rebuilt, is_suite=True):
     # Basic: what every adapter must do
 
     def test_it_is_found_and_is_an_optimizer(self) -> None:
-        """`as_optimizer` finds the adapter, whose methods take what they are given."""
+        """`as_optimizer` finds the adapter, and its methods accept their arguments."""
         optimizer: Any = self._found()
         takes(optimizer.init, "init(params)", None)
         call = "step(grads, state, params, value=value, value_fn=value_fn)"
         takes(optimizer.step, call, None, None, None, value=None, value_fn=None)
         takes(optimizer.eval_params, "eval_params(state, params)", None, None)
-        assert isinstance(optimizer, Optimizer), "protocol: `as_optimizer` gives an Optimizer"
+        assert isinstance(optimizer, Optimizer), "protocol: `as_optimizer` must return an Optimizer"
 
     def test_it_is_static(self) -> None:
-        """An adapter has no leaves and hashes, so that it may stand in any pytree."""
+        """An adapter has no leaves and has a hash, so that it can be part of any pytree."""
         is_static(self._ready()[0])
 
     def test_init_is_pure(self) -> None:
-        """`init` gives the same state for the same Params, and leaves them alone."""
+        """`init` returns equal states for equal Params, and does not change them."""
         optimizer, params, state = self._ready()
         with left_alone("init", params=params):
             again = optimizer.init(params)
         equal(snapshot(state), snapshot(again), "init is pure: the same params gave another state")
 
     def test_init_needs_shapes_alone(self) -> None:
-        """`jax.eval_shape` of `init` gives what `init` gives."""
+        """`jax.eval_shape` of `init` gives the types of its result."""
         optimizer, params, _ = self._ready()
         with traced("init"):
             shapes = _tree.eval_shape(optimizer.init, params)
         same_types(shapes, optimizer.init(params), "init from shapes")
 
     def test_state_is_arrays(self) -> None:
-        """Every leaf of the state is an array, and none is a PRNG key."""
+        """Every leaf of the state is an array other than a PRNG key."""
         all_arrays(self._ready()[2], "state is arrays")
 
     @rests_on("test_state_is_arrays")
     def test_a_step_keeps_types(self) -> None:
-        """A step gives back Params and state of the structure, shapes and dtypes it was given."""
+        """A step returns Params and state of the same structure, shapes and dtypes."""
         optimizer, params, state = self._ready()
         result = _step(optimizer, params, state)
         is_pair(result, "step(grads, state, params)", "params, state")
-        same_types(params, result[0], "params are stable: step gives others")
-        same_types(state, result[1], "state is stable: step gives another")
+        same_types(params, result[0], "params are stable: step returns others")
+        same_types(state, result[1], "state is stable: step returns another")
 
     @rests_on("test_init_is_pure", "test_a_step_keeps_types")
     def test_a_step_is_pure(self) -> None:
-        """The same arguments give the same results, and are left alone."""
+        """Equal arguments give equal results, and are not changed."""
         optimizer, params, state = self._ready()
         value, grads = jax.value_and_grad(_loss)(params)
 
@@ -156,16 +156,18 @@ class OptimizerConformance(Rebuilt, is_suite=True):
 
     @rests_on("test_init_is_pure", "test_a_step_keeps_types")
     def test_a_step_gives_params(self) -> None:
-        """`step` gives new Params, not updates to add: at the minimum, the same."""
+        """`step` returns new Params rather than updates: at the minimum, the same Params."""
         optimizer, _, _ = self._ready()
         params = _tree.map(jnp.asarray, TARGET)
         new, _ = _step(optimizer, params, _start(optimizer, params))
-        what = "a step gives params: at the minimum it gave others, or updates in place of params"
+        what = (
+            "a step gives params: at the minimum it returned others, or updates in place of params"
+        )
         equal(params, new, what, atol=1e-5)
 
     @rests_on("test_a_step_keeps_types")
     def test_extras_are_taken(self) -> None:
-        """What else is given may be used, and breaks nothing."""
+        """A step accepts unknown keyword arguments."""
         optimizer, params, state = self._ready()
         value, grads = jax.value_and_grad(_loss)(params)
         extra = {"an_extra_of_another": jnp.zeros(())}
@@ -179,14 +181,14 @@ class OptimizerConformance(Rebuilt, is_suite=True):
         same_types((params, state), (new, after), "extras are taken")
 
     def test_eval_params_are_params(self) -> None:
-        """`eval_params` gives Params, and changes nothing."""
+        """`eval_params` returns Params, and does not change its arguments."""
         optimizer, params, state = self._ready()
         with left_alone("eval_params", state=state, params=params):
             same_types(params, optimizer.eval_params(state, params), "eval_params")
 
     @rests_on("test_a_step_is_pure")
     def test_a_step_works_compiled(self) -> None:
-        """Under `jax.jit` and `jax.lax.scan`, steps do what they do alone."""
+        """Steps give the same under `jax.jit` and `jax.lax.scan`."""
         optimizer, params, state = self._ready()
         with traced("step"):
             scanned = self._steps().compiled(params, state)
@@ -197,7 +199,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
 
     @rests_on("test_a_step_works_compiled")
     def test_a_step_goes_down(self) -> None:
-        """Steps of a quadratic reach its minimum."""
+        """Steps on a quadratic loss reduce it to less than a tenth."""
         optimizer, params, state = self._ready()
         first = float(_loss(params))
         for _ in range(100 // _Steps.COUNT):
@@ -207,7 +209,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
 
     @rests_on("test_a_step_works_compiled")
     def test_a_second_step_compiles_nothing(self) -> None:
-        """What a step gives back is of the same types as what it took, so it is traced once."""
+        """The results of a step have the types of its arguments, so it is traced once."""
         _, params, state = self._ready()
         steps = self._steps()
         params, state = steps.compiled(params, state)
@@ -217,7 +219,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
 
     @rests_on("test_a_step_works_compiled", "test_a_step_goes_down", "test_init_needs_shapes_alone")
     def test_it_trains(self) -> None:
-        """A `ClassificationExperiment` learns three clusters with it."""
+        """A `ClassificationExperiment` with the optimiser learns three clusters."""
         accuracy = train(Linear(), self._ready()[0])
         assert accuracy > 0.9, f"it trains: the accuracy is {accuracy:.2f} after 8 epochs"
 
@@ -226,7 +228,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
     @optional
     @rests_on("test_a_step_keeps_types")
     def test_a_step_needs_no_value(self) -> None:
-        """A step works without the loss, for steps that are written by hand."""
+        """A step works without the loss, as in hand-written loops."""
         optimizer, params, state = self._ready()
         try:
             new, after = optimizer.step(jax.grad(_loss)(params), state, params)
@@ -235,7 +237,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
                 f"a step needs no value: step(grads, state, params), without the loss, raised "
                 f"{error!r}"
             ) from error
-        same_types((params, state), (new, after), "a step needs no value: it gives others")
+        same_types((params, state), (new, after), "a step needs no value: it returns others")
 
     @optional
     @rests_on("test_a_step_works_compiled")
@@ -249,18 +251,18 @@ class OptimizerConformance(Rebuilt, is_suite=True):
     @optional
     @rests_on("test_a_step_works_compiled", "test_init_needs_shapes_alone")
     def test_it_makes_no_double_precision(self) -> None:
-        """With `jax_enable_x64`, float32 Params stay so, and the state keeps its types."""
+        """With `jax_enable_x64`, float32 Params stay float32, and the state keeps its types."""
         optimizer, params, _ = self._ready()
         with double_precision():
             state = _tree.eval_shape(lambda p: _start(optimizer, p), params)
             new, after = _tree.eval_shape(lambda p, s: _step(optimizer, p, s), params, state)
-            what = "no double precision: with jax_enable_x64, step gives others"
+            what = "no double precision: with jax_enable_x64, step returns others"
             same_types((params, state), (new, after), what)
 
     @optional
     @rests_on("test_init_needs_shapes_alone", "test_a_step_works_compiled")
     def test_it_maps_over_params(self) -> None:
-        """`jax.vmap` over Params does what a loop does."""
+        """`jax.vmap` over Params equals a loop."""
         optimizer, params, _ = self._ready()
         many = _tree.map(lambda leaf: jnp.stack([leaf, leaf + 1]), params)
 
@@ -275,7 +277,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
     @optional
     @rests_on("test_init_needs_shapes_alone", "test_a_second_step_compiles_nothing")
     def test_it_works_sharded(self) -> None:
-        """Params that are spread over two devices stay so, and get what they get on one."""
+        """Params that are sharded over two devices stay so, and get the same values as on one."""
         sharding = two_devices()
         optimizer = self._ready()[0]
 
@@ -289,7 +291,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
         assert kept, f"sharded: the params were spread by {sharding} and are by {new['w'].sharding}"
 
     def _steps(self) -> "_Steps":
-        """Steps of one optimizer; compiled once for all checks that need them."""
+        """The steps of the optimiser, compiled once for all checks."""
         if "steps" not in self._shared:
             self._shared["steps"] = _Steps(self._found())
         return self._shared["steps"]
@@ -297,7 +299,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
 
 @dataclass
 class _Steps:
-    """Some steps of descent, in one compiled call."""
+    """Steps of the optimiser in one compiled call."""
 
     COUNT = 2
     optimizer: Optimizer

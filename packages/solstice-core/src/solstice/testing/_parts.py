@@ -1,4 +1,4 @@
-"""A data set, an optimiser and a net, against which adapters are checked."""
+"""Minimal data set, optimiser and model for tests of adapters."""
 
 # Trees of anything go through here: what a checker can tell of them is not worth its words.
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
@@ -22,7 +22,7 @@ CLASSES, FEATURES = 3, 6
 @jax.tree_util.register_static
 @dataclass(eq=False)
 class Sgd:
-    """`Sgd(0.1)`: gradient descent with momentum, on the protocol alone."""
+    """`Sgd(0.1)`: gradient descent with momentum, a minimal `Optimizer`."""
 
     rate: float = 0.1
     momentum: float = 0.9
@@ -32,7 +32,7 @@ class Sgd:
         self.momentum = number("momentum", self.momentum)
 
     def init(self, params: Any, /) -> Any:
-        """`opt_state = optimizer.init(params)`: zeros, for momentum."""
+        """`opt_state = optimizer.init(params)`: the velocity, zeros at first."""
         return jax.tree.map(jnp.zeros_like, params)
 
     def step(
@@ -52,7 +52,7 @@ class Sgd:
         return jax.tree.map(lambda p, v: p - self.rate * v, params, state), state
 
     def eval_params(self, state: Any, params: Any, /) -> Any:
-        """`params = optimizer.eval_params(opt_state, params)`: the params as they are."""
+        """`params = optimizer.eval_params(opt_state, params)`: the same params."""
         del state
         return params
 
@@ -60,7 +60,7 @@ class Sgd:
 @jax.tree_util.register_static
 @dataclass(eq=False)
 class Linear:
-    """`Linear(3)`: a dense layer, on the protocol alone."""
+    """`Linear(3)`: a dense layer, a minimal `Model`."""
 
     size: int = CLASSES
 
@@ -81,7 +81,7 @@ class Linear:
 
 
 def blobs(num_batches: int = 8, batch_size: int = 16) -> list[Any]:
-    """`blobs()`: batches of points around a centre for each class, far enough apart to be told."""
+    """`blobs()`: batches of points around one centre per class, which are easy to separate."""
     num_batches, batch_size = whole("num_batches", num_batches), whole("batch_size", batch_size)
     rng = np.random.default_rng(0)
     centres = 2 * np.eye(CLASSES, FEATURES, dtype=np.float32)
@@ -91,7 +91,7 @@ def blobs(num_batches: int = 8, batch_size: int = 16) -> list[Any]:
 
 
 def train(model: Model, optimizer: Optimizer) -> float:
-    """The accuracy on the blobs after eight epochs."""
+    """Trains a model on the blobs for eight epochs, and returns its accuracy."""
     experiment = ClassificationExperiment(model, optimizer, num_classes=CLASSES)
     trainer, data = Trainer(), blobs()
     return trainer.test(trainer.fit(experiment, data, num_epochs=8), data)["accuracy"]

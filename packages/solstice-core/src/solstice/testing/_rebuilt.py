@@ -1,4 +1,4 @@
-"""Does a checkpoint of one adapter load into another that is built in the same way?"""
+"""Checks that a checkpoint loads into an adapter that is built again, also in a new process."""
 
 import functools
 import json
@@ -29,22 +29,22 @@ _CURE = (
 
 
 class Rebuilt(Conformance, is_suite=True):
-    """What both suites ask of an adapter that is built more than once."""
+    """Checks of both suites for an adapter that is built more than once."""
 
     _rests: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def _kept(self) -> dict[str, Any]:
-        """An adapter that is built for this, and the shapes of what it saves, by name."""
+        """A newly built adapter, and the shapes of its saved values, by name."""
 
     def test_a_checkpoint_loads_into_another_object(self) -> None:
-        """Of two adapters that are built alike, one loads what the other saved."""
+        """A checkpoint of one adapter loads into another that is built in the same way."""
         self.need(*self._rests)
-        first = self._kept()  # it lives on, so that the other has another address
+        first = self._kept()  # kept alive, so that the other has another address
         _compare(in_words(first), in_words(self._kept()), "in the same process")
 
     def test_a_checkpoint_loads_in_a_new_process(self) -> None:
-        """An adapter that is built alike in another process loads what this one saved."""
+        """A checkpoint loads into an adapter that is built in another process."""
         self.need("test_a_checkpoint_loads_into_another_object")
         there = _words_of_module(_importable_module(type(self))).get(type(self).__name__)
         if there is None:
@@ -53,7 +53,7 @@ class Rebuilt(Conformance, is_suite=True):
 
 
 def in_words(tree: Mapping[str, Any]) -> dict[str, str]:
-    """By path, what a checkpoint compares with the tree that it is loaded into."""
+    """The description of a tree by path, which a checkpoint compares on loading."""
     shapes = {path: f"{x.dtype}{list(x.shape)}" for path, x in _arrays(tree)}
     return {**described(tree), **shapes}
 
@@ -72,7 +72,7 @@ def _compare(one: Mapping[str, str], other: Mapping[str, str], where: str) -> No
 
 
 def _importable_module(suite: type) -> str:
-    """The module of a suite; skips where another process cannot import the suite from there."""
+    """The module of a suite; skips if another process cannot import the suite from it."""
     name = suite.__module__
     if name == "__main__" or getattr(sys.modules.get(name), suite.__name__, None) is not suite:
         pytest.skip(f"another process cannot import {suite.__qualname__}: put it in a module")
@@ -81,7 +81,7 @@ def _importable_module(suite: type) -> str:
 
 @functools.cache
 def _words_of_module(module: str) -> dict[str, dict[str, str]]:
-    """By name, what a new process says of the suites in a module; one process for them all."""
+    """The descriptions of all suites of a module by name, from one new process."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "words.json"
         process = multiprocessing.get_context("spawn").Process(target=_write, args=(module, file))
@@ -94,7 +94,7 @@ def _words_of_module(module: str) -> dict[str, dict[str, str]]:
 
 @contextmanager
 def _on_the_cpu() -> Generator[None, None, None]:
-    """Within, a process that begins leaves accelerators alone, and hashes strings otherwise."""
+    """New processes use the CPU and another hash seed, to find a repr that depends on hashes."""
     settings = {"JAX_PLATFORMS": "cpu", "PYTHONHASHSEED": "1"}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
@@ -108,7 +108,7 @@ def _on_the_cpu() -> Generator[None, None, None]:
 
 
 def _write(module: str, file: Path) -> None:
-    """In a process of its own: builds what the suites of a module build, and describes it."""
+    """Runs in the new process: writes the descriptions of a module's suites."""
     suites = vars(import_module(module)).items()
     words = {
         name: _words_of(suite)

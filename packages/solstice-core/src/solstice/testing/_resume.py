@@ -1,4 +1,4 @@
-"""Does a run that is killed and resumed end as though it had never been?"""
+"""Test that a killed and resumed run ends with the same bits."""
 
 import multiprocessing
 import os
@@ -29,13 +29,13 @@ _SAVED, _FINAL, _ERROR = "saved", "final", "error.txt"
 
 @dataclass
 class Run:
-    """What `verify_resume` trains: the arguments of a `Trainer` and of its `fit`.
+    """`Run(experiment, train_ds, num_epochs=3)`: the arguments of a Trainer and of its `fit`.
 
     Attributes:
-        experiment: where to start.
+        experiment: the initial Experiment.
         train_ds, val_ds, num_epochs, max_steps, batch_size: as in `Trainer.fit`.
-        callbacks: those whose memory is to survive; none that saves is needed.
-        trainer: more arguments of the `Trainer`, by name.
+        callbacks: callbacks whose state is compared; a `Checkpoint` is not needed.
+        trainer: further arguments of the `Trainer`, by name.
     """
 
     experiment: Experiment
@@ -51,7 +51,7 @@ class Run:
 def verify_resume(
     make_run: Callable[[], Run], kill_at: Sequence[int], *, timeout: float | None = None
 ) -> None:
-    """`verify_resume(make_run, kill_at=[3, 17])`: fails unless resuming gives the same bits.
+    """`verify_resume(make_run, kill_at=[3, 17])`: assert that resumed runs have the same bits.
 
     ```python
     def make_run():                       # at the top of a module
@@ -61,19 +61,20 @@ def verify_resume(
         verify_resume(make_run, kill_at=[3, 17])
     ```
 
-    The run is trained to its end in a process of its own. Then, for each step of `kill_at`, another
-    process trains to that step, is saved, and kills itself by SIGKILL, and a third goes on to the
-    end. Compared are every leaf of the Experiment, bit for bit; what each callback remembers, by
-    its `state_dict` and its public attributes; and the metrics of each epoch and evaluation after
-    the break.
+    A new process trains the run to its end. Then, for each step of `kill_at`, a second process
+    trains to this step, saves the run and kills itself with SIGKILL, and a third one resumes and
+    finishes it. The test compares every leaf of the Experiment, bit for bit; the `state_dict` and
+    public attributes of each callback; and the metrics of each epoch and evaluation after the
+    resume.
 
     Args:
-        make_run: makes the run, alike each time; a function that other processes can import.
-        kill_at: training steps, counted over the run, at which to kill it.
-        timeout: seconds for each process; None waits for as long as it takes.
+        make_run: a function without arguments that returns the same `Run` each time, and that other
+            processes can import.
+        kill_at: training steps, counted over the run, at which it is killed.
+        timeout: seconds for each process; None for no limit.
 
     Raises:
-        AssertionError: something differs; the message names the first.
+        AssertionError: something differs; the message names the first difference.
         TypeError: `make_run` cannot be imported by another process.
         RuntimeError: a run fails, takes too long, or ends before a step of `kill_at`.
     """
@@ -123,13 +124,13 @@ def _in_a_process(
     if error.exists():
         raise RuntimeError(f"the run failed in its own process:\n{error.read_text()}")
     if process.exitcode == 0:
-        raise RuntimeError(f"the run ended before step {kill_at}, at which it was to be killed")
+        raise RuntimeError(f"the run ended before step {kill_at} of kill_at: give a smaller step")
     raise RuntimeError(f"the run's process ended with exit code {process.exitcode}")
 
 
 @contextmanager
 def importable(module: str) -> Generator[None, None, None]:
-    """Within, a process that begins can import the module, as pytest named it."""
+    """New processes can import the module under the name that pytest gave it."""
     file: Any = getattr(sys.modules.get(module), "__file__", None)
     root = None if file is None else str(Path(file).resolve().parents[module.count(".")])
     if root is None:
@@ -143,7 +144,7 @@ def importable(module: str) -> Generator[None, None, None]:
 
 
 def _train(make_run: Callable[[], Run], folder: Path, kill_at: int | None) -> None:
-    """In a process of its own: trains from the beginning, or from what was saved."""
+    """Runs in a new process: trains from the start, or from the saved run."""
     try:
         run = make_run()
         own, seen = list(run.callbacks), _Seen()
@@ -166,7 +167,7 @@ def _train(make_run: Callable[[], Run], folder: Path, kill_at: int | None) -> No
 
 
 class _Dies(Callback):
-    """Saves the run after a step, and then kills its process."""
+    """Saves the run after a step and kills its process."""
 
     phase = Phase.SAVE
     needs = ("snapshot",)
@@ -183,7 +184,7 @@ class _Dies(Callback):
 
 
 class _Seen(Callback):
-    """The metrics of each epoch and evaluation."""
+    """Records the metrics of each epoch and evaluation."""
 
     def __init__(self) -> None:
         self.epochs: dict[str, Any] = {}
@@ -194,7 +195,7 @@ class _Seen(Callback):
 
 
 def _memory(callbacks: Iterable[Callback]) -> dict[str, Any]:
-    """By callback and name, what each remembers, as far as it can be written down."""
+    """The state and public attributes of the callbacks by name, if they can be written as JSON."""
     found: dict[str, Any] = {}
     for name, callback in named(list(callbacks)).items():
         attributes: dict[str, Any] = {**vars(callback), "state_dict()": callback.state_dict()}
@@ -205,12 +206,12 @@ def _memory(callbacks: Iterable[Callback]) -> dict[str, Any]:
 
 
 def _by_path(value: Any) -> Any:
-    """A tree of arrays as a dict, so that a module of any kind can be written down."""
+    """An Equinox module as a dict by path, which can be written; other values unchanged."""
     return by_path(value) if isinstance(value, eqx.Module) else value
 
 
 def _compare(whole: Path, broken: Path, step: int) -> None:
-    said = f"the run that was killed at step {step} and resumed ended otherwise: "
+    said = f"the run that was killed at step {step} and resumed ended differently: "
     for path, words in checkpoint.diff(whole, broken).items():
         raise AssertionError(f"{said}`{path}` of the Experiment: {words}")
     one, other = checkpoint.manifest(whole)["note"], checkpoint.manifest(broken)["note"]

@@ -1,4 +1,4 @@
-"""What the suites share: checks, tiers, and what a framework declares that it lacks."""
+"""Base of the suites: kinds of checks, their dependencies, and unsupported features."""
 
 # Trees of anything go through here: what a checker can tell of them is not worth its words.
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
@@ -24,13 +24,13 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 
 
 def optional(check: _F) -> _F:
-    """Marks a check that a framework may declare that it lacks, by the check's name."""
+    """Marks a check that may be declared in `unsupported` by its name."""
     check.tier = "optional"  # pyright: ignore[reportFunctionMemberAccess]
     return check
 
 
 def feature(name: str) -> Callable[[_F], _F]:
-    """Marks a check of a feature, all of whose checks may be declared lacking at once."""
+    """Marks a check of a feature; the feature's name in `unsupported` declares all its checks."""
 
     def mark(check: _F) -> _F:
         check.tier = name  # pyright: ignore[reportFunctionMemberAccess]
@@ -40,7 +40,7 @@ def feature(name: str) -> Callable[[_F], _F]:
 
 
 def rests_on(*names: str) -> Callable[[_F], _F]:
-    """Marks a check that says nothing where one of these checks fails: it is skipped then."""
+    """Marks a check that is skipped if one of these checks fails, as it would fail for that."""
 
     def mark(check: _F) -> _F:
         @functools.wraps(check)
@@ -54,11 +54,11 @@ def rests_on(*names: str) -> Callable[[_F], _F]:
 
 
 class Conformance:
-    """The base of the suites: a subclass of a suite, named `Test...`, is collected by pytest.
+    """The base class of the suites; pytest collects subclasses of a suite named `Test...`.
 
     Attributes:
-        unsupported: features or optional checks that the framework cannot support, each with the
-            reason. A declared check must fail.
+        unsupported: features or optional checks that the framework does not support, each with the
+            reason. A declared check must fail, so that a declaration cannot become outdated.
     """
 
     unsupported: ClassVar[Mapping[str, str]] = {}
@@ -92,27 +92,27 @@ class Conformance:
             setattr(cls, name, _recorded(check))
 
     def holds(self, name: str) -> bool:
-        """Whether a check passes; it is run for that, unless it was."""
+        """Whether a check passes; it runs if it has not run yet."""
         if name not in self._known:
             with contextlib.suppress(Exception, pytest.skip.Exception, pytest.fail.Exception):
                 getattr(self, name)()
         return self._known[name]
 
     def need(self, *names: str) -> None:
-        """Skips the check that calls it, unless these checks pass."""
+        """Skips the calling check unless these checks pass."""
         for name in names:
             if not self.holds(name):
                 pytest.skip(f"it rests on {name}, which fails")
 
     @pytest.fixture(autouse=True)
     def _usual_promotion(self) -> Iterator[None]:
-        """JAX as it comes: how strictly a framework promotes is its own affair."""
+        """JAX's default promotion: frameworks may rely on it, whatever the user's settings."""
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             yield
 
     @pytest.fixture(autouse=True)
     def _tell(self, request: pytest.FixtureRequest) -> None:
-        """Has the run end with a line that says how many checks there were."""
+        """Adds a summary of the suite to the end of pytest's report."""
         manager = request.config.pluginmanager
         summary: Any = manager.get_plugin(_Summary.NAME)
         if summary is None:
@@ -122,7 +122,7 @@ class Conformance:
 
 
 def _refuse_overrides(cls: type[Conformance], suite: type[Conformance]) -> None:
-    below = cls.__mro__[: cls.__mro__.index(suite)]  # a mixin could override a check too
+    below = cls.__mro__[: cls.__mro__.index(suite)]  # a mixin may override a check too
     for name, check in _checks(suite):
         if any(not hasattr(vars(c).get(name, check), "_of_the_suite") for c in below):
             raise TypeError(
@@ -132,14 +132,14 @@ def _refuse_overrides(cls: type[Conformance], suite: type[Conformance]) -> None:
 
 
 def _refuse_lacks(cls: type[Conformance], tiers: Mapping[str, str]) -> None:
-    """Refuses a lack that is unknown, or of what every adapter must do, or without a reason."""
+    """Raises a TypeError for an unsupported name that is unknown or required, or has no reason."""
     may_lack = {tier for tier in tiers.values() if tier not in ("basic", "optional")}
     may_lack |= {name for name, tier in tiers.items() if tier != "basic"}
     for name, reason in cls.unsupported.items():
         if name not in may_lack:
-            why = "which every adapter must do" if name in tiers else "which names nothing here"
+            why = "which every adapter must pass" if name in tiers else "which is not a check"
             raise TypeError(
-                f"{cls.__name__}.unsupported names {name!r}, {why}. What may be lacking: "
+                f"{cls.__name__}.unsupported names {name!r}, {why}. Allowed names: "
                 f"{', '.join(sorted(may_lack))}"
             )
         if not reason:
@@ -147,7 +147,7 @@ def _refuse_lacks(cls: type[Conformance], tiers: Mapping[str, str]) -> None:
 
 
 class _Summary:
-    """A plugin of pytest for this run: tells how many checks ran, and what is lacking."""
+    """A pytest plugin that reports the number of checks and the unsupported features."""
 
     NAME = "solstice-conformance"
 
@@ -167,7 +167,7 @@ class _Summary:
             each = [f"{count} {outcome}" for outcome, count in counts.items() if count]
             terminalreporter.line(f"{name}: {', '.join([total, *each])}")
             for lack, reason in unsupported.items():
-                terminalreporter.line(f"  lacks {lack}: {reason}")
+                terminalreporter.line(f"  unsupported {lack}: {reason}")
 
 
 def _own_checks(cls: type) -> Iterator[tuple[str, Callable[..., None]]]:
@@ -175,12 +175,12 @@ def _own_checks(cls: type) -> Iterator[tuple[str, Callable[..., None]]]:
 
 
 def _checks(suite: type) -> Iterator[tuple[str, Callable[..., None]]]:
-    """The checks of a suite and of the parts that it is made of, in their order."""
+    """The checks of a suite and of its base classes, in their order."""
     return itertools.chain.from_iterable(map(_own_checks, reversed(suite.__mro__)))
 
 
 def _recorded(check: Callable[..., None]) -> Callable[..., None]:
-    """The check, which notes whether it passes, for those that rest on it."""
+    """The check; it records whether it passes, for the checks that rest on it."""
 
     @functools.wraps(check)
     def recorded(self: Any) -> None:
@@ -192,7 +192,7 @@ def _recorded(check: Callable[..., None]) -> Callable[..., None]:
 
 
 def _may_be_declared(check: Callable[..., None], tier: str) -> Callable[..., None]:
-    """The check, which says when it fails how it is declared to be lacking, where it may be."""
+    """The check; if it may be declared unsupported, its error shows the line to write."""
     if tier == "basic":
         return check
     name = check.__name__ if tier == "optional" else tier
@@ -215,6 +215,6 @@ def _must_fail(check: Callable[..., None], reason: str) -> Callable[..., None]:
             check(self)
         except (Exception, pytest.skip.Exception):
             pytest.xfail(reason)
-        pytest.fail(f"it is declared to be lacking ({reason!r}), and it works: take it out")
+        pytest.fail(f"it is declared unsupported ({reason!r}), but works: remove it")
 
     return declared

@@ -1,4 +1,4 @@
-"""`solstice.testing.parity`: the same net in several frameworks, trained to the same numbers.
+"""Parity: a test that a net trains to the same numbers in several frameworks.
 
 ```python
 from solstice.testing import parity
@@ -13,8 +13,8 @@ parity.assert_parity(
 )
 ```
 
-The weights of the first are moved to the others; then each is trained by the same Experiment, and
-their metrics are compared step by step. A framework that is not here is a `Layout` away.
+The weights of the first net are copied to the others. The same Experiment trains each net, and the
+metrics are compared step by step. For another framework, write a `Layout`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -60,12 +60,12 @@ MakeExperiment: TypeAlias = Callable[[Model, Optimizer], Experiment]
 
 @dataclass(frozen=True)
 class Net:
-    """`Net(model, parity.FLAX, {"hidden": ("dense", "Dense_0")})`: a net, and where its layers are.
+    """`Net(model, parity.FLAX, {"hidden": ("dense", "Dense_0")})`: a net and its layers' paths.
 
     Attributes:
-        model: a `solstice.compat.Model`, or a model of any framework that has an adapter.
-        layout: how its framework keeps its layers.
-        layers: by a name that all nets share, the kind of a layer and its path in the Params.
+        model: a `solstice.compat.Model`, or a model of any framework with an adapter.
+        layout: the layout of the framework.
+        layers: by a name common to all nets, the kind of a layer and its path in the Params.
     """
 
     model: Any
@@ -82,25 +82,26 @@ def assert_parity(
     steps: int = 50,
     tolerance: float = 1e-5,
 ) -> None:
-    """`assert_parity({"linen": one, "haiku": other}, optax.adam(1e-3), batches)`.
+    """`assert_parity({"linen": one, "haiku": other}, optax.adam(1e-3), batches)`: compare nets.
 
-    What is random must be left out of the nets (Dropout), and so must weights whose gradient is
-    zero but for rounding (a bias before BatchNorm), which Adam would blow up. Running statistics
-    are not moved and not compared: frameworks begin and correct them in different ways, and
-    training does not read them.
+    The nets must have neither random layers (Dropout) nor weights with a gradient of zero up to
+    rounding (a bias before BatchNorm), which Adam would amplify. Running statistics are neither
+    copied nor compared, because frameworks initialise and correct them differently, and training
+    does not read them.
 
     Args:
-        nets: two or more by name. The first gives the weights to begin with.
-        optimizer: a `solstice.compat.Optimizer`, or an optimiser that has an adapter.
-        batches: the data; it is gone through as often as the steps need.
-        experiment: from model and optimizer, an Experiment with `params`, which its `setup` makes,
-            and a method `with_params`, as the ready-made ones have.
-        steps: how many to train.
-        tolerance: by how much any metric of any step, and any weight after them, may differ.
+        nets: two or more nets by name. All start with the weights of the first.
+        optimizer: a `solstice.compat.Optimizer`, or an optimiser with an adapter.
+        batches: the data, repeated as often as needed.
+        experiment: a function from model and optimizer to an Experiment with `params` after
+            `setup`, and a method `with_params`, as in the ready-made ones.
+        steps: number of training steps.
+        tolerance: the largest absolute difference of any metric at any step, and of any weight
+            at the end.
 
     Raises:
-        AssertionError: numbers differ. It names the first step and metric, or the layer.
-        KeyError, ValueError: the layers are not as a `Net` says, or not the same in all.
+        AssertionError: numbers differ; the message names the first step and metric, or the layer.
+        KeyError, ValueError: a net's layers are not as declared, or differ between nets.
     """
     data, stepper = list(batches), as_optimizer(optimizer)
     (first, source), *rest = nets.items()
@@ -117,7 +118,7 @@ def assert_parity(
 
 @dataclass(frozen=True)
 class _Run:
-    """What training gave: the metrics of each step, and the weights after the last."""
+    """The result of a training: the metrics of each step, and the weights after the last."""
 
     metrics: list[dict[str, Any]]
     weights: Weights
