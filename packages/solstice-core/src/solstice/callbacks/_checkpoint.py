@@ -222,9 +222,8 @@ class Checkpoint(Saver):
     def _save(self, record: Record, *, is_closed: bool) -> None:
         """Submits a snapshot to the writer thread, after the write before it."""
         moment = record.step, int(is_closed)
-        if (
-            self._saved_at is not None and moment <= self._saved_at
-        ):  # `every` and `minutes` coincide
+        # Two conditions may ask for the same step, such as `every` and `minutes`.
+        if self._saved_at is not None and moment <= self._saved_at:
             return
         self._wait()
         snapshot = record.snapshot

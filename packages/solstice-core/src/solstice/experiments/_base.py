@@ -243,7 +243,7 @@ class OneModelExperiment(ReadyMade):
         weights = self._weights(y, mask, losses)
         if weights is not None and weights.ndim > losses.ndim:
             raise DataError(
-                f"the loss is one number for each example, and the mask one for each element: "
+                f"the loss has one number for each example, but the mask one for each element: "
                 f"{describe_batch(mask)}. Give a mask of shape [n], or a loss without a mean"
             )
         counts = jnp.ones(y.shape[:1], bool) if mask is None else mask
@@ -345,9 +345,9 @@ def num_rows(x: Any) -> int:
 def check_floating(x: Any) -> None:
     """Raises a DataError unless the features are a floating-point array of shape [n, ...]."""
     if getattr(x, "ndim", 0) < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
-        hint = ". Pixels become such by `(x / 255).astype('float32')`"
+        hint = ". Convert pixels with `(x / 255).astype('float32')`"
         if getattr(x, "ndim", 0) == 1:
-            hint = ". Write `x[:, None]` for one number an example"
+            hint = ". Write `x[:, None]` for one number per example"
         raise DataError(
             f"expected features of floating point, of shape [n, ...]; they are "
             f"{describe_batch(x)}{hint}"

@@ -281,7 +281,7 @@ class Forward:
     def __call__(self, x: Any) -> Any:
         self._learner.check_inputs(x)
         key = self._key
-        if key is not None and self._calls:  # each call of a step has randomness of its own
+        if key is not None and self._calls:  # a second call in a step needs other random numbers
             key = jax.random.fold_in(key, self._calls)
         self._calls += 1
         with floating_expected(x):

@@ -1,6 +1,6 @@
 """Checks of a model under transformations of JAX, in checkpoints and in training."""
 
-# Trees of anything go through here: what a checker can tell of them is not worth its words.
+# The trees here have leaves of any type, so pyright cannot check them.
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
 

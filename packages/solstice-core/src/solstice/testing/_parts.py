@@ -1,6 +1,6 @@
 """Minimal data set, optimiser and model for tests of adapters."""
 
-# Trees of anything go through here: what a checker can tell of them is not worth its words.
+# The trees here have leaves of any type, so pyright cannot check them.
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
 

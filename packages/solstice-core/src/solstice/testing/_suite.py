@@ -1,6 +1,6 @@
 """Base of the suites: kinds of checks, their dependencies, and unsupported features."""
 
-# Trees of anything go through here: what a checker can tell of them is not worth its words.
+# The trees here have leaves of any type, so pyright cannot check them.
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
 
@@ -83,7 +83,7 @@ class Conformance:
         }
         cls._unsupported = dict(
             cls.unsupported
-        )  # what is set afterwards is not enforced, and not printed
+        )  # a copy, because a later change would be neither enforced nor printed
         cls._declared = {name: reason for name, reason in reasons.items() if reason}
         cls._known, cls._shared = {}, {}
         for name, check in _checks(cls._suite):
