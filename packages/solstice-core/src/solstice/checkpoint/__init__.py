@@ -1,4 +1,4 @@
-"""`solstice.checkpoint`: trees on disk, exactly, and never half."""
+"""`solstice.checkpoint`: save and load trees, bit for bit, whole or not at all."""
 
 from solstice.checkpoint._diff import diff
 from solstice.checkpoint._errors import CheckpointError

@@ -1,4 +1,4 @@
-"""What differs between two trees or checkpoints."""
+"""Differences between two trees or checkpoints."""
 
 from os import PathLike
 from typing import Any, cast

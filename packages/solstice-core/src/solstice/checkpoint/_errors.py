@@ -1,4 +1,4 @@
-"""The exception of checkpoints."""
+"""CheckpointError."""
 
 
 class CheckpointError(Exception):

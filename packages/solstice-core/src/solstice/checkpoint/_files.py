@@ -1,4 +1,4 @@
-"""The two files of a checkpoint, and what proves that they are whole.
+"""The files of a checkpoint, with checksums that prove them whole.
 
 `arrays.safetensors` has the arrays, each under its path in the tree; `manifest.json` says what they
 are. The manifest has a checksum of each array and of itself. Lists that only grow have files of
@@ -39,7 +39,7 @@ def safetensors() -> Any:
 
 
 def check_store(folder: Path, who: str) -> None:
-    """That checkpoints can be written into a folder, for who says so before a run.
+    """Checks before a run that checkpoints can be written into a folder.
 
     Raises:
         CheckpointError: a file is in the way, or it must not be written to.
@@ -53,7 +53,7 @@ def check_store(folder: Path, who: str) -> None:
 
 
 def as_bytes(array: Any) -> Any:
-    """An array as safetensors takes it: contiguous, and of a dtype that it knows."""
+    """The array for safetensors: contiguous, or as bytes if its dtype is unknown there."""
     array = np.ascontiguousarray(array).reshape(np.shape(array))
     if array.dtype.name in _PLAIN:
         return array
@@ -99,7 +99,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest must hold.
+    """The required entries of a manifest.
 
     Attributes:
         leaves: by path, what each array is.
@@ -123,12 +123,12 @@ class _Format:
 
 
 def unseal(path: Path) -> dict[str, Any]:
-    """What a manifest holds, as JSON has it, or a CheckpointError."""
+    """The content of a manifest as plain JSON; a CheckpointError if it is damaged."""
     return read_manifest(path).text
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a checkpoint, or a CheckpointError that names the file and the entry."""
+    """The checked manifest; a CheckpointError names the file and the entry."""
     found = _sealed(path)
     try:
         about = read(_Format, found, "the manifest")
@@ -143,7 +143,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _sealed(path: Path) -> Any:
-    """What the manifest holds, whatever that is, if its checksum is right."""
+    """The content of the file, unchecked except for its checksum."""
     try:
         check_regular(path, "the manifest")
         text = path.read_bytes().decode()

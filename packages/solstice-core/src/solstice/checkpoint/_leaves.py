@@ -1,4 +1,4 @@
-"""A tree as what a file can hold: arrays and numbers by path, and the rest in words."""
+"""Trees as files hold them: arrays and numbers by path, everything else described in words."""
 
 import dataclasses
 import re
@@ -25,7 +25,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 @dataclass(frozen=True)
 class Stored:
-    """A leaf as it is written.
+    """A leaf in the form of the file.
 
     Attributes:
         kind: "array" of JAX, "numpy", "key" (a typed PRNG key), or a Python "bool", "int", "float",
@@ -45,7 +45,7 @@ _NUMBERS: Any = (
 
 
 def is_stored(leaf: Any) -> bool:
-    """Whether a leaf is numbers, and so goes into a file; what does not is described instead."""
+    """Whether a leaf holds numbers and goes into the file. Other leaves are described in words."""
     return isinstance(leaf, _NUMBERS)
 
 
@@ -65,7 +65,7 @@ def kind_of(leaf: Any) -> str:
 
 
 def to_stored(path: str, leaf: Any) -> Stored:
-    """A leaf as it is written. An array on the device is copied to the host."""
+    """The leaf in the form of the file. Arrays on a device are copied to the host."""
     kind = kind_of(leaf)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise CheckpointError(f"`{path}` has a shape and no values, {leaf}: nothing to save")
@@ -83,7 +83,7 @@ def to_stored(path: str, leaf: Any) -> Stored:
 
 
 def is_consistent(stored: Stored) -> bool:
-    """Whether the array can be of its kind."""
+    """Whether the array fits its kind."""
     array: Any = stored.array
     if stored.kind == "int":
         return array.dtype == np.uint8 and bool(_DIGITS.fullmatch(array.tobytes()))
@@ -95,7 +95,7 @@ def is_consistent(stored: Stored) -> bool:
 
 
 def from_stored(stored: Stored, like: Any) -> Any:
-    """The leaf that was written, as `like` holds it: of its class, and where it is."""
+    """The saved leaf with the class and the placement of `like`."""
     array = stored.array
     # What is committed to no device goes to where a step has its other arrays, and so must stay.
     sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
@@ -117,7 +117,7 @@ def from_stored(stored: Stored, like: Any) -> Any:
 
 
 def described(tree: Any) -> dict[str, str]:
-    """By path, what is no number: containers, static fields, functions, static objects.
+    """By path, everything except numbers: containers, static fields, functions, static objects.
 
     It is what must agree between a checkpoint and the tree that it is loaded into.
     """
@@ -167,7 +167,7 @@ def _children(node: Any) -> list[tuple[str, Any]] | None:
 
 
 def in_words(value: Any) -> str:
-    """What a static value is, in words that are the same in every process."""
+    """A static value in words, the same in every process."""
     named = callable(value) and hasattr(value, "__qualname__")
     return _name(value) if named else _ADDRESS.sub("", repr(value))
 

@@ -1,4 +1,4 @@
-"""Read a tree, into one that is like it."""
+"""Loading: read a tree into the structure of another."""
 
 import fnmatch
 import re
@@ -52,7 +52,7 @@ def load(
         path: the folder that `save` wrote.
         like: a tree of the same structure, such as a new Experiment that is set up, or what
             `jax.eval_shape` gives. Functions and static fields are taken from it, and must be those
-            that were saved. An array comes back where its like is: on its device, sharded as it is.
+            that were saved. An array gets the device and the sharding of its counterpart.
         only: a pattern of paths, such as "*.params*"; what does not match is taken from `like`.
         rename: saved paths by the beginnings that have changed since: `{".net": ".learner"}` loads
             what was saved at ".net.params" into ".learner.params".
@@ -70,7 +70,7 @@ def load(
 
 
 def load_renamed(path: Path, like: Any) -> tuple[Any, list[str]]:
-    """`load`, also where a class has another name now; in words, which.
+    """`load`, also if a class was renamed; returns these classes in words.
 
     What such a class computes is for the caller to compare.
     """
@@ -111,7 +111,7 @@ def _load(
 
 
 def manifest(path: str | PathLike[str]) -> dict[str, Any]:
-    """`solstice.checkpoint.manifest("runs/best")["note"]`: what a checkpoint says of itself.
+    """`solstice.checkpoint.manifest("runs/best")["note"]`: the manifest of a checkpoint.
 
     Returns:
         "leaves", by path, each with its kind, dtype, shape and checksum; "note", as it was given;
@@ -129,7 +129,7 @@ def manifest(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def read(path: str | PathLike[str]) -> dict[str, Stored]:
-    """All that a checkpoint holds, by path, checked."""
+    """All leaves of a checkpoint by path, checked."""
     folder = _found(path)
     return _read(folder, read_manifest(folder / MANIFEST))
 
@@ -211,7 +211,7 @@ def _check_words(
     classes: set[str],
     are_names_alike: bool,
 ) -> list[str]:
-    """What is described must be the same, but perhaps for names of classes; those that differ."""
+    """Compares the descriptions; returns the classes that differ in name only."""
     paths = list(dict.fromkeys([*mine, *saved]))
     differ = [path for path in paths if not _same_words(saved.get(path), mine.get(path))]
     real = [p for p in differ if not _is_renamed(saved.get(p), mine.get(p), p in classes)]
@@ -254,7 +254,7 @@ def _check_paths(folder: Path, saved: set[str], mine: set[str]) -> None:
         if missing:
             raise CheckpointError(
                 f"{folder} is of another tree: {where} has nothing at {_some(sorted(missing))}. "
-                f"Paths that have changed are told by `rename`"
+                f'If paths were renamed, write `rename={{".old": ".new"}}`'
             )
 
 

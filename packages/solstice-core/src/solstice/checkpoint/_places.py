@@ -1,4 +1,4 @@
-"""Where a checkpoint is while it is written, and which hidden folders beside it are ours."""
+"""Paths of a checkpoint while it is written, and the test for hidden folders of ours."""
 
 import os
 import re
@@ -13,12 +13,12 @@ _PART = re.compile(rf"{re.escape(ARRAYS)}|rows-[0-9]+\.jsonl")
 
 
 def real(path: Path) -> Path:
-    """Where a path leads: what a link leads to is replaced, and not the link."""
+    """The target of a path: saving replaces the target of a link, not the link."""
     return Path(os.path.realpath(path))
 
 
 def holds_checkpoint(folder: Path) -> bool:
-    """Whether a folder has a manifest of ours, perhaps a damaged one; others have such a name."""
+    """Whether the folder has a manifest of ours, perhaps damaged. Other tools use that name too."""
     manifest = folder / MANIFEST
     try:
         if not manifest.is_file():
@@ -30,7 +30,7 @@ def holds_checkpoint(folder: Path) -> bool:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether it is a checkpoint, or has nothing but parts of one."""
+    """Whether it is a checkpoint, or holds only parts of one."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     return holds_checkpoint(folder) or all(map(_is_part, folder.iterdir()))
@@ -44,7 +44,7 @@ def _is_part(path: Path) -> bool:
 
 
 def left_in(folder: Path) -> list[tuple[Path, Path, str]]:
-    """What processes that died may have left: each path, the checkpoint it is of, "new" or "old".
+    """Leftovers of killed processes: each path, its checkpoint, and "new" or "old".
 
     The names alone are looked at.
     """
@@ -57,7 +57,7 @@ def left_in(folder: Path) -> list[tuple[Path, Path, str]]:
 
 
 def free_beside(path: Path, what: str) -> Path:
-    """A hidden name that nobody has: `.a.new`, or else `.a.new-2`, and so on."""
+    """A free hidden name: `.a.new`, else `.a.new-2`, and so on."""
     names = (beside(path, f"{what}-{index}") for index in count(2))
     return next(p for p in chain([beside(path, what)], names) if not os.path.lexists(p))
 
@@ -68,7 +68,7 @@ def beside(path: Path, what: str) -> Path:
 
 
 def newest(path: Path) -> Path:
-    """Where the checkpoint is: beside its name, if a process died as it was renamed."""
+    """The path of the checkpoint: a hidden one if a process died during the rename."""
     if path.exists():
         return path
     place = real(path)
@@ -78,7 +78,7 @@ def newest(path: Path) -> Path:
 
 
 def finish_renaming(path: Path) -> None:
-    """Puts back what was there, if a process died before the new one had its name."""
+    """Restores the old checkpoint if a process died before the rename of the new one."""
     where = newest(path)
     if where != path:
         where.rename(real(path))

@@ -1,4 +1,4 @@
-"""Lists that only grow: a checkpoint writes their new items alone, to a file beside the manifest.
+"""Append-only lists: each checkpoint writes only the new items, to a file beside the manifest.
 
 The checkpoints of one folder share the file by hard links, so that each has the whole file and none
 pays for what an earlier one has written. A manifest says how many bytes of the file are its own;
@@ -71,7 +71,7 @@ class AppendOnly(list[_T]):
     insert = pop = remove = clear = sort = reverse = _refuse
 
     def _write(self, count: int, where: str, new: Path, place: Path) -> dict[str, Any]:
-        """Writes the first items for a checkpoint; those of its folder help.
+        """Writes the first items for a checkpoint, sharing the file of its folder if possible.
 
         Args:
             count: how many items.
@@ -80,7 +80,7 @@ class AppendOnly(list[_T]):
             place: where it will be, in the end.
 
         Returns:
-            What the manifest says of it.
+            Its entry in the manifest.
         """
         with self._lock:
             folder = place.parent.parent
@@ -97,7 +97,7 @@ class AppendOnly(list[_T]):
 
 @dataclass(frozen=True)
 class _File:
-    """A file with the first items of a list, as it was when it was last written.
+    """A file with the first items of a list, after the last write.
 
     Attributes:
         path: where it is.
@@ -113,7 +113,7 @@ class _File:
     identity: tuple[int, ...] | None = None
 
     def share(self, new: Path) -> bool:
-        """Gives the file one more name; False if it is gone, or is not as it was left."""
+        """Links the file under another name; False if it is gone or was changed."""
         try:
             if self.identity != _identity(self.path):
                 return False
@@ -126,7 +126,7 @@ class _File:
         return False
 
     def appended(self, new: Path, place: Path, lines: list[str]) -> "_File":
-        """The file with more lines, which has been written to the disk."""
+        """The file after more lines are on the disk."""
         data = "".join(f"{line}\n" for line in lines).encode()
         digest = self.digest.copy()
         digest.update(data)
@@ -154,7 +154,7 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Prefix:
-    """The first items of an AppendOnly, in the note of a checkpoint that is to be written.
+    """The first items of an AppendOnly, as part of a note to save.
 
     Attributes:
         items: the list, which may have grown since.
@@ -168,7 +168,7 @@ class Prefix:
 
 
 def held(items: list[Any], where: str) -> Prefix | None:
-    """What stands for a list in a note, as `to_plain` takes it: an AppendOnly as long as it is."""
+    """The `Prefix` of an AppendOnly at its current length; None for other lists."""
     return Prefix(items, len(items), where) if isinstance(items, AppendOnly) else None
 
 
@@ -184,7 +184,7 @@ class RowFiles:
         self._new, self._path, self._count = new, path, 0
 
     def placed(self, value: Any) -> Any:
-        """What JSON takes: each `Prefix`, and the rows of another checkpoint, as their file."""
+        """The value for JSON: each `Prefix`, and rows of another checkpoint, become files."""
         if isinstance(value, Prefix):
             write = value.items._write  # pyright: ignore[reportPrivateUsage], for this module alone
             name = self._next()
@@ -204,14 +204,14 @@ class RowFiles:
 
 
 def with_folder(note: Any, folder: Path) -> Any:
-    """The note of a manifest that was read: where its rows are, so that it can be saved again."""
+    """The note of a read manifest, with the folder of its rows, so it can be saved again."""
     if _has_rows(note):
         return {"rows": {**note["rows"], "folder": os.path.abspath(folder)}}
     return _within(note, lambda inner: with_folder(inner, folder))
 
 
 def _has_rows(value: Any) -> bool:
-    """Whether it is what stands in a manifest for a list in a file."""
+    """Whether the value is the manifest's entry for a list in a file."""
     if not isinstance(value, dict) or [*cast("Any", value)] != ["rows"]:
         return False
     about: Any = cast("Any", value)["rows"]
@@ -234,7 +234,7 @@ def _link_or_copy(path: Path, new: Path) -> None:
 
 
 def read_rows(folder: Path, about: Any) -> list[Any]:
-    """The items of a list that a manifest speaks of, checked.
+    """The items of a list in its own file, checked.
 
     Raises:
         CheckpointError: the file is gone or damaged.

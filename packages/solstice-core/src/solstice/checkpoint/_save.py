@@ -1,4 +1,4 @@
-"""Write a tree: into a folder of another name first, which is renamed when it is whole."""
+"""Saving: write a tree into a hidden folder, then rename it."""
 
 import os
 import platform
@@ -44,7 +44,7 @@ def save(path: str | PathLike[str], tree: Any, *, note: Mapping[str, Any] | None
     The folder `path` then has the arrays in `arrays.safetensors`, by their paths in the tree, and a
     `manifest.json`. It is written under another name, brought to the disk, and renamed: if the
     process dies meanwhile, what was at `path` before is still there. Functions and static fields
-    are not saved, but described, so that `load` can tell if they are others.
+    are not saved, but described, so `load` can compare them.
 
     Args:
         path: a folder, which is replaced if it is a checkpoint or empty.
@@ -56,8 +56,8 @@ def save(path: str | PathLike[str], tree: Any, *, note: Mapping[str, Any] | None
         The folder.
 
     Raises:
-        CheckpointError: `path` is there and is no checkpoint, a leaf is not of numbers, or the disk
-            refuses.
+        CheckpointError: `path` exists and is not a checkpoint, a leaf does not hold numbers, or
+            writing fails.
         ValueError: `path` is a URL.
         ImportError: safetensors is not installed.
         TypeError: `note` holds what JSON does not take.
@@ -71,7 +71,7 @@ def save(path: str | PathLike[str], tree: Any, *, note: Mapping[str, Any] | None
 def write(
     path: Path, stored: Mapping[str, Stored], words: Mapping[str, str], note: dict[str, Any]
 ) -> Path:
-    """`save`, of what is on the host already."""
+    """`save` for leaves on the host."""
     library = safetensors()
     place = real(path)
     try:
@@ -95,7 +95,7 @@ def _replace(
     words: Mapping[str, str],
     note: dict[str, Any],
 ) -> None:
-    """Writes it beside its place, and renames it when it is whole."""
+    """Writes a hidden folder beside the path, and renames it when it is whole."""
     new, old = free_beside(place, "new"), free_beside(place, "old")
     try:
         new.mkdir()
@@ -117,7 +117,7 @@ def _replace(
 
 
 def sweep(folder: str | PathLike[str], names: Collection[str] | None = None) -> list[Path]:
-    """`solstice.checkpoint.sweep("runs")`: remove what processes that died left half-written.
+    """`solstice.checkpoint.sweep("runs")`: remove half-written leftovers of killed processes.
 
     Not while another process writes there. Folders that hold anything but parts of a checkpoint
     are not touched, whatever their names are.
@@ -140,7 +140,7 @@ def sweep(folder: str | PathLike[str], names: Collection[str] | None = None) -> 
 
 
 def _is_waste(left: Path, path: Path, what: str, *, is_named: bool) -> bool:
-    """Whether nobody needs what is left of a checkpoint."""
+    """Whether a leftover of a checkpoint can be removed."""
     is_beside = holds_checkpoint(path)
     if not is_ours(left) or (what == "old" and not is_beside):
         return False
@@ -148,7 +148,7 @@ def _is_waste(left: Path, path: Path, what: str, *, is_named: bool) -> bool:
 
 
 def check_replaceable(path: Path) -> None:
-    """That `path` is a checkpoint, empty, or not there.
+    """Checks that `path` is a checkpoint, empty, or does not exist.
 
     Raises:
         CheckpointError: it is something else, which must not be lost.
@@ -159,7 +159,7 @@ def check_replaceable(path: Path) -> None:
 
 
 def _settle(place: Path) -> None:
-    """Ends what a process that died has begun here."""
+    """Cleans up after a process that died here."""
     if any(os.path.lexists(beside(place, what)) for what in ("new", "old")):
         sweep(place.parent, [place.name])
 
@@ -223,7 +223,7 @@ def _manifest(
 
 
 def versions() -> dict[str, str]:
-    """`solstice.checkpoint.versions()["jax"]`: of what a checkpoint is told to be made with."""
+    """`solstice.checkpoint.versions()["jax"]`: the package versions that a checkpoint records."""
     found = {"python": platform.python_version()}
     for name in _TOLD:
         try:
