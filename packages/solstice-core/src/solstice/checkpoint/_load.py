@@ -249,12 +249,19 @@ def _same_words(one: str | None, other: str | None) -> bool:
     return any(a.startswith(_MAIN) and b.endswith(f".{a[len(_MAIN) :]}") for a, b in pairs)
 
 
+def _rename_hint(saved: list[str], mine: list[str]) -> str:
+    """The line to write, if there are paths on both sides: one may be the other, renamed."""
+    if not (saved and mine):
+        return "Give a tree of the same structure"
+    return f"If a path was renamed, write `rename={{{saved[0]!r}: {mine[0]!r}}}`"
+
+
 def _check_paths(folder: Path, saved: set[str], mine: set[str]) -> None:
     for missing, where in [(mine - saved, "the checkpoint"), (saved - mine, "the tree `like`")]:
         if missing:
             raise CheckpointError(
                 f"{folder} is of another tree: {where} has nothing at {_some(sorted(missing))}. "
-                f'If paths were renamed, write `rename={{".old": ".new"}}`'
+                f"{_rename_hint(sorted(saved - mine), sorted(mine - saved))}"
             )
 
 
