@@ -81,7 +81,7 @@ def test_no_two_metrics_have_one_name(names):
 
 def test_what_is_renamed_is_said_once_and_nothing_is_lost():
     logger = Keeps()
-    with pytest.warns(UserWarning, match="Keeps does not take every name") as told:
+    with pytest.warns(UserWarning, match="Keeps does not accept all names") as told:
         log(logger, "recall@k", "recall#k", "loss")
     assert len(told) == 1
     assert "`recall@k` as `recall_k_" in str(told[0].message)
@@ -91,7 +91,7 @@ def test_what_is_renamed_is_said_once_and_nothing_is_lost():
 
 
 def test_a_csv_whose_metrics_have_breaks_in_their_names_is_read_back(tmp_path):
-    with pytest.warns(UserWarning, match="CSV does not take every name"):
+    with pytest.warns(UserWarning, match="CSV does not accept all names"):
         log(CSV(tmp_path / "a.csv"), "two\nlines", "with,comma", 'a "quote"')
     history = solstice.read_history(tmp_path / "a.csv")
     assert {*history.names()} == {"train/two lines", "train/with,comma", 'train/a "quote"'}
