@@ -156,6 +156,7 @@ RUNS = ("Trainer.fit", "Trainer.validate", "Trainer.predict", "train", "test", "
 OTHERWISE = (
     *(*RUNS, "compare", "read_history", "find_learning_rate", "plan", "verify_resume", "MLflow"),
     *("checkpoint.save", "checkpoint.load", "checkpoint.manifest", "checkpoint.sweep"),
+    *("checkpoint.exists", "checkpoint.remove"),
     "write_package",
 )
 """What does more than to make something of its arguments."""

@@ -194,15 +194,15 @@ def test_parts_draw_their_own_noise_and_a_line_search_sees_the_same():
     batch = (np.ones((4, 3), np.float32), np.zeros(4, np.float32), np.ones(4, np.float32))
     learner = Learner(Linear(noise=1.0), Descent(), sample_input=batch[0])
 
-    def outputs(model, batch):
+    def collected(model, batch):
         found = model(batch[0])
         return jnp.square(found), None, metrics.Collect(outputs=found)
 
-    new, outputs = learner.update(outputs, batch, micro_batches=2)
+    new, outputs = learner.update(collected, batch, micro_batches=2)
     assert len(np.unique(outputs.compute()["outputs"])) == 4
     _, value, worked_out = new.opt_state
     np.testing.assert_allclose(worked_out, value, rtol=1e-6)
-    again, _ = new.update(outputs, batch, micro_batches=2)
+    again, _ = new.update(collected, batch, micro_batches=2)
     assert float(again.opt_state[1]) != float(value)
 
 

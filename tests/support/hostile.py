@@ -382,11 +382,7 @@ TARGETS: dict[str, Target] = {
     "plan": Target(
         solstice.plan,
         {"experiment": NULL, "batch": X},
-        {
-            "method": "word",
-            "flops_per_second": "positive or None",
-            "bytes_per_second": "positive or None",
-        },
+        {"method": "word"},
     ),
     "summary": Target(
         solstice.summary,
@@ -684,7 +680,12 @@ TARGETS: dict[str, Target] = {
         {"path": "path", "only": "text or None", "rename": "table"},
     ),
     "checkpoint.manifest": Target(checkpoint.manifest, {}, {"path": "path"}),
-    "checkpoint.sweep": Target(checkpoint.sweep, {}, {"folder": "path"}),
+    "checkpoint.sweep": Target(
+        checkpoint.sweep, {"folder": "a"}, {"folder": "path", "names": "names"}
+    ),
+    "checkpoint.exists": Target(checkpoint.exists, {}, {"path": "path"}),
+    "checkpoint.remove": Target(checkpoint.remove, {}, {"path": "path"}),
+    "checkpoint.AppendOnly": Target(checkpoint.AppendOnly, {}, {"items": "rows"}),
     "verify_resume": Target(
         kit.verify_resume,
         {"make_run": len, "kill_at": [1]},
@@ -702,6 +703,7 @@ TARGETS: dict[str, Target] = {
 KINDS["optimizer or None"] = {k: v for k, v in NO_ADAPTER.items() if k != "None"}
 KINDS["callbacks or None"] = {k: v for k, v in KINDS["callbacks"].items() if k != "None"}
 KINDS["whole or None"] = NO_ARRAY | COMPLEX | {"halves": lambda: np.full(4, 0.5)}
+KINDS["rows"] = {"5": lambda: 5, "None": lambda: None, "a function": lambda: len}
 KINDS["note"] = KINDS["table"] | {"an object in": lambda: {"a": object()}}
 KINDS["no module"] = {"5": lambda: 5, "None": lambda: None, "an array": lambda: np.ones(3)}
 

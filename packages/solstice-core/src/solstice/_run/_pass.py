@@ -91,16 +91,17 @@ class Pass:
         block = self._take(feeder, self._count, max_count)
         while block is not None:
             before = self._point_before(block)
-            self._guard.point, self._guard.has_begun = None, True
+            self._guard.has_begun = True
+            self._save_at(None)
             self._callbacks.notify_step_start(self.record, self._count + 1, self._giver(block))
             kept, self._following = self._run(block), None
             try:  # fill the next block while the device works on this one
-                self._guard.point = self._interrupted
+                self._save_at(self._interrupted)
                 following = self._take(feeder, self._count + len(block), max_count)
                 self._following = following
             finally:  # also if reading fails, because these steps have been trained
                 taken = self._notify_steps(block, kept, before)
-                self._guard.point = self._interrupted
+                self._save_at(self._interrupted)
             self._notify_compilation()
             yield taken
             if self._callbacks.stop is not None:
@@ -132,6 +133,11 @@ class Pass:
         """Calls `on_call_end`, or ends the run here if a signal has asked for its end."""
         end_if_asked()
         self._callbacks.notify("on_call_end", self._between_calls)
+
+    def _save_at(self, point: Callable[[], Record] | None) -> None:
+        """Sets the moment that a signal saves. Other passes leave it alone: it would be a cycle."""
+        if self._guard.saves:
+            self._guard.point = point
 
     def _between_calls(self) -> Record:
         given = {"metrics": Lazy(self._metrics_so_far)}
@@ -192,7 +198,7 @@ class Pass:
     def end(self) -> dict[str, Any]:
         """Ends the pass: calls `on_epoch_end` and returns the metrics."""
         if self._guard.saves:  # because a signal may cut the validation in `on_epoch_end` short
-            self._guard.point = self._point()
+            self._save_at(self._point())
         metrics = self._take_metrics()
         self._has_ended = True
 
@@ -202,7 +208,7 @@ class Pass:
             return self._with_experiment({"metrics": told})
 
         self._callbacks.notify("on_epoch_end", now)
-        self._guard.point = self._interrupted
+        self._save_at(self._interrupted)
         return metrics
 
     def _take_metrics(self, reader: int = 0) -> dict[str, Any]:
@@ -243,7 +249,7 @@ class Pass:
             self._stand_after(block, index + 1, start)
             give = self._giver(block, index, kept)
             is_whole = before is None and not self._callbacks.is_remembered(first + index)
-            self._guard.point = self._interrupted if is_whole else before
+            self._save_at(self._interrupted if is_whole else before)
             try:
                 self._callbacks.notify_step_end(self.record, first + index, give)
             except BaseException:
@@ -251,7 +257,7 @@ class Pass:
                 # a callback with `can_stop = False`, which promised not to raise, gets here.
                 if self._stepper.works_in_place:
                     is_last = index + 1 == len(block)
-                    self._guard.point = self._guard.point if is_last else None
+                    self._save_at(self._guard.point if is_last else None)
                     self._stand_after(block, len(block), start)
                 else:
                     self._go_back_to(block, index + 1)

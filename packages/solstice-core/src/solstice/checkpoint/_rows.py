@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NoReturn, TypeVar, cast
 
+from solstice._arguments import instance
 from solstice._plain import from_plain, to_plain
 from solstice.checkpoint._errors import CheckpointError
 from solstice.checkpoint._places import newest
@@ -60,7 +61,8 @@ class AppendOnly(list[_T]):
     """
 
     def __init__(self, items: Iterable[_T] = ()) -> None:
-        super().__init__(items)
+        rows: Iterable[_T] = instance("items", items, Iterable, "an iterable of rows")
+        super().__init__(rows)
         self._files: dict[Path, _File] = {}
         self._lock = Lock()
 

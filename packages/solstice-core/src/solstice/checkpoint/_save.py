@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from solstice._arguments import mapping
+from solstice._arguments import names as names_of
 from solstice._paths import local_path
 from solstice.checkpoint._errors import CheckpointError
 from solstice.checkpoint._files import (
@@ -119,21 +120,25 @@ def _replace(
 def sweep(folder: str | PathLike[str], names: Collection[str] | None = None) -> list[Path]:
     """`solstice.checkpoint.sweep("runs")`: remove half-written leftovers of killed processes.
 
-    Not while another process writes there. Folders that hold anything but parts of a checkpoint
-    are not touched, whatever their names are.
+    Do not call it while another process writes there. Folders with anything but parts of a
+    checkpoint stay, whatever their names are.
 
     Args:
-        folder: where the checkpoints are.
-        names: those of the checkpoints to look after; all by default.
+        folder: the folder of the checkpoints.
+        names: the checkpoints to clean up, such as `["step-20"]`; all by default.
 
     Returns:
-        What was removed.
+        The removed paths.
+
+    Raises:
+        TypeError: `names` is not a name or several.
     """
     folder, removed = local_path(folder, "folder"), list[Path]()
+    chosen = names_of("names", names)
     for left, path, what in left_in(folder):
-        if names is None or path.name in names:
+        if chosen is None or path.name in chosen:
             finish_renaming(path)
-            if _is_waste(left, path, what, is_named=names is not None):
+            if _is_waste(left, path, what, is_named=chosen is not None):
                 shutil.rmtree(left)
                 removed.append(left)
     return removed
