@@ -61,8 +61,8 @@ class AppendOnly(list[_T]):
     """
 
     def __init__(self, items: Iterable[_T] = ()) -> None:
-        rows: Iterable[_T] = instance("items", items, Iterable, "an iterable of rows")
-        super().__init__(rows)
+        kind: Any = Iterable
+        super().__init__(instance("items", items, kind, "an iterable of rows"))
         self._files: dict[Path, _File] = {}
         self._lock = Lock()
 
