@@ -94,9 +94,9 @@ class Callback:
         The number of steps per call depends on the speed of the machine. Use this hook to save or
         to show, not for anything that must be the same in every run.
         `record.metrics` are those of the epoch so far. In training, the record has `snapshot`.
-        If a signal ends a run with a callback that `saves`, this hook is the last:
-        `record.interrupted` is True, and the snapshot is of the newest moment that can be resumed
-        exactly, such as the one before a validation that was cut short.
+        If a signal ends a run with a callback that `saves`, a last call of this hook has
+        `record.interrupted`, and `on_exception` follows. The snapshot is then of the newest moment
+        that can be resumed exactly, such as the one before a validation that was cut short.
         """
 
     def on_compile(self, record: Record) -> None:

@@ -54,7 +54,8 @@ class Record:
 
     Attributes:
         mode: "train", "val", "test" or "predict".
-        step: training steps since the start of `fit`; 0 in a run that does not train.
+        step: training steps since the start of the run, including those before a resume; 0 in a
+            run that does not train.
         epoch: index of the epoch, from 0.
         epoch_step: steps in this epoch of this mode so far.
         steps_per_epoch: steps in the whole epoch; None if the data set has no length.

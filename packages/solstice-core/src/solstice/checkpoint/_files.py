@@ -33,7 +33,7 @@ def safetensors() -> Any:
         import safetensors.numpy as library
     except ImportError as error:
         raise ImportError(
-            "checkpoints are kept in safetensors: `pip install 'solstice-core[checkpoint]'`"
+            "checkpoints are stored as safetensors: `pip install safetensors`"
         ) from error
     return library
 
