@@ -205,5 +205,5 @@ def test_what_is_written_is_read_back_the_same(tmp_path_factory, values, name):
 def test_a_file_that_is_no_history_is_told(tmp_path):
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="no table of metrics"):
+    with pytest.raises(ValueError, match="not a table of metrics"):
         solstice.read_history(path)

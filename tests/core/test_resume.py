@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 import warnings
@@ -548,8 +549,9 @@ def test_the_newest_and_the_best_stay(tmp_path):
 
 
 def test_the_best_is_known_in_another_process(tmp_path):
-    train(tmp_path / "a", values=[0.3, 0.1, 0.9, 0.5], monitor="val/value", keep=1)
-    again = Checkpoint(tmp_path / "a", monitor="val/value")
+    options = {"monitor": "val/value", "mode": "min", "keep": 1}
+    train(tmp_path / "a", values=[0.3, 0.1, 0.9, 0.5], **options)
+    again = Checkpoint(tmp_path / "a", **options)
     assert again.best == tmp_path / "a" / "step-18"
     assert Checkpoint(tmp_path / "a", monitor="val/other").best is None
 
@@ -587,12 +589,14 @@ def test_what_a_dead_process_left_is_swept_away(tmp_path):
 def test_what_cannot_be_written_is_raised_and_the_experiment_is_there(tmp_path):
     class InTheWay(solstice.Callback):
         def on_epoch_start(self, record):
+            shutil.rmtree(tmp_path / "a")
             (tmp_path / "a").write_text("not a folder")
 
     trainer = solstice.Trainer([Checkpoint(tmp_path / "a", every=2), InTheWay()])
     with pytest.raises(CheckpointError, match="could not be written"):
         trainer.fit(experiment(), batches((X, Y), 5))
-    assert int(trainer.experiment.step) == 0  # before anything is trained
+    assert int(trainer.experiment.step) == 4  # it is raised at the next save
+    (tmp_path / "a").unlink()
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "step-2").write_text("not a folder")  # which cannot be known
     trainer = solstice.Trainer([Checkpoint(tmp_path / "a", every=2)])
