@@ -83,6 +83,7 @@ MODULES = (
 )
 
 NOT_CHECKED: dict[str, str] = {
+    "Phase": "an enumeration, whose arguments are those of Python",
     **dict.fromkeys(
         ["Record", "Replay", "Snapshot", "Start", "LearningRates", "Part", "StepPlan", "Summary"],
         "Solstice makes it, and users read it",

@@ -50,10 +50,14 @@ def _is_whole(leaf: Any) -> bool:
     return dtype == np.bool_ or jnp.issubdtype(dtype, jnp.integer)
 
 
+_WORDS = ("dtype", "finfo", "float", "inexact")
+"""Words of JAX, NumPy and the frameworks in errors about a dtype."""
+
+
 def _is_about(error: Exception, leaf: Any) -> bool:
     """Whether the error is about the dtype of this leaf."""
     text = str(error)
-    return leaf.dtype.name in text and any(word in text for word in ("dtype", "finfo", "float"))
+    return leaf.dtype.name in text and any(word in text for word in _WORDS)
 
 
 def check_sample(sample_input: Any) -> None:
