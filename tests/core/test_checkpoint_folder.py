@@ -401,7 +401,7 @@ def test_a_run_goes_on_from_it_and_never_removes_it(tmp_path, resume, overwrite)
     assert names(a) == ["step-4", "step-6"]
 
 
-# Beginning anew
+# Starting again
 
 
 def test_overwriting_removes_nothing_before_something_is_saved(tmp_path):

@@ -369,16 +369,16 @@ class Trainer:
         self, experiment: Experiment, start: Record, callbacks: list[Callback] | None = None
     ) -> Generator[Run, None, None]:
         """A run as a context: at its end, it notifies the callbacks and keeps the Experiment."""
-        told = CallbackList(callbacks or check_callbacks([*self._kept, *self.callbacks]))
-        run = Run(told, experiment, start, self.steps_per_call, self.prefetch, self._memory)
+        hooks = CallbackList(callbacks or check_callbacks([*self._kept, *self.callbacks]))
+        run = Run(hooks, experiment, start, self.steps_per_call, self.prefetch, self._memory)
         outer, trains = self._training, start.mode == "train"
-        before = self._newest, [(c, c.rows) for c in told.callbacks if isinstance(c, History)]
+        before = self._newest, [(c, c.rows) for c in hooks.callbacks if isinstance(c, History)]
         self._newest = run
         if trains:
             self._training = run
         try:
             if trains:
-                with interrupts_guarded(saves=told.saves) as guard, run.saved_when_asked(guard):
+                with interrupts_guarded(saves=hooks.saves) as guard, run.saved_when_asked(guard):
                     yield run
                     run.end()
             else:
