@@ -50,7 +50,8 @@ def test_a_fast_dev_run_tries_all_and_leaves_no_trace(tmp_path, fast, batches):
 
 
 def test_no_fast_dev_run_by_default():
-    assert solstice.Trainer(fast_dev_run=False).fast_dev_run is None
+    trained = solstice.Trainer(fast_dev_run=False).fit(Count(), some(1, 2, 3))
+    assert float(trained.seen) == 6
     with pytest.raises(ValueError, match="fast_dev_run must be 1 or more"):
         solstice.Trainer(fast_dev_run=-1)
 

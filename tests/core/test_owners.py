@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import solstice
-from solstice._run._owners import Owner, matched
+from solstice._loop._owners import Owner, matched
 from solstice.callbacks import Checkpoint, EarlyStopping, History, Logging
 from solstice.checkpoint import CheckpointError
 from solstice.loggers import CSV

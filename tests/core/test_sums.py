@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import solstice
 from solstice import metrics
 from solstice._engine._step import Stepper
+from solstice._loop._snapshot import by_path
 from solstice._metrics import as_metrics
-from solstice._run._snapshot import by_path
 from solstice.metrics import Counts, Totals
 
 BIG = 2**31

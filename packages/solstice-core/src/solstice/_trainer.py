@@ -4,30 +4,29 @@ import copy
 import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from os import PathLike
 from typing import Any, TypeVar, cast
 
-import numpy as np
-
-from solstice._arguments import switch, whole, whole_or_none
+from solstice._arguments import switch, whole_or_none
 from solstice._callback import Callback
 from solstice._console import write_line
-from solstice._engine._eager import EagerStepper
-from solstice._engine._feed import BuffersByKind, StagingBuffers
-from solstice._engine._interrupts import Guard, interrupts_guarded, waiting
+from solstice._engine._feed import BuffersByKind
+from solstice._engine._interrupts import interrupts_guarded
 from solstice._engine._placement import check_processes, warn_of_spread_state
-from solstice._engine._prefetch import prefetched
-from solstice._engine._step import Stepper
 from solstice._errors import DataError
 from solstice._experiment import Experiment, check_experiment
-from solstice._record import Record, Snapshot
-from solstice._run._callbacks import CallbackList, as_callbacks, before_monitors, check_callbacks
-from solstice._run._pass import Pass
-from solstice._run._resume import find_saved, has_ended, next_epoch
-from solstice._run._run import Run
-from solstice._run._validation import Validation
-from solstice._types import Batch, Mode, Outputs
+from solstice._loop._hooks import Hooks, as_callbacks, check_callbacks
+from solstice._loop._lifetime import Ended, ended, reported
+from solstice._loop._limits import Limits
+from solstice._loop._loop import evaluate, predict, train
+from solstice._loop._prepare import Training
+from solstice._loop._resume import find_saved
+from solstice._loop._run import Run
+from solstice._loop._stages import Stages, first_batch
+from solstice._loop._validation import Validation
+from solstice._options import Options
+from solstice._record import Record
+from solstice._types import Mode, Outputs
 from solstice.data._arrays import arrays_of
 from solstice.data._source import Source, open_source
 from solstice.history import History
@@ -92,23 +91,24 @@ class Trainer:
         overfit_batches: int | None = None,
         sanity_val_batches: int | None = None,
     ) -> None:
+        self._options = Options.of(
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            val_every_n_steps=val_every_n_steps,
+            prefetch=prefetch,
+            steps_per_call=steps_per_call,
+            fast_dev_run=fast_dev_run,
+            overfit_batches=overfit_batches,
+            sanity_val_batches=sanity_val_batches,
+        )
         self.callbacks = check_callbacks(as_callbacks(callbacks))
-        self.fast_dev_run = _num_tried(fast_dev_run)
-        if self.fast_dev_run:
+        if self._options.fast_dev_run:
             self.callbacks = [c for c in self.callbacks if not c.has_side_effects]
-            limit_train_batches = limit_val_batches = self.fast_dev_run
-        self.overfit_batches = whole_or_none("overfit_batches", overfit_batches)
-        self.sanity_val_batches = whole_or_none("sanity_val_batches", sanity_val_batches)
-        self.limit_train_batches = whole_or_none("limit_train_batches", limit_train_batches)
-        self.limit_val_batches = whole_or_none("limit_val_batches", limit_val_batches)
-        self.val_every_n_steps = whole_or_none("val_every_n_steps", val_every_n_steps)
-        self.steps_per_call = whole_or_none("steps_per_call", steps_per_call)
-        self.prefetch = whole("prefetch", prefetch, 0, "batches")
         self._kept: list[Callback] = []
         if not any(isinstance(callback, History) for callback in self.callbacks):
             self._kept.append(History(max_size=_MAX_SIZE))
         self._memory: dict[str, BuffersByKind] = {}
-        self._newest: Run | None = None
+        self._newest: Run | Ended | None = None
         self._training: Run | None = None
 
     def __repr__(self) -> str:
@@ -192,62 +192,29 @@ class Trainer:
             ExperimentError: a step breaks the contract of its return value.
         """
         _check_experiment(experiment)
-        max_steps = whole_or_none("max_steps", max_steps)
-        num_epochs = whole_or_none("num_epochs", num_epochs)
-        strict_resume = switch("strict_resume", strict_resume)
-        if num_epochs is None and max_steps is None:
-            num_epochs = 1
-        if self.fast_dev_run:
-            num_epochs, max_steps, resume = 1, self.fast_dev_run, None
-        train = self._training_source(train_ds, batch_size)
-        _check_rereadable(train, num_epochs)
-
-        def validate(moment: Record) -> None:
-            self._validate(run, cast("Source", val), moment)
-
-        callbacks, val = check_callbacks([*self._kept, *self.callbacks]), None
-        validation = Validation(validate, self.val_every_n_steps)
-        if val_ds is not None:
-            val = open_source(
-                val_ds, "val_ds", batch_size, limit=self.limit_val_batches, like=train_ds
-            )
-            _check_rereadable(val, None if self.val_every_n_steps else num_epochs)
-            callbacks = before_monitors(callbacks, validation)
-            train.validation = val  # because checkpoints also hold the identity of this data set
-        elif self.val_every_n_steps:
-            raise ValueError(
-                f"val_every_n_steps={self.val_every_n_steps} needs a validation set: "
-                f"write `trainer.fit(exp, train_ds, val_ds)`"
-            )
-
-        saved = find_saved(resume, callbacks)
-        start = Record(
-            mode="train",
-            num_epochs=num_epochs,
-            steps_per_epoch=train.length,
-            has_validation=val is not None,
+        options, limits = self._options, self._limits(num_epochs, max_steps)
+        source = self._training_source(train_ds, batch_size)
+        _check_rereadable(source, limits.num_epochs)
+        callbacks = check_callbacks([*self._kept, *self.callbacks])
+        saved = None if options.fast_dev_run else find_saved(resume, callbacks)
+        training = Training(
+            source,
+            self._validation(val_ds, batch_size, train_ds, limits.num_epochs),
+            limits,
+            options.sanity_val_batches,
+            saved,
+            switch("strict_resume", strict_resume),
         )
-        with self._running(experiment, start, callbacks) as run:
-            experiment = experiment.setup(arrays_of(_first(train)))
-            stepper = run.stepper(experiment, "train_step", _first(train))
-            if val is not None:  # traced now, so that its errors come before any training
-                epoch = 0 if saved is None else saved.epoch(start, max_steps)
-                evaluator = run.stepper(experiment, "eval_step", _first(val, epoch))
-                self._try_validation(evaluator, val, epoch)
-            if saved is not None:
-                self.history.rows = []  # because the checkpoint restores those of the saved run
-                stepper, start = run.resume(saved, stepper, train, start, max_steps, strict_resume)
-            run.begin(stepper.experiment if saved else experiment, stepper, train)
-
-            while not has_ended(start, run.stopped, max_steps):
-                training = run.begin_pass(stepper, start)
-                for _ in training.blocks(self._read(train, start.epoch), max_steps):
-                    pass
-                validation.closes_epochs = run.stopped is None
-                training.end()
-                if not training.ended_by_max_steps and run.stopped is None:
-                    train.end_epoch(start.epoch)
-                start = next_epoch(training.record)
+        hooks = Hooks(callbacks, saved and saved.stop)
+        stages = self._stages(hooks)
+        with interrupts_guarded(saves=hooks.saves) as guard:
+            with reported(hooks, training.start, experiment):
+                run = training.run(experiment, hooks, stages, guard)
+            with self._running(run):
+                run.start()
+                if saved is not None:
+                    saved.restore_callbacks(hooks)
+                train(run)
         return cast("_E", run.experiment)
 
     def validate(
@@ -299,118 +266,95 @@ class Trainer:
         source = open_source(ds, "ds", batch_size)
         return self._predict(experiment, source)
 
+    def _limits(self, num_epochs: int | None, max_steps: int | None) -> Limits:
+        max_steps = whole_or_none("max_steps", max_steps)
+        num_epochs = whole_or_none("num_epochs", num_epochs)
+        if self._options.fast_dev_run:
+            return Limits(1, self._options.fast_dev_run)
+        return Limits(1 if num_epochs is None and max_steps is None else num_epochs, max_steps)
+
     def _training_source(self, train_ds: Any, batch_size: int | None) -> Source:
-        few = self.overfit_batches
-        limit = few or self.limit_train_batches
+        few = self._options.overfit_batches
+        limit = few or self._options.limit_train_batches
         source = open_source(train_ds, "train_ds", batch_size, shuffle=few is None, limit=limit)
         source.keep_states(1)  # because the first batch is read before the run starts
         if few is None:
             return source
         # Copies, because a data set may reuse its memory for each batch.
         batches = [copy.deepcopy(batch) for batch in source.epoch(0)]
-        return open_source(batches, "train_ds", limit=self.limit_train_batches)
+        return open_source(batches, "train_ds", limit=self._options.limit_train_batches)
 
-    def _try_validation(self, stepper: Stepper | EagerStepper, val: Source, epoch: int) -> None:
-        """Evaluates the batches of `sanity_val_batches`, unseen by callbacks."""
-        if self.sanity_val_batches is None or val.is_iterator:  # an iterator cannot be read again
-            return
-        nobody = CallbackList([])
-        slots = StagingBuffers(stepper.steps_per_block)
-        trial = Pass(nobody, stepper, slots, Record(mode="val"), _no_snapshot, Guard())
-        for _ in trial.blocks(self._read(val, epoch), self.sanity_val_batches):
-            pass
-        trial.end()
+    def _validation(
+        self, val_ds: Any, batch_size: int | None, train_ds: Any, num_epochs: int | None
+    ) -> Validation | None:
+        every, limit = self._options.val_every_n_steps, self._options.limit_val_batches
+        if val_ds is not None:
+            val = open_source(val_ds, "val_ds", batch_size, limit=limit, like=train_ds)
+            _check_rereadable(val, None if every else num_epochs)
+            return Validation(val, every)
+        if every:
+            raise ValueError(
+                f"val_every_n_steps={every} needs a validation set: "
+                f"write `trainer.fit(exp, train_ds, val_ds)`"
+            )
+        return None
 
-    def _predict(self, experiment: Experiment, source: Source) -> Iterator[Outputs]:
-        start = Record(mode="predict", steps_per_epoch=source.length)
-        with self._running(experiment, start) as run:
-            stepper = run.stepper(experiment, "predict_step", _first(source))
-            run.begin(experiment, stepper, source)
-            prediction = run.begin_pass(stepper, start)
-            for outputs in prediction.blocks(self._read(source, 0)):
-                yield from outputs
-            prediction.end()
+    def _stages(self, hooks: Hooks) -> Stages:
+        return Stages(hooks, self._options.steps_per_call, self._options.prefetch, self._memory)
 
     def _run_evaluation(
         self, experiment: Experiment, ds: Any, mode: Mode, batch_size: int | None
     ) -> dict[str, Any]:
         _check_experiment(experiment)
-        limit = self.limit_val_batches if mode == "val" else None
+        limit = self._options.limit_val_batches if mode == "val" else None
         source = open_source(ds, f"{mode}_ds", batch_size, limit=limit)
-        start = Record(mode=mode)
-        with self._running(experiment, start) as run:
-            experiment = experiment.setup(arrays_of(_first(source)))
-            stepper = run.stepper(experiment, "eval_step", _first(source))
-            run.begin(experiment, stepper, source)
-            return self._evaluate(run, stepper, source, start)
+        with self._evaluating(experiment, source, "eval_step", mode) as run:
+            return evaluate(run)
 
-    def _validate(self, run: Run, source: Source, moment: Record) -> None:
-        """Evaluates within a training run."""
-        with run.interrupted():
-            stepper = run.stepper(moment.experiment, "eval_step", _first(source, moment.epoch))
-            self._evaluate(run, stepper, source, replace(moment, mode="val", given={}))
-
-    def _evaluate(
-        self, run: Run, stepper: Stepper | EagerStepper, source: Source, at: Record
-    ) -> dict[str, Any]:
-        """The metrics of one evaluation. The Experiment of `eval_step` is dropped."""
-        start = replace(at, epoch_step=0, num_examples=0, steps_per_epoch=source.length)
-        evaluation = run.begin_pass(stepper, start)
-        for _ in evaluation.blocks(self._read(source, at.epoch)):
-            pass
-        return evaluation.end()
-
-    def _read(self, source: Source, epoch: int) -> Generator[Batch, None, None]:
-        batches = source.epoch(epoch)
-        return prefetched(batches, self.prefetch) if self.prefetch else batches
+    def _predict(self, experiment: Experiment, source: Source) -> Iterator[Outputs]:
+        with self._evaluating(experiment, source, "predict_step", "predict") as run:
+            yield from predict(run)
 
     @contextmanager
-    def _running(
-        self, experiment: Experiment, start: Record, callbacks: list[Callback] | None = None
+    def _evaluating(
+        self, experiment: Experiment, source: Source, method: str, mode: Mode
     ) -> Generator[Run, None, None]:
-        """A run as a context: at its end, it notifies the callbacks and keeps the Experiment."""
-        hooks = CallbackList(callbacks or check_callbacks([*self._kept, *self.callbacks]))
-        run = Run(hooks, experiment, start, self.steps_per_call, self.prefetch, self._memory)
-        outer, trains = self._training, start.mode == "train"
-        before = self._newest, [(c, c.rows) for c in hooks.callbacks if isinstance(c, History)]
-        self._newest = run
-        if trains:
-            self._training = run
+        """A run that does not train, after `on_fit_start`."""
+        hooks = Hooks(check_callbacks([*self._kept, *self.callbacks]))
+        stages, start = self._stages(hooks), Record(mode=mode, steps_per_epoch=source.length)
+        with reported(hooks, start, experiment):
+            if mode != "predict":
+                experiment = experiment.setup(arrays_of(first_batch(source)))
+            stage = stages.stage(source, experiment, method)
+            run = Run(stage, hooks, start, stages, experiment=experiment)
+        with self._running(run):
+            run.start()
+            yield run
+
+    @contextmanager
+    def _running(self, run: Run) -> Generator[None, None, None]:
+        """Within, a run is the newest of this Trainer."""
+        outer, before = self._training, self._newest
+        histories = [c for c in run.hooks.callbacks if isinstance(c, History)]
+        rows = [history.rows for history in histories]
+        self._newest, self._training = run, run if run.state.trains else outer
         try:
-            if trains:
-                with interrupts_guarded(saves=hooks.saves) as guard, run.saved_when_asked(guard):
-                    yield run
-                    run.end()
-            else:
-                yield run
-                run.end()
-        except GeneratorExit:  # the caller of `predict` stopped reading: not an error
-            run.end()
-            raise
-        except BaseException as error:
-            run.fail(error)
-            # A run that failed before its first pass leaves `experiment` and `history` unchanged.
-            if not run.has_begun and before[0] is not None:
-                self._newest = before[0]
-                for history, rows in before[1]:
-                    history.rows = rows
+            with ended(run):
+                yield
+        except BaseException:
+            # A run that failed before its first epoch leaves `experiment` and `history` unchanged.
+            if not run.has_begun and before is not None:
+                self._newest = before
+                for history, there in zip(histories, rows, strict=True):
+                    history.rows = there
             raise
         finally:
-            run.close()
-            if trains:
-                self._training = outer
+            if self._newest is run:
+                self._newest = Ended.of(run)
             if outer is not None:  # a callback called the Trainer in the middle of `fit`
                 self._newest = outer
-
-
-def _first(source: Source, epoch: int = 0) -> Batch:
-    """The first batch of an epoch; the epoch still yields it later."""
-    with waiting():
-        return source.first(epoch)
-
-
-def _no_snapshot(training: Pass, has_ended: bool) -> Snapshot:
-    raise NotImplementedError("a trial is not saved")
+            self._training = outer
+            run.stages.close()
 
 
 def _check_experiment(experiment: Any) -> None:
@@ -427,11 +371,3 @@ def _check_rereadable(source: Source, num_epochs: int | None) -> None:
             f"it {num_epochs} times. Pass the function that makes it instead: "
             f"`{source.name}=my_generator` without the call, or a list"
         )
-
-
-def _num_tried(fast_dev_run: Any) -> int | None:
-    """The number of batches of a `fast_dev_run`; None for a normal run."""
-    if isinstance(fast_dev_run, bool | np.bool_):
-        return 1 if fast_dev_run else None
-    is_off = type(fast_dev_run) is int and fast_dev_run == 0
-    return None if is_off else whole("fast_dev_run", fast_dev_run, 1, "batches, True or False")

@@ -11,9 +11,9 @@ from typing import Literal
 from solstice import checkpoint
 from solstice._arguments import monitored, positive, switch, whole, whole_or_none
 from solstice._better import better
+from solstice._loop._monitored import check_validation, value_of
 from solstice._paths import local_path
 from solstice._record import Record, Snapshot
-from solstice._run._monitored import check_validation, value_of
 from solstice._saver import Saver
 from solstice.callbacks._lock import FolderLock
 from solstice.callbacks._saved import Folder, Saved

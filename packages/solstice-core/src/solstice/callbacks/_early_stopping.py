@@ -7,8 +7,8 @@ from typing import Any, Literal
 from solstice._arguments import monitored, not_negative, whole
 from solstice._better import better
 from solstice._callback import Callback, Phase
+from solstice._loop._monitored import check_validation, value_of
 from solstice._record import Record, Stop
-from solstice._run._monitored import check_validation, value_of
 from solstice._schema import read
 
 

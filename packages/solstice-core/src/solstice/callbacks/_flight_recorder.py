@@ -5,9 +5,9 @@ from os import PathLike
 from solstice import checkpoint
 from solstice._arguments import whole
 from solstice._callback import Callback, Phase
+from solstice._loop._snapshot import without_callbacks
 from solstice._paths import local_path
 from solstice._record import Record, Snapshot
-from solstice._run._snapshot import without_callbacks
 from solstice.checkpoint._files import check_store
 from solstice.checkpoint._save import check_replaceable
 

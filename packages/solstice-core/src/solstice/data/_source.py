@@ -79,9 +79,6 @@ class Source:
         data: the user's data set.
         name: its argument, such as "train_ds", for messages.
         limit: the most batches per epoch, or None for all.
-
-    Attributes:
-        validation: the validation set of the same `fit`, or None.
     """
 
     def __init__(self, data: Any, name: str, limit: int | None = None) -> None:
@@ -89,7 +86,6 @@ class Source:
         self.name = name
         self._data = data
         self.limit = limit
-        self.validation: Source | None = None
         self._reader = Reader(data, name, limit)
         self._returned: Generator[Batch, None, None] | None = None
 
@@ -131,20 +127,26 @@ class Source:
         self._reader.kept_states = count
 
     def position(
-        self, index: int, *, is_closed: bool, following: Batch | None = None
+        self,
+        index: int,
+        *,
+        is_closed: bool,
+        following: str | None = None,
+        validation: "Source | None" = None,
     ) -> dict[str, Any]:
         """The position after `index` batches of an epoch, for `seek`.
 
         Args:
             index: the number of batches of the epoch that steps have used.
             is_closed: whether the epoch has ended.
-            following: the next batch, if it has been read already.
+            following: the fingerprint of the next batch, if it has been read already.
+            validation: the validation set of the same `fit`, or None.
         """
         return {
             **self._state_at(index, is_closed),
-            "next": None if following is None else fingerprint(following),
+            "next": following,
             "identity": self.identity,
-            "validation": None if self.validation is None else self.validation.identity,
+            "validation": None if validation is None else validation.identity,
         }
 
     def _state_at(self, index: int, is_closed: bool) -> dict[str, Any]:
@@ -166,6 +168,7 @@ class Source:
         last: str | None,
         *,
         is_closed: bool = False,
+        validation: "Source | None" = None,
     ) -> Seek:
         """Restores a position: the next read continues the epoch, or the next one if it is closed.
 
@@ -175,8 +178,9 @@ class Source:
             position: the result of `position`.
             last: the fingerprint of the newest used batch, or None if there was none.
             is_closed: whether the epoch has ended.
+            validation: the validation set of the same `fit`, or None.
         """
-        changes = self._changes(position)
+        changes = self._changes(position, validation)
         how, read = (
             self._by_state(epoch, index, position, changes, is_closed)
             or self._by_index(epoch, index, is_closed)
@@ -275,9 +279,9 @@ class Source:
         self._returned = chain(batch, rest)
         return self._is_same(batch, expected)
 
-    def _changes(self, position: Mapping[str, Any]) -> list[str]:
-        """The differences from the saved run, in words."""
-        was, val, now = position.get("identity"), position.get("validation"), self.validation
+    def _changes(self, position: Mapping[str, Any], now: "Source | None") -> list[str]:
+        """The differences from the saved run, in words; `now` is the validation set."""
+        was, val = position.get("identity"), position.get("validation")
         found = [] if was is None else self._unlike(was, "an epoch")
         if val is None:
             return found

@@ -9,9 +9,9 @@ from solstice import checkpoint
 from solstice._callback import Callback
 from solstice._experiment import Experiment
 from solstice._finite import nonfinite
+from solstice._loop._snapshot import Position
 from solstice._paths import local_path
 from solstice._record import Record, Stop
-from solstice._run._snapshot import Position
 from solstice._schema import SchemaError, read
 from solstice._trainer import Trainer
 from solstice._types import Batch, Outputs

@@ -19,9 +19,9 @@ from solstice import checkpoint
 from solstice._arguments import function, positive, whole
 from solstice._callback import Callback, Phase
 from solstice._experiment import Experiment
+from solstice._loop._snapshot import by_path, named
 from solstice._plain import from_plain, to_plain
 from solstice._record import Record
-from solstice._run._snapshot import by_path, named
 from solstice._trainer import Trainer
 
 _SAVED, _FINAL, _ERROR = "saved", "final", "error.txt"

@@ -1,5 +1,6 @@
-"""CallbackList: the callbacks of a run, checked, ordered, and called at each moment."""
+"""Hooks: the callbacks of a run, checked, ordered, and called at each moment."""
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import index
 from typing import Any, cast
@@ -7,9 +8,9 @@ from typing import Any, cast
 from solstice._arguments import instance, shown, whole_or_none
 from solstice._callback import NEEDS, Callback, Phase
 from solstice._hooks import check_hooks
+from solstice._loop._snapshot import named
 from solstice._metrics import on_host
 from solstice._record import Record, Stop, changed
-from solstice._run._snapshot import named
 
 _NEEDS_BEFORE = ("batch", "experiment")
 
@@ -69,28 +70,49 @@ def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
     return sorted(callbacks, key=lambda callback: callback.phase)
 
 
-def before_monitors(callbacks: list[Callback], validation: Callback) -> list[Callback]:
-    """The callbacks, with the validation after those of the phase LOG."""
-    logs = [callback for callback in callbacks if callback.phase is Phase.LOG]
-    return [*logs, validation, *callbacks[len(logs) :]]
+class Hooks:
+    """The callbacks of a run: calls their hooks, and keeps the first request to stop.
 
+    Args:
+        callbacks: the callbacks, in the order of their phases.
+        stop: the request to stop of a saved run, or None.
+    """
 
-class CallbackList:
-    """The callbacks of a run: calls their hooks, and keeps the first request to stop."""
-
-    def __init__(self, callbacks: list[Callback]) -> None:
+    def __init__(self, callbacks: list[Callback], stop: Stop | None = None) -> None:
         self.callbacks = callbacks
         self._at_start = _at_cadence("on_step_start", callbacks)
-        self._at_end = _at_cadence("on_step_end", callbacks)
-        self._ends = tuple({every for _, every in self._at_end})
+        at_end = _at_cadence("on_step_end", callbacks)
+        self._at_end = {p: [at for at in at_end if at[0].phase == p] for p in Phase}
+        self._ends = tuple({every for _, every in at_end})
         self._remembering = {
             every
-            for callback, every in [*self._at_start, *self._at_end]
+            for callback, every in [*self._at_start, *at_end]
             if "metrics" in callback.needs or overrides_hook(callback, "state_dict")
         }
-        self._readers = [id(c) for c, _ in self._at_end if "metrics" in c.needs]
+        self._readers = [id(c) for c, _ in at_end if "metrics" in c.needs]
         self._settings = [_settings_of(callback) for callback in callbacks]
-        self.stop: Stop | None = None
+        self._stop = stop
+        self._outer: Hooks | None = None
+
+    @property
+    def stop(self) -> Stop | None:
+        """The first request to stop, or None."""
+        return self._stop
+
+    def nested(self) -> "Hooks":
+        """These hooks for a validation, which a request to stop from before does not end.
+
+        A request from within the validation ends both runs.
+        """
+        hooks = copy.copy(self)
+        hooks._stop, hooks._outer = None, self
+        return hooks
+
+    def request(self, stop: Stop) -> None:
+        """Keeps a request to stop, if it is the first."""
+        self._stop = self._stop or stop
+        if self._outer is not None:
+            self._outer.request(stop)
 
     def check_settings(self) -> None:
         """Refuses callbacks with changed settings, because the run reads them only once.
@@ -141,7 +163,9 @@ class CallbackList:
         record = make_record() if those else None
         found: dict[str, Any] = {}
         for callback in those:
-            values = self._call(callback, "measure", cast("Record", record))
+            values: Any = None
+            with _Called(self, callback, "measure"):
+                values = callback.measure(cast("Record", record))
             if values is not None and not isinstance(values, Mapping):
                 raise TypeError(
                     f"{type(callback).__name__}.measure must return values by name, such as "
@@ -154,12 +178,15 @@ class CallbackList:
         """The index of a callback among the readers; 0 is the epoch."""
         return 1 + self._readers.index(id(callback))
 
-    def notify(self, hook: str, make_record: Callable[[], Record]) -> None:
+    def notify(
+        self, hook: str, make_record: Callable[[], Record], phases: Collection[Phase] = tuple(Phase)
+    ) -> None:
         """Calls a hook, not of a step; the record is made only if a callback has the hook."""
-        listeners = _those_with(hook, self.callbacks)
+        listeners = [c for c in _those_with(hook, self.callbacks) if c.phase in phases]
         record = make_record() if listeners else None
         for callback in listeners:
-            self._call(callback, hook, cast("Record", record))
+            with _Called(self, callback, hook):
+                getattr(callback, hook)(record)
 
     def notify_step_start(
         self, record: Record, count: int, given: Callable[[str, Callback], Any]
@@ -170,7 +197,8 @@ class CallbackList:
                 asked = {
                     name: given(name, callback) for name in callback.needs if name in _NEEDS_BEFORE
                 }
-                self._call(callback, "on_step_start", changed(record, given=asked))
+                with _Called(self, callback, "on_step_start"):
+                    callback.on_step_start(changed(record, given=asked))
 
     def is_due(self, count: int) -> bool:
         """Whether any `on_step_end` is due at the `count`-th step."""
@@ -180,20 +208,18 @@ class CallbackList:
         return False
 
     def notify_step_end(
-        self, record: Record, count: int, given: Callable[[str, Callback], Any]
+        self, phase: Phase, record: Record, count: int, given: Callable[[str, Callback], Any]
     ) -> None:
-        """Calls `on_step_end` of those whose cadence includes the `count`-th step."""
-        for callback, every in self._at_end:
+        """Calls `on_step_end` of those in a phase whose cadence includes the `count`-th step."""
+        for callback, every in self._at_end[phase]:
             if count % every == 0:
-                if callback.needs:
-                    asked = {
-                        name: given(name, callback)
-                        for name in callback.needs
-                        if name != "snapshot" or record.mode == "train"
-                    }
-                    self._call(callback, "on_step_end", changed(record, given=asked))
-                else:
-                    self._call(callback, "on_step_end", record)
+                asked = {
+                    name: given(name, callback)
+                    for name in callback.needs
+                    if name != "snapshot" or record.mode == "train"
+                }
+                with _Called(self, callback, "on_step_end"):
+                    callback.on_step_end(changed(record, given=asked) if asked else record)
 
     def notify_exception(self, record: Record, error: BaseException) -> None:
         """Calls `on_exception` of all; an exception that one raises becomes a note of `error`."""
@@ -203,22 +229,34 @@ class CallbackList:
             except Exception as second:
                 error.add_note(f"{type(callback).__name__}.on_exception raised {second!r}")
 
-    def _call(self, callback: Callback, hook: str, record: Record) -> Any:
-        try:
-            return getattr(callback, hook)(record)
-        except Stop as stop:
+
+class _Called:
+    """Within, a hook of a callback runs: `Stop` becomes a request.
+
+    It is a context, and no function, so that a traceback has one frame less for each hook.
+    """
+
+    def __init__(self, hooks: Hooks, callback: Callback, hook: str) -> None:
+        self._at = hooks, callback, hook
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        hooks, callback, hook = self._at
+        if isinstance(error, Stop):
             if hook in _AT_STEPS and not callback.can_stop:
                 raise RuntimeError(
                     f"{type(callback).__name__}.{hook} asked to stop, and its `can_stop = False` "
                     f"promises that it does not: remove that line"
-                ) from stop
-            self.stop = self.stop or stop
-            return None
-        except StopIteration as error:  # because it would silently end a generator of the Trainer
+                ) from error
+            hooks.request(error)
+        elif isinstance(error, StopIteration):  # it would silently end a generator of the Trainer
             raise RuntimeError(
                 f"{type(callback).__name__}.{hook} raised StopIteration: the iterator of a "
                 f"`next(...)` in it is exhausted. To end the run write `raise solstice.Stop(...)`"
             ) from error
+        return isinstance(error, Stop)
 
 
 def _settings_of(callback: Callback) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from solstice._callback import Callback
-from solstice._run._callbacks import listens_to_steps
+from solstice._loop._hooks import listens_to_steps
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,13 @@ class Cadence:
         return math.lcm(*self.after, *self.before)
 
 
-def cadence_of(callbacks: Iterable[Callback], size: int) -> Cadence:
-    """The cadence that these callbacks need."""
+def cadence_of(callbacks: Iterable[Callback], size: int, every: int | None) -> Cadence:
+    """The cadence that these callbacks need, and a validation at every `every` steps."""
     between = watchers_between(callbacks)
     before = {c.every or 1 for c in between if listens_to_steps(c, "on_step_start")}
     after = {c.every or 1 for c in between if _reads_between(c)}
+    if every is not None:
+        after.add(every)
     return Cadence(tuple(sorted(after)), tuple(sorted(before)), size)
 
 

@@ -13,12 +13,14 @@ from solstice._callback import Callback
 from solstice._console import say, warn
 from solstice._engine._eager import EagerStepper
 from solstice._engine._step import Stepper
+from solstice._loop._computation import Computation
+from solstice._loop._hooks import Hooks
+from solstice._loop._limits import Limits, next_epoch
+from solstice._loop._owners import matched, uncounted
+from solstice._loop._snapshot import Position, named, owners_of
+from solstice._loop._stages import Stage, Stages
 from solstice._paths import local_path
 from solstice._record import Record, Stop
-from solstice._run._callbacks import CallbackList
-from solstice._run._computation import Computation
-from solstice._run._owners import matched, uncounted
-from solstice._run._snapshot import Position, named, owners_of
 from solstice._saver import Saver
 from solstice._schema import SchemaError
 from solstice.checkpoint import CheckpointError
@@ -41,7 +43,12 @@ class SavedRun:
     position: Position
     versions: dict[str, str]
 
-    def moment(self, start: Record, max_steps: int | None) -> Record:
+    @property
+    def stop(self) -> Stop | None:
+        """The request to stop of the saved run, or None."""
+        return None if self.position.stop is None else Stop(self.position.stop)
+
+    def moment(self, start: Record, limits: Limits) -> Record:
         """The moment at which the run continues: within an epoch, or before one."""
         at = self.position
         within = replace(
@@ -53,24 +60,23 @@ class SavedRun:
         )
         if not at.is_closed:
             return within
-        has_more = at.ended_by_max_steps and not has_ended(
-            replace(within, epoch_step=0), at.stop, max_steps
-        )
+        before = replace(within, epoch_step=0)
+        has_more = at.ended_by_max_steps and not limits.reached(before, at.stop)
         return within if has_more else next_epoch(within)
 
-    def epoch(self, start: Record, max_steps: int | None) -> int:
+    def epoch(self, start: Record, limits: Limits) -> int:
         """The epoch in which the run continues; its last epoch if the run has ended."""
-        moment = self.moment(start, max_steps)
-        over = has_ended(moment, self.position.stop, max_steps)
+        moment = self.moment(start, limits)
+        over = limits.reached(moment, self.position.stop)
         return self.position.epoch if over else moment.epoch
 
     def restore(
         self,
-        stepper: Stepper | EagerStepper,
-        source: Source,
-        callbacks: CallbackList,
+        stage: Stage,
+        hooks: Hooks,
         start: Record,
-        max_steps: int | None,
+        limits: Limits,
+        validation: Source | None,
     ) -> tuple[Record, list[str]]:
         """Restores the stepper and the data set; reads no data if the run has ended.
 
@@ -78,17 +84,18 @@ class SavedRun:
             The moment at which the run continues, and caveats: possible differences from an
             uninterrupted run.
         """
-        at, moment = self.position, self.moment(start, max_steps)
+        at, moment = self.position, self.moment(start, limits)
+        stepper, source = stage.stepper, stage.source
         experiment, caveats = load_renamed(self.path, stepper.experiment)
-        if has_ended(moment, at.stop, max_steps):
+        if limits.reached(moment, at.stop):
             self._say("it has ended", moment)
         else:
-            caveats += self._go_on_in(source, moment)
+            caveats += self._seek(source, moment, validation)
             if at.ended_by_max_steps and source.is_at_end():
                 moment = next_epoch(moment)
-        taken = self._taken(callbacks)
+        taken = self._taken(hooks)
         readers = {"epoch": "epoch", **taken}
-        totals = [at.metrics.get(readers.get(name, "")) for name in callbacks.reader_names]
+        totals = [at.metrics.get(readers.get(name, "")) for name in hooks.reader_names]
         if moment.epoch != at.epoch:
             totals[0] = None  # because the metrics of the saved epoch are complete
         try:
@@ -96,12 +103,19 @@ class SavedRun:
         except KeyError as error:
             stepper.restore(experiment, [None] * len(totals))
             caveats.append(f"the metrics of the epoch so far are lost ({error})")
-        caveats += self._other_callbacks(callbacks, taken)
+        caveats += self._other_callbacks(hooks, taken)
         return moment, caveats
 
-    def _go_on_in(self, source: Source, moment: Record) -> list[str]:
+    def _seek(self, source: Source, moment: Record, validation: Source | None) -> list[str]:
         at, is_over = self.position, moment.epoch != self.position.epoch
-        back = source.seek(at.epoch, at.epoch_step, at.data, at.last_batch, is_closed=is_over)
+        back = source.seek(
+            at.epoch,
+            at.epoch_step,
+            at.data,
+            at.last_batch,
+            is_closed=is_over,
+            validation=validation,
+        )
         self._say(f"the data set continues {back.how}", moment)
         if back.is_same:
             return back.changes
@@ -111,14 +125,12 @@ class SavedRun:
         )
         return [other, *back.changes]
 
-    def restore_callbacks(self, callbacks: CallbackList) -> None:
-        """Restores the state of each callback, and a request to stop."""
+    def restore_callbacks(self, callbacks: Hooks) -> None:
+        """Restores the state of each callback."""
         there = named(callbacks.callbacks)
         for name, saved in self._taken(callbacks).items():
             if saved in self.position.callbacks:
                 self._restore_callback(name, there[name], self.position.callbacks[saved])
-        if self.position.stop is not None:
-            callbacks.stop = Stop(self.position.stop)
 
     def _restore_callback(self, name: str, callback: Callback, state: Any) -> None:
         try:
@@ -129,11 +141,11 @@ class SavedRun:
                 f"refuses: {error!r:.200}"
             ) from error
 
-    def _taken(self, callbacks: CallbackList) -> dict[str, str]:
+    def _taken(self, callbacks: Hooks) -> dict[str, str]:
         """The name of the saved callback whose state each callback gets, by its name."""
         return matched(self.position.owners, owners_of(callbacks.callbacks))
 
-    def _other_callbacks(self, callbacks: CallbackList, taken: Mapping[str, str]) -> list[str]:
+    def _other_callbacks(self, callbacks: Hooks, taken: Mapping[str, str]) -> list[str]:
         """Caveats about callbacks: removed, new, or impossible to distinguish."""
         at, there = self.position, named(callbacks.callbacks)
         saved = {name: owner for name, owner in at.owners.items() if name in at.callbacks}
@@ -269,16 +281,40 @@ def _read(path: Path, rows: Callable[[Any], list[Any]]) -> tuple[dict[str, Any],
         raise CheckpointError(f"{path / 'manifest.json'}: {error}") from error
 
 
-def next_epoch(moment: Record) -> Record:
-    """The moment before the next epoch."""
-    return replace(
-        moment, epoch=moment.epoch + 1, epoch_step=0, num_examples=0, given={}, interrupted=False
-    )
+def resumed(
+    saved: SavedRun,
+    stage: Stage,
+    stages: Stages,
+    hooks: Hooks,
+    start: Record,
+    limits: Limits,
+    *,
+    validation: Source | None,
+    strict: bool,
+) -> tuple[Stage, Record]:
+    """The stage and the moment with which a saved run continues.
 
+    The callbacks are restored later, after `on_fit_start`.
 
-def has_ended(moment: Record, stop: object, max_steps: int | None) -> bool:
-    """Whether a run ends at this moment; a started epoch is closed first."""
-    if moment.num_epochs is not None and moment.epoch >= moment.num_epochs:
-        return True
-    enough = max_steps is not None and moment.step >= max_steps
-    return moment.epoch_step == 0 and (enough or stop is not None)
+    Args:
+        saved: the saved run.
+        stage: the stage of the training data, with a new Experiment.
+        stages: makes another stage if the steps per call differ.
+        hooks: the callbacks of the run.
+        start: the moment at which a new run would start.
+        limits: when the run ends.
+        validation: the validation set, or None.
+        strict: whether a caveat is an error.
+    """
+    computation, size = stages.computation, saved.position.steps_per_call
+    if size != stage.stepper.steps_per_call:
+        # The saved number, because a program with another number may round differently.
+        experiment = stage.stepper.experiment
+        stage = stages.stage(stage.source, experiment, "train_step", steps_per_call=size)
+    computation.begin_with(stage.stepper.experiment)
+    caveats = saved.other_programs(stage.stepper, computation)
+    at, more = saved.restore(stage, hooks, start, limits, validation)
+    saved.report([*caveats, *more], strict)
+    # The run continues with the scalars of the checkpoint, so a later resume compares these.
+    computation.scalars |= saved.position.computation.get("scalars", {})
+    return stage, at

@@ -16,9 +16,9 @@ from solstice._console import warn
 from solstice._engine._merging import metrics_like
 from solstice._engine._program import PROGRAMS, Plan, unpack
 from solstice._engine._traced import Traced
+from solstice._loop._hooks import overrides_hook
 from solstice._metrics import Metrics, by_name
 from solstice._record import Record
-from solstice._run._callbacks import overrides_hook
 
 _STEPS = {"train": "train_step", "val": "eval_step"}
 

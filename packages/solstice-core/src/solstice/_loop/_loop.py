@@ -1,0 +1,57 @@
+"""The loop: the order of steps, hooks and validation in training, evaluation and prediction."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from solstice._callback import Phase
+from solstice._loop._run import Run
+from solstice._types import Outputs
+
+
+def train(run: Run) -> None:
+    """Trains until the limits of the run are reached, or a callback asks to stop."""
+    for _ in run.epochs():
+        run.start_epoch()
+        with run.calls() as calls:
+            for call in calls:  # a compiled call of several steps, which may still be running
+                with run.hooks_of(call):
+                    for step in run.due_steps(call):
+                        run.notify_step(step, Phase.LOG)
+                        if run.validates_at(step):
+                            evaluate(run.validation())
+                        run.notify_step(step, Phase.MONITOR, Phase.SAVE)
+                run.end_call(call)
+        run.end_epoch()
+        run.notify_epoch_end(Phase.LOG)
+        if run.validates_epoch:
+            evaluate(run.validation())
+        run.notify_epoch_end(Phase.MONITOR, Phase.SAVE)
+        run.close_epoch()
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """The metrics of one evaluation. The Experiment of `eval_step` is dropped."""
+    run.start_epoch()
+    with run.calls() as calls:
+        for call in calls:
+            with run.hooks_of(call):
+                for step in run.due_steps(call):
+                    run.notify_step(step, *Phase)
+            run.end_call(call)
+    metrics = run.end_epoch()
+    run.notify_epoch_end(*Phase)
+    return metrics
+
+
+def predict(run: Run) -> Iterator[Outputs]:
+    """The outputs of each batch, as NumPy arrays."""
+    run.start_epoch()
+    with run.calls() as calls:
+        for call in calls:
+            with run.hooks_of(call):
+                for step in run.due_steps(call):
+                    run.notify_step(step, *Phase)
+            yield from run.outputs_of(call)
+            run.end_call(call)
+    run.end_epoch()
+    run.notify_epoch_end(*Phase)

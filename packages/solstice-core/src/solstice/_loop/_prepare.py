@@ -1,0 +1,87 @@
+"""A training run, from its data sets and its Experiment, or from a checkpoint."""
+
+from dataclasses import dataclass
+
+from solstice._engine._interrupts import Guard
+from solstice._experiment import Experiment
+from solstice._loop._hooks import Hooks
+from solstice._loop._limits import Limits
+from solstice._loop._loop import evaluate
+from solstice._loop._monitored import check_monitors
+from solstice._loop._resume import SavedRun, resumed
+from solstice._loop._run import Run
+from solstice._loop._stages import Stages, first_batch
+from solstice._loop._validation import Validation
+from solstice._record import Record
+from solstice.data._arrays import arrays_of
+from solstice.data._source import Source
+
+
+@dataclass(frozen=True)
+class Training:
+    """The arguments of a training run.
+
+    Attributes:
+        source: the training data set.
+        validation: the validation, or None.
+        limits: when the run ends.
+        sanity_val_batches: the number of batches to evaluate before the first step, or None.
+        saved: the saved run to continue, or None.
+        strict: whether a caveat of resuming is an error.
+    """
+
+    source: Source
+    validation: Validation | None
+    limits: Limits
+    sanity_val_batches: int | None = None
+    saved: SavedRun | None = None
+    strict: bool = False
+
+    def run(self, experiment: Experiment, hooks: Hooks, stages: Stages, guard: Guard) -> Run:
+        """The run, before `on_fit_start`; all its steps have been traced."""
+        experiment = experiment.setup(arrays_of(first_batch(self.source)))
+        stage = stages.stage(self.source, experiment, "train_step")
+        at = self.start
+        if self.validation is not None:
+            self._try_validation(self.validation.source, experiment, stages)
+        if self.saved is not None:
+            validation = self.validation and self.validation.source
+            stage, at = resumed(
+                self.saved,
+                stage,
+                stages,
+                hooks,
+                at,
+                self.limits,
+                validation=validation,
+                strict=self.strict,
+            )
+        elif hooks.takes_snapshots:
+            stages.computation.begin_with(experiment)
+        check_monitors(hooks.callbacks, stages.computation.steps)
+        return Run(
+            stage, hooks, at, stages, limits=self.limits, guard=guard, validation=self.validation
+        )
+
+    @property
+    def start(self) -> Record:
+        """The moment at which a new run starts."""
+        return Record(
+            mode="train",
+            num_epochs=self.limits.num_epochs,
+            steps_per_epoch=self.source.length,
+            has_validation=self.validation is not None,
+        )
+
+    def _try_validation(self, source: Source, experiment: Experiment, stages: Stages) -> None:
+        """Traces the validation, so that its errors come before any training.
+
+        With `sanity_val_batches` it evaluates this number of batches, unseen by callbacks.
+        """
+        epoch = 0 if self.saved is None else self.saved.epoch(self.start, self.limits)
+        stage = stages.stage(source, experiment, "eval_step", epoch=epoch)
+        if self.sanity_val_batches is None or source.is_iterator:
+            return  # an iterator cannot be read again
+        at = Record(mode="val", epoch=epoch)
+        limits = Limits(max_steps=self.sanity_val_batches)
+        evaluate(Run(stage, Hooks([]), at, stages, limits=limits))

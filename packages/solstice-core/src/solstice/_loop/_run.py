@@ -1,0 +1,302 @@
+"""Run: one run over a data set, as the pieces from which the functions of the loop are made."""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+from solstice._callback import Phase
+from solstice._engine._compiles import Compilation, compiled_so_far, reasons
+from solstice._engine._eager import EagerOutputs, EagerStepper
+from solstice._engine._feed import Block, Feeder
+from solstice._engine._interrupts import Guard, end_if_asked
+from solstice._engine._step import BlockOutputs
+from solstice._experiment import Experiment, overrides
+from solstice._loop._cadence import Cadence, cadence_of
+from solstice._loop._explain import explanation
+from solstice._loop._hooks import Hooks
+from solstice._loop._limits import Limits, next_epoch
+from solstice._loop._stages import Stage, Stages
+from solstice._loop._state import Call, Point, RunState
+from solstice._loop._validation import Validation
+from solstice._record import Record, changed
+from solstice._types import Batch
+from solstice.data._arrays import own
+
+_BLOCKS_AHEAD = 3
+"""Blocks of batches that may be read but not trained yet: the next block, with a reserve."""
+
+
+class Run:
+    """A run over a data set. The functions of the loop call its methods, in their order.
+
+    Args:
+        stage: the data set, with its stepper and buffers.
+        hooks: the callbacks of the run.
+        start: the moment at which it starts.
+        stages: makes the stages of validations.
+        limits: when a training run ends.
+        guard: the effect of signals on the run.
+        validation: the validation of a training run, or None.
+        experiment: the Experiment to evaluate; None in training, where the stepper has it.
+
+    Attributes:
+        state: the current moment.
+        has_begun: whether the first epoch has started.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        hooks: Hooks,
+        start: Record,
+        stages: Stages,
+        *,
+        limits: Limits | None = None,
+        guard: Guard | None = None,
+        validation: Validation | None = None,
+        experiment: Experiment | None = None,
+    ) -> None:
+        self.stage = stage
+        self.hooks = hooks
+        self.stages = stages
+        self.guard = guard or Guard()
+        self.has_begun = False
+        source = validation and validation.source
+        self.state = RunState(stage, hooks, start, stages.computation, source, experiment)
+        self._limits = limits or Limits()
+        self._validation = validation
+
+    @property
+    def experiment(self) -> Experiment:
+        """The newest Experiment; in a run that does not train, the given one.
+
+        Raises:
+            RuntimeError: a compiled call failed, and the Experiment is lost.
+        """
+        return self.state.experiment
+
+    def start(self) -> None:
+        """Calls `on_fit_start`, with an Experiment that is set up."""
+        ahead = _BLOCKS_AHEAD * self.stage.stepper.steps_per_block + self.stage.prefetch
+        self.stage.source.keep_states(ahead if self.hooks.takes_snapshots else 0)
+        self.hooks.notify("on_fit_start", self.state.of_run)
+
+    def end(self) -> None:
+        """Calls `on_fit_end`."""
+        self.hooks.notify("on_fit_end", self.state.of_run)
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs, until the limits are reached or a callback asks to stop."""
+        start = self.state.at
+        while not self._limits.reached(start, self.hooks.stop):
+            self.state.start_epoch(start)
+            yield start.epoch
+            start = next_epoch(self.state.at)
+
+    def start_epoch(self) -> None:
+        """Calls `on_epoch_start`."""
+        self.hooks.check_settings()
+        self.has_begun = True
+        self.hooks.notify("on_epoch_start", self.state.of_epoch)
+
+    @contextmanager
+    def calls(self) -> Generator[Iterator[Call], None, None]:
+        """The calls of the epoch, until its end, or the limits, or a request to stop."""
+        with self.stage.batches(self.state.at.epoch) as batches:
+            times = self.state.times
+            feeder = Feeder(batches, self.stage.buffers, self._check(), times, keep=self._keep())
+            yield self._calls(feeder)
+        at, left = self.state.at, self._limits.room(self.state.count)
+        if left is not None and left <= 0 and at.epoch_step != at.steps_per_epoch:
+            # Before `end_epoch` takes the metrics, because a resumed run may continue the epoch.
+            self.state.epoch.totals = self.stage.stepper.totals()
+
+    def _calls(self, feeder: Feeder) -> Iterator[Call]:
+        state, every = self.state, self._validation and self._validation.every
+        cadence = cadence_of(self.hooks.callbacks, self.stage.stepper.steps_per_block, every)
+        block = None if self.hooks.stop else self._take(feeder, cadence, state.count)
+        while block is not None and self.hooks.stop is None:
+            call = self._call(block)
+            self._save_at(state.interrupted)
+            try:  # fill the next block while the device works on this one
+                state.epoch.following = self._take(feeder, cadence, state.count + len(block))
+            except BaseException as error:  # raised after the hooks, because these steps have run
+                state.epoch.failure = error
+            yield call
+            block = state.epoch.following
+
+    def _take(self, feeder: Feeder, cadence: Cadence, count: int) -> Block | None:
+        room, left = cadence.room(count), self._limits.room(count)
+        room = room if left is None else min(room, left)
+        return feeder.take(room) if room > 0 else None
+
+    def _call(self, block: Block) -> Call:
+        """Runs a block, after the hooks at its start."""
+        state = self.state
+        before = self._point_before(block)
+        self.guard.has_begun = True
+        self._save_at(None)
+        fields = partial(state.before_step, block)
+        self.hooks.notify_step_start(state.at, state.count + 1, fields)
+        outputs, compilation = self._run_block(block)
+        call = Call(block, outputs, state.at, before, compilation)
+        state.start_call(call)
+        return call
+
+    def _run_block(self, block: Block) -> tuple[BlockOutputs | EagerOutputs, Compilation | None]:
+        stepper = self.stage.stepper
+        compiled, began = compiled_so_far(), time.perf_counter()
+        outputs = stepper.run(block)
+        self.state.times.dispatch += time.perf_counter() - began
+        now = compiled_so_far()
+        if now[0] == compiled[0]:
+            return outputs, None
+        block.slot.begin()  # because the pace must not include the compilation
+        why = reasons.of(*stepper.signature(block))
+        return outputs, Compilation(stepper.name, now[1] - compiled[1], why)
+
+    @contextmanager
+    def hooks_of(self, call: Call) -> Generator[None, None, None]:
+        """Within, hooks see the steps of a call. The run is then after the last step of the call.
+
+        If a hook asked to stop, or failed, the run is after the step of this hook.
+        """
+        try:
+            yield
+        except BaseException:
+            self._return_after_failure(call)
+            raise
+        if self.hooks.stop is None:
+            self.state.move_to(call, len(call))
+        else:
+            self.state.rewind(call)
+        self._save_at(self.state.interrupted)
+        if self.state.epoch.failure is not None:
+            raise self.state.epoch.failure
+
+    def _return_after_failure(self, call: Call) -> None:
+        count = self.state.epoch.count
+        if not self.stage.stepper.works_in_place and count > 0:
+            self.state.rewind(call)
+            return
+        # The state of a donated call is gone, so the moment is the end of the call. Only a callback
+        # with `can_stop = False`, which promised not to raise, gets here.
+        self._save_at(self.guard.point if count == len(call) else None)
+        self.state.move_to(call, len(call))
+
+    def due_steps(self, call: Call) -> Iterator[int]:
+        """The steps of a call at which a hook or the validation is due; the run moves to each.
+
+        If a signal comes meanwhile, the run is saved as of before the call, or as of the step if
+        no callback with a state is called for it. A callback in the middle of its hook has an
+        inconsistent state.
+        """
+        first = self.state.count + 1
+        for step in range(first, first + len(call)):
+            stops = self.hooks.stop is not None  # from `on_step_start`; one step is still run
+            if not (stops or self.hooks.is_due(step) or self.validates_at(step)):
+                continue
+            self.state.move_to(call, step - first + 1)
+            is_whole = call.before is None and not self.hooks.is_remembered(step)
+            self._save_at(self.state.interrupted if is_whole else call.before)
+            yield step
+            if self.hooks.stop is not None:
+                return
+
+    def notify_step(self, step: int, *phases: Phase) -> None:
+        """Calls `on_step_end` of the callbacks of these phases that are due at a step."""
+        for phase in phases:
+            self.hooks.notify_step_end(phase, self.state.at, step, self.state.after_step)
+
+    def outputs_of(self, call: Call) -> BlockOutputs | EagerOutputs:
+        """The outputs of a call, up to the step at which a hook asked to stop."""
+        return call.outputs.first(self.state.epoch.count)
+
+    def end_call(self, call: Call) -> None:
+        """Calls `on_compile` and `on_call_end`, or ends the run if a signal has asked for it."""
+        if call.compilation is not None:
+            given = {"compilation": call.compilation}
+            self.hooks.notify("on_compile", partial(changed, self.state.at, given=given))
+        if self.hooks.stop is None:
+            end_if_asked()
+            self.hooks.notify("on_call_end", self.state.of_call_end)
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Ends the epoch, and returns its metrics."""
+        if self.guard.saves:  # because a signal may cut the validation that follows short
+            self._save_at(self.state.point())
+        return self.state.end_epoch()
+
+    def notify_epoch_end(self, *phases: Phase) -> None:
+        """Calls `on_epoch_end` of the callbacks of these phases."""
+        self.hooks.notify("on_epoch_end", self.state.of_epoch_end, phases)
+
+    def close_epoch(self) -> None:
+        """Marks a training epoch, with its validation, as complete."""
+        if self.guard.saves:  # now, because the data set goes on to the next epoch
+            self._save_at(self.state.point())
+        if not self.state.epoch.ended_by_max_steps and self.hooks.stop is None:
+            self.stage.source.end_epoch(self.state.at.epoch)
+
+    def validates_at(self, step: int) -> bool:
+        """Whether a validation is due at a training step, within an epoch."""
+        return self._validation is not None and self._validation.is_due(step)
+
+    @property
+    def validates_epoch(self) -> bool:
+        """Whether a validation is due at the end of this epoch."""
+        validation, is_complete = self._validation, self.state.epoch.is_complete
+        return validation is not None and validation.every is None and is_complete
+
+    def validation(self) -> "Run":
+        """The run of a validation at this moment. A request to stop takes effect after it."""
+        at, source = self.state.at, cast("Validation", self._validation).source
+        stage = self.stages.stage(source, self.experiment, "eval_step", epoch=at.epoch)
+        start = changed(at, mode="val", given={}, epoch_step=0, num_examples=0)
+        start = changed(start, steps_per_epoch=source.length)
+        return Run(stage, self.hooks.nested(), start, self.stages)
+
+    def explain(self) -> str:
+        """The text of `Trainer.explain`."""
+        every = self._validation and self._validation.every
+        return explanation(self.state.at.mode, self.stage, self.hooks, every)
+
+    def _save_at(self, point: Point | None) -> None:
+        """Sets the moment that a signal saves. Other runs leave it alone: it would be a cycle."""
+        if self.guard.saves:
+            self.guard.point = point
+
+    def _point_before(self, block: Block) -> Point | None:
+        """The moment before a block that ends with a validation, if the run can be saved.
+
+        A signal cuts the validation short. The resumed run then repeats the block and validates.
+        """
+        if self.guard.saves and self.validates_at(self.state.count + len(block)):
+            return self.state.point()
+        return None
+
+    def _keep(self) -> Callable[[Batch], Batch] | None:
+        """The function that keeps a batch for callbacks; None if no callback reads batches.
+
+        It copies, because the data set may overwrite the batch when the next one is read.
+        """
+        is_eager = isinstance(self.stage.stepper, EagerStepper)
+        if not is_eager and not any("batch" in c.needs for c in self.hooks.callbacks):
+            return None
+        return _same if self.stage.prefetch else own  # a prefetched batch is a copy
+
+    def _check(self) -> Callable[[Batch], None]:
+        has_check = overrides(self.stage.stepper.kind, "check_batch")
+        if self.state.at.mode == "predict" or not has_check:
+            return _accept
+        return self.state.experiment.check_batch
+
+
+def _accept(batch: Batch) -> None:
+    del batch
+
+
+def _same(batch: Batch) -> Batch:
+    return batch

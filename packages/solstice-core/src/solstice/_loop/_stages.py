@@ -1,0 +1,148 @@
+"""Stages: a data set, its stepper and its staging buffers, made for the callbacks of a run."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import jax
+
+from solstice._engine._eager import EagerStepper
+from solstice._engine._feed import BuffersByKind, StagingBuffers
+from solstice._engine._interrupts import waiting
+from solstice._engine._pace import Pace
+from solstice._engine._prefetch import prefetched
+from solstice._engine._step import Stepper
+from solstice._experiment import Experiment
+from solstice._left_out import LeftOut
+from solstice._loop._cadence import watchers_within
+from solstice._loop._computation import Computation
+from solstice._loop._hooks import Hooks
+from solstice._loop._outputs import advice
+from solstice._metrics import without_metrics
+from solstice._types import Batch, Outputs
+from solstice.data._source import Source
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A data set, and what runs steps over it.
+
+    Attributes:
+        source: the data set.
+        stepper: runs the steps.
+        buffers: the staging buffers of its blocks.
+        prefetch: the number of batches that a thread reads ahead.
+    """
+
+    source: Source
+    stepper: Stepper | EagerStepper
+    buffers: StagingBuffers
+    prefetch: int
+
+    @contextmanager
+    def batches(self, epoch: int) -> Generator[Generator[Batch, None, None], None, None]:
+        """The batches of an epoch; the end of the context ends the thread of `prefetch`."""
+        batches = self.source.epoch(epoch)
+        read = prefetched(batches, self.prefetch) if self.prefetch else batches
+        try:
+            yield read
+        finally:
+            read.close()
+
+
+class Stages:
+    """Makes the stages of one run, and keeps the buffers and the steps of all.
+
+    Args:
+        hooks: the callbacks of the run, whose needs decide what the steppers keep.
+        steps_per_call: the user's choice, or None.
+        prefetch: the number of batches that a thread reads ahead.
+        memory: staging buffers of earlier runs, by step. `close` returns them.
+
+    Attributes:
+        computation: the steps of the stages so far.
+    """
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        steps_per_call: int | None,
+        prefetch: int,
+        memory: dict[str, BuffersByKind],
+    ) -> None:
+        self.computation = Computation()
+        self._hooks = hooks
+        self._steps_per_call = steps_per_call
+        self._prefetch = prefetch
+        self._memory = memory
+        self._buffers: dict[str, StagingBuffers] = {}
+        self._left_out = LeftOut()
+
+    def stage(
+        self,
+        source: Source,
+        experiment: Experiment,
+        method: str,
+        *,
+        epoch: int = 0,
+        steps_per_call: int | None = None,
+    ) -> Stage:
+        """The stage of a data set for an Experiment and one of its steps.
+
+        Args:
+            source: the data set.
+            experiment: the Experiment before the first step.
+            method: "train_step", "eval_step" or "predict_step".
+            epoch: the epoch whose first batch the step is traced with.
+            steps_per_call: the steps per call of a saved run, in place of the rule.
+        """
+        size = self._steps_per_call or steps_per_call
+        stepper = self._stepper(experiment, method, first_batch(source, epoch), size)
+        self.computation.add_step(method, stepper)
+        return Stage(source, stepper, self._buffers_of(method, stepper), self._prefetch)
+
+    def close(self) -> None:
+        """Gives the staging buffers to the next run, which need not allocate them."""
+        self._memory.update({method: b.rings for method, b in self._buffers.items()})
+
+    def _buffers_of(self, method: str, stepper: Stepper | EagerStepper) -> StagingBuffers:
+        most, first = stepper.steps_per_block, stepper.first_steps
+        buffers = self._buffers.get(method)
+        if buffers is None or buffers.size != most:
+            pace = None if self._steps_per_call else Pace(most, first)  # the user's choice is kept
+            buffers = StagingBuffers(most, self._memory.pop(method, None), pace)
+            self._buffers[method] = buffers
+        return buffers
+
+    def _stepper(
+        self, experiment: Experiment, method: str, batch: Batch, size: int | None
+    ) -> Stepper | EagerStepper:
+        callbacks, readers = self._hooks.callbacks, self._hooks.num_readers
+        outputs_are_read = any("outputs" in callback.needs for callback in callbacks)
+        try:
+            stepper = Stepper(
+                experiment,
+                method,
+                batch,
+                steps_per_call=size,
+                keeps_outputs=method == "predict_step" or outputs_are_read,
+                can_rewind=bool(watchers_within(callbacks)),
+                readers=readers,
+            )
+        except jax.errors.JAXTypeError as error:  # the step needs values, and tracing has none
+            return EagerStepper(experiment, method, error, readers, self._look)
+        if method != "predict_step":
+            self._look(stepper.name, stepper.outputs)
+        return stepper
+
+    def _look(self, name: str, outputs: Outputs) -> None:
+        """Warns of outputs of a step that give no metrics."""
+        self._left_out.name(
+            without_metrics(outputs), f"{name} returns outputs that give no metrics:", advice
+        )
+
+
+def first_batch(source: Source, epoch: int = 0) -> Batch:
+    """The first batch of an epoch; the epoch still yields it later."""
+    with waiting():
+        return source.first(epoch)

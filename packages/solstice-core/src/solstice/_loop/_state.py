@@ -1,0 +1,299 @@
+"""RunState: the current moment of a run, and the records and snapshots made of it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+
+from solstice._callback import Callback
+from solstice._engine._compiles import Compilation
+from solstice._engine._eager import EagerOutputs
+from solstice._engine._feed import Block
+from solstice._engine._step import BlockOutputs
+from solstice._engine._times import Times
+from solstice._experiment import Experiment
+from solstice._loop._computation import Computation
+from solstice._loop._hooks import Hooks
+from solstice._loop._snapshot import Position, by_path, owners_of, states_of
+from solstice._loop._stages import Stage
+from solstice._metrics import Metrics, to_host
+from solstice._record import Lazy, Record, Snapshot, changed
+from solstice.data._positions import fingerprint
+from solstice.data._source import Source
+
+LOST = """\
+The Experiment is lost: a compiled call failed, and its inputs were donated to save memory. The \
+Experiment given to `fit` is unchanged. Resume from the newest checkpoint: write \
+`trainer.fit(..., resume="last")`, with `solstice.callbacks.Checkpoint("runs/a", every=1000)` \
+among the callbacks"""
+
+Point = Callable[[], Record]
+"""Makes the record of a moment at which a signal may save the run."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A compiled call of several steps.
+
+    Attributes:
+        block: its batches.
+        outputs: its outputs, on the device.
+        start: the moment before its first step.
+        before: makes the record of that moment for a signal; None if it was not kept.
+        compilation: what it compiled, or None.
+    """
+
+    block: Block
+    outputs: BlockOutputs | EagerOutputs
+    start: Record
+    before: Point | None
+    compilation: Compilation | None
+
+    def __len__(self) -> int:
+        return len(self.block)
+
+
+@dataclass
+class Epoch:
+    """The state of one epoch, or of one evaluation.
+
+    Attributes:
+        call: the newest call.
+        count: the number of its steps up to the current moment.
+        following: the block after it, if it has been read.
+        failure: an error of reading that block.
+        totals: the metrics so far, if `max_steps` ended the epoch, possibly before its end.
+        metrics: the metrics, once the epoch has ended.
+        is_complete: whether the epoch ended without a request to stop.
+        measured: the newest values of the hook `measure`, with their moment.
+    """
+
+    call: Call | None = None
+    count: int = 0
+    following: Block | None = None
+    failure: BaseException | None = None
+    totals: list[Metrics | None] | None = None
+    metrics: dict[str, Any] | None = None
+    is_complete: bool = False
+    measured: tuple[object, dict[str, Any]] = field(default=(None, {}))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the metrics of the whole epoch are known."""
+        return self.metrics is not None
+
+    @property
+    def ended_by_max_steps(self) -> bool:
+        """Whether `max_steps` ended it, possibly before its last batch."""
+        return self.has_ended and self.totals is not None
+
+    def fingerprints(self) -> tuple[str | None, str | None]:
+        """Those of the newest batch, and of the next one if it has been read."""
+        if self.call is None:
+            return None, None
+        newest = fingerprint(self.call.block.arrays(max(self.count, 1) - 1))
+        # Only at the end of a call, because runs are saved there.
+        is_end = self.count == len(self.call) and not self.has_ended
+        following = self.following if is_end else None
+        return newest, None if following is None else fingerprint(following.arrays(0))
+
+
+class RunState:
+    """The current moment of a run, with its Experiment, and the records of it for callbacks.
+
+    Args:
+        stage: the data set, with its stepper.
+        hooks: the callbacks of the run.
+        start: the first moment.
+        computation: the steps of the run, for snapshots.
+        validation: the validation set of a training run, for snapshots.
+        experiment: the Experiment to evaluate; None in training, where the stepper has it.
+
+    Attributes:
+        at: the current moment.
+        epoch: the state of the current epoch.
+        is_lost: whether a compiled call failed, and the Experiment is lost.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        hooks: Hooks,
+        start: Record,
+        computation: Computation,
+        validation: Source | None = None,
+        experiment: Experiment | None = None,
+    ) -> None:
+        self.at = start
+        self.epoch = Epoch()
+        self.is_lost = False
+        self._stage = stage
+        self._stepper = stage.stepper
+        self._hooks = hooks
+        self._computation = computation
+        self._validation = validation
+        self._experiment = experiment
+
+    @property
+    def trains(self) -> bool:
+        """Whether this is a training run."""
+        return self.at.mode == "train"
+
+    @property
+    def experiment(self) -> Experiment:
+        """The newest Experiment; in a run that does not train, the given one.
+
+        Raises:
+            RuntimeError: a compiled call failed, and the Experiment is lost.
+        """
+        if self.is_lost:
+            raise RuntimeError(LOST)
+        return self._stepper.experiment if self._experiment is None else self._experiment
+
+    @property
+    def count(self) -> int:
+        """The count for cadences: training steps of the run, or steps of this evaluation."""
+        return self.at.step if self.trains else self.at.epoch_step
+
+    @property
+    def times(self) -> Times:
+        """The times of a training run; those of an evaluation are not kept."""
+        return self.at.times if self.trains else Times()
+
+    def start_epoch(self, at: Record) -> None:
+        """Sets the moment before the first step of an epoch."""
+        self.at, self.epoch = at, Epoch()
+
+    def start_call(self, call: Call) -> None:
+        """Sets the moment before the first step of a call, which runs already."""
+        self.epoch.call, self.epoch.count, self.epoch.following = call, 0, None
+
+    def move_to(self, call: Call, count: int) -> None:
+        """Sets the moment after the `count`-th step of a call."""
+        start, self.epoch.count = call.start, count
+        self.at = changed(
+            start,
+            step=start.step + (count if self.trains else 0),
+            epoch_step=start.epoch_step + count,
+            num_examples=start.num_examples + count * call.block.num_examples,
+        )
+
+    def rewind(self, call: Call) -> None:
+        """Restores the arrays of this moment, as if the call had ended here."""
+        if self.epoch.count < len(call):
+            self._stepper.rewind(call.block, self.epoch.count)
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Takes the metrics of the epoch."""
+        self.epoch.is_complete = self._hooks.stop is None
+        self.epoch.metrics = self._take_metrics()
+        return self.epoch.metrics
+
+    def before_step(self, block: Block, name: str, callback: Callback) -> object:
+        """A field of `needs` in `on_step_start`, for the first step of a block."""
+        del callback
+        return block.batches[0] if name == "batch" else self._stepper.experiment
+
+    def after_step(self, name: str, callback: Callback) -> object:
+        """A field of `needs` in `on_step_end`."""
+        if name == "experiment":
+            return self._stepper.experiment
+        if name == "snapshot":
+            return Lazy(self.snapshot)
+        if name == "metrics":
+            return self._with_measured(self._take_metrics(self._hooks.reader(callback)))
+        call, index = self.epoch.call, self.epoch.count - 1
+        if call is None:
+            return None
+        return call.block.batches[index] if name == "batch" else call.outputs[index]
+
+    def of_run(self) -> Record:
+        """The record in `on_fit_start`, `on_fit_end` and `on_exception`."""
+        # A lost Experiment raises only when a callback reads it.
+        experiment = Lazy(lambda: self.experiment) if self.is_lost else self.experiment
+        return changed(self.at, given={"experiment": experiment})
+
+    def of_epoch(self) -> Record:
+        """The record in `on_epoch_start` and `measure`."""
+        given: dict[str, object] = {"experiment": self._stepper.experiment}
+        if self.trains:
+            given["snapshot"] = Lazy(self.snapshot)
+        return changed(self.at, given=given)
+
+    def of_epoch_end(self) -> Record:
+        """The record in `on_epoch_end`."""
+        record, metrics = self.of_epoch(), self._with_measured(self.epoch.metrics or {})
+        return changed(record, given={**record.given, "metrics": metrics})
+
+    def of_call_end(self) -> Record:
+        """The record in `on_call_end`."""
+        given = {"metrics": Lazy(lambda: to_host(self._stepper.totals()[0]))}
+        given |= {"snapshot": Lazy(self.snapshot)} if self.trains else {}
+        return changed(self.at, given=given)
+
+    def interrupted(self) -> Record:
+        """The record of this moment as the one at which a signal ends the run."""
+        return changed(self.of_call_end(), interrupted=True)
+
+    def point(self) -> Point:
+        """Like `interrupted`, but made now, because callbacks and arrays may change later."""
+        record = self.interrupted()
+        metrics = partial(to_host, self._stepper.totals()[0])
+        given = {"snapshot": record.snapshot, "metrics": Lazy(metrics)}
+        return partial(changed, record, given=given)
+
+    def _take_metrics(self, reader: int = 0) -> dict[str, Any]:
+        began = time.perf_counter()
+        metrics = to_host(self._stepper.take_metrics(reader))
+        self.times.device += time.perf_counter() - began
+        return metrics
+
+    def _with_measured(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The metrics of the step first, which win over the values of `measure`."""
+        return {**metrics, **self._measure(), **metrics}
+
+    def _measure(self) -> dict[str, Any]:
+        """The values of `measure`, computed at most once per moment."""
+        if not self.trains:
+            return {}
+        moment = self.count, self.epoch.has_ended
+        if self.epoch.measured[0] != moment:
+            self.epoch.measured = moment, self._hooks.measured(self.of_epoch)
+        return self.epoch.measured[1]
+
+    def snapshot(self) -> Snapshot:
+        """`record.snapshot`: the run at this moment."""
+        return Snapshot(self._stepper.experiment, self._position().note())
+
+    def _position(self) -> Position:
+        at, epoch, stop = self.at, self.epoch, self._hooks.stop
+        newest, following = epoch.fingerprints()
+        # At the end of an epoch there are metrics so far only if `max_steps` ended it.
+        totals = self._stepper.totals() if epoch.totals is None else epoch.totals
+        readers = zip(self._hooks.reader_names, totals, strict=True)
+        return Position(
+            step=at.step,
+            epoch=at.epoch,
+            epoch_step=at.epoch_step,
+            num_examples=at.num_examples,
+            is_closed=epoch.has_ended,
+            stop=None if stop is None else str(stop),
+            steps_per_call=self._stepper.steps_per_call,
+            backend=jax.default_backend(),
+            last_batch=newest,
+            data=self._stage.source.position(
+                at.epoch_step,
+                is_closed=epoch.has_ended and not epoch.ended_by_max_steps,
+                following=following,
+                validation=self._validation,
+            ),
+            metrics={name: by_path(total) for name, total in readers if total is not None},
+            callbacks=states_of(self._hooks.callbacks),
+            owners=owners_of(self._hooks.callbacks),
+            ended_by_max_steps=epoch.ended_by_max_steps,
+            steps_per_epoch=at.steps_per_epoch,
+            computation=self._computation.note(),
+        )
