@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
-from solstice import Record, Stop
+from solstice import Callback, Record, Stop, Trainer
 from solstice.callbacks import EarlyStopping
 
 
@@ -210,7 +210,31 @@ def test_an_argument_out_of_range_is_refused(options, message):
 
 def test_the_reason_of_the_stop_is_told():
     early = EarlyStopping("val/loss", patience=1)
-    record = Record(mode="val", epoch_step=1, given={"metrics": {"loss": 1.5}})
+    record = Record(mode="val", epoch_step=1, has_validation=True, given={"metrics": {"loss": 1.5}})
     early.on_epoch_end(record)
     with pytest.raises(Stop, match=r"val/loss has not improved on 1\.5 in 1 epochs"):
         early.on_epoch_end(record)
+
+
+def test_an_evaluation_by_a_callback_leaves_early_stopping_alone():
+    early = EarlyStopping("val/loss", patience=2)
+
+    class Evaluates(Callback):
+        modes = ("train",)
+
+        def on_epoch_end(self, record):
+            trainer.validate(record.experiment, [np.float32([9])])
+
+    class Rises(solstice.Experiment):
+        step: jnp.ndarray
+
+        def train_step(self, batch):
+            return solstice.replace(self, step=self.step + 1), {"loss": 0.0}
+
+        def eval_step(self, batch):
+            return self, {"loss": self.step + batch.mean()}
+
+    trainer = Trainer([Evaluates(), early])
+    batch = np.float32([0])
+    exp = trainer.fit(Rises(jnp.zeros(())), [batch], [batch], num_epochs=9)
+    assert (early.best, int(exp.step)) == (1.0, 3)

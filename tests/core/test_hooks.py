@@ -374,3 +374,93 @@ def test_usual_methods_of_an_experiment_are_nobodys_mistake():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         type("Mine", (Counter,), dict.fromkeys(names, hook))
+
+
+def test_hooks_are_called_only_in_the_modes_of_a_callback():
+    def note(name):
+        def method(self, record, *error):
+            self.seen.append((name, record.mode))
+
+        return method
+
+    names = [name for name in vars(Callback) if name.startswith("on_")]
+
+    def recorder(**attributes):
+        callback = made(**{name: note(name) for name in names}, needs=("metrics",), **attributes)
+        callback.seen = []
+        return callback
+
+    every = recorder()
+    some = [recorder(modes=[mode]) for mode in ("train", "val", "test", "predict")]
+    trainer = Trainer([every, *some])
+
+    def fails():
+        yield BATCHES[0]
+        raise OSError("gone")
+
+    exp = trainer.fit(counter(), BATCHES, BATCHES[:2])
+    trainer.test(exp, BATCHES[:2])
+    with pytest.raises(NotImplementedError):
+        next(trainer.predict(exp, BATCHES))
+    for run in (trainer.fit, trainer.validate):
+        with pytest.raises(OSError, match="gone"):
+            run(exp, fails())
+    assert {mode for _, mode in every.seen} == {"train", "val", "test", "predict"}
+    for callback, mode in zip(some, ("train", "val", "test", "predict"), strict=True):
+        assert callback.seen == [moment for moment in every.seen if moment[1] == mode]
+
+
+def test_metrics_of_other_modes_stay_with_their_readers():
+    """A reader gets the metrics since its last call: a moment that it does not hear is no call."""
+    seen = []
+
+    def reads(self, record):
+        seen.append((self.modes, record.mode, record.metrics["mean"]))
+
+    readers = [made(on_step_end=reads, needs=("metrics",), every=2, modes=("train",))]
+    readers.append(made(on_step_end=reads, needs=("metrics",), every=2, modes=("val",)))
+    Trainer(readers).fit(counter(), BATCHES[:4], BATCHES[2:])
+    assert seen == [
+        (("train",), "train", 0.5),
+        (("train",), "train", 2.5),
+        (("val",), "val", 2.5),
+        (("val",), "val", 4.5),
+    ]
+
+
+def test_measure_is_of_training():
+    measures = made(measure=lambda self, record: {"one": 1.0}, modes=("val",))
+    trainer = Trainer([measures])
+    trainer.fit(counter(), BATCHES, BATCHES)
+    assert "train/one" not in trainer.history.names()
+
+
+@pytest.mark.parametrize(
+    ("modes", "error", "words"),
+    [
+        ("train", TypeError, r'write `modes = \("train",\)`'),
+        (None, TypeError, r'must be names, such as \("train",\); it is None'),
+        (("train", "validation"), ValueError, r"\['validation'\] is not one of \['train', 'val',"),
+        ((["val"],), ValueError, r"\[\['val'\]\] is not one of"),
+        ((), ValueError, "is empty, so no hook would be called"),
+    ],
+)
+def test_wrong_modes_are_refused(modes, error, words):
+    with pytest.raises(error, match=f"Mine.modes.*{words}"):
+        Trainer([made(modes=modes)])
+
+
+def test_a_mode_that_means_modes_is_named():
+    for mode in ("train", ("val", "test"), ["validation"]):
+        with pytest.warns(UserWarning, match="write `modes`"):
+            Trainer([made(mode=mode)])
+
+
+def test_modes_that_change_within_a_run_are_refused():
+    def changes(self, record):
+        self.modes = ("val",)
+
+    with pytest.raises(TypeError, match=r"Mine\.modes was \('train',\).*is \('val',\)"):
+        Trainer([made(on_epoch_end=changes, modes=("train",))]).fit(
+            counter(), BATCHES, num_epochs=2
+        )

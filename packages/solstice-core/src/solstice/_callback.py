@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import Any, cast
 
 from solstice._record import Record
+from solstice._types import MODES, Mode
 
 NEEDS = ("outputs", "batch", "experiment", "metrics", "snapshot")
 
@@ -49,6 +50,9 @@ class Callback:
     Attributes:
         every: call `on_step_start` and `on_step_end` at every n-th step; None is never. In training
             this counts the steps of the run, so the cadence does not restart with an epoch.
+        modes: call the hooks only at moments with one of these `record.mode`, such as ("train",).
+            The start and the end of a run have the mode of the run: "train" in `fit`, also for a
+            callback that watches its validations.
         needs: the fields of the record that the step hooks read, of "outputs", "batch",
             "experiment", "metrics" and "snapshot". List only those you use: each costs time.
         phase: the order within one moment, a `solstice.Phase`. `fit` validates between LOG and
@@ -64,6 +68,7 @@ class Callback:
     """
 
     every: int | None = 1
+    modes: Collection[Mode] = MODES
     needs: Collection[str] = ()
     phase: Phase = Phase.LOG
     can_stop: bool = True

@@ -127,6 +127,8 @@ def _check_name(callback: Any, base: type[Any], name: str) -> None:
 
 def _check_setting(callback: Any, base: type[Any], name: str) -> None:
     """Warns of an attribute like `evry = 100`, which would have no effect and no error."""
+    if name == "mode" and not _names_modes(getattr(type(callback), name, None)):
+        return  # such as the direction of a `monitor`
     settings = [setting for setting in _public(base) if setting not in _hooks(base)]
     for close in difflib.get_close_matches(name, settings, 1, _ALIKE):
         warn(
@@ -135,6 +137,12 @@ def _check_setting(callback: Any, base: type[Any], name: str) -> None:
             f"another name, such as `_{name}`",
             stacklevel=5,
         )
+
+
+def _names_modes(value: object) -> bool:
+    """Whether a `mode` means `modes`, such as "train" or ("val", "test")."""
+    names = cast("Any", value) if isinstance(value, tuple | list) else (value,)
+    return any(isinstance(name, str) and name in _MODES for name in names)
 
 
 def _is_method(value: Any) -> bool:

@@ -13,11 +13,11 @@ class Saver(Callback, ABC):
     ```python
     class SaveTo(solstice.callbacks.Saver):
         every = 10
+        modes = ("train",)
         needs = ("snapshot",)
 
         def on_step_end(self, record):
-            if record.mode == "train":
-                self.save(record.snapshot)
+            self.save(record.snapshot)
 
         def on_call_end(self, record):
             if record.interrupted:  # by SIGTERM or Ctrl-C

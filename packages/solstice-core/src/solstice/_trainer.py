@@ -205,8 +205,8 @@ class Trainer:
             saved,
             switch("strict_resume", strict_resume),
         )
-        hooks = Hooks(callbacks, saved and saved.stop)
-        stages = self._stages(hooks)
+        hooks = Hooks(callbacks, "train", saved and saved.stop)
+        stages = self._stages()
         with interrupts_guarded(saves=hooks.saves) as guard:
             with reported(hooks, training.start, experiment):
                 run = training.run(experiment, hooks, stages, guard)
@@ -299,8 +299,8 @@ class Trainer:
             )
         return None
 
-    def _stages(self, hooks: Hooks) -> Stages:
-        return Stages(hooks, self._options.steps_per_call, self._options.prefetch, self._memory)
+    def _stages(self) -> Stages:
+        return Stages(self._options.steps_per_call, self._options.prefetch, self._memory)
 
     def _run_evaluation(
         self, experiment: Experiment, ds: Any, mode: Mode, batch_size: int | None
@@ -320,12 +320,12 @@ class Trainer:
         self, experiment: Experiment, source: Source, method: str, mode: Mode
     ) -> Generator[Run, None, None]:
         """A run that does not train, after `on_fit_start`."""
-        hooks = Hooks(check_callbacks([*self._kept, *self.callbacks]))
-        stages, start = self._stages(hooks), Record(mode=mode, steps_per_epoch=source.length)
+        hooks = Hooks(check_callbacks([*self._kept, *self.callbacks]), mode)
+        stages, start = self._stages(), Record(mode=mode, steps_per_epoch=source.length)
         with reported(hooks, start, experiment):
             if mode != "predict":
                 experiment = experiment.setup(arrays_of(first_batch(source)))
-            stage = stages.stage(source, experiment, method)
+            stage = stages.stage(source, experiment, method, hooks)
             run = Run(stage, hooks, start, stages, experiment=experiment)
         with self._running(run):
             run.start()

@@ -18,7 +18,7 @@ def explanation(mode: str, stage: Stage, hooks: Hooks, every: int | None) -> str
         hooks: its callbacks.
         every: the training steps from one validation within an epoch to the next, or None.
     """
-    stepper, slots, callbacks = stage.stepper, stage.buffers, hooks.callbacks
+    stepper, slots, callbacks = stage.stepper, stage.buffers, hooks.listeners
     cadence = cadence_of(callbacks, stepper.steps_per_block, every)
     many = stepper.steps_per_block > stepper.steps_per_call
     most = (

@@ -1,7 +1,6 @@
 """Hooks: the callbacks of a run, checked, ordered, and called at each moment."""
 
-import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import index
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ from solstice._hooks import check_hooks
 from solstice._loop._snapshot import named
 from solstice._metrics import on_host
 from solstice._record import Record, Stop, changed
+from solstice._types import MODES, Mode
 
 _NEEDS_BEFORE = ("batch", "experiment")
 
@@ -42,8 +42,8 @@ def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
 
     Raises:
         TypeError: one is not a callback, or has a wrong hook or attribute.
-        ValueError: one has an `every` that is not an integer of 1 or more, or an unknown entry in
-            `needs`.
+        ValueError: one has an `every` that is not an integer of 1 or more, an unknown entry in
+            `modes` or `needs`, or no `modes`.
     """
     for callback in callbacks:
         name = type(callback).__name__
@@ -57,17 +57,25 @@ def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
             )
         whole_or_none(f"{name}.every", callback.every, 1, "steps")
         instance(f"{name}.phase", callback.phase, Phase, "solstice.Phase.LOG, MONITOR or SAVE")
-        if isinstance(callback.needs, str):
-            raise TypeError(f'{name}.needs is a string; write `needs = ("{callback.needs}",)`')
-        if not isinstance(cast("Any", callback.needs), Collection):
-            raise TypeError(
-                f'{name}.needs must be names, such as ("metrics",); it is {shown(callback.needs)}'
-            )
-        unknown = sorted(map(str, {*callback.needs} - {*NEEDS}))
-        if unknown:
-            raise ValueError(f"{name}.needs: {unknown} is not one of {list(NEEDS)}")
+        _check_names(name, "needs", callback.needs, NEEDS)
+        _check_names(name, "modes", callback.modes, MODES)
+        if not callback.modes:
+            raise ValueError(f"{name}.modes is empty, so no hook would be called: {list(MODES)}")
         check_hooks(callback, Callback)
     return sorted(callbacks, key=lambda callback: callback.phase)
+
+
+def _check_names(callback: str, attribute: str, given: object, known: Sequence[str]) -> None:
+    """Checks that an attribute is a collection of known names."""
+    if isinstance(given, str):
+        raise TypeError(f'{callback}.{attribute} is a string; write `{attribute} = ("{given}",)`')
+    if not isinstance(given, Collection):
+        raise TypeError(
+            f'{callback}.{attribute} must be names, such as ("{known[0]}",); it is {shown(given)}'
+        )
+    unknown = [name for name in cast("Collection[object]", given) if name not in known]
+    if unknown:
+        raise ValueError(f"{callback}.{attribute}: {unknown} is not one of {list(known)}")
 
 
 class Hooks:
@@ -75,13 +83,26 @@ class Hooks:
 
     Args:
         callbacks: the callbacks, in the order of their phases.
+        mode: the mode of the run.
         stop: the request to stop of a saved run, or None.
+        outer: the hooks of the training run around a validation, or None.
+
+    Attributes:
+        callbacks: all callbacks.
+        listeners: those that are called in this mode.
     """
 
-    def __init__(self, callbacks: list[Callback], stop: Stop | None = None) -> None:
+    def __init__(
+        self,
+        callbacks: list[Callback],
+        mode: Mode,
+        stop: Stop | None = None,
+        outer: "Hooks | None" = None,
+    ) -> None:
         self.callbacks = callbacks
-        self._at_start = _at_cadence("on_step_start", callbacks)
-        at_end = _at_cadence("on_step_end", callbacks)
+        self.listeners = [callback for callback in callbacks if mode in callback.modes]
+        self._at_start = _at_cadence("on_step_start", self.listeners)
+        at_end = _at_cadence("on_step_end", self.listeners)
         self._at_end = {p: [at for at in at_end if at[0].phase == p] for p in Phase}
         self._ends = tuple({every for _, every in at_end})
         self._remembering = {
@@ -92,7 +113,7 @@ class Hooks:
         self._readers = [id(c) for c, _ in at_end if "metrics" in c.needs]
         self._settings = [_settings_of(callback) for callback in callbacks]
         self._stop = stop
-        self._outer: Hooks | None = None
+        self._outer = outer
 
     @property
     def stop(self) -> Stop | None:
@@ -100,13 +121,11 @@ class Hooks:
         return self._stop
 
     def nested(self) -> "Hooks":
-        """These hooks for a validation, which a request to stop from before does not end.
+        """The hooks of a validation. A request to stop from before does not end it.
 
         A request from within the validation ends both runs.
         """
-        hooks = copy.copy(self)
-        hooks._stop, hooks._outer = None, self
-        return hooks
+        return Hooks(self.callbacks, "val", outer=self)
 
     def request(self, stop: Stop) -> None:
         """Keeps a request to stop, if it is the first."""
@@ -118,7 +137,7 @@ class Hooks:
         """Refuses callbacks with changed settings, because the run reads them only once.
 
         Raises:
-            TypeError: `every`, `needs`, `phase` or `can_stop` of one has changed.
+            TypeError: `every`, `modes`, `needs`, `phase` or `can_stop` of one has changed.
         """
         for callback, before in zip(self.callbacks, self._settings, strict=True):
             now = _settings_of(callback)
@@ -144,13 +163,13 @@ class Hooks:
     @property
     def saves(self) -> bool:
         """Whether a callback saves the run when a signal ends it."""
-        return any(c.saves and overrides_hook(c, "on_call_end") for c in self.callbacks)
+        return any(c.saves and overrides_hook(c, "on_call_end") for c in self.listeners)
 
     @property
     def takes_snapshots(self) -> bool:
         """Whether a callback may read a snapshot between two calls."""
         return self.saves or any(
-            "snapshot" in c.needs or overrides_hook(c, "on_call_end") for c in self.callbacks
+            "snapshot" in c.needs or overrides_hook(c, "on_call_end") for c in self.listeners
         )
 
     def is_remembered(self, count: int) -> bool:
@@ -159,7 +178,7 @@ class Hooks:
 
     def measured(self, make_record: Callable[[], Record]) -> dict[str, Any]:
         """The values of all `measure` hooks at a moment of training."""
-        those = _those_with("measure", self.callbacks)
+        those = _those_with("measure", self.listeners)
         record = make_record() if those else None
         found: dict[str, Any] = {}
         for callback in those:
@@ -182,7 +201,7 @@ class Hooks:
         self, hook: str, make_record: Callable[[], Record], phases: Collection[Phase] = tuple(Phase)
     ) -> None:
         """Calls a hook, not of a step; the record is made only if a callback has the hook."""
-        listeners = [c for c in _those_with(hook, self.callbacks) if c.phase in phases]
+        listeners = [c for c in _those_with(hook, self.listeners) if c.phase in phases]
         record = make_record() if listeners else None
         for callback in listeners:
             with _Called(self, callback, hook):
@@ -223,7 +242,7 @@ class Hooks:
 
     def notify_exception(self, record: Record, error: BaseException) -> None:
         """Calls `on_exception` of all; an exception that one raises becomes a note of `error`."""
-        for callback in self.callbacks:
+        for callback in self.listeners:
             try:
                 callback.on_exception(record, error)
             except Exception as second:
@@ -262,6 +281,7 @@ class _Called:
 def _settings_of(callback: Callback) -> dict[str, Any]:
     return {
         "every": callback.every,
+        "modes": tuple(callback.modes),
         "needs": tuple(callback.needs),
         "phase": callback.phase,
         "can_stop": callback.can_stop,

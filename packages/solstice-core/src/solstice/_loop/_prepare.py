@@ -40,10 +40,10 @@ class Training:
     def run(self, experiment: Experiment, hooks: Hooks, stages: Stages, guard: Guard) -> Run:
         """The run, before `on_fit_start`; all its steps have been traced."""
         experiment = experiment.setup(arrays_of(first_batch(self.source)))
-        stage = stages.stage(self.source, experiment, "train_step")
+        stage = stages.stage(self.source, experiment, "train_step", hooks)
         at = self.start
         if self.validation is not None:
-            self._try_validation(self.validation.source, experiment, stages)
+            self._try_validation(self.validation.source, experiment, stages, hooks.nested())
         if self.saved is not None:
             validation = self.validation and self.validation.source
             stage, at = resumed(
@@ -73,15 +73,17 @@ class Training:
             has_validation=self.validation is not None,
         )
 
-    def _try_validation(self, source: Source, experiment: Experiment, stages: Stages) -> None:
+    def _try_validation(
+        self, source: Source, experiment: Experiment, stages: Stages, hooks: Hooks
+    ) -> None:
         """Traces the validation, so that its errors come before any training.
 
         With `sanity_val_batches` it evaluates this number of batches, unseen by callbacks.
         """
         epoch = 0 if self.saved is None else self.saved.epoch(self.start, self.limits)
-        stage = stages.stage(source, experiment, "eval_step", epoch=epoch)
+        stage = stages.stage(source, experiment, "eval_step", hooks, epoch=epoch)
         if self.sanity_val_batches is None or source.is_iterator:
             return  # an iterator cannot be read again
         at = Record(mode="val", epoch=epoch)
         limits = Limits(max_steps=self.sanity_val_batches)
-        evaluate(Run(stage, Hooks([]), at, stages, limits=limits))
+        evaluate(Run(stage, Hooks([], "val"), at, stages, limits=limits))

@@ -310,7 +310,7 @@ def resumed(
     if size != stage.stepper.steps_per_call:
         # The saved number, because a program with another number may round differently.
         experiment = stage.stepper.experiment
-        stage = stages.stage(stage.source, experiment, "train_step", steps_per_call=size)
+        stage = stages.stage(stage.source, experiment, "train_step", hooks, steps_per_call=size)
     computation.begin_with(stage.stepper.experiment)
     caveats = saved.other_programs(stage.stepper, computation)
     at, more = saved.restore(stage, hooks, start, limits, validation)

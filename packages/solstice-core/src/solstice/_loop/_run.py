@@ -115,7 +115,7 @@ class Run:
 
     def _calls(self, feeder: Feeder) -> Iterator[Call]:
         state, every = self.state, self._validation and self._validation.every
-        cadence = cadence_of(self.hooks.callbacks, self.stage.stepper.steps_per_block, every)
+        cadence = cadence_of(self.hooks.listeners, self.stage.stepper.steps_per_block, every)
         block = None if self.hooks.stop else self._take(feeder, cadence, state.count)
         while block is not None and self.hooks.stop is None:
             call = self._call(block)
@@ -253,10 +253,11 @@ class Run:
     def validation(self) -> "Run":
         """The run of a validation at this moment. A request to stop takes effect after it."""
         at, source = self.state.at, cast("Validation", self._validation).source
-        stage = self.stages.stage(source, self.experiment, "eval_step", epoch=at.epoch)
+        hooks, epoch = self.hooks.nested(), at.epoch
+        stage = self.stages.stage(source, self.experiment, "eval_step", hooks, epoch=epoch)
         start = changed(at, mode="val", given={}, epoch_step=0, num_examples=0)
         start = changed(start, steps_per_epoch=source.length)
-        return Run(stage, self.hooks.nested(), start, self.stages)
+        return Run(stage, hooks, start, self.stages)
 
     def explain(self) -> str:
         """The text of `Trainer.explain`."""
@@ -283,7 +284,7 @@ class Run:
         It copies, because the data set may overwrite the batch when the next one is read.
         """
         is_eager = isinstance(self.stage.stepper, EagerStepper)
-        if not is_eager and not any("batch" in c.needs for c in self.hooks.callbacks):
+        if not is_eager and not any("batch" in c.needs for c in self.hooks.listeners):
             return None
         return _same if self.stage.prefetch else own  # a prefetched batch is a copy
 

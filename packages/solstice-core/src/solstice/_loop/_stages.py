@@ -54,7 +54,6 @@ class Stages:
     """Makes the stages of one run, and keeps the buffers and the steps of all.
 
     Args:
-        hooks: the callbacks of the run, whose needs decide what the steppers keep.
         steps_per_call: the user's choice, or None.
         prefetch: the number of batches that a thread reads ahead.
         memory: staging buffers of earlier runs, by step. `close` returns them.
@@ -65,13 +64,11 @@ class Stages:
 
     def __init__(
         self,
-        hooks: Hooks,
         steps_per_call: int | None,
         prefetch: int,
         memory: dict[str, BuffersByKind],
     ) -> None:
         self.computation = Computation()
-        self._hooks = hooks
         self._steps_per_call = steps_per_call
         self._prefetch = prefetch
         self._memory = memory
@@ -83,6 +80,7 @@ class Stages:
         source: Source,
         experiment: Experiment,
         method: str,
+        hooks: Hooks,
         *,
         epoch: int = 0,
         steps_per_call: int | None = None,
@@ -93,11 +91,12 @@ class Stages:
             source: the data set.
             experiment: the Experiment before the first step.
             method: "train_step", "eval_step" or "predict_step".
+            hooks: the callbacks of the pass, whose needs decide what the stepper keeps.
             epoch: the epoch whose first batch the step is traced with.
             steps_per_call: the steps per call of a saved run, in place of the rule.
         """
         size = self._steps_per_call or steps_per_call
-        stepper = self._stepper(experiment, method, first_batch(source, epoch), size)
+        stepper = self._stepper(experiment, method, first_batch(source, epoch), hooks, size)
         self.computation.add_step(method, stepper)
         return Stage(source, stepper, self._buffers_of(method, stepper), self._prefetch)
 
@@ -115,9 +114,9 @@ class Stages:
         return buffers
 
     def _stepper(
-        self, experiment: Experiment, method: str, batch: Batch, size: int | None
+        self, experiment: Experiment, method: str, batch: Batch, hooks: Hooks, size: int | None
     ) -> Stepper | EagerStepper:
-        callbacks, readers = self._hooks.callbacks, self._hooks.num_readers
+        callbacks, readers = hooks.listeners, hooks.num_readers
         outputs_are_read = any("outputs" in callback.needs for callback in callbacks)
         try:
             stepper = Stepper(

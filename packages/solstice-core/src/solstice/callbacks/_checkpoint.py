@@ -68,6 +68,7 @@ class Checkpoint(Saver):
             before the first step, or later if the names depend on computed values.
     """
 
+    modes = ("train", "val")
     needs = ("snapshot",)
 
     def __init__(
@@ -201,8 +202,6 @@ class Checkpoint(Saver):
 
     def on_epoch_end(self, record: Record) -> None:
         """Reads the monitored metric, and saves every `every_epochs` epochs."""
-        if record.mode not in ("train", "val"):
-            return
         if self.monitor is not None and record.mode == self._split and record.epoch_step > 0:
             self._measured = record.step, value_of(self.monitor, record)
         due = self._every_epochs is not None and (record.epoch + 1) % self._every_epochs == 0

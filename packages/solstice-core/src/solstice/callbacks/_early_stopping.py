@@ -44,6 +44,7 @@ class EarlyStopping(Callback):
     """
 
     phase = Phase.MONITOR
+    modes = ("train", "val")
 
     def __init__(
         self,
@@ -61,19 +62,17 @@ class EarlyStopping(Callback):
         self.best: float | None = None
         self.best_epoch: int | None = None
         self._waited = 0
-        self._trains = True
 
     def on_fit_start(self, record: Record) -> None:
         """Resets the state, and raises an error if the run cannot have the metric."""
-        self._trains = record.mode == "train"
-        if not self._trains:
-            return
-        self.best, self.best_epoch, self._waited = None, None, 0
-        check_validation(self, record)
+        if record.mode == "train":  # else an evaluation by itself
+            self.best, self.best_epoch, self._waited = None, None, 0
+            check_validation(self, record)
 
     def on_epoch_end(self, record: Record) -> None:
         """Compares the value with the best so far, and stops the run when patience ends."""
-        if not self._trains or record.mode != self._split or record.epoch_step == 0:
+        is_in_fit = record.mode == "train" or record.has_validation
+        if not is_in_fit or record.mode != self._split or record.epoch_step == 0:
             return
         value = value_of(self.monitor, record)
         if self._improves(value):

@@ -31,6 +31,7 @@ class FlightRecorder(Callback):
     """
 
     phase = Phase.SAVE
+    modes = ("train",)
 
     def __init__(self, directory: str | PathLike[str], *, every: int = 200) -> None:
         self.directory = local_path(directory, "directory")
@@ -42,13 +43,12 @@ class FlightRecorder(Callback):
     def on_fit_start(self, record: Record) -> None:
         """Drops old snapshots, and checks that the folder can be written."""
         self._held, self._folder = [], self.directory.absolute()
-        if record.mode == "train":
-            check_store(self._folder.parent, f"FlightRecorder({str(self.directory)!r})")
-            check_replaceable(self._folder)
+        check_store(self._folder.parent, f"FlightRecorder({str(self.directory)!r})")
+        check_replaceable(self._folder)
 
     def on_epoch_start(self, record: Record) -> None:
         """Takes the first snapshot of the run."""
-        if record.mode == "train" and not self._held:
+        if not self._held:
             self._hold(record)
 
     def on_call_end(self, record: Record) -> None:

@@ -34,6 +34,8 @@ class Logging(Callback):
         TypeError: `only` does not contain names, or `log` is not a function.
     """
 
+    modes = ("train", "val", "test")  # predictions have no metrics
+
     def __init__(
         self,
         log: Callable[[dict[str, float], int], Any] | None = None,

@@ -33,17 +33,14 @@ class LearningRate(Callback):
     """
 
     every = None
+    modes = ("train",)
 
     def __init__(self, schedule: Callable[[int], Any] | float | None = None) -> None:
         self._schedule = schedule if callable(schedule) else _rate(schedule)
 
     def on_fit_start(self, record: Record) -> None:
         """Raises a ValueError if there is no learning rate to read."""
-        if (
-            record.mode == "train"
-            and self._schedule is None
-            and not injected_rates(record.experiment)
-        ):
+        if self._schedule is None and not injected_rates(record.experiment):
             raise ValueError(
                 "LearningRate() finds no learning rate in the Experiment: give it the schedule, "
                 "`LearningRate(schedule)`, or create the optimiser with "
@@ -108,6 +105,7 @@ class Throughput(Callback):
     """
 
     every = None
+    modes = ("train", "val")
 
     def on_epoch_start(self, record: Record) -> None:
         """Starts the clock at the first epoch, and stops it during evaluations."""

@@ -25,6 +25,7 @@ class NaNGuard(Callback):
     """
 
     phase = Phase.MONITOR
+    modes = ("train",)
     needs = ("experiment",)
 
     def __init__(self, *, every: int = 100) -> None:
@@ -37,13 +38,11 @@ class NaNGuard(Callback):
 
     def on_step_end(self, record: Record) -> None:
         """Raises a FloatingPointError if an array has become NaN or infinite."""
-        if record.mode == "train":
-            self._look(record)
+        self._look(record)
 
     def on_epoch_end(self, record: Record) -> None:
         """Checks again at the end of an epoch, because it may be saved."""
-        if record.mode == "train":
-            self._look(record)
+        self._look(record)
 
     def _look(self, record: Record) -> None:
         bad = [path for path in nonfinite(record.experiment) if path not in self._expected]

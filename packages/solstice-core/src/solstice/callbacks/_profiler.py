@@ -28,6 +28,7 @@ class Profiler(Callback):
     """
 
     every = None
+    modes = ("train",)
     has_side_effects = True
 
     def __init__(
@@ -44,13 +45,12 @@ class Profiler(Callback):
     def on_fit_start(self, record: Record) -> None:
         """Notes the first step of the run, and checks that the folder can be written."""
         self._folder = self.directory.absolute()
-        if record.mode == "train":
-            check_folder(self._folder, f"Profiler({str(self.directory)!r})")
-        self._run_began, self._began, self._is_done = record.step, None, record.mode != "train"
+        check_folder(self._folder, f"Profiler({str(self.directory)!r})")
+        self._run_began, self._began, self._is_done = record.step, None, False
 
     def on_call_end(self, record: Record) -> None:
         """Starts or stops the trace."""
-        if record.mode != "train" or self._is_done:
+        if self._is_done:
             return
         if self._began is None:
             if record.step - self._run_began >= self._after:
@@ -71,7 +71,7 @@ class Profiler(Callback):
 
     def _close(self, record: Record) -> None:
         if self._began is None or self._is_done:
-            if not self._is_done and record.mode == "train":
+            if not self._is_done:
                 say(
                     f"nothing was profiled: the run had "
                     f"{record.step - self._run_began:,} steps, and start={self._after}"

@@ -73,6 +73,7 @@ class History(Callback):
         ValueError: an argument is out of range.
     """
 
+    modes = ("train", "val", "test")  # predictions have no metrics
     needs = ("metrics",)
 
     def __init__(
@@ -241,7 +242,7 @@ class History(Callback):
 
     def on_epoch_end(self, record: Record) -> None:
         """Adds a row of the epoch or the evaluation."""
-        if record.epoch_step > 0 and record.mode != "predict":
+        if record.epoch_step > 0:
             self._keep(record, "epoch")
 
     def state_dict(self) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class Logger(Callback):
         TypeError: `only` does not contain names.
     """
 
+    modes = ("train", "val", "test")  # predictions have no metrics
     needs = ("metrics",)
     has_side_effects = True
 
@@ -134,7 +135,7 @@ class Logger(Callback):
 
     def on_epoch_end(self, record: Record) -> None:
         """Logs the metrics of the epoch or the evaluation."""
-        if record.epoch_step > 0 and record.mode != "predict":
+        if record.epoch_step > 0:
             self.log(row_of(record, "epoch", record.metrics))
 
     def on_fit_end(self, record: Record) -> None:

@@ -170,6 +170,7 @@ class _Dies(Callback):
     """Saves the run after a step and kills its process."""
 
     phase = Phase.SAVE
+    modes = ("train",)
     needs = ("snapshot",)
 
     def __init__(self, path: Path, step: int) -> None:
@@ -177,7 +178,7 @@ class _Dies(Callback):
         self._path = path
 
     def on_step_end(self, record: Record) -> None:
-        if record.mode == "train" and record.step == self.every:
+        if record.step == self.every:
             snapshot = record.snapshot
             checkpoint.save(self._path, snapshot.experiment, note=snapshot.note)
             os.kill(os.getpid(), signal.SIGKILL)
