@@ -428,6 +428,33 @@ def test_metrics_of_other_modes_stay_with_their_readers():
     ]
 
 
+def test_metrics_are_not_read_in_other_modes():
+    computed = []
+
+    class Noted(solstice.Metrics):
+        mean: jnp.ndarray
+
+        def merge(self, other):
+            return Noted(self.mean + other.mean)
+
+        def compute(self):
+            computed.append(isinstance(self.mean, np.ndarray))
+            return {"mean": self.mean}
+
+    class Notes(Counter):
+        def eval_step(self, batch):
+            return self, Noted(batch.mean())
+
+    def evaluate(modes):
+        computed.clear()
+        Trainer(
+            [made(on_step_end=lambda self, record: None, needs=("metrics",), modes=modes)]
+        ).test(Notes(jnp.zeros(())), BATCHES)
+        return len(computed)
+
+    assert evaluate(("train",)) < evaluate(("test",))
+
+
 def test_measure_is_of_training():
     measures = made(measure=lambda self, record: {"one": 1.0}, modes=("val",))
     trainer = Trainer([measures])

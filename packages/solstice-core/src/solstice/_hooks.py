@@ -127,7 +127,8 @@ def _check_name(callback: Any, base: type[Any], name: str) -> None:
 
 def _check_setting(callback: Any, base: type[Any], name: str) -> None:
     """Warns of an attribute like `evry = 100`, which would have no effect and no error."""
-    if name == "mode" and not _names_modes(getattr(type(callback), name, None)):
+    kind = cast("type[object]", type(callback))
+    if name == "mode" and not _names_modes(getattr(kind, name, None)):
         return  # such as the direction of a `monitor`
     settings = [setting for setting in _public(base) if setting not in _hooks(base)]
     for close in difflib.get_close_matches(name, settings, 1, _ALIKE):
