@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
-from solstice._metrics import Means, as_metrics, num_examples, without_metrics
+from solstice._batch import num_examples
+from solstice._metrics import Means, as_metrics, without_metrics
 
 to_means = jax.jit(as_metrics)
 

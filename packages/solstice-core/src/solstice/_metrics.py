@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from solstice import _tree
+from solstice._batch import num_examples
 from solstice._errors import ExperimentError
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice._types import Batch, Outputs
@@ -148,11 +149,6 @@ def _times(value: Any, count: int) -> Array:
     """`value * count` in at least float32; 0 for an empty batch, because its mean is often NaN."""
     value = at_least_float32(value)
     return value * count if count else jnp.zeros_like(value)
-
-
-def num_examples(batch: Batch) -> int:
-    """The length of axis 0 of the first array of `batch` that has one; 1 if none has."""
-    return next((leaf.shape[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf) > 0), 1)
 
 
 def to_host(metrics: Metrics | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any, TypeVar, cast
 
 from solstice._arguments import switch, whole_or_none
+from solstice._batch import arrays_of
 from solstice._callback import Callback
 from solstice._console import write_line
 from solstice._engine._feed import BuffersByKind
@@ -27,7 +28,6 @@ from solstice._loop._validation import Validation
 from solstice._options import Options
 from solstice._record import Record
 from solstice._types import Mode, Outputs
-from solstice.data._arrays import arrays_of
 from solstice.data._source import Source, open_source
 from solstice.history import History
 

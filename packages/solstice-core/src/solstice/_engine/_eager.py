@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 
 from solstice import _tree
+from solstice._batch import arrays_of
 from solstice._console import warn
 from solstice._engine._compiles import Kind, kinds_of
 from solstice._engine._digest import StepDigest, digest_of_code
@@ -18,7 +19,6 @@ from solstice._engine._program import check_pair, undecorated
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics, as_metrics
 from solstice._types import Outputs
-from solstice.data._arrays import arrays_of
 
 
 class EagerStepper:

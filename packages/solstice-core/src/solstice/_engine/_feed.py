@@ -15,13 +15,13 @@ import jax
 import numpy as np
 
 from solstice import _tree
+from solstice._batch import is_numeric
 from solstice._engine._interrupts import begin_wait, end_wait
 from solstice._engine._pace import Pace
 from solstice._engine._placement import warn_of_spread_batch
 from solstice._engine._times import Times
 from solstice._errors import DataError
 from solstice._types import Batch
-from solstice.data._arrays import is_numeric
 
 _ALIGNMENT = 64
 """In bytes. JAX on the CPU reads memory of this alignment without a copy."""

@@ -5,8 +5,8 @@ import threading
 from collections.abc import Generator, Iterator
 from typing import Any
 
+from solstice._batch import own
 from solstice._types import Batch
-from solstice.data._arrays import own
 
 _END = object()
 _POLL = 0.1

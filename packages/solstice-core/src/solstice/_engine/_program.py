@@ -16,12 +16,12 @@ import numpy as np
 from jax import Array, lax
 
 from solstice import _tree
+from solstice._batch import describe_batch
 from solstice._engine._cost import Cost, cost_of
 from solstice._engine._structure import first_change
 from solstice._errors import DataError, ExperimentError
 from solstice._experiment import Experiment
 from solstice._types import Batch, Outputs
-from solstice.data._source import describe_batch
 
 
 class _Marker:

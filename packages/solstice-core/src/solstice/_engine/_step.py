@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array, lax
 
 from solstice import _tree
+from solstice._batch import arrays_of
 from solstice._engine._compiles import Kind, kinds_of
 from solstice._engine._feed import Block
 from solstice._engine._interrupts import interrupts_held
@@ -25,7 +26,6 @@ from solstice._engine._traced import Traced
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
 from solstice._types import Batch, Outputs
-from solstice.data._arrays import arrays_of
 
 STEPS_PER_CALL = 32
 """Steps in a block: enough to make the cost of a call negligible, and few to wait for."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from solstice._batch import arrays_of
 from solstice._engine._interrupts import Guard
 from solstice._experiment import Experiment
 from solstice._loop._hooks import Hooks
@@ -13,7 +14,6 @@ from solstice._loop._run import Run
 from solstice._loop._stages import Stages, first_batch
 from solstice._loop._validation import Validation
 from solstice._record import Record
-from solstice.data._arrays import arrays_of
 from solstice.data._source import Source
 
 

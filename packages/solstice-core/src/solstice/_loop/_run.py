@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
+from solstice._batch import own
 from solstice._callback import Phase
 from solstice._engine._compiles import Compilation, compiled_so_far, reasons
 from solstice._engine._eager import EagerOutputs, EagerStepper
@@ -22,7 +23,6 @@ from solstice._loop._state import Call, Point, RunState
 from solstice._loop._validation import Validation
 from solstice._record import Record, changed
 from solstice._types import Batch
-from solstice.data._arrays import own
 
 _BLOCKS_AHEAD = 3
 """Blocks of batches that may be read but not trained yet: the next block, with a reserve."""

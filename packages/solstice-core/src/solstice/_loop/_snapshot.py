@@ -8,13 +8,13 @@ from typing import Any, cast
 import numpy as np
 
 from solstice import _tree
+from solstice._batch import is_numeric
 from solstice._loop._computation import ComputationNote
 from solstice._loop._owners import Owner
 from solstice._plain import from_plain, to_plain
 from solstice._schema import SchemaError, read
 from solstice.checkpoint import CheckpointError
 from solstice.checkpoint._rows import held
-from solstice.data._arrays import is_numeric
 from solstice.data._source import SourcePosition
 
 VERSION = 1

@@ -1,4 +1,4 @@
-"""Leaves of a batch: conversion to arrays, the array leaves, and copies."""
+"""Conversion of the leaves of a batch, of any library, to arrays."""
 
 from typing import Any, cast
 
@@ -16,41 +16,6 @@ _DELETED = (
 )
 
 _READY: Any = np.ndarray | jax.Array | str | bytes
-
-
-def arrays_of(batch: Batch) -> Batch:
-    """The batch as a step sees it: None in place of text and objects, which JAX has no type for."""
-
-    def keep(leaf: Any) -> Any:
-        return leaf if is_numeric(leaf) else None
-
-    return jax.tree.map(keep, batch)
-
-
-def is_numeric(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) or (
-        isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "OSUmM"
-    )
-
-
-def own(batch: Batch) -> Batch:
-    """A copy of a batch that stays valid after the next one is read.
-
-    A data set may reuse its memory for each batch. JAX arrays on the CPU are copied too, because
-    `jax.device_put` may share NumPy memory.
-    """
-    return jax.tree.map(_own_leaf, batch)
-
-
-def _own_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray):
-        return np.array(cast("Any", leaf))
-    return np.array(leaf) if isinstance(leaf, jax.Array) and _is_on_the_host(leaf) else leaf
-
-
-def _is_on_the_host(array: jax.Array) -> bool:
-    devices = array.devices()
-    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
 def to_numpy(batch: Batch, name: str = "batch") -> Batch:

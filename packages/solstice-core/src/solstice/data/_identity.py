@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from solstice import _tree
-from solstice.data._arrays import is_numeric
+from solstice._batch import is_numeric
 from solstice.data._batches import Batches
 
 _WHOLE = 2**26

@@ -3,18 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-import equinox as eqx
-
 from solstice import _tree
+from solstice._batch import describe_batch
 from solstice._errors import DataError
-from solstice._types import Batch
 from solstice.data._masked import Masked
 from solstice.data._positions import is_seekable
-
-
-def describe_batch(batch: Batch) -> str:
-    """`(f32[32,8,8], i32[32])`: the structure of a batch, for messages."""
-    return eqx.tree_pformat(batch, short_arrays=True)
 
 
 def is_examples(data: Any) -> bool:

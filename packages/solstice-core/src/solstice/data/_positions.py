@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from solstice import _tree
+from solstice._batch import arrays_of
 from solstice._types import Batch
-from solstice.data._arrays import arrays_of
 from solstice.data._batches import Batches, BatchIterator
 from solstice.data._libraries import is_keras, is_random_access
 

@@ -4,9 +4,10 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+from solstice._batch import own
 from solstice._errors import DataError
 from solstice._types import Batch
-from solstice.data._arrays import own, to_numpy
+from solstice.data._arrays import to_numpy
 from solstice.data._epochs import Epochs
 from solstice.data._kinds import describe
 from solstice.data._positions import Memory, is_seekable, opened

@@ -11,15 +11,15 @@ from functools import cached_property
 from typing import Any, cast
 
 from solstice._arguments import whole
+from solstice._batch import own
 from solstice._errors import DataError
 from solstice._schema import SchemaError
 from solstice._types import Batch
 from solstice.data import _libraries
-from solstice.data._arrays import own, to_numpy
+from solstice.data._arrays import to_numpy
 from solstice.data._batches import Batches
 from solstice.data._identity import differences, identity_of
 from solstice.data._kinds import check_kind, describe, is_array, is_examples, is_tree_of_arrays
-from solstice.data._kinds import describe_batch as describe_batch
 from solstice.data._positions import Memory, fingerprint, is_seekable, opened
 from solstice.data._reader import END, Reader, chain
 from solstice.data._several import check_single

@@ -11,12 +11,12 @@ import numpy as np
 from jax import Array
 
 from solstice._arguments import function_or_none, not_negative, whole
+from solstice._batch import describe_batch
 from solstice._errors import DataError
 from solstice._metrics import Metrics, at_least_float32
 from solstice._types import Batch
 from solstice.compat import Model, Params, State
 from solstice.compat._registry import adapt_argument
-from solstice.data._source import describe_batch
 from solstice.experiments._base import (
     LossFunction,
     MetricsFunction,

@@ -10,10 +10,10 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 
 from solstice import _tree
 from solstice._arguments import function_or_none, whole
+from solstice._batch import describe_batch, is_traced, num_rows
 from solstice._callback import Callback
 from solstice._errors import DataError
 from solstice._experiment import Experiment
@@ -25,7 +25,6 @@ from solstice._trainer import Trainer
 from solstice._types import Batch
 from solstice.compat import OptState, Params, State
 from solstice.data._masked import Masked
-from solstice.data._source import describe_batch
 from solstice.experiments._learner import Forward, Learner
 from solstice.metrics import WithLoss
 
@@ -327,21 +326,6 @@ def _check_mask(mask: Any, y: Any) -> None:
         )
 
 
-def num_rows(x: Any) -> int:
-    """The number of examples: the length of the first array that has an axis.
-
-    Raises:
-        DataError: there are no examples.
-    """
-    size = next((np.shape(leaf)[0] for leaf in _tree.leaves(x) if np.ndim(leaf)), 0)
-    if size == 0:
-        raise DataError(
-            f"a batch must have one example or more on axis 0; there is none in "
-            f"{describe_batch(x)}. Leave empty batches out"
-        )
-    return size
-
-
 def check_floating(x: Any) -> None:
     """Raises a DataError unless the features are a floating-point array of shape [n, ...]."""
     if getattr(x, "ndim", 0) < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -359,11 +343,6 @@ def check_no_nan(x: Any) -> None:
     bad = np.isnan(x).sum()
     if bad:
         raise DataError(f"{bad} of {x.size} features are NaN: leave those examples out")
-
-
-def is_traced(batch: Batch) -> bool:
-    """Whether the batch has tracers in place of values, as during compilation."""
-    return any(isinstance(leaf, Tracer) for leaf in _tree.leaves(batch))
 
 
 def shape_of(outputs: Any) -> tuple[int, ...]:

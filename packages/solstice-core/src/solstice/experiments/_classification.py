@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from solstice._arguments import probability, whole
+from solstice._batch import describe_batch, num_rows
 from solstice._errors import DataError
 from solstice._hints import (
     binary_hint,
@@ -18,13 +19,11 @@ from solstice._hints import (
     class_range_hint,
 )
 from solstice._types import Batch
-from solstice.data._source import describe_batch
 from solstice.experiments._base import (
     LossFunction,
     MetricsFunction,
     OneModelExperiment,
     Options,
-    num_rows,
     shape_of,
     spread,
     without_last_axis,

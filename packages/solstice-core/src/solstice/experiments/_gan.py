@@ -10,19 +10,17 @@ import numpy as np
 from jax import Array
 
 from solstice._arguments import whole
+from solstice._batch import describe_batch, is_traced, num_rows
 from solstice._errors import DataError
 from solstice._replace import replace
 from solstice._types import Batch
 from solstice.compat._registry import adapt_argument
-from solstice.data._source import describe_batch
 from solstice.experiments._base import (
     Options,
     ReadyMade,
     check_floating,
     check_no_nan,
     features_of,
-    is_traced,
-    num_rows,
     shape_of,
     unmasked,
 )

@@ -10,9 +10,9 @@ import numpy as np
 
 from solstice import _tree
 from solstice._arguments import numeric, shown
+from solstice._batch import describe_batch
 from solstice._errors import DataError
 from solstice.compat import Params
-from solstice.data._source import describe_batch
 
 
 def several_hint(expected: tuple[str, ...], given: tuple[str, ...]) -> str:

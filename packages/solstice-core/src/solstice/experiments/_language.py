@@ -12,12 +12,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from solstice._arguments import integers, not_negative, whole
+from solstice._batch import describe_batch
 from solstice._engine._program import PROGRAMS, Program, program_of
 from solstice._errors import DataError
 from solstice._hints import mask_hint
 from solstice._metrics import at_least_float32
 from solstice._types import Batch
-from solstice.data._source import describe_batch
 from solstice.experiments._base import (
     LossFunction,
     MetricsFunction,

@@ -9,10 +9,10 @@ import numpy as np
 from jax import Array
 
 from solstice import _tree
+from solstice._batch import describe_batch
 from solstice._errors import DataError
 from solstice._metrics import at_least_float32
 from solstice._types import Batch
-from solstice.data._source import describe_batch
 
 
 def over_parts(add: Callable[[Any, Any], Any], start: Any, batch: Batch, parts: int) -> Any:

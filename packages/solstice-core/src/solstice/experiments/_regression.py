@@ -7,16 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from solstice._batch import describe_batch, num_rows
 from solstice._errors import DataError
 from solstice._hints import number_hint
 from solstice._types import Batch
-from solstice.data._source import describe_batch
 from solstice.experiments._base import (
     LossFunction,
     MetricsFunction,
     OneModelExperiment,
     Options,
-    num_rows,
     shape_of,
     without_last_axis,
 )

@@ -12,6 +12,7 @@ from jax import Array
 
 from solstice import _tree
 from solstice._arguments import number, positive, share, text, whole
+from solstice._batch import arrays_of
 from solstice._callback import Callback
 from solstice._experiment import Experiment, check_experiment
 from solstice._rates import injected_rates, scaled_beside
@@ -19,7 +20,6 @@ from solstice._record import Record, Stop
 from solstice._replace import replace
 from solstice._trainer import Trainer
 from solstice._types import Batch, Outputs
-from solstice.data._arrays import arrays_of
 from solstice.data._source import open_source
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ import jax
 
 from solstice import _tree
 from solstice._arguments import choice
+from solstice._batch import arrays_of
 from solstice._engine._cost import inner_jaxprs, size_of
 from solstice._engine._eager import line_of
 from solstice._engine._program import Plan, prepare, type_of
 from solstice._errors import ExperimentError
 from solstice._experiment import Experiment
 from solstice._types import Batch
-from solstice.data._arrays import arrays_of
 from solstice.inspect._summary import size_text
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from solstice import _tree
 from solstice._arguments import whole_or_none
+from solstice._batch import arrays_of
 from solstice._engine._program import Plan, prepare
 from solstice._experiment import Experiment, check_experiment, params_of
 from solstice._types import Batch
-from solstice.data._arrays import arrays_of
 
 _ROWS = 40
 """The most subtrees in a table without an explicit depth."""
