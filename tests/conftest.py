@@ -22,7 +22,7 @@ settings.load_profile("suite")
 @pytest.fixture(autouse=True)
 def no_hurry(monkeypatch):
     """A block waits for its batches and no call is too long, so that each has a known length."""
-    from solstice._engine import _feed, _pace
+    from solstice._engine import _block_size
 
-    monkeypatch.setattr(_feed, "_PATIENCE", math.inf)
-    monkeypatch.setattr(_pace, "SECONDS_PER_CALL", math.inf)
+    monkeypatch.setattr(_block_size, "PATIENCE", math.inf)
+    monkeypatch.setattr(_block_size, "SECONDS_PER_CALL", math.inf)

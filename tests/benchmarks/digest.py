@@ -17,7 +17,7 @@ import flax.linen as nn
 import numpy as np
 import optax
 import solstice
-from solstice._engine._step import Stepper
+from solstice._engine import CompiledStepper
 
 name = sys.argv[1]
 rng = np.random.default_rng(0)
@@ -57,7 +57,7 @@ experiment = experiment.setup(batch)
 start = time.perf_counter()
 solstice.Trainer().fit(experiment, [batch])
 first = time.perf_counter() - start
-traced = Stepper(experiment, "train_step", batch).traced
+traced = CompiledStepper(experiment, "train_step", batch).traced
 start = time.perf_counter()
 traced.digest()
 print(json.dumps([first, time.perf_counter() - start]))

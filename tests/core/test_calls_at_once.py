@@ -11,10 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
-from solstice._engine._compiles import compiled_so_far
-from solstice._engine._feed import Feeder, StagingBuffers
-from solstice._engine._pace import Pace
-from solstice._engine._step import Stepper
+from solstice._engine import BlockSize, CompiledStepper, Feeder, StagingBuffers, compiled_so_far
 
 
 class Means(solstice.Metrics):
@@ -152,21 +149,21 @@ def test_eight_calls_are_made_at_once_and_one_where_the_user_says_so():
 def test_how_long_they_took_is_divided_by_all_of_them():
     learned: list[int] = []
 
-    class Learns(Pace):
+    class Learns(BlockSize):
         def learn(self, steps: int, seconds: float, *, was_awaited: bool) -> None:
             learned.append(steps)
 
     data = images([3] * 27)
-    stepper = Stepper(start(), "train_step", data[0])
-    feeder = Feeder(iter(data), StagingBuffers(8, pace=Learns(8, 8)), lambda batch: None)
+    stepper = CompiledStepper(start(), "train_step", data[0])
+    feeder = Feeder(iter(data), StagingBuffers(Learns(8, 8)), lambda batch: None)
     while (block := feeder.take(8)) is not None:
         stepper.run(block)
     assert learned == [8, 8]  # of the calls that read the two slots before they were filled again
 
 
 def test_a_program_that_is_called_many_times_at_once_is_compiled_once():
-    stepper = Stepper(start(), "train_step", images([5])[0])
-    feeder = Feeder(iter(images([5] * 20)), StagingBuffers(8), lambda batch: None)
+    stepper = CompiledStepper(start(), "train_step", images([5])[0])
+    feeder = Feeder(iter(images([5] * 20)), StagingBuffers(BlockSize(8)), lambda batch: None)
     programs: list[int] = []
     while (block := feeder.take(8 if programs else 1)) is not None:
         before, _ = compiled_so_far()

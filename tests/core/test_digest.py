@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import solstice
+from solstice._engine import CompiledStepper
 from solstice._engine._digest import digest_of_code, digest_of_jaxpr
-from solstice._engine._step import Stepper
 from solstice.callbacks import Checkpoint
 from solstice.checkpoint import CheckpointError
 from solstice.data import batches
@@ -120,7 +120,7 @@ OTHERS: dict[str, Any] = {
 
 def digest(experiment: solstice.Experiment, method: str = "eval_step") -> Any:
     dtype = experiment.w.dtype if isinstance(experiment, Linear) else X.dtype
-    return Stepper(experiment, method, (X.astype(dtype), Y)).traced.digest()
+    return CompiledStepper(experiment, method, (X.astype(dtype), Y)).traced.digest()
 
 
 def digests() -> dict[str, str]:

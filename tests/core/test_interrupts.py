@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import solstice
-from solstice._engine import _feed
-from solstice._engine._feed import Feeder, StagingBuffers
+from solstice._engine import BlockSize, Feeder, StagingBuffers, _block_size
 from solstice._engine._interrupts import interrupts_guarded, interrupts_held
 
 MAIN: Any = threading.main_thread().ident
@@ -85,7 +84,7 @@ def test_an_interrupt_ends_a_stall_of_the_data_at_once(stall: int, prefetch: int
 
 def test_a_slow_data_set_gives_what_it_has(monkeypatch: pytest.MonkeyPatch):
     """A block does not wait for batches that take longer than the steps that they are for."""
-    monkeypatch.setattr(_feed, "_PATIENCE", 0.25)
+    monkeypatch.setattr(_block_size, "PATIENCE", 0.25)
     clock = [0.0]
     seen: list[int] = []
 
@@ -94,7 +93,7 @@ def test_a_slow_data_set_gives_what_it_has(monkeypatch: pytest.MonkeyPatch):
             clock[0] += 0.1
             yield np.ones(1, np.float32)
 
-    slots = StagingBuffers(32)
+    slots = StagingBuffers(BlockSize(32))
     feeder = Feeder(slow(), slots, lambda batch: None, clock=lambda: clock[0])
     while (block := feeder.take(32)) is not None:
         seen.append(len(block))

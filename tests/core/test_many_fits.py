@@ -15,16 +15,15 @@ import pytest
 from toys import CLASSES, FEATURES, Sgd, blobs
 
 import solstice
-from solstice._engine import _program, _step, _traced
-from solstice._engine._program import PROGRAMS
+from solstice._engine import PROGRAMS, _steps, _totals, _trace
 from solstice.callbacks import Checkpoint, CompileMonitor
 from solstice.experiments import _language
 
 CACHES: Any = [
-    (_program, "_trace"),
-    (_step, "_compiled"),
-    (_step, "merging_of"),
-    (_traced, "_digest_of"),
+    (_trace, "_trace"),
+    (_steps, "compiled"),
+    (_totals, "merging_of"),
+    (_trace, "_digest_of"),
     (_language, "_compiled"),
 ]
 DATA = [*blobs(4), tuple(array[:5] for array in blobs(1)[0])]

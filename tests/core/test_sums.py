@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import solstice
 from solstice import metrics
-from solstice._engine._step import Stepper
+from solstice._engine import CompiledStepper
 from solstice._loop._snapshot import by_path
 from solstice._metrics import as_metrics
 from solstice.metrics import Counts, Totals
@@ -231,8 +231,8 @@ def as_scalars(batch: Any) -> Any:
 @pytest.mark.parametrize("outputs", [as_classes, as_scalars])
 def test_all_that_two_words_hold_begins_at_zero(outputs):
     """So that XLA need not choose at each step between the total and the first step's own."""
-    stepper = Stepper(Reports(jnp.zeros(()), outputs), "train_step", np.ones(4, np.float32))
-    sums = stepper._config.sums  # pyright: ignore[reportPrivateUsage]
+    stepper = CompiledStepper(Reports(jnp.zeros(()), outputs), "train_step", np.ones(4, np.float32))
+    sums = stepper._steps.sums  # pyright: ignore[reportPrivateUsage]
     assert sums
     assert all(sums)
 
@@ -250,11 +250,11 @@ def test_a_total_past_32_bits_is_restored_by_path(outputs):
     one = as_metrics(outputs(batch), batch)
     assert one is not None
     total = times(one, 40)
-    stepper = Stepper(Reports(jnp.zeros(()), outputs), "train_step", batch)
-    stepper.restore(stepper.experiment, [by_path(total)])
+    stepper = CompiledStepper(Reports(jnp.zeros(()), outputs), "train_step", batch)
+    stepper.restore(stepper.share_experiment(), [by_path(total)])
     restored = stepper.take_metrics()
     assert restored is not None
     assert restored.merge(one).compute() == total.merge(one).compute()
     renamed = {path.replace("loss", "nll"): leaf for path, leaf in by_path(total).items()}
     with pytest.raises(KeyError, match=r"loss|nll"):
-        stepper.restore(stepper.experiment, [renamed])
+        stepper.restore(stepper.share_experiment(), [renamed])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
-from solstice._engine._step import Stepper
+from solstice._engine import CompiledStepper
 
 
 class Totals(solstice.Metrics):
@@ -126,5 +126,5 @@ def test_a_total_is_the_merge_of_its_steps_wherever_it_is_taken(kind, numbers, e
 )
 def test_what_is_a_sum_is_read_from_the_merge(kind, sums):
     experiment = Reports(kind, jnp.zeros(()))
-    stepper = Stepper(experiment, "train_step", np.ones(2, np.float32))
-    assert stepper._config.sums == sums  # pyright: ignore[reportPrivateUsage]
+    stepper = CompiledStepper(experiment, "train_step", np.ones(2, np.float32))
+    assert stepper._steps.sums == sums  # pyright: ignore[reportPrivateUsage]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import solstice
-from solstice._engine._step import Stepper
+from solstice._engine import CompiledStepper
 from solstice.callbacks import EarlyStopping, History
 from solstice.compat import EquinoxModel
 from solstice.data import batches
@@ -122,12 +122,12 @@ def a_callback_that_forgets():
 
 def a_window_of_metrics_that_is_lost():
     """As though the engine forgot the metrics of the epoch so far."""
-    restore = Stepper.restore
+    restore = CompiledStepper.restore
 
     def without(self, experiment, totals):
         restore(self, experiment, [None] * len(totals))
 
-    Stepper.restore = without
+    CompiledStepper.restore = without
     return run()
 
 

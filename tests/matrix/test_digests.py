@@ -18,7 +18,7 @@ from flax import nnx
 from jax.example_libraries import stax
 
 import solstice
-from solstice._engine._step import Stepper
+from solstice._engine import CompiledStepper
 
 IMAGES = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
 LABELS = np.arange(6, dtype=np.int32) % 3
@@ -74,7 +74,7 @@ def digests() -> dict[str, str]:
         for name, rule in STEPS:
             experiment = solstice.ClassificationExperiment(MODELS[name], OPTIMIZERS[rule], 3)
             experiment = experiment.setup((IMAGES, LABELS))
-            stepper = Stepper(experiment, "train_step", (IMAGES, LABELS))
+            stepper = CompiledStepper(experiment, "train_step", (IMAGES, LABELS))
             found[f"{name} {rule}"] = stepper.traced.digest().digest
     return found
 

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from solstice._engine._compiles import Compilation
-from solstice._engine._times import Times
+from solstice._engine import Compilation, Times
 from solstice._experiment import Experiment
 from solstice._types import Batch, Mode, Outputs
 

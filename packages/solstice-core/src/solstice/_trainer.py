@@ -11,20 +11,32 @@ from solstice._arguments import switch, whole_or_none
 from solstice._batch import arrays_of
 from solstice._callback import Callback
 from solstice._console import write_line
-from solstice._engine._feed import BuffersByKind
-from solstice._engine._interrupts import interrupts_guarded
-from solstice._engine._placement import check_processes, warn_of_spread_state
+from solstice._engine import (
+    BuffersByKind,
+    check_processes,
+    interrupts_guarded,
+    warn_of_spread_state,
+)
 from solstice._errors import DataError
 from solstice._experiment import Experiment, check_experiment
-from solstice._loop._hooks import Hooks, as_callbacks, check_callbacks
-from solstice._loop._lifetime import Ended, ended, reported
-from solstice._loop._limits import Limits
-from solstice._loop._loop import evaluate, predict, train
-from solstice._loop._prepare import Training
-from solstice._loop._resume import find_saved
-from solstice._loop._run import Run
-from solstice._loop._stages import Stages, first_batch
-from solstice._loop._validation import Validation
+from solstice._loop import (
+    Ended,
+    Hooks,
+    Limits,
+    Run,
+    Stages,
+    Training,
+    Validation,
+    as_callbacks,
+    check_callbacks,
+    ended,
+    evaluate,
+    find_saved,
+    first_batch,
+    predict,
+    reported,
+    train,
+)
 from solstice._options import Options
 from solstice._record import Record
 from solstice._types import Mode, Outputs

@@ -1,6 +1,13 @@
 """Names of types that several modules share."""
 
+from collections.abc import Hashable
 from typing import Any, Literal, TypeAlias, get_args
+
+PyTree: TypeAlias = Any
+"""A tree of JAX: arrays in any nesting of containers."""
+
+Structure: TypeAlias = Hashable
+"""The structure of a tree, for which JAX's own class has no type."""
 
 Batch: TypeAlias = Any
 """A pytree of arrays with the examples along axis 0."""

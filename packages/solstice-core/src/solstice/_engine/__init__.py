@@ -1,1 +1,43 @@
-"""The step engine: it stacks batches into blocks, and runs a block in one compiled call."""
+"""The step engine: it stacks batches into blocks, and runs a block in one compiled call.
+
+It knows no data set, no callback and no mode. This is its only door.
+"""
+
+from solstice._engine._block_size import SECONDS_PER_CALL as SECONDS_PER_CALL
+from solstice._engine._block_size import BlockSize as BlockSize
+from solstice._engine._compiled import CompiledStepper as CompiledStepper
+from solstice._engine._compiles import Compilation as Compilation
+from solstice._engine._compiles import Reasons as Reasons
+from solstice._engine._compiles import compiled_so_far as compiled_so_far
+from solstice._engine._compiles import kinds_of as kinds_of
+from solstice._engine._compiles import reasons as reasons
+from solstice._engine._cost import inner_jaxprs as inner_jaxprs
+from solstice._engine._cost import size_of as size_of
+from solstice._engine._digest import StepDigest as StepDigest
+from solstice._engine._eager import line_of as line_of
+from solstice._engine._interrupts import Guard as Guard
+from solstice._engine._interrupts import end_if_asked as end_if_asked
+from solstice._engine._interrupts import interrupts_guarded as interrupts_guarded
+from solstice._engine._interrupts import waiting as waiting
+from solstice._engine._pack import type_of as type_of
+from solstice._engine._pack import unpack as unpack
+from solstice._engine._placement import check_processes as check_processes
+from solstice._engine._placement import topology as topology
+from solstice._engine._placement import warn_of_spread_state as warn_of_spread_state
+from solstice._engine._prefetch import prefetched as prefetched
+from solstice._engine._program import PROGRAMS as PROGRAMS
+from solstice._engine._program import Program as Program
+from solstice._engine._program import program_of as program_of
+from solstice._engine._protocols import BlockOutputs as BlockOutputs
+from solstice._engine._protocols import StepCode as StepCode
+from solstice._engine._protocols import Stepper as Stepper
+from solstice._engine._staging import Block as Block
+from solstice._engine._staging import BuffersByKind as BuffersByKind
+from solstice._engine._staging import Feeder as Feeder
+from solstice._engine._staging import StagingBuffers as StagingBuffers
+from solstice._engine._stepper import make_stepper as make_stepper
+from solstice._engine._times import Times as Times
+from solstice._engine._totals import metrics_like as metrics_like
+from solstice._engine._trace import Plan as Plan
+from solstice._engine._trace import Traced as Traced
+from solstice._engine._trace import prepare as prepare

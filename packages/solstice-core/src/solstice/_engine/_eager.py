@@ -4,18 +4,20 @@ import linecache
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
-import jax
+from jax import ShapeDtypeStruct
+from jax.typing import ArrayLike
 
 from solstice import _tree
 from solstice._batch import arrays_of
 from solstice._console import warn
+from solstice._engine._block_size import Arrangement
 from solstice._engine._compiles import Kind, kinds_of
 from solstice._engine._digest import StepDigest, digest_of_code
-from solstice._engine._feed import Block
-from solstice._engine._program import check_pair, undecorated
+from solstice._engine._program import check_pair
+from solstice._engine._staging import Block
+from solstice._engine._trace import undecorated
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics, as_metrics
 from solstice._types import Outputs
@@ -30,11 +32,10 @@ class EagerStepper:
         error: the error of tracing; a warning names its line.
         readers: the number of accumulators of metrics.
         look: called with the name of the step and its outputs.
-    """
 
-    steps_per_call = steps_per_block = first_steps = 1
-    reason = "the step cannot be compiled, and runs uncompiled"
-    works_in_place = is_lost = False
+    Attributes:
+        kind, name, sizes: as in `Stepper`.
+    """
 
     def __init__(
         self,
@@ -49,43 +50,65 @@ class EagerStepper:
             f"is slow: {line_of(error)}. Write it with jax.numpy, jnp.where and jax.lax.cond",
             stacklevel=2,
         )
-        self.experiment = experiment
         self.kind = type(experiment)
         self.name = f"{self.kind.__name__}.{method}"
+        self.sizes = Arrangement(1, 1, 1, "the step cannot be compiled, and runs uncompiled")
+        self._experiment = experiment
         self._method = method
         self._look = look
         self._totals: list[Metrics | None] = [None] * readers
 
     @property
+    def works_in_place(self) -> bool:
+        """False: a step makes new arrays."""
+        return False
+
+    @property
+    def needs_batches(self) -> bool:
+        """True: the step may keep its batch, and staging buffers are reused."""
+        return True
+
+    @property
+    def is_lost(self) -> bool:
+        """False: a step that raises leaves the Experiment as it was."""
+        return False
+
+    def share_experiment(self) -> Experiment:
+        """The Experiment after the last step."""
+        return self._experiment
+
+    @property
     def state_bytes(self) -> int:
         """The size of the Experiment's arrays in bytes."""
-        leaves = _tree.leaves(arrays_of(self.experiment))
+        leaves = _tree.leaves(arrays_of(self._experiment))
         return sum(getattr(leaf, "nbytes", 0) for leaf in leaves)
 
     def signature(self, block: Block) -> tuple[str, dict[str, Kind]]:
         """A name, and the inputs on which the compiled operations of the step depend."""
         batch = arrays_of(block.batches[0])
         name = f"{self.kind.__module__}.{self.kind.__qualname__}.{self.name} uncompiled"
-        return name, {**kinds_of(self.experiment), **kinds_of(batch, "batch")}
+        return name, {**kinds_of(self._experiment), **kinds_of(batch, "batch")}
 
     @property
     def traced(self) -> "Code":
         """The code of the step, since it cannot be traced."""
-        constants = [x for x in _tree.leaves(self.experiment) if not eqx.is_array_like(x)]
+        constants = [x for x in _tree.leaves(self._experiment) if not eqx.is_array_like(x)]
         return Code(digest_of_code(undecorated(getattr(self.kind, self._method)), constants))
 
-    def run(self, block: Block) -> "EagerOutputs":
+    def run(self, block: Block) -> "OneOutput":
         """Runs the one step of a block."""
         batch = arrays_of(block.batches[0])
-        result: Any = getattr(self.experiment, self._method)(batch)
+        result: object = getattr(self._experiment, self._method)(batch)
         if self._method == "predict_step":
-            return EagerOutputs(result)
-        self.experiment, outputs = check_pair(result, type(self.experiment).__name__, self._method)
+            return OneOutput(result)
+        self._experiment, outputs = check_pair(
+            result, type(self._experiment).__name__, self._method
+        )
         self._look(self.name, outputs)
         metrics = as_metrics(outputs, batch)
         if metrics is not None:
             self._totals = [metrics if t is None else t.merge(metrics) for t in self._totals]
-        return EagerOutputs(outputs)
+        return OneOutput(outputs)
 
     def rewind(self, block: Block, count: int) -> None:
         """Does nothing, because a call is one step."""
@@ -99,15 +122,17 @@ class EagerStepper:
         """The merged metrics of each reader since it last took them, without taking them."""
         return list(self._totals)
 
-    def restore(self, experiment: Experiment, totals: Sequence[Mapping[str, Any] | None]) -> None:
+    def restore(
+        self, experiment: Experiment, totals: Sequence[Mapping[str, ArrayLike] | None]
+    ) -> None:
         """Restores a saved Experiment.
 
         Raises:
             KeyError: there are saved metrics. Their class is unknown before a step has run.
         """
-        self.experiment = experiment
-        if any(numbers is not None for numbers in totals):
+        if any(saved is not None for saved in totals):
             raise KeyError("metrics of steps that cannot be compiled")
+        self._experiment = experiment
 
 
 @dataclass(frozen=True)
@@ -115,25 +140,25 @@ class Code:
     """A step that cannot be traced, by its code."""
 
     computed: StepDigest
-    shapes: tuple[jax.ShapeDtypeStruct, ...] = ()
+    shapes: tuple[ShapeDtypeStruct, ...] = ()
 
     def digest(self) -> StepDigest:
         """The digest of the step's code and closures."""
         return self.computed
 
-    def with_batches(self, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> "Code":
+    def with_batches(self, shapes: tuple[ShapeDtypeStruct, ...]) -> "Code":
         """Returns itself, because the code does not depend on shapes."""
         del shapes
         return self
 
 
-class EagerOutputs(list[Outputs]):
+class OneOutput(list[Outputs]):
     """The outputs of one step."""
 
     def __init__(self, outputs: Outputs) -> None:
         super().__init__([outputs])
 
-    def first(self, count: int) -> "EagerOutputs":
+    def first(self, count: int) -> "OneOutput":
         """Returns itself, because there is one step."""
         del count
         return self

@@ -1,12 +1,63 @@
-"""Placement: warnings about several devices, an error in several processes."""
+"""Placement: where batches and state live, and what happens if they lie elsewhere."""
 
 import hashlib
-from typing import Any, cast
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import jax
+from jax import Array
 
 from solstice import _tree
 from solstice._console import warn
+from solstice._experiment import Experiment
+from solstice._types import Batch, PyTree
+
+
+class Placement(Protocol):
+    """The devices and processes of a run. It is hashable: another placement is another program."""
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this process is the one that writes files."""
+        ...
+
+    def put(self, batches: Batch) -> Batch:
+        """Stacked batches in host memory, on the devices of the run."""
+        ...
+
+    def constrain(self, arrays: list[Array]) -> list[Array]:
+        """The arrays of the state, within a compiled step, with their place fixed."""
+        ...
+
+    def agree(self, steps: int) -> int:
+        """The number of steps that all processes run, given the most that this one can."""
+        ...
+
+
+@dataclass(frozen=True)
+class SingleDevice:
+    """JAX's default device, in one process."""
+
+    @property
+    def is_lead(self) -> bool:
+        """True: there is one process."""
+        return True
+
+    def put(self, batches: Batch) -> Batch:
+        """The same memory, because a compiled call reads it in place or copies it itself."""
+        return batches
+
+    def constrain(self, arrays: list[Array]) -> list[Array]:
+        """The same arrays."""
+        return arrays
+
+    def agree(self, steps: int) -> int:
+        """The same number."""
+        return steps
+
+
+SINGLE_DEVICE: Placement = SingleDevice()
 
 
 def check_processes() -> None:
@@ -20,7 +71,7 @@ def check_processes() -> None:
         )
 
 
-def warn_of_spread_state(experiment: Any) -> None:
+def warn_of_spread_state(experiment: Experiment) -> None:
     """Warns of an Experiment on several devices, because that only slows steps down."""
     spread = _spread(experiment)
     if not spread:
@@ -41,7 +92,7 @@ def warn_of_spread_state(experiment: Any) -> None:
     )
 
 
-def warn_of_spread_batch(batch: Any) -> bool:
+def warn_of_spread_batch(batch: Batch) -> bool:
     """Warns of a batch on several devices, because it is copied to the host. True if it warned."""
     spread = _spread(batch)
     if spread:
@@ -56,11 +107,11 @@ def warn_of_spread_batch(batch: Any) -> bool:
     return bool(spread)
 
 
-def topology(experiment: Any) -> dict[str, Any]:
+def topology(experiment: Experiment) -> dict[str, str | int | bool]:
     """The devices of an Experiment, and the setting of JAX on which its random numbers depend."""
-    arrays: list[Any] = [x for x in _tree.leaves(experiment) if isinstance(x, jax.Array)]
-    most: Any = max(arrays, key=_num_devices, default=None)
-    devices = cast("Any", jax.devices() if most is None else most.sharding.device_set)
+    arrays = [x for x in _tree.leaves(experiment) if isinstance(x, Array)]
+    most = max(arrays, key=_num_devices, default=None)
+    devices = cast("Iterable[Any]", jax.devices() if most is None else most.sharding.device_set)
     split = [str(getattr(x.sharding, "spec", "")) for x in arrays if _num_devices(x) > 1]
     return {
         "devices": _num_devices(most),
@@ -76,15 +127,15 @@ def _named(path: str, count: int, owner: str) -> str:
     return f"`{path}` and {count - 1} more arrays of the {owner} lie"
 
 
-def _spread(tree: Any) -> dict[str, jax.Array]:
+def _spread(tree: PyTree) -> dict[str, Array]:
     """The arrays on more than one device, by path."""
     return {
         path: leaf
         for path, leaf in _tree.leaves_by_path(tree)
-        if isinstance(leaf, jax.Array) and _num_devices(leaf) > 1
+        if isinstance(leaf, Array) and _num_devices(leaf) > 1
     }
 
 
-def _num_devices(array: Any) -> int:
+def _num_devices(array: Array | None) -> int:
     sharding: Any = getattr(array, "sharding", None)
     return 1 if sharding is None else len(sharding.device_set)

@@ -4,24 +4,30 @@ An Experiment is flattened once. Its arrays go from call to call; the other leav
 are a `Program`, a static argument of `jax.jit`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, TypeAlias, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array, ShapeDtypeStruct
 
 from solstice import _tree
-from solstice._batch import describe_batch
-from solstice._engine._cost import Cost, cost_of
+from solstice._batch import is_numeric
+from solstice._engine._pack import is_same_constant, is_weak, pack, strong
 from solstice._engine._structure import first_change
-from solstice._errors import DataError, ExperimentError
+from solstice._errors import ExperimentError
 from solstice._experiment import Experiment
-from solstice._types import Batch, Outputs
+from solstice._types import Batch, Outputs, PyTree, Structure
+
+PROGRAMS = 32
+"""The number of newest programs in the caches. Each holds its model and optimizer, and megabytes of
+code, so a sweep that makes new ones cannot keep them all."""
+
+Step: TypeAlias = Callable[[list[Array], Batch], tuple[list[Array], PyTree]]
+"""One step: arrays and a batch to new arrays and packed outputs."""
 
 
 class _Marker:
@@ -31,11 +37,7 @@ class _Marker:
         return "an array"
 
 
-_ARRAY = _Marker()
-
-PROGRAMS = 32
-"""The number of newest programs in the caches. Each holds its model and optimizer, and megabytes of
-code, so a sweep that makes new ones cannot keep them all."""
+ARRAY = _Marker()
 
 
 class Program:
@@ -43,20 +45,31 @@ class Program:
 
     Two programs are equal if they run the same code, so Experiments with the same model and
     optimizer share one compilation. A program with an unhashable leaf is equal only to itself.
+
+    Args:
+        function: the step, a function of an Experiment and a batch.
+        name: its name in messages.
+        returns_state: whether it returns the Experiment too. `predict_step` does not.
+        treedef: the structure of the Experiment.
+        constants: its leaves, with `ARRAY` in place of arrays.
     """
 
     def __init__(
-        self, function: Callable[..., Any], name: str, treedef: Any, constants: Sequence[Any]
+        self,
+        function: Callable[..., Any],
+        name: str,
+        treedef: Structure,
+        constants: Sequence[object],
+        *,
+        returns_state: bool = True,
     ) -> None:
         self.function = function
         self.name = name
+        self.returns_state = returns_state
         self.treedef = treedef
         self.constants = tuple(constants)
-        self._key: Any = (  # with the types of constants, because 1 == 1.0 == True
-            function,
-            treedef,
-            tuple((cast("Any", type(c)), c) for c in self.constants),
-        )
+        types = tuple(map(type, self.constants))  # because 1 == 1.0 == True
+        self._key: tuple[object, ...] | None = (function, treedef, types, self.constants)
         try:
             self._hash = hash(self._key)
         except TypeError:
@@ -70,13 +83,20 @@ class Program:
             return True
         return isinstance(other, Program) and self._key is not None and self._key == other._key
 
-    def merge(self, arrays: Sequence[Any]) -> Experiment:
+    def with_constants(self, constants: Sequence[object]) -> "Program":
+        """The same step with other constants."""
+        returns_state = self.returns_state
+        return Program(
+            self.function, self.name, self.treedef, constants, returns_state=returns_state
+        )
+
+    def merge(self, arrays: Sequence[Array | ShapeDtypeStruct]) -> Experiment:
         """The Experiment with these arrays."""
         rest = iter(arrays)
-        leaves = [next(rest) if leaf is _ARRAY else leaf for leaf in self.constants]
-        return jax.tree.unflatten(self.treedef, leaves)
+        leaves = [next(rest) if leaf is ARRAY else leaf for leaf in self.constants]
+        return _tree.unflatten(self.treedef, leaves)
 
-    def split(self, experiment: Experiment) -> list[Any]:
+    def split(self, experiment: Experiment) -> list[Array]:
         """The arrays of the Experiment that a step returned.
 
         Raises:
@@ -87,10 +107,14 @@ class Program:
         if _tree.structure(experiment) != self.treedef:
             raise ExperimentError(self._structure_message(experiment))
         pairs = list(zip(self.constants, leaves, strict=True))
-        changed = [i for i, (old, new) in enumerate(pairs) if not _same_constant(old, new)]
+        changed = [
+            index
+            for index, (old, new) in enumerate(pairs)
+            if old is not ARRAY and not is_same_constant(old, new)
+        ]
         if changed:
             raise ConstantChanged(self, changed, leaves)
-        arrays = [new for old, new in pairs if old is _ARRAY]
+        arrays = [new for old, new in pairs if old is ARRAY]
         for path, new in zip(self._array_paths(), arrays, strict=True):
             if not eqx.is_array_like(new):
                 raise ExperimentError(
@@ -98,41 +122,37 @@ class Program:
                 )
         return arrays
 
-    def call(self, arrays: Sequence[Any], batch: Batch) -> tuple[list[Any], Outputs]:
-        """Runs one step; returns the new arrays and the outputs."""
+    def call(self, arrays: list[Array], batch: Batch) -> tuple[list[Array], PyTree]:
+        """Runs one step; returns the new arrays and the packed outputs."""
         experiment = self.merge(arrays)
-        result: Any = self.function(experiment, batch)
-        if self.name == "predict_step":
-            return list(arrays), result
-        owner = type(experiment).__name__
-        new, outputs = check_pair(result, owner, self.name)
-        return [_keep_type(o, n) for o, n in zip(arrays, self.split(new), strict=True)], outputs
-
-    def packed_call(self, arrays: list[Any], batch: Batch) -> tuple[list[Any], Outputs]:
-        """`call` with packed outputs."""
-        new, outputs = self.call(arrays, batch)
-        return new, pack(outputs)
+        result: object = self.function(experiment, batch)
+        if not self.returns_state:
+            return list(arrays), pack(result)
+        new, outputs = check_pair(result, type(experiment).__name__, self.name)
+        pairs = zip(arrays, self.split(new), strict=True)
+        return [_keep_type(old, now) for old, now in pairs], pack(outputs)
 
     @cached_property
-    def traced_call(self) -> Callable[[list[Any], Batch], tuple[list[Any], Outputs]]:
-        """`packed_call` under `jax.jit`, so its Python code runs once per kind of batch."""
-        return cast("Any", jax.jit(self.packed_call))
+    def traced_call(self) -> Step:
+        """`call` under `jax.jit`, so its Python code runs once per kind of batch."""
+        return jax.jit(self.call)
 
-    def trace(self, types: list[jax.ShapeDtypeStruct], batch: Batch) -> tuple[Any, Any]:
+    def trace(self, types: Sequence[ShapeDtypeStruct], batch: Batch) -> tuple[Any, PyTree]:
         """The jaxpr of a step and the shapes of its packed outputs."""
-        jaxpr, shapes = cast(
-            "Any", jax.make_jaxpr(self.traced_call, return_shape=True)(types, batch)
-        )
+        make = jax.make_jaxpr(self.traced_call, return_shape=True)
+        jaxpr, shapes = cast("Any", make)(list(types), batch)
         return jaxpr, shapes[1]
 
-    def check_drift(self, old: Sequence[Any], new: Sequence[Any]) -> None:
+    def check_drift(
+        self, old: Sequence[Array | ShapeDtypeStruct], new: Sequence[Array | ShapeDtypeStruct]
+    ) -> None:
         """Raises an ExperimentError that names the first array whose shape or dtype changed."""
         for path, before, after in zip(self._array_paths(), old, new, strict=True):
             if (before.shape, before.dtype) != (after.shape, after.dtype):
                 raise ExperimentError(
                     f"{self.name} changed the type of `{path}`: it was {_short(before)} and came "
                     f"back as {_short(after)}. Each step must return the shapes and dtypes that it "
-                    f"receives; {_mended(before, after)}"
+                    f"receives; {_fixed(before, after)}"
                 )
 
     def leaf_path(self, index: int) -> str:
@@ -140,11 +160,11 @@ class Program:
         return _tree.leaves_by_path(self._marked())[index][0]
 
     def _array_paths(self) -> list[str]:
-        return [path for path, leaf in _tree.leaves_by_path(self._marked()) if leaf is _ARRAY]
+        return [path for path, leaf in _tree.leaves_by_path(self._marked()) if leaf is ARRAY]
 
     def _marked(self) -> Experiment:
         """The Experiment with markers in place of its arrays."""
-        return jax.tree.unflatten(self.treedef, list(self.constants))
+        return _tree.unflatten(self.treedef, list(self.constants))
 
     def _structure_message(self, after: Experiment) -> str:
         before = self._marked()
@@ -167,28 +187,6 @@ class Program:
         )
 
 
-def _mended(before: Any, after: Any) -> str:
-    if before.shape == after.shape:
-        return f"write `.astype({before.dtype})` there"
-    return f"return an array of shape {before.shape} there"
-
-
-def check_pair(result: Any, owner: str, method: str) -> tuple[Any, Outputs]:
-    """The two results of a step.
-
-    Raises:
-        ExperimentError: the result is not a pair of an Experiment and outputs.
-    """
-    hint = "Write `return solstice.replace(self, ...), metrics`"
-    must = f"{owner}.{method} must return a pair, the Experiment and its outputs"
-    if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != 2:
-        raise ExperimentError(f"{must}; it returned {_kind(result)}. {hint}")
-    new, outputs = cast("tuple[Any, Outputs]", result)
-    if not isinstance(new, Experiment):
-        raise ExperimentError(f"{must}; the first thing it returned is {_kind(new)}. {hint}")
-    return new, outputs
-
-
 class ConstantChanged(Exception):  # noqa: N818, caught and fixed
     """A step changed leaves that were traced as constants."""
 
@@ -202,237 +200,48 @@ class ConstantChanged(Exception):  # noqa: N818, caught and fixed
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """The result of tracing a step. It is cached, and equal only to itself.
-
-    Attributes:
-        program: the step, a static argument of compiled calls.
-        types: the shape and dtype of each array of the state.
-        outputs: the shapes of the step's outputs, packed.
-        cost: the cost of a step.
-    """
-
-    program: Program
-    types: tuple[jax.ShapeDtypeStruct, ...]
-    outputs: Any
-    cost: Cost
-
-
 def program_of(
-    experiment: Experiment, function: Callable[..., Any], name: str
+    experiment: Experiment, function: Callable[..., Any], name: str, *, returns_state: bool = True
 ) -> tuple[Program, list[Any]]:
     """A function of an Experiment as a Program, and the arrays of that Experiment."""
-    leaves = _tree.leaves(experiment)
-    constants = [_ARRAY if _is_array(leaf) else leaf for leaf in leaves]
-    program = Program(function, name, _tree.structure(experiment), constants)
+    leaves, structure = _tree.flatten(experiment)
+    constants = [ARRAY if _is_array(leaf) else leaf for leaf in leaves]
+    program = Program(function, name, structure, constants, returns_state=returns_state)
     return program, [leaf for leaf in leaves if _is_array(leaf)]
 
 
-def prepare(experiment: Experiment, method: str, batch: Batch) -> tuple[Plan, list[Array]]:
-    """The plan of a step, and the initial arrays.
+def check_pair(result: Any, owner: str, method: str) -> tuple[Experiment, Outputs]:
+    """The two results of a step.
 
-    Python numbers among the leaves become arrays, so a new value compiles nothing. If that fails,
-    because a number sets a shape or a branch, those that the step does not change stay constants.
-    Plans are cached, so the same step is not traced twice.
+    Raises:
+        ExperimentError: the result is not a pair of an Experiment and outputs.
     """
-    function = undecorated(getattr(type(experiment), method))
-    whole, given = program_of(experiment, function, method)
-    types = tuple(type_of(_as_jax(array)) for array in given)
-    batch_types = tuple(type_of(leaf) for leaf in _tree.leaves(batch))
-    try:
-        plan = _trace(whole, types, _tree.structure(batch), batch_types)
-    except Exception as error:
-        _explain(error, function, method, batch)
-        raise
-    leaves, kept = _tree.leaves(experiment), plan.program.constants
-    arrays = [_as_jax(leaf) for leaf, c in zip(leaves, kept, strict=True) if c is _ARRAY]
-    return plan, [_as_type(x, t) for x, t in zip(arrays, plan.types, strict=True)]
+    hint = "Write `return solstice.replace(self, ...), metrics`"
+    must = f"{owner}.{method} must return a pair, the Experiment and its outputs"
+    if not isinstance(result, tuple) or len(cast("tuple[object, ...]", result)) != 2:
+        raise ExperimentError(f"{must}; it returned {_kind(result)}. {hint}")
+    new, outputs = cast("tuple[object, Outputs]", result)
+    if not isinstance(new, Experiment):
+        raise ExperimentError(f"{must}; the first thing it returned is {_kind(new)}. {hint}")
+    return new, outputs
 
 
-@lru_cache(maxsize=PROGRAMS)
-def _trace(
-    whole: Program,
-    types: tuple[jax.ShapeDtypeStruct, ...],
-    batch_structure: Any,
-    batch_types: tuple[jax.ShapeDtypeStruct, ...],
-) -> Plan:
-    batch = jax.tree.unflatten(batch_structure, batch_types)
-    numbers = {
-        i for i, c in enumerate(whole.constants) if isinstance(c, bool | int | float | complex)
-    }
-
-    def attempt(traced: set[int]) -> Plan:
-        rest = iter(types)
-        constants = [_ARRAY if i in traced else c for i, c in enumerate(whole.constants)]
-        program = Program(whole.function, whole.name, whole.treedef, constants)
-        inputs = [
-            type_of(jnp.asarray(c)) if i in traced else next(rest)
-            for i, c in enumerate(whole.constants)
-            if c is _ARRAY or i in traced
-        ]
-        return _settle(program, inputs, batch)
-
-    try:
-        return attempt(numbers)
-    except ConstantChanged as error:
-        raise ExperimentError(str(error)) from None
-    except Exception as error:
-        if not numbers or isinstance(error, ExperimentError | DataError):
-            raise
-        return _attempt_with_constants(attempt, numbers, error)
-
-
-def _attempt_with_constants(
-    attempt: Callable[[set[int]], Plan], numbers: set[int], first: Exception
-) -> Plan:
-    traced: set[int] = set()
-    while True:
-        try:
-            return attempt(traced)
-        except ConstantChanged as changed:
-            more = (set(changed.indices) & numbers) - traced
-            if not more:
-                raise ExperimentError(str(changed)) from None
-            traced |= more
-        except Exception:
-            if isinstance(first, jax.errors.JAXTypeError) or "concrete" in str(first):
-                raise
-            raise first from None  # because numbers as arrays were not its cause
-
-
-def _settle(program: Program, types: list[jax.ShapeDtypeStruct], batch: Batch) -> Plan:
-    """The plan with types that the step keeps: a Python number takes the type of its new value."""
-    new: list[jax.ShapeDtypeStruct] = []
-    jaxpr = outputs = None
-    for _ in range(3):  # because a new type of one number may change the type of another
-        jaxpr, outputs = program.trace(types, batch)
-        new = [type_of(aval) for aval in jaxpr.out_avals[: len(types)]]
-        settled = [_settle_type(old, after) for old, after in zip(types, new, strict=True)]
-        done = settled == types
-        types = settled
-        if done:
-            break
-    program.check_drift(types, new)
-    return Plan(program, tuple(types), outputs, cost_of(cast("Any", jaxpr).jaxpr))
-
-
-def _settle_type(old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return new if _is_weak(old) and old.shape == new.shape else old
-
-
-def type_of(x: Any) -> jax.ShapeDtypeStruct:
-    """The shape, JAX's dtype, and whether the type is weak."""
-    dtype = jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True)
-    return jax.ShapeDtypeStruct(x.shape, dtype, weak_type=_is_weak(x))
-
-
-def _as_jax(leaf: Any) -> Array:
-    return leaf if isinstance(leaf, Array) else jnp.asarray(leaf)
-
-
-def _as_type(x: Array, like: jax.ShapeDtypeStruct) -> Array:
-    if x.dtype != like.dtype:
-        x = x.astype(like.dtype)
-    return x if _is_weak(like) else strong(x)
-
-
-def _keep_type(old: Any, new: Any) -> Any:
+def _keep_type(old: Array, new: Any) -> Array:
     """The new array without a new weak type, because that would compile a second program."""
     new = jnp.asarray(new)
-    return new if _is_weak(old) else strong(new)
+    return new if is_weak(old) else strong(new)
 
 
-def strong(x: Array) -> Array:
-    """The same array without a weak type."""
-    return lax.convert_element_type(x, x.dtype) if _is_weak(x) else x
-
-
-def _is_weak(x: Any) -> bool:
-    """Whether an array is weakly typed, as Python numbers are."""
-    return getattr(x, "weak_type", False)  # typed PRNG keys have no such attribute
-
-
-@jax.tree_util.register_static
-class _Constant:
-    """A leaf of outputs that is not an array, as a static node of a compiled call's result."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Constant) and _same_constant(self.value, other.value)
-
-    def __hash__(self) -> int:
-        return hash(cast("Any", type(self.value)))
-
-
-def pack(tree: Any) -> Any:
-    """A tree that a compiled function can return: numbers as arrays, other leaves as constants."""
-
-    def leaf(value: Any) -> Any:
-        return strong(jnp.asarray(value)) if eqx.is_array_like(value) else _Constant(value)
-
-    return jax.tree.map(leaf, tree)
-
-
-def unpack(tree: Any) -> Any:
-    """The inverse of `pack`."""
-
-    def is_constant(node: Any) -> bool:
-        return isinstance(node, _Constant)
-
-    def value(node: Any) -> Any:
-        return node.value if is_constant(node) else node
-
-    return jax.tree.map(value, tree, is_leaf=is_constant)
-
-
-_JIT_WRAPPERS: tuple[Any, ...] = (type(jax.jit(lambda: None)), type(eqx.filter_jit(lambda: None)))
-
-
-def undecorated(function: Any) -> Callable[..., Any]:
-    """The function inside `jax.jit` or `filter_jit`, because the engine compiles it anyway."""
-    while isinstance(function, _JIT_WRAPPERS):
-        function = function.__wrapped__
-    return function
-
-
-def _explain(error: Exception, function: Any, method: str, batch: Batch) -> None:
-    """Adds the batch to the error of a step; a failure to unpack it becomes a DataError."""
-    given = f"{method} was given this batch: {describe_batch(batch)}"
-    if isinstance(error, ValueError | TypeError) and "unpack" in str(error):
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        # Only if a line of the step itself failed: other code may unpack other things.
-        if trace is not None and trace.tb_frame.f_code is getattr(function, "__code__", None):
-            raise DataError(
-                f"{method} cannot unpack its batch ({error}, line {trace.tb_lineno}). {given}. "
-                f"Use a data set of batches that it can unpack, or change the line"
-            ) from error
-    if isinstance(batch, Mapping) and "'str'" in str(error):
-        raise DataError(
-            f"{method} fails on a text ({error}): unpacking a dict gives its names. "
-            f'{given}. Write `x, y = batch["x"], batch["y"]` with your names'
-        ) from error
-    error.add_note(given)
-
-
-def _is_array(leaf: Any) -> bool:
-    numpy: Any = np.ndarray | np.generic
-    if isinstance(leaf, numpy):
+def _is_array(leaf: object) -> bool:
+    if isinstance(leaf, np.generic):  # a scalar of NumPy
         return leaf.dtype.kind not in "OSUmM"
-    return isinstance(leaf, Array)
+    return is_numeric(leaf)
 
 
-def _same_constant(old: Any, new: Any) -> bool:
-    if old is _ARRAY or old is new:
-        return True
-    try:
-        return type(old) is type(new) and bool(old == new)
-    except Exception:
-        return False
+def _fixed(before: Any, after: Any) -> str:
+    if before.shape == after.shape:
+        return f"write `.astype({before.dtype})` there"
+    return f"return an array of shape {before.shape} there"
 
 
 def _short(x: Any) -> str:
@@ -441,5 +250,5 @@ def _short(x: Any) -> str:
 
 def _kind(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"a tuple of {len(cast('tuple[Any, ...]', value))}"
+        return f"a tuple of {len(cast('tuple[object, ...]', value))}"
     return "None" if value is None else f"a {type(value).__name__}"

@@ -1,1 +1,21 @@
-"""The loop: training, evaluation and prediction, their hooks, and how a run is resumed."""
+"""The loop: training, evaluation and prediction, their hooks, and how a run is resumed.
+
+This is its only door.
+"""
+
+from solstice._loop._hooks import Hooks as Hooks
+from solstice._loop._hooks import as_callbacks as as_callbacks
+from solstice._loop._hooks import check_callbacks as check_callbacks
+from solstice._loop._lifetime import Ended as Ended
+from solstice._loop._lifetime import ended as ended
+from solstice._loop._lifetime import reported as reported
+from solstice._loop._limits import Limits as Limits
+from solstice._loop._loop import evaluate as evaluate
+from solstice._loop._loop import predict as predict
+from solstice._loop._loop import train as train
+from solstice._loop._prepare import Training as Training
+from solstice._loop._resume import find_saved as find_saved
+from solstice._loop._run import Run as Run
+from solstice._loop._stages import Stages as Stages
+from solstice._loop._stages import first_batch as first_batch
+from solstice._loop._validation import Validation as Validation

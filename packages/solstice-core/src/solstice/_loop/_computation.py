@@ -8,11 +8,7 @@ import jax
 import numpy as np
 
 from solstice import _tree
-from solstice._engine._digest import StepDigest
-from solstice._engine._eager import Code, EagerStepper
-from solstice._engine._placement import topology
-from solstice._engine._step import Stepper
-from solstice._engine._traced import Traced
+from solstice._engine import StepCode, StepDigest, Stepper, topology
 from solstice._experiment import Experiment
 
 _Scalar: TypeAlias = bool | float
@@ -60,19 +56,19 @@ class Computation:
 
     scalars: dict[str, _Scalar] = field(default_factory=dict[str, _Scalar])
     topology: dict[str, Any] = field(default_factory=dict[str, Any])
-    _steps: dict[str, Traced | Code] = field(default_factory=dict[str, "Traced | Code"])
+    _steps: dict[str, StepCode] = field(default_factory=dict[str, StepCode])
 
     def begin_with(self, experiment: Experiment) -> None:
         """Stores the scalars and devices of the Experiment before the first step."""
         self.scalars = _scalars_of(experiment)
         self.topology = topology(experiment)
 
-    def add_step(self, method: str, stepper: Stepper | EagerStepper) -> None:
+    def add_step(self, method: str, stepper: Stepper) -> None:
         """Adds the step of a stepper."""
         self._steps[method] = stepper.traced
 
     @property
-    def steps(self) -> Mapping[str, Traced | Code]:
+    def steps(self) -> Mapping[str, StepCode]:
         """The traced steps by name; the code of those that cannot be traced."""
         return self._steps
 
@@ -133,7 +129,7 @@ def _is_same(one: _Scalar, other: _Scalar) -> bool:
     return one == other or (one != one and other != other)
 
 
-def _noted(step: Traced | Code) -> dict[str, Any]:
+def _noted(step: StepCode) -> dict[str, Any]:
     digest = step.digest()
     shapes = [[str(x.dtype), list(x.shape)] for x in step.shapes]
     return {**vars(digest), "shapes": shapes}
@@ -143,7 +139,7 @@ def _read(noted: Mapping[str, Any]) -> StepDigest:
     return StepDigest(noted["digest"], noted["operations"], noted["numbers"])
 
 
-def _digest(step: Traced | Code, shapes: Sequence[tuple[str, Sequence[int]]]) -> StepDigest:
+def _digest(step: StepCode, shapes: Sequence[tuple[str, Sequence[int]]]) -> StepDigest:
     """The digest for the first batch shapes of the saved run, if the step takes them."""
     try:
         saved = tuple(jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for dtype, shape in shapes)

@@ -1,9 +1,7 @@
 """The text of `Trainer.explain`: how a run is cut into calls, and why."""
 
 from solstice._callback import Callback
-from solstice._engine._eager import EagerStepper
-from solstice._engine._pace import SECONDS_PER_CALL
-from solstice._engine._step import Stepper
+from solstice._engine import SECONDS_PER_CALL, Stepper
 from solstice._loop._cadence import cadence_of, watchers_between, watchers_within
 from solstice._loop._hooks import Hooks
 from solstice._loop._stages import Stage
@@ -19,14 +17,15 @@ def explanation(mode: str, stage: Stage, hooks: Hooks, every: int | None) -> str
         every: the training steps from one validation within an epoch to the next, or None.
     """
     stepper, slots, callbacks = stage.stepper, stage.buffers, hooks.listeners
-    cadence = cadence_of(callbacks, stepper.steps_per_block, every)
-    many = stepper.steps_per_block > stepper.steps_per_call
+    sizes = stepper.sizes
+    cadence = cadence_of(callbacks, sizes.steps_per_block, every)
+    many = sizes.steps_per_block > sizes.steps_per_call
     most = (
-        f"1 step a call, up to {stepper.steps_per_block} calls at once"
+        f"1 step a call, up to {sizes.steps_per_block} calls at once"
         if many
-        else f"up to {stepper.steps_per_call} steps a call"
+        else f"up to {sizes.steps_per_call} steps a call"
     )
-    lines = [f"{mode}: {most}: {stepper.reason}"]
+    lines = [f"{mode}: {most}: {sizes.reason}"]
     lines += [
         f"  a call ends {_when(callback.every)}: {type(callback).__name__} looks between steps"
         for callback in watchers_between(callbacks)
@@ -34,10 +33,10 @@ def explanation(mode: str, stage: Stage, hooks: Hooks, every: int | None) -> str
     lines += [f"  a call ends {_when(every)}: validation"] if every else []
     longest = max(cadence.room(position) for position in range(min(cadence.period, 1000)))
     lines.append(f"  most calls at once: {longest}" if many else f"  longest call: {longest} steps")
-    if slots.room < longest:
+    if slots.sizes.room < longest:
         lines.append(
-            f"  {'calls at once' if many else 'calls'} have at most {slots.room} steps for now, "
-            f"to take at most {SECONDS_PER_CALL} s, because Ctrl-C waits for their end"
+            f"  {'calls at once' if many else 'calls'} have at most {slots.sizes.room} steps for "
+            f"now, to take at most {SECONDS_PER_CALL} s, because Ctrl-C waits for their end"
         )
     lines.append(f"  compiled programs: {slots.num_shapes}, one for each shape of batch")
     lines.append(f"  state: {stepper.state_bytes:,} bytes, {_reuse(stepper, callbacks)}")
@@ -50,7 +49,7 @@ def _when(every: int | None) -> str:
     return "at every step" if every == 1 else f"at every {every} steps"
 
 
-def _reuse(stepper: Stepper | EagerStepper, callbacks: list[Callback]) -> str:
+def _reuse(stepper: Stepper, callbacks: list[Callback]) -> str:
     if stepper.works_in_place:
         return "donated: each call reuses the memory of its inputs"
     names = [type(c).__name__ for c in watchers_within(callbacks)]

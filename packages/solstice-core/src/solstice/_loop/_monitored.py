@@ -13,9 +13,7 @@ import numpy as np
 
 from solstice._callback import Callback
 from solstice._console import warn
-from solstice._engine._merging import metrics_like
-from solstice._engine._program import PROGRAMS, Plan, unpack
-from solstice._engine._traced import Traced
+from solstice._engine import PROGRAMS, Traced, metrics_like, unpack
 from solstice._loop._hooks import overrides_hook
 from solstice._metrics import Metrics, by_name
 from solstice._record import Record
@@ -143,12 +141,12 @@ def _is_array(who: str, monitor: str, axes: int) -> str:
 
 def _expected(step: object) -> _Expected | None:
     """The metrics of a step; None if they are unknown before it runs."""
-    return _names(step.plan, step.structure, step.shapes) if isinstance(step, Traced) else None
+    return _names(step) if isinstance(step, Traced) else None
 
 
 @lru_cache(maxsize=PROGRAMS)
-def _names(plan: Plan, batch_structure: Any, batch_shapes: Any) -> _Expected | None:
-    like: Any = unpack(metrics_like(plan, batch_structure, batch_shapes))
+def _names(step: Traced) -> _Expected | None:
+    like: Any = unpack(metrics_like(step))
     if like is None:
         return _Expected({}, is_certain=True)
     # Names from shapes alone are certain; names from ones may differ for other values.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from solstice._batch import arrays_of
-from solstice._engine._interrupts import Guard
+from solstice._engine import Guard
 from solstice._experiment import Experiment
 from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits

@@ -11,8 +11,7 @@ import jax
 from solstice import checkpoint
 from solstice._callback import Callback
 from solstice._console import say, warn
-from solstice._engine._eager import EagerStepper
-from solstice._engine._step import Stepper
+from solstice._engine import Stepper
 from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits, next_epoch
@@ -86,7 +85,7 @@ class SavedRun:
         """
         at, moment = self.position, self.moment(start, limits)
         stepper, source = stage.stepper, stage.source
-        experiment, caveats = load_renamed(self.path, stepper.experiment)
+        experiment, caveats = load_renamed(self.path, stepper.share_experiment())
         if limits.reached(moment, at.stop):
             self._say("it has ended", moment)
         else:
@@ -177,13 +176,13 @@ class SavedRun:
             raise CheckpointError(f"{message}. Without strict_resume this is only a warning")
         warn(message, stacklevel=4)
 
-    def other_programs(
-        self, stepper: Stepper | EagerStepper, computation: Computation
-    ) -> list[str]:
+    def other_programs(self, stepper: Stepper, computation: Computation) -> list[str]:
         """The reasons why the next steps may compute other numbers than the saved run."""
         at, found = self.position, list[str]()
-        if (at.steps_per_call == 1) != (stepper.steps_per_call == 1):
-            found.append(f"steps_per_call was {at.steps_per_call}, and is {stepper.steps_per_call}")
+        if (at.steps_per_call == 1) != (stepper.sizes.steps_per_call == 1):
+            found.append(
+                f"steps_per_call was {at.steps_per_call}, and is {stepper.sizes.steps_per_call}"
+            )
         if at.backend != jax.default_backend():
             found.append(f"it ran on {at.backend}, and this is {jax.default_backend()}")
         for name in ("jax", "jaxlib"):
@@ -307,11 +306,11 @@ def resumed(
         strict: whether a caveat is an error.
     """
     computation, size = stages.computation, saved.position.steps_per_call
-    if size != stage.stepper.steps_per_call:
+    if size != stage.stepper.sizes.steps_per_call:
         # The saved number, because a program with another number may round differently.
-        experiment = stage.stepper.experiment
+        experiment = stage.stepper.share_experiment()
         stage = stages.stage(stage.source, experiment, "train_step", hooks, steps_per_call=size)
-    computation.begin_with(stage.stepper.experiment)
+    computation.begin_with(stage.stepper.share_experiment())
     caveats = saved.other_programs(stage.stepper, computation)
     at, more = saved.restore(stage, hooks, start, limits, validation)
     saved.report([*caveats, *more], strict)

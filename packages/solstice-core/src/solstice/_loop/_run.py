@@ -8,11 +8,16 @@ from typing import Any, cast
 
 from solstice._batch import own
 from solstice._callback import Phase
-from solstice._engine._compiles import Compilation, compiled_so_far, reasons
-from solstice._engine._eager import EagerOutputs, EagerStepper
-from solstice._engine._feed import Block, Feeder
-from solstice._engine._interrupts import Guard, end_if_asked
-from solstice._engine._step import BlockOutputs
+from solstice._engine import (
+    Block,
+    BlockOutputs,
+    Compilation,
+    Feeder,
+    Guard,
+    compiled_so_far,
+    end_if_asked,
+    reasons,
+)
 from solstice._experiment import Experiment, overrides
 from solstice._loop._cadence import Cadence, cadence_of
 from solstice._loop._explain import explanation
@@ -79,7 +84,7 @@ class Run:
 
     def start(self) -> None:
         """Calls `on_fit_start`, with an Experiment that is set up."""
-        ahead = _BLOCKS_AHEAD * self.stage.stepper.steps_per_block + self.stage.prefetch
+        ahead = _BLOCKS_AHEAD * self.stage.stepper.sizes.steps_per_block + self.stage.prefetch
         self.stage.source.keep_states(ahead if self.hooks.takes_snapshots else 0)
         self.hooks.notify("on_fit_start", self.state.of_run)
 
@@ -115,7 +120,7 @@ class Run:
 
     def _calls(self, feeder: Feeder) -> Iterator[Call]:
         state, every = self.state, self._validation and self._validation.every
-        cadence = cadence_of(self.hooks.listeners, self.stage.stepper.steps_per_block, every)
+        cadence = cadence_of(self.hooks.listeners, self.stage.stepper.sizes.steps_per_block, every)
         block = None if self.hooks.stop else self._take(feeder, cadence, state.count)
         while block is not None and self.hooks.stop is None:
             call = self._call(block)
@@ -128,9 +133,8 @@ class Run:
             block = state.epoch.following
 
     def _take(self, feeder: Feeder, cadence: Cadence, count: int) -> Block | None:
-        room, left = cadence.room(count), self._limits.room(count)
-        room = room if left is None else min(room, left)
-        return feeder.take(room) if room > 0 else None
+        left = self._limits.room(count)
+        return feeder.take(cadence.room(count), left and max(left, 0))
 
     def _call(self, block: Block) -> Call:
         """Runs a block, after the hooks at its start."""
@@ -145,7 +149,7 @@ class Run:
         state.start_call(call)
         return call
 
-    def _run_block(self, block: Block) -> tuple[BlockOutputs | EagerOutputs, Compilation | None]:
+    def _run_block(self, block: Block) -> tuple[BlockOutputs, Compilation | None]:
         stepper = self.stage.stepper
         compiled, began = compiled_so_far(), time.perf_counter()
         outputs = stepper.run(block)
@@ -210,7 +214,7 @@ class Run:
         for phase in phases:
             self.hooks.notify_step_end(phase, self.state.at, step, self.state.after_step)
 
-    def outputs_of(self, call: Call) -> BlockOutputs | EagerOutputs:
+    def outputs_of(self, call: Call) -> BlockOutputs:
         """The outputs of a call, up to the step at which a hook asked to stop."""
         return call.outputs.first(self.state.epoch.count)
 
@@ -283,8 +287,8 @@ class Run:
 
         It copies, because the data set may overwrite the batch when the next one is read.
         """
-        is_eager = isinstance(self.stage.stepper, EagerStepper)
-        if not is_eager and not any("batch" in c.needs for c in self.hooks.listeners):
+        is_read = any("batch" in callback.needs for callback in self.hooks.listeners)
+        if not is_read and not self.stage.stepper.needs_batches:
             return None
         return _same if self.stage.prefetch else own  # a prefetched batch is a copy
 

@@ -4,14 +4,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import jax
-
-from solstice._engine._eager import EagerStepper
-from solstice._engine._feed import BuffersByKind, StagingBuffers
-from solstice._engine._interrupts import waiting
-from solstice._engine._pace import Pace
-from solstice._engine._prefetch import prefetched
-from solstice._engine._step import Stepper
+from solstice._engine import (
+    BlockSize,
+    BuffersByKind,
+    StagingBuffers,
+    Stepper,
+    make_stepper,
+    prefetched,
+    waiting,
+)
 from solstice._experiment import Experiment
 from solstice._left_out import LeftOut
 from solstice._loop._cadence import watchers_within
@@ -35,7 +36,7 @@ class Stage:
     """
 
     source: Source
-    stepper: Stepper | EagerStepper
+    stepper: Stepper
     buffers: StagingBuffers
     prefetch: int
 
@@ -104,35 +105,29 @@ class Stages:
         """Gives the staging buffers to the next run, which need not allocate them."""
         self._memory.update({method: b.rings for method, b in self._buffers.items()})
 
-    def _buffers_of(self, method: str, stepper: Stepper | EagerStepper) -> StagingBuffers:
-        most, first = stepper.steps_per_block, stepper.first_steps
+    def _buffers_of(self, method: str, stepper: Stepper) -> StagingBuffers:
+        most, first = stepper.sizes.steps_per_block, stepper.sizes.first_steps
         buffers = self._buffers.get(method)
-        if buffers is None or buffers.size != most:
-            pace = None if self._steps_per_call else Pace(most, first)  # the user's choice is kept
-            buffers = StagingBuffers(most, self._memory.pop(method, None), pace)
+        if buffers is None or buffers.sizes.most != most:
+            sizes = BlockSize(most, None if self._steps_per_call else first)
+            buffers = StagingBuffers(sizes, self._memory.pop(method, None))
             self._buffers[method] = buffers
         return buffers
 
     def _stepper(
         self, experiment: Experiment, method: str, batch: Batch, hooks: Hooks, size: int | None
-    ) -> Stepper | EagerStepper:
-        callbacks, readers = hooks.listeners, hooks.num_readers
-        outputs_are_read = any("outputs" in callback.needs for callback in callbacks)
-        try:
-            stepper = Stepper(
-                experiment,
-                method,
-                batch,
-                steps_per_call=size,
-                keeps_outputs=method == "predict_step" or outputs_are_read,
-                can_rewind=bool(watchers_within(callbacks)),
-                readers=readers,
-            )
-        except jax.errors.JAXTypeError as error:  # the step needs values, and tracing has none
-            return EagerStepper(experiment, method, error, readers, self._look)
-        if method != "predict_step":
-            self._look(stepper.name, stepper.outputs)
-        return stepper
+    ) -> Stepper:
+        callbacks = hooks.listeners
+        return make_stepper(
+            experiment,
+            method,
+            batch,
+            self._look,
+            steps_per_call=size,
+            keeps_outputs=method == "predict_step" or any("outputs" in c.needs for c in callbacks),
+            can_rewind=bool(watchers_within(callbacks)),
+            readers=hooks.num_readers,
+        )
 
     def _look(self, name: str, outputs: Outputs) -> None:
         """Warns of outputs of a step that give no metrics."""

@@ -9,11 +9,7 @@ from typing import Any
 import jax
 
 from solstice._callback import Callback
-from solstice._engine._compiles import Compilation
-from solstice._engine._eager import EagerOutputs
-from solstice._engine._feed import Block
-from solstice._engine._step import BlockOutputs
-from solstice._engine._times import Times
+from solstice._engine import Block, BlockOutputs, Compilation, Times
 from solstice._experiment import Experiment
 from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
@@ -47,7 +43,7 @@ class Call:
     """
 
     block: Block
-    outputs: BlockOutputs | EagerOutputs
+    outputs: BlockOutputs
     start: Record
     before: Point | None
     compilation: Compilation | None
@@ -151,7 +147,7 @@ class RunState:
         """
         if self.is_lost:
             raise RuntimeError(LOST)
-        return self._stepper.experiment if self._experiment is None else self._experiment
+        return self._stepper.share_experiment() if self._experiment is None else self._experiment
 
     @property
     def count(self) -> int:
@@ -195,12 +191,12 @@ class RunState:
     def before_step(self, block: Block, name: str, callback: Callback) -> object:
         """A field of `needs` in `on_step_start`, for the first step of a block."""
         del callback
-        return block.batches[0] if name == "batch" else self._stepper.experiment
+        return block.batches[0] if name == "batch" else self._stepper.share_experiment()
 
     def after_step(self, name: str, callback: Callback) -> object:
         """A field of `needs` in `on_step_end`."""
         if name == "experiment":
-            return self._stepper.experiment
+            return self._stepper.share_experiment()
         if name == "snapshot":
             return Lazy(self.snapshot)
         if name == "metrics":
@@ -218,7 +214,7 @@ class RunState:
 
     def of_epoch(self) -> Record:
         """The record in `on_epoch_start` and `measure`."""
-        given: dict[str, object] = {"experiment": self._stepper.experiment}
+        given: dict[str, object] = {"experiment": self._stepper.share_experiment()}
         if self.trains:
             given["snapshot"] = Lazy(self.snapshot)
         return changed(self.at, given=given)
@@ -266,7 +262,7 @@ class RunState:
 
     def snapshot(self) -> Snapshot:
         """`record.snapshot`: the run at this moment."""
-        return Snapshot(self._stepper.experiment, self._position().note())
+        return Snapshot(self._stepper.share_experiment(), self._position().note())
 
     def _position(self) -> Position:
         at, epoch, stop = self.at, self.epoch, self._hooks.stop
@@ -281,7 +277,7 @@ class RunState:
             num_examples=at.num_examples,
             is_closed=epoch.has_ended,
             stop=None if stop is None else str(stop),
-            steps_per_call=self._stepper.steps_per_call,
+            steps_per_call=self._stepper.sizes.steps_per_call,
             backend=jax.default_backend(),
             last_batch=newest,
             data=self._stage.source.position(

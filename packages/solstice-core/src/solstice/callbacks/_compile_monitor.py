@@ -4,7 +4,7 @@ import logging
 
 from solstice._arguments import whole_or_none
 from solstice._callback import Callback
-from solstice._engine._compiles import Compilation
+from solstice._engine import Compilation
 from solstice._errors import CompileBudgetError
 from solstice._record import Record
 

@@ -8,7 +8,7 @@ import jax
 
 from solstice._arguments import function_or_none, number, whole
 from solstice._callback import Callback
-from solstice._engine._times import Times
+from solstice._engine import Times
 from solstice._experiment import params_of
 from solstice._rates import injected_rates, rates_by_name, updates_by_name
 from solstice._record import Record

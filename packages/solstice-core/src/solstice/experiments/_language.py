@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from solstice._arguments import integers, not_negative, whole
 from solstice._batch import describe_batch
-from solstice._engine._program import PROGRAMS, Program, program_of
+from solstice._engine import PROGRAMS, Program, program_of
 from solstice._errors import DataError
 from solstice._hints import mask_hint
 from solstice._metrics import at_least_float32

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from solstice._arguments import function, function_or_none, whole_or_none
-from solstice._engine._compiles import Compilation, Reasons, compiled_so_far, kinds_of
+from solstice._engine import Compilation, Reasons, compiled_so_far, kinds_of
 from solstice.callbacks._compile_monitor import check_budget
 
 _P = ParamSpec("_P")

@@ -10,9 +10,7 @@ import jax
 from solstice import _tree
 from solstice._arguments import choice
 from solstice._batch import arrays_of
-from solstice._engine._cost import inner_jaxprs, size_of
-from solstice._engine._eager import line_of
-from solstice._engine._program import Plan, prepare, type_of
+from solstice._engine import Plan, inner_jaxprs, line_of, prepare, size_of, type_of
 from solstice._errors import ExperimentError
 from solstice._experiment import Experiment
 from solstice._types import Batch
@@ -116,7 +114,7 @@ def plan(
         )
     owner, step, inputs = _traced(experiment, method, batch)
     donated = (0,) if method == "train_step" else ()
-    jitted = jax.jit(step.program.packed_call, donate_argnums=donated, keep_unused=True)
+    jitted = jax.jit(step.program.call, donate_argnums=donated, keep_unused=True)
     compiled = cast("Any", jitted).lower(list(step.types), inputs).compile()
     return StepPlan(
         f"{owner}.{method}",

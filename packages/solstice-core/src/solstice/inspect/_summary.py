@@ -10,7 +10,7 @@ import numpy as np
 from solstice import _tree
 from solstice._arguments import whole_or_none
 from solstice._batch import arrays_of
-from solstice._engine._program import Plan, prepare
+from solstice._engine import Plan, prepare
 from solstice._experiment import Experiment, check_experiment, params_of
 from solstice._types import Batch
 
@@ -147,7 +147,7 @@ def _ids(tree: Any) -> set[int]:
 
 def _changes(plan: Plan, batch: Batch) -> dict[str, bool]:
     """By path, whether a step changes an array: else it is the same variable in the jaxpr."""
-    jaxpr: Any = jax.make_jaxpr(plan.program.packed_call)(list(plan.types), batch).jaxpr
+    jaxpr: Any = jax.make_jaxpr(plan.program.call)(list(plan.types), batch).jaxpr
     paths = list(_arrays(plan.program.merge(plan.types)))
     pairs = zip(paths, jaxpr.invars, jaxpr.outvars, strict=False)  # batch and outputs come after
     return {path: old is not new for path, old, new in pairs}

@@ -7,18 +7,20 @@ set may reuse its own memory.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+from jax import Array
 
 from solstice import _tree
 from solstice._batch import is_numeric
+from solstice._engine._block_size import BlockSize
 from solstice._engine._interrupts import begin_wait, end_wait
-from solstice._engine._pace import Pace
-from solstice._engine._placement import warn_of_spread_batch
+from solstice._engine._placement import SINGLE_DEVICE, Placement, warn_of_spread_batch
 from solstice._engine._times import Times
 from solstice._errors import DataError
 from solstice._types import Batch
@@ -32,9 +34,6 @@ _SLOTS = 2
 _SHAPES = 2
 """Kinds of batches with buffers: the usual one, and that of a partial last batch."""
 
-_PATIENCE = 0.25
-"""Seconds after which a block runs with the batches read so far."""
-
 
 @dataclass(frozen=True)
 class Block:
@@ -43,12 +42,14 @@ class Block:
     Attributes:
         size: the number of batches.
         stacked: their arrays with a leading axis of K; the first `len(block)` rows are valid.
+        placed: `stacked` on the devices of the run.
         slot: the buffer that holds them.
         batches: the batches with text and objects, if the Feeder keeps them.
     """
 
     size: int
     stacked: Batch
+    placed: Batch
     slot: "_Buffer"
     batches: list[Batch]
 
@@ -96,13 +97,17 @@ class Feeder:
         self._held: _FlatBatch | None = None
         self._error: Exception | None = None
 
-    def take(self, count: int) -> Block | None:
-        """The next block, of up to `count` batches; None at the end of the data.
+    def take(self, until_look: int, until_end: int | None = None) -> Block | None:
+        """The next block; None at the end of the data or of the run.
+
+        The arguments are those of `BlockSize.next`.
 
         A batch of another kind starts another block. Blocks of a slow data set are shorter, because
         waiting for more batches saves nothing. An exception of the data set is raised only after
         the batches before it have been trained.
         """
+        if until_end == 0:  # no batch is read that no step uses
+            return None
         batch = self._next()
         if self._error is not None:
             raise self._error
@@ -111,8 +116,8 @@ class Feeder:
         began = time.perf_counter()
         slot = self._slots.next(batch)
         self._times.device += time.perf_counter() - began
-        latest = self._clock() + _PATIENCE
-        count = min(count, self._slots.room)
+        start, sizes = self._clock(), self._slots.sizes
+        most = sizes.next(until_look, until_end)  # after `slots.next`, from which `sizes` learns
         size, kept = 0, list[Batch]()
         while batch is not None:
             began = time.perf_counter()
@@ -124,9 +129,10 @@ class Feeder:
                 self._held = batch  # the first batch of the next block
                 break
             size += 1
-            more = size < count and self._clock() < latest
-            batch = self._next() if more else None
-        return Block(size, slot.stacked, slot, kept)
+            is_full = sizes.is_full(size, most, self._clock() - start)
+            batch = None if is_full else self._next()
+        placed = self._slots.placement.put(slot.stacked)
+        return Block(size, slot.stacked, placed, slot, kept)
 
     def _next(self) -> "_FlatBatch | None":
         held, self._held = self._held, None
@@ -166,22 +172,25 @@ class StagingBuffers:
     """The memory for blocks: two buffers for each of the two newest kinds of batches.
 
     Args:
-        size: K, the most batches in a block.
+        sizes: the size of blocks; `sizes.most` batches fit into a buffer.
         rings: the `rings` of StagingBuffers of an earlier run, to reuse their memory.
-        pace: limits the batches in the next block; None for K.
+        placement: the devices to which blocks go.
 
     Attributes:
         rings: the buffers by kind of batch, the next one to fill first.
     """
 
     def __init__(
-        self, size: int, rings: "BuffersByKind | None" = None, pace: Pace | None = None
+        self,
+        sizes: BlockSize,
+        rings: "BuffersByKind | None" = None,
+        placement: Placement = SINGLE_DEVICE,
     ) -> None:
-        self.size = size
-        self._pace = pace
+        self.sizes = sizes
+        self.placement = placement
         # Buffers of another size would be another shape, hence another program.
         self.rings: BuffersByKind = {
-            kind: ring for kind, ring in (rings or {}).items() if ring[0].size == size
+            kind: ring for kind, ring in (rings or {}).items() if ring[0].size == sizes.most
         }
         self._first: dict[str, str] | None = None
         self._seen: set[Hashable] = set()
@@ -191,11 +200,6 @@ class StagingBuffers:
     def nbytes(self) -> int:
         """The size of this memory in bytes."""
         return sum(slot.nbytes for ring in self.rings.values() for slot in ring)
-
-    @property
-    def room(self) -> int:
-        """The most batches in the next block."""
-        return self._pace.room if self._pace else self.size
 
     @property
     def num_shapes(self) -> int:
@@ -213,11 +217,11 @@ class StagingBuffers:
         if ring is None:
             while len(self.rings) >= _SHAPES:
                 self.rings.pop(next(iter(self.rings)))
-            ring = [_Buffer(batch, self.size) for _ in range(_SLOTS)]
+            ring = deque(_Buffer(batch, self.sizes.most) for _ in range(_SLOTS))
         self.rings[kind] = ring  # inserted last, so the least recent kind is dropped first
-        slot = ring.pop(0)
-        ring.append(slot)
-        slot.wait(self._pace)
+        slot = ring[0]
+        ring.rotate(-1)
+        slot.wait(self.sizes)
         return slot
 
     def _check_structure(self, batch: _FlatBatch) -> None:
@@ -242,6 +246,11 @@ def _leaf_kinds(batch: _FlatBatch) -> dict[str, str]:
     }
 
 
+_Column: TypeAlias = tuple[np.ndarray | None, tuple[int, ...], Any]
+_NO_COLUMN: _Column = None, (), None
+"""The column of a leaf that is not an array."""
+
+
 class _Buffer:
     """Memory for K batches of one kind.
 
@@ -254,14 +263,12 @@ class _Buffer:
         self.size = size
         self._call: tuple[list[Any], int, float] | None = None
         self._treedef = batch.treedef
-        self._columns: list[tuple[Any, Any, Any]] = [
-            (_aligned(size, leaf), leaf.shape, leaf.dtype)
-            if is_numeric(leaf)
-            else (None, None, None)
+        self._columns = [
+            (_aligned(size, leaf), leaf.shape, leaf.dtype) if is_numeric(leaf) else _NO_COLUMN
             for leaf in batch.leaves
         ]
         memory = [column[0] for column in self._columns]
-        self.stacked: Batch = jax.tree.unflatten(self._treedef, memory)
+        self.stacked: Batch = _tree.unflatten(self._treedef, memory)
 
     def put(self, index: int, batch: _FlatBatch) -> bool:
         """Copies a batch into row `index`; False if it is of another kind."""
@@ -282,8 +289,11 @@ class _Buffer:
         """The size of this memory in bytes."""
         return sum(memory.nbytes for memory, _, _ in self._columns if memory is not None)
 
-    def mark_in_use(self, ends: list[Any], steps: int, began: float) -> None:
-        """Marks the memory as read by calls of `steps` steps, until all `ends` are ready."""
+    def mark_in_use(self, ends: list[Array], steps: int, began: float) -> None:
+        """Marks the memory as read by calls of `steps` steps, until all `ends` are ready.
+
+        The calls add their `ends` as they are made.
+        """
         self._call = ends, steps, began
 
     def begin(self) -> None:
@@ -292,22 +302,21 @@ class _Buffer:
             ends, steps, _ = self._call
             self._call = ends, steps, time.monotonic()
 
-    def wait(self, pace: Pace | None) -> None:
-        """Waits until no call reads this memory; `pace` learns the time of the calls."""
+    def wait(self, sizes: BlockSize) -> None:
+        """Waits until no call reads this memory; `sizes` learns the time of the calls."""
         call, self._call = self._call, None
         if call is not None:
             ends, steps, began = call
             # If the calls have ended already, the measured time includes time after their end.
             was_awaited = not all(end.is_ready() for end in ends)
             jax.block_until_ready(ends)
-            if pace is not None:
-                pace.learn(steps, time.monotonic() - began, was_awaited=was_awaited)
+            sizes.learn(steps, time.monotonic() - began, was_awaited=was_awaited)
 
 
-BuffersByKind: TypeAlias = dict[Hashable, list[_Buffer]]
+BuffersByKind: TypeAlias = dict[Hashable, deque[_Buffer]]
 
 
-def _aligned(size: int, like: Any) -> Any:
+def _aligned(size: int, like: np.ndarray | Array) -> np.ndarray:
     """Memory for `size` arrays in JAX's dtype, aligned so that JAX can read it in place."""
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(like.dtype))
     shape = (size, *like.shape)

@@ -1,6 +1,6 @@
-"""Merging: the total of the metrics of steps, computed within the compiled call."""
+"""Totals: the merged metrics of steps, computed within the compiled call."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, cast
@@ -8,13 +8,16 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, ShapeDtypeStruct
+from jax.typing import ArrayLike
 
 from solstice import _tree
-from solstice._engine._program import PROGRAMS, Plan, Program, pack, unpack
+from solstice._engine._pack import pack, unpack
+from solstice._engine._program import PROGRAMS, Program
+from solstice._engine._trace import Traced
 from solstice._metrics import as_metrics
 from solstice._sums import ADDITIONS
-from solstice._types import Batch, Outputs
+from solstice._types import Batch, PyTree, Structure
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +29,14 @@ class Merging:
         sums: whether `merge` only adds, for each array; None if metrics grow.
     """
 
-    empty: Any
+    empty: PyTree
     sums: tuple[bool, ...] | None
 
 
 @lru_cache(maxsize=PROGRAMS)
-def merging_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Merging:
+def merging_of(traced: Traced) -> Merging:
     """The `Merging` of a step, found in the jaxpr of its metrics' `merge`."""
-    metrics = metrics_like(plan, batch_structure, batch_shapes)
+    metrics = metrics_like(traced)
     if metrics is None:
         return Merging(None, ())
     merge = partial(_packed_merge)  # a new function, because JAX caches a trace as long as it
@@ -46,13 +49,14 @@ def merging_of(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Merging:
     return Merging(jax.device_put(_tree.map(_zeros, metrics)), _sums(jaxpr.jaxpr))
 
 
-def packed_metrics(program: Program, outputs: Outputs, batch: Batch) -> Any:
-    if program.name == "predict_step":  # predictions are never metrics
+def packed_metrics(program: Program, outputs: PyTree, batch: Batch) -> PyTree:
+    """The metrics of one step, packed; None if there are none."""
+    if not program.returns_state:  # predictions are never metrics
         return None
     return pack(as_metrics(unpack(outputs), batch))
 
 
-def merged_with(sums: tuple[bool, ...], total: Any, one: Any, begins: Array) -> Any:
+def merged_with(sums: tuple[bool, ...], total: PyTree, one: PyTree, begins: Array | bool) -> PyTree:
     """The total after one more step.
 
     If `begins`, the total starts as the metrics of that step. A sum starts at zero instead, because
@@ -66,7 +70,7 @@ def merged_with(sums: tuple[bool, ...], total: Any, one: Any, begins: Array) -> 
     return _tree.unflatten(structure, leaves)
 
 
-def _packed_merge(total: Any, metrics: Any) -> Any:
+def _packed_merge(total: PyTree, metrics: PyTree) -> PyTree:
     return pack(unpack(total).merge(unpack(metrics)))
 
 
@@ -81,7 +85,7 @@ def _sums(merge: Any) -> tuple[bool, ...]:
     return tuple(added.get(id(out)) in ([one, other], [other, one]) for out, one, other in places)
 
 
-def _additions(equation: Any) -> Iterator[tuple[Any, Any, Any]]:
+def _additions(equation: Any) -> Iterator[tuple[object, ...]]:
     """The sums of an equation: triples of a result and the two addends."""
     if equation.primitive.name == "add" or equation.params.get("name") in ADDITIONS:
         half = len(equation.invars) // 2
@@ -89,15 +93,37 @@ def _additions(equation: Any) -> Iterator[tuple[Any, Any, Any]]:
         yield from zip(equation.outvars, *halves, strict=True)
 
 
-def metrics_like(plan: Plan, batch_structure: Any, batch_shapes: Any) -> Any:
+def metrics_like(traced: Traced) -> PyTree:
     """The shapes of the metrics of one step, packed; None if there are none."""
-    batch = jax.tree.unflatten(batch_structure, batch_shapes)
-    return _tree.eval_shape(partial(packed_metrics, plan.program), plan.outputs, batch)
+    batch = _tree.unflatten(traced.structure, traced.shapes)
+    return _tree.eval_shape(
+        partial(packed_metrics, traced.plan.program), traced.plan.outputs, batch
+    )
 
 
-def _zeros(like: Any) -> Any:
+def total_from(saved: Mapping[str, ArrayLike], traced: Traced, grows: bool) -> PyTree:
+    """A saved total, from its arrays by path.
+
+    Raises:
+        KeyError: the metrics of the step have other paths, shapes or dtypes.
+    """
+    like = unpack(metrics_like(traced))
+    paths = [path for path, _ in _tree.leaves_by_path(like)]
+    missing = {*paths} ^ {*saved}
+    if missing:
+        raise KeyError(min(missing))
+    arrays = [jnp.asarray(saved[path]) for path in paths]
+    for path, array, wanted in zip(paths, arrays, _tree.leaves(like), strict=True):
+        start = 1 if grows else 0  # because axis 0, the examples, may have any length
+        if (array.dtype, array.shape[start:]) != (wanted.dtype, wanted.shape[start:]):
+            raise KeyError(f"{path} of {array.dtype}{list(array.shape)}")
+    total = _tree.unflatten(_tree.structure(like), arrays)
+    return total if grows else pack(total)
+
+
+def _zeros(like: ShapeDtypeStruct) -> np.ndarray:
     return np.zeros(like.shape, like.dtype)
 
 
-def _types(tree: Any) -> Any:
+def _types(tree: PyTree) -> tuple[Structure, list[object]]:
     return _tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in _tree.leaves(tree)]

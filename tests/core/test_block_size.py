@@ -13,16 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
-from solstice._engine import _feed, _pace
-from solstice._engine._feed import Feeder, StagingBuffers, _Buffer
-from solstice._engine._pace import Pace
+from solstice._engine import BlockSize, Feeder, StagingBuffers, _block_size, _staging
+from solstice._engine._staging import _Buffer
 
 SECONDS_PER_CALL = 0.25
 
 
 @pytest.fixture(autouse=True)
 def usual_limit(monkeypatch: pytest.MonkeyPatch, no_hurry: None) -> None:
-    monkeypatch.setattr(_pace, "SECONDS_PER_CALL", SECONDS_PER_CALL)
+    monkeypatch.setattr(_block_size, "SECONDS_PER_CALL", SECONDS_PER_CALL)
 
 
 @settings(deadline=None)
@@ -32,7 +31,7 @@ def usual_limit(monkeypatch: pytest.MonkeyPatch, no_hurry: None) -> None:
     first=st.integers(1, 500),
 )
 def test_calls_become_as_long_as_they_may_be_and_no_longer(step: float, most: int, first: int):
-    pace = Pace(most, min(first, most))
+    pace = BlockSize(most, min(first, most))
     rooms = [pace.room]
     for _ in range(10):
         pace.learn(pace.room, pace.room * step, was_awaited=True)
@@ -45,7 +44,7 @@ def test_calls_become_as_long_as_they_may_be_and_no_longer(step: float, most: in
 @settings(deadline=None)
 @given(steps=st.integers(1, 500), seconds=st.floats(0, 100))
 def test_a_call_that_nobody_waited_for_shortens_none(steps: int, seconds: float):
-    pace = Pace(500, steps)
+    pace = BlockSize(500, steps)
     pace.learn(steps, seconds, was_awaited=False)
     assert pace.room >= steps
 
@@ -54,8 +53,8 @@ def test_a_call_that_nobody_waited_for_shortens_none(steps: int, seconds: float)
 def test_compilation_is_no_part_of_a_call(
     monkeypatch: pytest.MonkeyPatch, compiles: bool, room: int
 ):
-    clock = stopped(monkeypatch, _feed)
-    slots = StagingBuffers(8, pace=Pace(8, 1))
+    clock = stopped(monkeypatch, _staging)
+    slots = StagingBuffers(BlockSize(8, 1))
     block = Feeder(iter([np.ones(1)]), slots, lambda batch: None).take(1)
     assert block is not None
     block.slot.mark_in_use([jnp.ones(())], 1, clock.now)
@@ -64,12 +63,12 @@ def test_compilation_is_no_part_of_a_call(
         block.slot.begin()
     for _ in range(2):  # as many as there are slots
         Feeder(iter([np.ones(1)]), slots, lambda batch: None).take(1)
-    assert slots.room == room
+    assert slots.sizes.room == room
 
 
 def take_steps_for(monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
     """All steps take longer than a call may, or all less."""
-    monkeypatch.setattr(_pace, "SECONDS_PER_CALL", 0.0 if slow else math.inf)
+    monkeypatch.setattr(_block_size, "SECONDS_PER_CALL", 0.0 if slow else math.inf)
 
 
 class Loops(solstice.Experiment):

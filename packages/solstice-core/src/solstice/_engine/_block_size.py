@@ -1,0 +1,165 @@
+"""The number of steps in the next block: the one place that decides it, from numbers alone.
+
+It is the smallest of these: the size that a rule chooses from the cost of a step; the size whose
+calls took at most `SECONDS_PER_CALL` so far; the steps until a callback looks; the steps until the
+run ends. A block also ends when its batches take too long to read.
+
+No choice changes bits: a shorter block is the same program with a smaller trip count. Only one step
+per call is another program, so a rule chooses that and never a clock.
+
+`python tests/benchmarks/block_sizes.py` measures each constant on your machine. The figures below
+are of 2 cores of a CPU.
+"""
+
+from dataclasses import dataclass
+
+import jax
+
+from solstice._engine._cost import Cost
+from solstice._engine._placement import SINGLE_DEVICE, Placement
+
+STEPS_PER_CALL = 32
+"""Steps in a block: enough to make the cost of a call negligible, and few to wait for."""
+
+SMALL_STEPS_PER_CALL = 512
+"""Steps in a block of few bytes: a call costs more for an Experiment of many arrays."""
+
+SMALL_BYTES_PER_CALL = 2**20
+"""Bytes of the batches and outputs in such a block."""
+
+BYTES_PER_CALL = 2**23
+"""Bytes of batches and outputs in a block: filling and reading are slower beyond the caches."""
+
+FLOPS_PER_CALL = {"cpu": 2**33}
+"""Operations in a block: a fraction of a second, because Ctrl-C and callbacks wait for its end."""
+
+_FLOPS_PER_CALL_ELSEWHERE = 2**43
+
+CALLS_AT_ONCE = 8
+"""Single-step calls that are made one after the other, because Python is slower after a long step
+has filled the caches."""
+
+_SLOWEST = 16
+"""The slowdown of an operation that waits for memory."""
+
+SECONDS_PER_CALL = 0.25
+"""The longest time of a call, because Ctrl-C, signals and callbacks wait for its end."""
+
+PATIENCE = SECONDS_PER_CALL
+"""Seconds after which a block runs with the batches read so far: they are no longer to wait for."""
+
+_GROWTH = 8
+"""The largest factor by which blocks grow, because the time of a short call varies."""
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """The sizes of calls and blocks that a rule chooses before anything runs.
+
+    Attributes:
+        steps_per_call: the most steps in a call.
+        steps_per_block: the most steps in a block, run by one call or by several of one step each.
+        first_steps: the most steps in the first block, whose time sets the size of the next: few,
+            in case the steps are slow, and 1 if their cost is unknown.
+        reason: the reason for `steps_per_call`.
+    """
+
+    steps_per_call: int
+    steps_per_block: int
+    first_steps: int
+    reason: str
+
+
+def arrangement(cost: Cost, step_bytes: int, steps_per_call: int | None = None) -> Arrangement:
+    """The arrangement for steps of this cost.
+
+    Args:
+        cost: the cost of a step.
+        step_bytes: the bytes of a batch and of the outputs of a step.
+        steps_per_call: the user's choice, or None.
+    """
+    if steps_per_call is not None:
+        return Arrangement(steps_per_call, steps_per_call, steps_per_call, "set by steps_per_call")
+    most, reason = _most_steps(cost, step_bytes)
+    per_call = most
+    if cost.has_convolution and jax.default_backend() == "cpu":
+        reason = "the step has a convolution, whose backward pass is slow in a loop on the CPU"
+        per_call, most = 1, min(most, CALLS_AT_ONCE)
+    # Few enough to be short even if every operation waits for memory.
+    first = _flops_per_call() // max(_SLOWEST * cost.flops, 1) if cost.is_known else 1
+    return Arrangement(per_call, most, max(min(first, most), 1), reason)
+
+
+def _most_steps(cost: Cost, step_bytes: int) -> tuple[int, str]:
+    """The largest number of steps that is short and fits into the caches, and the reason."""
+    size, most = max(step_bytes, 1), _flops_per_call()
+    small = min(SMALL_BYTES_PER_CALL // size, SMALL_STEPS_PER_CALL)
+    choices = [
+        (max(small, STEPS_PER_CALL), "small steps cost less when one call runs many"),
+        (
+            BYTES_PER_CALL // size,
+            f"a batch and its outputs have {size:,} bytes, and a call has at most "
+            f"{BYTES_PER_CALL:,}",
+        ),
+        (
+            most // max(cost.flops, 1),
+            f"a step has about {cost.flops:,} operations, and a call has at most {most:,}",
+        ),
+    ]
+    count, reason = min(choices, key=lambda choice: choice[0])
+    return max(count, 1), reason
+
+
+def _flops_per_call() -> int:
+    return FLOPS_PER_CALL.get(jax.default_backend(), _FLOPS_PER_CALL_ELSEWHERE)
+
+
+class BlockSize:
+    """The number of steps in the next block of a run.
+
+    Blocks start short, and grow as far as the measured time allows, because the time of a step does
+    not always follow from its program: waiting for memory or for the host, and loops of unknown
+    length, take longer than `Cost` says.
+
+    Args:
+        most: the most steps in a block.
+        first: the most steps in the first one; None if all have `most`.
+        placement: agrees on the number of steps with other processes.
+
+    Attributes:
+        room: the most steps in the next block, by the time of earlier ones.
+    """
+
+    def __init__(
+        self, most: int, first: int | None = None, placement: Placement = SINGLE_DEVICE
+    ) -> None:
+        self.most = most
+        self.room = most if first is None else first
+        self._adapts = first is not None
+        self._placement = placement
+
+    def next(self, until_look: int, until_end: int | None = None) -> int:
+        """The most steps in the next block.
+
+        Args:
+            until_look: the steps until a callback looks between two steps.
+            until_end: the steps until `max_steps`; None if it is not set.
+        """
+        most = min(self.room, until_look)
+        return self._placement.agree(most if until_end is None else min(most, until_end))
+
+    def is_full(self, count: int, most: int, seconds: float) -> bool:
+        """Whether a block of `count` batches runs now, `seconds` after its first was read."""
+        return count >= most or seconds >= PATIENCE
+
+    def learn(self, steps: int, seconds: float, *, was_awaited: bool) -> None:
+        """Adapts to a block of `steps` steps.
+
+        `seconds` is an upper bound if nothing waited for its end, so it then only lengthens blocks.
+        """
+        if not self._adapts:
+            return
+        fits = int(steps * min(SECONDS_PER_CALL / max(seconds, 1e-9), _GROWTH))
+        is_slow = was_awaited and seconds > SECONDS_PER_CALL
+        if is_slow or fits > self.room:
+            self.room = min(max(fits, 1), self.most)

@@ -1,0 +1,224 @@
+"""CompiledStepper: one compiled call runs a block of steps and merges their metrics.
+
+Nothing is read back to the host.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from solstice import _tree
+from solstice._batch import arrays_of
+from solstice._engine._block_size import arrangement
+from solstice._engine._compiles import Kind, kinds_of
+from solstice._engine._interrupts import interrupts_held
+from solstice._engine._pack import types_of, unpack
+from solstice._engine._staging import Block
+from solstice._engine._steps import Carry, Steps, calls, compiled, merge_grown
+from solstice._engine._totals import merging_of, total_from
+from solstice._engine._trace import Traced, prepare
+from solstice._experiment import Experiment
+from solstice._metrics import Metrics
+from solstice._types import Batch, Outputs, PyTree
+
+
+class CompiledStepper:
+    """A `Stepper` for steps that JAX can trace.
+
+    Args:
+        experiment: the initial Experiment. It is not changed, and stays valid.
+        method: "train_step", "eval_step" or "predict_step".
+        batch: a batch of the usual kind; the step is traced with it before anything runs.
+        steps_per_call: the most steps in a call; chosen by rule if None.
+        keeps_outputs: whether `run` returns the outputs of each step.
+        can_rewind: whether `rewind` may be called. If not, train steps donate their input arrays.
+        readers: the number of accumulators of metrics. Each merges step by step, so its bits do not
+            depend on when another is read.
+
+    Attributes:
+        kind, name, sizes: as in `Stepper`.
+        traced: the traced step.
+
+    Raises:
+        DataError: the step cannot unpack the batch.
+        ExperimentError: the step does not return a pair, or returns an Experiment of another
+            structure.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        method: str,
+        batch: Batch,
+        *,
+        steps_per_call: int | None = None,
+        keeps_outputs: bool = False,
+        can_rewind: bool = False,
+        readers: int = 1,
+    ) -> None:
+        batch = arrays_of(batch)
+        plan, arrays = prepare(experiment, method, batch)
+        self.kind = type(experiment)
+        self.name = f"{self.kind.__name__}.{method}"
+        self.traced = Traced(plan, _tree.structure(batch), types_of(batch))
+        self.sizes = arrangement(plan.cost, _nbytes((batch, plan.outputs)), steps_per_call)
+        merging = merging_of(self.traced)
+        self._steps = Steps(
+            plan.program,
+            merging.sums,
+            loops=self.sizes.steps_per_call > 1,
+            keeps_outputs=keeps_outputs,
+            # Evaluation must not destroy the training state, and `rewind` needs the old one.
+            donates=method == "train_step" and not can_rewind,
+        )
+        self._call = compiled(self._steps)
+        self._empty = merging.empty
+        self._carry = Carry(arrays, [self._empty] * readers, np.ones(readers, bool))
+        self._is_shared = True  # because the caller owns the initial arrays
+        self._before = self._carry
+
+    @property
+    def outputs(self) -> Outputs:
+        """The shapes of the step's outputs."""
+        return unpack(self.traced.plan.outputs)
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of the state's arrays in bytes."""
+        return sum(x.nbytes for x in self._carry.arrays)
+
+    @property
+    def works_in_place(self) -> bool:
+        """Whether a call reuses the memory of its input arrays."""
+        return self._steps.donates
+
+    @property
+    def needs_batches(self) -> bool:
+        """False: the stacked arrays are enough."""
+        return False
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a call has failed and the arrays cannot be read."""
+        try:  # calls are asynchronous, so a failure may show only here
+            jax.block_until_ready(self._carry.arrays)
+        except Exception:  # any error of the device
+            return True
+        return False
+
+    def share_experiment(self) -> Experiment:
+        """The Experiment after the last step. It stays valid."""
+        self._is_shared = True  # so the next call copies the arrays before it donates them
+        return self._steps.program.merge(self._carry.arrays)
+
+    def signature(self, block: Block) -> tuple[str, dict[str, Kind]]:
+        """A name, and by path the inputs on which the compiled program of a block depends."""
+        experiment = self._steps.program.merge(self.traced.plan.types)
+        callbacks = {
+            "steps in a call": self._steps.loops,
+            "callbacks that read metrics": len(self._carry.totals),
+            "callbacks that read outputs": self._steps.keeps_outputs,
+            "callbacks that may stop the run": not self._steps.donates,
+        }
+        name = f"{self.kind.__module__}.{self.kind.__qualname__}.{self.name}"
+        return name, {
+            **kinds_of(experiment),
+            **kinds_of(block.arrays(0), "batch"),
+            **{path: Kind(str(value)) for path, value in callbacks.items()},
+        }
+
+    def run(self, block: Block) -> "StackedOutputs":
+        """Runs a block of steps; returns their outputs, on the device."""
+        # The old state is kept only for `rewind`, because it needs a second copy of the memory.
+        if not self._steps.donates:
+            self._before = self._carry
+        return self._run(block, len(block))
+
+    def rewind(self, block: Block, count: int) -> None:
+        """Restores the state after the `count`-th step of the last block.
+
+        It runs these steps again from the state before the block. The bits are the same, because
+        the shorter call is the same program.
+        """
+        self._carry = self._before
+        self._run(block, count)
+
+    def take_metrics(self, reader: int = 0) -> Metrics | None:
+        """The merged metrics since this reader last took them; None if there are none."""
+        total = self.totals()[reader]
+        # A new carry with new lists, because `rewind` may restore the old one.
+        totals, is_empty = list(self._carry.totals), self._carry.is_empty.copy()
+        totals[reader], is_empty[reader] = self._empty, True
+        self._carry = replace(self._carry, totals=totals, is_empty=is_empty)
+        return total
+
+    def totals(self) -> list[Metrics | None]:
+        """The merged metrics of each reader since it last took them, without taking them."""
+        pairs = zip(self._carry.is_empty, self._carry.totals, strict=True)
+        return [None if is_empty else unpack(total) for is_empty, total in pairs]
+
+    def restore(
+        self, experiment: Experiment, totals: Sequence[Mapping[str, ArrayLike] | None]
+    ) -> None:
+        """Restores a saved Experiment, and the metrics of each reader from arrays by path."""
+        merged = [
+            self._empty if saved is None else total_from(saved, self.traced, self._steps.grows)
+            for saved in totals
+        ]
+        arrays = self._steps.program.split(experiment)
+        self._carry = Carry(arrays, merged, np.array([saved is None for saved in totals]))
+        self._is_shared = True
+
+    def _run(self, block: Block, count: int) -> "StackedOutputs":
+        if self._steps.donates and self._is_shared:  # donation destroys an array for all owners
+            _tree.copy_in_place(self._carry.arrays)  # one by one, to free unshared ones early
+            self._is_shared = False
+        ends: list[Array] = []
+        kept: list[PyTree] = []
+        block.slot.mark_in_use(ends, count, time.monotonic())
+        with interrupts_held():  # because the old arrays are gone before the new ones are assigned
+            for rows, steps in calls(self._steps, block.placed, count):
+                before = self._carry
+                token, self._carry, (outputs, grown) = self._call(before, rows, steps)
+                ends.append(token)
+                kept.append(outputs)
+                if self._steps.grows:
+                    totals = merge_grown(before.totals, before.is_empty, grown, steps)
+                    self._carry = replace(self._carry, totals=totals)
+        return StackedOutputs(kept, count)
+
+
+class StackedOutputs:
+    """The outputs of the steps of one block, copied to the host at the first access.
+
+    Args:
+        outputs: the stacked outputs of each call.
+        count: the number of steps.
+    """
+
+    def __init__(self, outputs: list[PyTree], count: int) -> None:
+        self._outputs = outputs
+        self._count = count
+        self._host: list[PyTree] | None = None
+
+    def first(self, count: int) -> "StackedOutputs":
+        """The outputs of the first `count` steps."""
+        return StackedOutputs(self._outputs, count)
+
+    def __iter__(self) -> Iterator[Outputs]:
+        return (self[index] for index in range(self._count))
+
+    def __getitem__(self, index: int, /) -> Outputs:
+        host = self._host or jax.device_get(self._outputs)  # one transfer for all steps
+        self._host = host
+        call, row = (0, index) if len(host) == 1 else (index, 0)
+        return unpack(_tree.row(host[call], row))
+
+
+def _nbytes(tree: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in _tree.leaves(tree))

@@ -1,0 +1,123 @@
+"""What a run needs of a stepper, with a compiled and an eager implementation."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from jax import ShapeDtypeStruct
+from jax.typing import ArrayLike
+
+from solstice._engine._block_size import Arrangement
+from solstice._engine._compiles import Kind
+from solstice._engine._digest import StepDigest
+from solstice._engine._staging import Block
+from solstice._experiment import Experiment
+from solstice._metrics import Metrics
+from solstice._types import Outputs
+
+
+class BlockOutputs(Protocol):
+    """The outputs of the steps of one block, in their order."""
+
+    def first(self, count: int) -> "BlockOutputs":
+        """The outputs of the first `count` steps."""
+        ...
+
+    def __iter__(self) -> Iterator[Outputs]: ...
+
+    def __getitem__(self, index: int, /) -> Outputs: ...
+
+
+class StepCode(Protocol):
+    """The code of a step, for comparison with another process."""
+
+    @property
+    def shapes(self) -> tuple[ShapeDtypeStruct, ...]:
+        """The shape and dtype of each array of a batch; none if the code does not depend on it."""
+        ...
+
+    def digest(self) -> StepDigest:
+        """The digest of the step, the same in every process."""
+        ...
+
+    def with_batches(self, shapes: tuple[ShapeDtypeStruct, ...]) -> "StepCode":
+        """The same step for batches of other shapes."""
+        ...
+
+
+class Stepper(Protocol):
+    """Runs blocks of steps of one kind, and holds the newest state. Reading it changes nothing."""
+
+    @property
+    def kind(self) -> type[Experiment]:
+        """The class of the Experiment."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The name of the step, such as "Classifier.train_step"."""
+        ...
+
+    @property
+    def sizes(self) -> Arrangement:
+        """The most steps in a call and in a block."""
+        ...
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of the Experiment's arrays in bytes."""
+        ...
+
+    @property
+    def traced(self) -> StepCode:
+        """The code of the step, without the Experiment's arrays."""
+        ...
+
+    @property
+    def works_in_place(self) -> bool:
+        """Whether a call reuses the memory of its input arrays."""
+        ...
+
+    @property
+    def needs_batches(self) -> bool:
+        """Whether `run` reads `block.batches`, in place of the stacked arrays."""
+        ...
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a call has failed and the arrays cannot be read. Waits for the device."""
+        ...
+
+    def share_experiment(self) -> Experiment:
+        """The Experiment after the last step. It stays valid: the next call copies its arrays."""
+        ...
+
+    def signature(self, block: Block) -> tuple[str, dict[str, Kind]]:
+        """A name, and by path the inputs on which the compiled program of a block depends."""
+        ...
+
+    def run(self, block: Block) -> BlockOutputs:
+        """Runs a block of steps."""
+        ...
+
+    def rewind(self, block: Block, count: int) -> None:
+        """Restores the state after the `count`-th step of the last block."""
+        ...
+
+    def take_metrics(self, reader: int = 0) -> Metrics | None:
+        """The merged metrics since this reader last took them; None if there are none."""
+        ...
+
+    def totals(self) -> list[Metrics | None]:
+        """The merged metrics of each reader since it last took them, without taking them."""
+        ...
+
+    def restore(
+        self, experiment: Experiment, totals: Sequence[Mapping[str, ArrayLike] | None]
+    ) -> None:
+        """Restores a saved Experiment, and the metrics of each reader from arrays by path.
+
+        Raises:
+            KeyError: the metrics of the step have other paths, shapes or dtypes. The stepper is
+                unchanged.
+        """
+        ...

@@ -1,0 +1,44 @@
+"""The stepper of a step: compiled if JAX can trace the step, eager otherwise."""
+
+from collections.abc import Callable
+
+import jax
+
+from solstice._engine._compiled import CompiledStepper
+from solstice._engine._eager import EagerStepper
+from solstice._engine._protocols import Stepper
+from solstice._experiment import Experiment
+from solstice._types import Batch, Outputs
+
+
+def make_stepper(
+    experiment: Experiment,
+    method: str,
+    batch: Batch,
+    look: Callable[[str, Outputs], None],
+    *,
+    steps_per_call: int | None = None,
+    keeps_outputs: bool = False,
+    can_rewind: bool = False,
+    readers: int = 1,
+) -> Stepper:
+    """A stepper that starts with an Experiment; the arguments are those of `CompiledStepper`.
+
+    `look` is called with the name of the step and its outputs: once with their shapes if the step
+    is compiled, and with the outputs of each step otherwise.
+    """
+    try:
+        stepper = CompiledStepper(
+            experiment,
+            method,
+            batch,
+            steps_per_call=steps_per_call,
+            keeps_outputs=keeps_outputs,
+            can_rewind=can_rewind,
+            readers=readers,
+        )
+    except jax.errors.JAXTypeError as error:  # the step needs values, and tracing has none
+        return EagerStepper(experiment, method, error, readers, look)
+    if method != "predict_step":
+        look(stepper.name, stepper.outputs)
+    return stepper

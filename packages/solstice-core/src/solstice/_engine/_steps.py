@@ -1,0 +1,188 @@
+"""The compiled block: steps as one pure function of a carry and stacked batches.
+
+The Trainer runs it with a dynamic number of steps, so that a block of any length is the same
+program, and the trained state does not depend on how an epoch is cut into blocks. With the number
+of the batches it is a scan, which JAX can differentiate.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial, reduce
+from typing import Any, TypeAlias, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, ShapeDtypeStruct, lax
+
+from solstice import _tree
+from solstice._engine._pack import unpack
+from solstice._engine._placement import SINGLE_DEVICE, Placement
+from solstice._engine._program import PROGRAMS, Program
+from solstice._engine._totals import merged_with, packed_metrics
+from solstice._metrics import Metrics
+from solstice._types import Batch, PyTree
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What steps change.
+
+    Attributes:
+        arrays: the arrays of the Experiment.
+        totals: for each reader, the merged metrics since it last took them.
+        is_empty: for each reader, whether there are none. On the host, which branches on it.
+    """
+
+    arrays: list[Array]
+    totals: list[PyTree]
+    is_empty: np.ndarray
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The static part of a block: two equal ones share one compilation.
+
+    Attributes:
+        program: the step.
+        sums: as in `Merging`.
+        loops: whether one call runs many steps. If not, it runs one, without a loop, because XLA's
+            backward pass of a convolution is slow in one.
+        keeps_outputs: whether the outputs of each step are returned.
+        donates: whether a call destroys the arrays of its carry, to reuse their memory.
+        placement: the devices of the state.
+    """
+
+    program: Program
+    sums: tuple[bool, ...] | None
+    loops: bool = True
+    keeps_outputs: bool = False
+    donates: bool = False
+    placement: Placement = SINGLE_DEVICE
+
+    @property
+    def grows(self) -> bool:
+        """Whether merging changes the shapes of the metrics, so they are merged after the call."""
+        return self.sums is None
+
+
+Results: TypeAlias = tuple[PyTree, PyTree]
+"""The outputs and the growing metrics of each step, stacked; None for those not kept."""
+
+
+def run_block(
+    steps: Steps, carry: Carry, batches: Batch, count: Array | None = None
+) -> tuple[Array, Carry, Results]:
+    """Runs the first `count` of the stacked batches; None runs all, and can be differentiated.
+
+    Returns:
+        A token, an array that is ready when the batches have been read; the new carry; the results
+        of the steps.
+    """
+
+    def take(arrays: list[Array], batch: Batch) -> tuple[list[Array], PyTree, Results]:
+        new, outputs = steps.program.traced_call(arrays, batch)
+        one = packed_metrics(steps.program, outputs, batch)
+        kept = outputs if steps.keeps_outputs else None, one if steps.grows else None
+        return new, one, kept
+
+    def advance(state: _State, batch: Batch) -> tuple[_State, Results]:
+        index, arrays, totals = state
+        new, one, kept = take(arrays, batch)
+        steps.program.check_drift(arrays, new)  # again, for batches of another kind than planned
+        new = steps.placement.constrain(new)
+        if steps.sums is not None:
+            begins = carry.is_empty & (index == 0)
+            totals = [
+                merged_with(steps.sums, total, one, begins[reader])
+                for reader, total in enumerate(totals)
+            ]
+        return (index + 1, new, totals), kept
+
+    def step(loop: tuple[_State, Results]) -> tuple[_State, Results]:
+        state, kept = loop
+        index = state[0]
+        state, now = advance(state, _tree.map(partial(_read_row, index), batches))
+        return state, _tree.map(partial(_write_row, index), kept, now)
+
+    first: _State = (jnp.zeros((), jnp.uint32), carry.arrays, carry.totals)
+    if count is None:
+        state, kept = lax.scan(advance, first, batches)
+    else:
+        kept = (None, None)
+        if steps.keeps_outputs or steps.grows:  # a loop writes into buffers of fixed shape
+            shapes = _tree.eval_shape(take, carry.arrays, _tree.row(batches, 0))[-1]
+            kept = _tree.map(partial(_rows, len(_tree.leaves(batches)[0])), shapes)
+        state, kept = (
+            lax.while_loop(lambda loop: loop[0][0] < count, step, (first, kept))
+            if steps.loops
+            else step((first, kept))
+        )
+    token, arrays, totals = state
+    return token, replace(carry, arrays=arrays, totals=totals), kept
+
+
+_State: TypeAlias = tuple[Array, list[Array], list[PyTree]]
+
+Call: TypeAlias = Callable[[Carry, Batch, int], tuple[Array, Carry, Results]]
+"""`run_block`, compiled."""
+
+
+_Run: TypeAlias = Callable[..., tuple[Array, list[Array], list[PyTree], Results]]
+
+
+@lru_cache(maxsize=PROGRAMS)
+def compiled(steps: Steps) -> Call:
+    """The compiled program of a block, cached here, because JAX frees it with its function."""
+
+    def run(
+        arrays: list[Array], totals: list[PyTree], is_empty: Any, batches: Batch, count: Array
+    ) -> tuple[Array, list[Array], list[PyTree], Results]:
+        token, new, kept = run_block(steps, Carry(arrays, totals, is_empty), batches, count)
+        return token, new.arrays, new.totals, kept
+
+    # Arrays are an argument of their own, because they are donated. Totals may be in a callback.
+    jitted = cast("_Run", jax.jit(run, donate_argnums=0 if steps.donates else ()))
+
+    def call(carry: Carry, batches: Batch, count: int) -> tuple[Array, Carry, Results]:
+        given = [] if steps.grows else carry.totals
+        # The count is an argument, so blocks of any length are the same program.
+        token, arrays, totals, kept = jitted(
+            carry.arrays, given, carry.is_empty, batches, np.uint32(count)
+        )
+        after = carry.totals if steps.grows else totals
+        return token, Carry(arrays, after, np.zeros_like(carry.is_empty)), kept
+
+    return call
+
+
+def calls(steps: Steps, batches: Batch, count: int) -> list[tuple[Batch, int]]:
+    """The batches and the number of steps of each call for `count` steps."""
+    if steps.loops:
+        return [(batches, count)]
+    return [(_tree.map(partial(_one_row, index), batches), 1) for index in range(count)]
+
+
+def merge_grown(
+    totals: list[PyTree], is_empty: np.ndarray, grown: PyTree, count: int
+) -> list[Metrics]:
+    """Merges metrics that grow after the call, because a compiled loop cannot carry them."""
+    steps: list[Metrics] = [unpack(_tree.row(grown, index)) for index in range(count)]
+    starts = [[] if new else [total] for new, total in zip(is_empty, totals, strict=True)]
+    return [reduce(lambda total, one: total.merge(one), [*start, *steps]) for start in starts]
+
+
+def _read_row(index: Array, buffer: Array) -> Array:
+    return cast("Array", lax.dynamic_index_in_dim(buffer, index, keepdims=False))
+
+
+def _one_row(index: int, buffer: Array) -> Array:
+    return buffer[index : index + 1]
+
+
+def _write_row(index: Array, buffer: Array, value: Array) -> Array:
+    return cast("Array", lax.dynamic_update_index_in_dim(buffer, value, index, 0))
+
+
+def _rows(count: int, like: ShapeDtypeStruct) -> Array:
+    return jnp.zeros((count, *like.shape), like.dtype)
