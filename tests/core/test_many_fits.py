@@ -15,16 +15,18 @@ import pytest
 from toys import CLASSES, FEATURES, Sgd, blobs
 
 import solstice
-from solstice._engine import PROGRAMS, _steps, _totals, _trace
+from solstice._engine import PROGRAMS, _compiled, _trace
+from solstice._loop import _monitored
 from solstice.callbacks import Checkpoint, CompileMonitor
 from solstice.experiments import _language
 
 CACHES: Any = [
     (_trace, "_trace"),
-    (_steps, "compiled"),
-    (_totals, "merging_of"),
+    (_compiled, "compiled"),
+    (_compiled, "merging_of"),
     (_trace, "_digest_of"),
     (_language, "_compiled"),
+    (_monitored, "_names"),
 ]
 DATA = [*blobs(4), tuple(array[:5] for array in blobs(1)[0])]
 

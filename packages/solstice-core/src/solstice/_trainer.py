@@ -220,7 +220,7 @@ class Trainer:
         hooks = Hooks(callbacks, "train", saved and saved.stop)
         stages = self._stages()
         with interrupts_guarded(saves=hooks.saves) as guard:
-            with reported(hooks, training.start, experiment):
+            with self._preparing(hooks, training.start, experiment):
                 run = training.run(experiment, hooks, stages, guard)
             with self._running(run):
                 run.start()
@@ -334,7 +334,7 @@ class Trainer:
         """A run that does not train, after `on_fit_start`."""
         hooks = Hooks(check_callbacks([*self._kept, *self.callbacks]), mode)
         stages, start = self._stages(), Record(mode=mode, steps_per_epoch=source.length)
-        with reported(hooks, start, experiment):
+        with self._preparing(hooks, start, experiment):
             if mode != "predict":
                 experiment = experiment.setup(arrays_of(first_batch(source)))
             stage = stages.stage(source, experiment, method, hooks)
@@ -342,6 +342,18 @@ class Trainer:
         with self._running(run):
             run.start()
             yield run
+
+    @contextmanager
+    def _preparing(
+        self, hooks: Hooks, at: Record, experiment: Experiment
+    ) -> Generator[None, None, None]:
+        """Within, a run is prepared. If that fails, an earlier run stays the newest."""
+        try:
+            with reported(hooks, at, experiment):
+                yield
+        except BaseException:
+            self._newest = self._newest or Ended(experiment, "the run ended before its first step")
+            raise
 
     @contextmanager
     def _running(self, run: Run) -> Generator[None, None, None]:
