@@ -14,6 +14,7 @@ from solstice import (
     metrics,
 )
 from solstice._callback import Callback, Phase
+from solstice._engine import run_steps
 from solstice._errors import CompileBudgetError, DataError, ExperimentError
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
@@ -76,6 +77,7 @@ __all__ = [
     "read_history",
     "replace",
     "replay",
+    "run_steps",
     "summary",
     "test",
     "train",

@@ -15,6 +15,7 @@ from solstice._engine._cost import inner_jaxprs as inner_jaxprs
 from solstice._engine._cost import size_of as size_of
 from solstice._engine._digest import StepDigest as StepDigest
 from solstice._engine._eager import line_of as line_of
+from solstice._engine._functional import run_steps as run_steps
 from solstice._engine._interrupts import Guard as Guard
 from solstice._engine._interrupts import end_if_asked as end_if_asked
 from solstice._engine._interrupts import interrupts_guarded as interrupts_guarded

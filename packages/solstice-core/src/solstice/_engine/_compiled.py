@@ -14,7 +14,6 @@ from jax.typing import ArrayLike
 
 from solstice import _tree
 from solstice._batch import arrays_of
-from solstice._engine._block_size import arrangement
 from solstice._engine._compiles import Kind, kinds_of
 from solstice._engine._interrupts import interrupts_held
 from solstice._engine._pack import types_of, unpack
@@ -66,7 +65,7 @@ class CompiledStepper:
         self.kind = type(experiment)
         self.name = f"{self.kind.__name__}.{method}"
         self.traced = Traced(plan, _tree.structure(batch), types_of(batch))
-        self.sizes = arrangement(plan.cost, _nbytes((batch, plan.outputs)), steps_per_call)
+        self.sizes = self.traced.sizes(steps_per_call)
         merging = merging_of(self.traced)
         self._steps = Steps(
             plan.program,
@@ -187,9 +186,7 @@ class CompiledStepper:
                 token, self._carry, (outputs, grown) = self._call(before, rows, steps)
                 ends.append(token)
                 kept.append(outputs)
-                if self._steps.grows:
-                    totals = merge_grown(before.totals, before.is_empty, grown, steps)
-                    self._carry = replace(self._carry, totals=totals)
+                self._carry = merge_grown(self._steps, before, self._carry, grown, steps)
         return StackedOutputs(kept, count)
 
 
@@ -218,7 +215,3 @@ class StackedOutputs:
         self._host = host
         call, row = (0, index) if len(host) == 1 else (index, 0)
         return unpack(_tree.row(host[call], row))
-
-
-def _nbytes(tree: PyTree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in _tree.leaves(tree))

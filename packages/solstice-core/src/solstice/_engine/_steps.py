@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array, ShapeDtypeStruct, lax
 
 from solstice import _tree
+from solstice._engine._gradient import watch_gradient
 from solstice._engine._pack import unpack
 from solstice._engine._placement import SINGLE_DEVICE, Placement
 from solstice._engine._program import PROGRAMS, Program
@@ -81,14 +82,19 @@ def run_block(
     """
 
     def take(arrays: list[Array], batch: Batch) -> tuple[list[Array], PyTree, Results]:
+        if count is None:
+            arrays = [watch_gradient(array) for array in arrays]
         new, outputs = steps.program.traced_call(arrays, batch)
         one = packed_metrics(steps.program, outputs, batch)
         kept = outputs if steps.keeps_outputs else None, one if steps.grows else None
         return new, one, kept
 
+    # Of a scan only the states are stored for the backward pass, not what is inside the steps.
+    one_step = cast("_Take", jax.checkpoint(take)) if count is None else take
+
     def advance(state: _State, batch: Batch) -> tuple[_State, Results]:
         index, arrays, totals = state
-        new, one, kept = take(arrays, batch)
+        new, one, kept = one_step(arrays, batch)
         steps.program.check_drift(arrays, new)  # again, for batches of another kind than planned
         new = steps.placement.constrain(new)
         if steps.sums is not None:
@@ -122,6 +128,7 @@ def run_block(
     return token, replace(carry, arrays=arrays, totals=totals), kept
 
 
+_Take: TypeAlias = Callable[[list[Array], Batch], tuple[list[Array], PyTree, Results]]
 _State: TypeAlias = tuple[Array, list[Array], list[PyTree]]
 
 Call: TypeAlias = Callable[[Carry, Batch, int], tuple[Array, Carry, Results]]
@@ -163,13 +170,17 @@ def calls(steps: Steps, batches: Batch, count: int) -> list[tuple[Batch, int]]:
     return [(_tree.map(partial(_one_row, index), batches), 1) for index in range(count)]
 
 
-def merge_grown(
-    totals: list[PyTree], is_empty: np.ndarray, grown: PyTree, count: int
-) -> list[Metrics]:
-    """Merges metrics that grow after the call, because a compiled loop cannot carry them."""
-    steps: list[Metrics] = [unpack(_tree.row(grown, index)) for index in range(count)]
-    starts = [[] if new else [total] for new, total in zip(is_empty, totals, strict=True)]
-    return [reduce(lambda total, one: total.merge(one), [*start, *steps]) for start in starts]
+def merge_grown(steps: Steps, before: Carry, after: Carry, grown: PyTree, count: int) -> Carry:
+    """Merges metrics that grow after a call, because a compiled loop cannot carry them."""
+    if not steps.grows:
+        return after
+    new: list[Metrics] = [unpack(_tree.row(grown, index)) for index in range(count)]
+    starts = zip(before.is_empty, before.totals, strict=True)
+    totals = [
+        reduce(lambda total, one: total.merge(one), new if is_empty else [total, *new])
+        for is_empty, total in starts
+    ]
+    return replace(after, totals=totals)
 
 
 def _read_row(index: Array, buffer: Array) -> Array:

@@ -46,7 +46,8 @@ def merging_of(traced: Traced) -> Merging:
         return Merging(None, None)
     if _types(merged) != _types(metrics):  # a collection of outputs grows
         return Merging(None, None)
-    return Merging(jax.device_put(_tree.map(_zeros, metrics)), _sums(jaxpr.jaxpr))
+    with jax.ensure_compile_time_eval():  # because a cached tracer would outlive its trace
+        return Merging(jax.device_put(_tree.map(_zeros, metrics)), _sums(jaxpr.jaxpr))
 
 
 def packed_metrics(program: Program, outputs: PyTree, batch: Batch) -> PyTree:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import Array, ShapeDtypeStruct
 
 from solstice import _tree
-from solstice._batch import describe_batch
+from solstice._batch import describe_batch, is_traced
+from solstice._engine._block_size import Arrangement, arrangement
 from solstice._engine._cost import Cost, cost_of
 from solstice._engine._digest import StepDigest, digest_of_jaxpr
 from solstice._engine._pack import as_jax, as_type, is_weak, type_of, types_of
@@ -32,12 +33,15 @@ class Plan:
         types: the shape and dtype of each array of the state.
         outputs: the shapes of the step's outputs, packed.
         cost: the cost of a step.
+        captures: whether the step uses a value of a JAX transformation around it, as an optimizer
+            does that was made there from a traced learning rate.
     """
 
     program: Program
     types: Types
     outputs: PyTree
     cost: Cost
+    captures: bool
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,12 @@ class Traced:
     plan: Plan
     structure: Structure
     shapes: Types
+
+    def sizes(self, steps_per_call: int | None = None) -> Arrangement:
+        """The most steps in a call and in a block; the user's choice if given."""
+        arrays = [*self.shapes, *_tree.leaves(self.plan.outputs)]
+        step_bytes = sum(x.size * x.dtype.itemsize for x in arrays)
+        return arrangement(self.plan.cost, step_bytes, steps_per_call)
 
     def digest(self) -> StepDigest:
         """The digest of the step, the same in every process."""
@@ -143,7 +153,7 @@ def _settle(program: Program, types: list[ShapeDtypeStruct], batch: Batch, turns
     if settled != types and turns > 1:  # a new type of one number may change that of another
         return _settle(program, settled, batch, turns - 1)
     program.check_drift(settled, new)
-    return Plan(program, tuple(settled), outputs, cost_of(jaxpr.jaxpr))
+    return Plan(program, tuple(settled), outputs, cost_of(jaxpr.jaxpr), is_traced(jaxpr.consts))
 
 
 def _settle_type(old: ShapeDtypeStruct, new: ShapeDtypeStruct) -> ShapeDtypeStruct:
