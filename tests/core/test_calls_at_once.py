@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
-from solstice._engine import BlockSize, CompiledStepper, Feeder, StagingBuffers, compiled_so_far
+from solstice._compiles import compiled_so_far
+from solstice._engine import BlockSize, CompiledStepper, Feeder, StagingBuffers
 
 
 class Means(solstice.Metrics):

@@ -544,3 +544,19 @@ def test_a_frozen_part_is_the_one_that_was_named():
     state = optimizer.init(params)
     new, _ = optimizer.step(jax.tree.map(jnp.ones_like, params), state, params)
     assert [float(leaf[0]) for leaf in jax.tree.leaves(new)] == [0.0, 0.0, 1.0]
+
+
+def test_a_check_of_a_path_says_what_saving_would(tmp_path):
+    for path in (tmp_path / "new" / "deep", tmp_path / "saved"):
+        checkpoint.check_writable(path)
+        assert not path.exists()  # a check writes nothing
+        checkpoint.save(path, run())
+        checkpoint.check_writable(path)  # a checkpoint is replaced
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("")
+    for path, words in [("notes", "is not a checkpoint"), ("file/a", "Mine writes into the")]:
+        for saves in (checkpoint.save, checkpoint.check_writable):
+            with pytest.raises(CheckpointError) as caught:
+                saves(tmp_path / path, *([run()] if saves is checkpoint.save else ["Mine"]))
+        assert words in str(caught.value)

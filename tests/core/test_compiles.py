@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import solstice
-from solstice._engine._compiles import kinds_of
+from solstice._compiles import kinds_of
 from solstice.callbacks import CompileMonitor
 from solstice.testing import Sgd
 
@@ -201,7 +201,7 @@ def test_a_monitor_writes_to_the_log(caplog):
 
 
 def test_nothing_large_is_kept_alive():
-    from solstice._engine._compiles import Kind
+    from solstice._compiles import Kind
 
     class Large:
         pass
@@ -229,7 +229,7 @@ def test_a_new_optimiser_is_named_and_a_flood_is_cut_short():
         exp = solstice.ClassificationExperiment(net, Fresh(0.1), num_classes=2)
         solstice.Trainer([monitor]).fit(exp, (x, y), batch_size=8)
     assert "`.learner.optimizer` is another object" in str(monitor.compilations[-1])
-    many = solstice._engine._compiles.Compilation("step", 0.0, tuple("abcdefgh"))
+    many = solstice.Compilation("step", 0.0, tuple("abcdefgh"))
     assert str(many).endswith("a; b; c; d; e; and 3 more")
 
 

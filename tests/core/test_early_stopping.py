@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import solstice
 from solstice import Callback, Record, Stop, Trainer
-from solstice.callbacks import EarlyStopping
+from solstice.callbacks import EarlyStopping, Monitor
 
 
 class Mean(solstice.Experiment):
@@ -238,3 +238,31 @@ def test_an_evaluation_by_a_callback_leaves_early_stopping_alone():
     batch = np.float32([0])
     exp = trainer.fit(Rises(jnp.zeros(())), [batch], [batch], num_epochs=9)
     assert (early.best, int(exp.step)) == (1.0, 3)
+
+
+@given(st.lists(st.floats(allow_nan=True)), st.sampled_from(["min", "max"]))
+def test_a_monitor_finds_the_best_value_and_ranks_all(values, mode):
+    monitor, best = Monitor("val/loss", mode), None
+    for value in values:
+        best = value if monitor.improves(value, best) else best
+    numbers = [value for value in values if not math.isnan(value)]
+    assert best == ((min if mode == "min" else max)(numbers) if numbers else None)
+    assert sorted(numbers, key=monitor.rank) == sorted(numbers, reverse=mode == "max")
+
+
+def test_a_monitor_has_values_only_at_the_end_of_its_epochs_in_fit():
+    monitor = Monitor("val/loss")
+    moment = {"mode": "val", "epoch_step": 1, "has_validation": True}
+    given = {"metrics": {"loss": np.float32(0.5), "matrix": np.ones((2, 2))}}
+    assert monitor.value(Record(**moment, given=given)) == 0.5
+    for other in ({"mode": "train"}, {"epoch_step": 0}, {"has_validation": False}):
+        assert monitor.value(Record(**moment | other, given=given)) is None
+    with pytest.raises(KeyError, match="did you mean 'val/matrix'"):
+        Monitor("val/matrx").value(Record(**moment, given=given))
+    with pytest.raises(ValueError, match="an array of 2 axes"):
+        Monitor("val/matrix").value(Record(**moment, given=given))
+    with pytest.raises(ValueError, match="Mine monitors 'val/loss' and there is no validation"):
+        monitor.check(Record(mode="train"), "Mine")
+    monitor.check(Record(mode="val"))
+    with pytest.raises(ValueError, match="named as in"):
+        Monitor("test/loss")

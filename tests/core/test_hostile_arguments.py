@@ -88,7 +88,10 @@ NOT_CHECKED: dict[str, str] = {
         ["Record", "Replay", "Snapshot", "Start", "LearningRates", "Part", "StepPlan", "Summary"],
         "Solstice makes it, and users read it",
     ),
-    **dict.fromkeys(["AdapterInfo", "Norms", "Forward"], "Solstice makes it, and users read it"),
+    **dict.fromkeys(
+        ["AdapterInfo", "Norms", "Forward", "Compilation", "Times"],
+        "Solstice makes it, and users read it",
+    ),
     **dict.fromkeys(
         ["CompileBudgetError", "DataError", "ExperimentError", "AdapterError", "CheckpointError"],
         "an exception, of any text",
@@ -121,6 +124,7 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("mixed_precision", "model"): "as in Learner, and needs a policy",
     ("norms_of", "tree"): "any tree: what is no array does not count",
     ("EquinoxModel", "axis_name"): "equinox checks it, in the layers that have one",
+    ("checkpoint.check_writable", "who"): "a name for the message",
     ("checkpoint.save", "tree"): "any tree; test_checkpoint has what is refused",
     ("checkpoint.load", "like"): "any tree; test_checkpoint has what is refused",
 }
@@ -157,7 +161,7 @@ RUNS = ("Trainer.fit", "Trainer.validate", "Trainer.predict", "train", "test", "
 OTHERWISE = (
     *(*RUNS, "compare", "read_history", "find_learning_rate", "plan", "verify_resume", "MLflow"),
     *("checkpoint.save", "checkpoint.load", "checkpoint.manifest", "checkpoint.sweep"),
-    *("checkpoint.exists", "checkpoint.remove"),
+    *("checkpoint.exists", "checkpoint.remove", "checkpoint.check_writable"),
     "write_package",
 )
 """What does more than to make something of its arguments."""

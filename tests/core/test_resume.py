@@ -751,3 +751,34 @@ def test_a_length_that_was_never_right_is_no_change(tmp_path):
             experiment(), Stream(), num_epochs=epochs, resume="last", strict_resume=True
         )
     assert int(exp.step) == 2 * STEPS
+
+
+def test_a_snapshot_without_callbacks_resumes_the_run_alone(tmp_path):
+    """Other callbacks, and no validation set: nothing is missed, and the bits are the same."""
+
+    class Half(solstice.Callback):
+        needs, every, modes = ("snapshot",), 3, ("train",)
+
+        def state_dict(self):
+            return {"mine": 1}
+
+        def on_step_end(self, record):
+            alone = record.snapshot.without_callbacks()
+            assert record.snapshot.note["run"]["callbacks"] != alone.note["run"]["callbacks"]
+            solstice.checkpoint.save(tmp_path / "half", alone.experiment, note=alone.note)
+
+    class Sum(solstice.Experiment):
+        total: jax.Array
+
+        def train_step(self, batch):
+            return solstice.replace(self, total=self.total * 1.1 + batch.sum()), {}
+
+        def eval_step(self, batch):
+            return self, {}
+
+    data = [np.full(3, value, np.float32) for value in range(5)]
+    whole = solstice.Trainer([Half()]).fit(Sum(jnp.zeros(())), data, data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed = solstice.Trainer().fit(Sum(jnp.zeros(())), data, resume=tmp_path / "half")
+    assert float(resumed.total) == float(whole.total)

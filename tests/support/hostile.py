@@ -507,6 +507,9 @@ TARGETS: dict[str, Target] = {
     ),
     "LearningRate": Target(callbacks.LearningRate, {}, {"schedule": "schedule"}),
     "Logging": Target(callbacks.Logging, {}, {"log": "function or None", **EVERY}),
+    "Monitor": Target(
+        callbacks.Monitor, {"monitor": "val/loss"}, {"monitor": "monitor", "mode": "word"}
+    ),
     "NaNGuard": Target(callbacks.NaNGuard, {}, {"every": "count"}),
     "NormMonitor": Target(
         callbacks.NormMonitor, {}, {"params": "function or None", "depth": "size"}
@@ -683,6 +686,7 @@ TARGETS: dict[str, Target] = {
     "checkpoint.sweep": Target(
         checkpoint.sweep, {"folder": "a"}, {"folder": "path", "names": "names"}
     ),
+    "checkpoint.check_writable": Target(checkpoint.check_writable, {}, {"path": "path"}),
     "checkpoint.exists": Target(checkpoint.exists, {}, {"path": "path"}),
     "checkpoint.remove": Target(checkpoint.remove, {}, {"path": "path"}),
     "checkpoint.AppendOnly": Target(checkpoint.AppendOnly, {}, {"items": "rows"}),

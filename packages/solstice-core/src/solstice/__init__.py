@@ -18,7 +18,7 @@ from solstice._engine import run_steps
 from solstice._errors import CompileBudgetError, DataError, ExperimentError
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
-from solstice._record import Record, Snapshot, Stop
+from solstice._record import Compilation, Record, Snapshot, Stop, Times
 from solstice._replace import replace
 from solstice._train import test, train
 from solstice._trainer import Trainer
@@ -33,8 +33,14 @@ from solstice.experiments import (
     VAEExperiment,
 )
 from solstice.history import History, compare, read_history
-from solstice.inspect import find_learning_rate, plan, summary, watch_compiles
-from solstice.inspect._replay import Replay, replay
+from solstice.inspect import (
+    Replay,
+    find_learning_rate,
+    plan,
+    replay,
+    summary,
+    watch_compiles,
+)
 from solstice.metrics import ClassificationMetrics
 
 __version__ = _version("solstice-core")
@@ -45,6 +51,7 @@ __all__ = [
     "Callback",
     "ClassificationExperiment",
     "ClassificationMetrics",
+    "Compilation",
     "CompileBudgetError",
     "DataError",
     "Experiment",
@@ -60,6 +67,7 @@ __all__ = [
     "Replay",
     "Snapshot",
     "Stop",
+    "Times",
     "Trainer",
     "VAEExperiment",
     "callbacks",

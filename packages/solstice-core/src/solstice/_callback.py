@@ -2,7 +2,7 @@
 
 import enum
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import PurePath
 from typing import Any, cast
@@ -149,6 +149,16 @@ class Callback:
 
     def on_exception(self, record: Record, error: BaseException) -> None:
         """After a run that ended by an exception or Ctrl-C: close open files and the like."""
+
+
+def named(callbacks: Iterable[Callback]) -> dict[str, Callback]:
+    """The callbacks by class name, numbered if a class occurs more than once."""
+    found: dict[str, Callback] = {}
+    for callback in callbacks:
+        kind = type(callback).__name__
+        count = sum(type(other).__name__ == kind for other in found.values())
+        found[kind if count == 0 else f"{kind}-{count + 1}"] = callback
+    return found
 
 
 def kept_arguments(callback: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The exceptions of Solstice: of data, of Experiments and of compilation budgets."""
+"""The exceptions of Solstice."""
 
 
 class DataError(ValueError):
@@ -11,3 +11,7 @@ class ExperimentError(TypeError):
 
 class CompileBudgetError(RuntimeError):
     """More programs were compiled than `max_compiles` allows."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be written, is damaged, or is of another tree. The message says which."""

@@ -1,12 +1,14 @@
-"""Record: one moment of a run as callbacks see it, and Stop, the request to end the run."""
+"""Record: one moment of a run as callbacks see it, and its fields; Stop, a request to end it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from solstice._engine import Compilation, Times
 from solstice._experiment import Experiment
 from solstice._types import Batch, Mode, Outputs
+
+_REASONS = 5
+"""The most reasons of a compilation in a message."""
 
 
 class Stop(Exception):  # noqa: N818, a request and no error
@@ -35,6 +37,60 @@ class Snapshot:
 
     experiment: Experiment
     note: dict[str, Any]
+
+    def without_callbacks(self) -> "Snapshot":
+        """`snapshot.without_callbacks()`: the run for other callbacks and other validation data.
+
+        A run that resumes from it restores no state of callbacks.
+        """
+        run = self.note["run"]
+        data = {"dict": [[k, v] for k, v in run["data"]["dict"] if k != "validation"]}
+        nothing: dict[str, Any] = {"dict": []}
+        none = {"callbacks": nothing, "owners": nothing, "data": data}
+        return Snapshot(self.experiment, {**self.note, "run": {**run, **none}})
+
+
+@dataclass
+class Times:
+    """`record.times`: seconds of training since the start of the run, by activity.
+
+    The object changes as the run continues: copy the numbers that you need. Callbacks and
+    validation are not included. The device works while the host does other things, so `device` is
+    only the time that the host waits. If it is near 0, the host is the slower of the two.
+
+    Attributes:
+        data: waiting for the data set.
+        copy: copying batches into the staging buffers.
+        dispatch: calling compiled programs, with their compilation.
+        device: waiting for the device.
+    """
+
+    data: float = 0.0
+    copy: float = 0.0
+    dispatch: float = 0.0
+    device: float = 0.0
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """`record.compilation`: a compiled program, and the reason for its compilation.
+
+    Attributes:
+        name: the name of the step, such as "Classifier.train_step".
+        seconds: the time of the compilation.
+        reasons: the differences from the most similar earlier program, one line per leaf; empty
+            for the first program.
+    """
+
+    name: str
+    seconds: float
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = len(self.reasons) - _REASONS
+        shown = [*self.reasons[:_REASONS], *([f"and {more} more"] if more > 0 else [])]
+        why = "; ".join(shown) or "the first of its kind"
+        return f"compiled {self.name} in {self.seconds:.2f} s: {why}"
 
 
 class Lazy:

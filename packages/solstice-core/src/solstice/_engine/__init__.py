@@ -6,11 +6,6 @@ It knows no data set, no callback and no mode. This is its only door.
 from solstice._engine._block_size import SECONDS_PER_CALL as SECONDS_PER_CALL
 from solstice._engine._block_size import BlockSize as BlockSize
 from solstice._engine._compiled import CompiledStepper as CompiledStepper
-from solstice._engine._compiles import Compilation as Compilation
-from solstice._engine._compiles import Reasons as Reasons
-from solstice._engine._compiles import compiled_so_far as compiled_so_far
-from solstice._engine._compiles import kinds_of as kinds_of
-from solstice._engine._compiles import reasons as reasons
 from solstice._engine._cost import inner_jaxprs as inner_jaxprs
 from solstice._engine._cost import size_of as size_of
 from solstice._engine._digest import StepDigest as StepDigest
@@ -37,7 +32,6 @@ from solstice._engine._staging import BuffersByKind as BuffersByKind
 from solstice._engine._staging import Feeder as Feeder
 from solstice._engine._staging import StagingBuffers as StagingBuffers
 from solstice._engine._stepper import make_stepper as make_stepper
-from solstice._engine._times import Times as Times
 from solstice._engine._totals import metrics_like as metrics_like
 from solstice._engine._trace import Plan as Plan
 from solstice._engine._trace import Traced as Traced

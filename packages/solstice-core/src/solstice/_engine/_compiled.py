@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from solstice import _tree
 from solstice._batch import arrays_of
-from solstice._engine._compiles import Kind, kinds_of
+from solstice._compiles import Kind, kinds_of
 from solstice._engine._interrupts import interrupts_held
 from solstice._engine._pack import types_of, unpack
 from solstice._engine._staging import Block

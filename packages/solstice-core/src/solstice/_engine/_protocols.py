@@ -6,8 +6,8 @@ from typing import Protocol
 from jax import ShapeDtypeStruct
 from jax.typing import ArrayLike
 
+from solstice._compiles import Kind
 from solstice._engine._block_size import Arrangement
-from solstice._engine._compiles import Kind
 from solstice._engine._digest import StepDigest
 from solstice._engine._staging import Block
 from solstice._experiment import Experiment

@@ -21,8 +21,8 @@ from solstice._batch import is_numeric
 from solstice._engine._block_size import BlockSize
 from solstice._engine._interrupts import begin_wait, end_wait
 from solstice._engine._placement import SINGLE_DEVICE, Placement, warn_of_spread_batch
-from solstice._engine._times import Times
 from solstice._errors import DataError
+from solstice._record import Times
 from solstice._types import Batch
 
 _ALIGNMENT = 64

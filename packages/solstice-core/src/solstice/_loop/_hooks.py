@@ -5,9 +5,8 @@ from operator import index
 from typing import Any, cast
 
 from solstice._arguments import instance, shown, whole_or_none
-from solstice._callback import NEEDS, Callback, Phase
+from solstice._callback import NEEDS, Callback, Phase, named
 from solstice._hooks import check_hooks
-from solstice._loop._snapshot import named
 from solstice._metrics import on_host
 from solstice._record import Record, Stop, changed
 from solstice._types import MODES, Mode

@@ -16,7 +16,7 @@ from solstice._console import warn
 from solstice._engine import PROGRAMS, Traced, metrics_like, unpack
 from solstice._loop._hooks import overrides_hook
 from solstice._metrics import Metrics, by_name
-from solstice._record import Record
+from solstice._monitor import no_metric, no_scalar
 
 _STEPS = {"train": "train_step", "val": "eval_step"}
 
@@ -80,63 +80,16 @@ def _check_only(callback: Callback, there: Mapping[str, _Expected | None]) -> No
         )
 
 
-def check_validation(callback: Any, record: Record) -> None:
-    """Refuses a `monitor` of "val/..." in a run without a validation set.
-
-    Raises:
-        ValueError: there is no validation set.
-    """
-    monitor: str | None = callback.monitor
-    if monitor is not None and monitor.startswith("val/") and not record.has_validation:
-        raise ValueError(
-            f"{type(callback).__name__} monitors {monitor!r} and there is no validation: give "
-            f'`fit` a val_ds, or monitor a "train/" metric'
-        )
-
-
-def value_of(monitor: str, record: Record) -> float:
-    """The value of "val/loss" at the end of an epoch of its mode.
-
-    Raises:
-        KeyError: there is no such metric; the message lists the metrics.
-        ValueError: the metric is an array.
-    """
-    name = monitor.partition("/")[2]
-    if name not in record.metrics:
-        raise KeyError(_missing("a callback", monitor, record.mode, record.metrics))
-    value = record.metrics[name]
-    if np.ndim(value):
-        raise ValueError(_is_array("a callback", monitor, np.ndim(value)))
-    return float(value)
-
-
 def _check(callback: Callback, mode: str, name: str, expected: _Expected) -> None:
     who, monitor = type(callback).__name__, f"{mode}/{name}"
     if expected.axes.get(name, 0) > 0:
-        raise ValueError(_is_array(who, monitor, expected.axes[name]))
+        raise ValueError(no_scalar(who, monitor, expected.axes[name]))
     if name in expected.axes:
         return
-    message = _missing(who, monitor, mode, expected.axes)
+    message = no_metric(who, monitor, expected.axes)
     if expected.is_certain:
         raise KeyError(message)
     warn(f"{message}. `compute` may give other names for other values", stacklevel=4)
-
-
-def _missing(who: str, monitor: str, mode: str, names: Mapping[str, Any]) -> str:
-    there = [f"{mode}/{name}" for name in names]
-    close = difflib.get_close_matches(monitor, there, 1)
-    instead = f"; did you mean {close[0]!r}?" if close else ""
-    return (
-        f"{who} monitors {monitor!r}: there is no metric {monitor!r}; there are: "
-        f"{', '.join(there) or 'none'}{instead}"
-    )
-
-
-def _is_array(who: str, monitor: str, axes: int) -> str:
-    return (
-        f"{who} monitors {monitor!r}, which is an array of {axes} axes: monitor a scalar, such as "
-        f"its mean, and add it to the result of `compute` under another name"
-    )
 
 
 def _expected(step: object) -> _Expected | None:

@@ -9,14 +9,14 @@ from typing import Any, Literal, cast
 import jax
 
 from solstice import checkpoint
-from solstice._callback import Callback
+from solstice._callback import Callback, named
 from solstice._console import say, warn
 from solstice._engine import Stepper
 from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits, next_epoch
 from solstice._loop._owners import matched, uncounted
-from solstice._loop._snapshot import Position, named, owners_of
+from solstice._loop._snapshot import Position, owners_of
 from solstice._loop._stages import Stage, Stages
 from solstice._paths import local_path
 from solstice._record import Record, Stop

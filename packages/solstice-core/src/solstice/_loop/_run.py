@@ -8,16 +8,8 @@ from typing import Any, cast
 
 from solstice._batch import own
 from solstice._callback import Phase
-from solstice._engine import (
-    Block,
-    BlockOutputs,
-    Compilation,
-    Feeder,
-    Guard,
-    compiled_so_far,
-    end_if_asked,
-    reasons,
-)
+from solstice._compiles import compiled_so_far, reasons
+from solstice._engine import Block, BlockOutputs, Feeder, Guard, end_if_asked
 from solstice._experiment import Experiment, overrides
 from solstice._loop._cadence import Cadence, cadence_of
 from solstice._loop._explain import explanation
@@ -26,7 +18,7 @@ from solstice._loop._limits import Limits, next_epoch
 from solstice._loop._stages import Stage, Stages
 from solstice._loop._state import Call, Point, RunState
 from solstice._loop._validation import Validation
-from solstice._record import Record, changed
+from solstice._record import Compilation, Record, changed
 from solstice._types import Batch
 
 _BLOCKS_AHEAD = 3

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 
 from solstice import _tree
 from solstice._batch import is_numeric
+from solstice._callback import named
 from solstice._loop._computation import ComputationNote
 from solstice._loop._owners import Owner
 from solstice._plain import from_plain, to_plain
@@ -115,15 +116,6 @@ def _value(name: str, plain: Any, rows: Callable[[Any], list[Any]]) -> Any:
         raise SchemaError(f"note['run'][{name!r}] cannot be read: {error!r:.200}") from error
 
 
-def without_callbacks(note: Mapping[str, Any]) -> dict[str, Any]:
-    """The note of a run to inspect, without its callbacks and its validation set."""
-    position = Position.of(note, lambda _: [])
-    if position is None:
-        return {}
-    data = {**position.data, "validation": None}
-    return replace(position, callbacks={}, owners={}, data=data).note()
-
-
 def states_of(callbacks: list[Any]) -> dict[str, Any]:
     """The state of each callback by name, without empty ones."""
     states = {name: callback.state_dict() for name, callback in named(callbacks).items()}
@@ -133,16 +125,6 @@ def states_of(callbacks: list[Any]) -> dict[str, Any]:
 def owners_of(callbacks: list[Any]) -> dict[str, Owner]:
     """The identity of each callback, by name."""
     return {name: Owner.of(callback) for name, callback in named(callbacks).items()}
-
-
-def named(callbacks: list[Any]) -> dict[str, Any]:
-    """The callbacks by class name, numbered if a class occurs more than once."""
-    found: dict[str, Any] = {}
-    for callback in callbacks:
-        kind = type(callback).__name__
-        count = sum(type(other).__name__ == kind for other in found.values())
-        found[kind if count == 0 else f"{kind}-{count + 1}"] = callback
-    return found
 
 
 def by_path(metrics: Any) -> dict[str, Any]:

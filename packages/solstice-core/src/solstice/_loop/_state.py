@@ -9,14 +9,14 @@ from typing import Any
 import jax
 
 from solstice._callback import Callback
-from solstice._engine import Block, BlockOutputs, Compilation, Times
+from solstice._engine import Block, BlockOutputs
 from solstice._experiment import Experiment
 from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
 from solstice._loop._snapshot import Position, by_path, owners_of, states_of
 from solstice._loop._stages import Stage
 from solstice._metrics import Metrics, to_host
-from solstice._record import Lazy, Record, Snapshot, changed
+from solstice._record import Compilation, Lazy, Record, Snapshot, Times, changed
 from solstice.data._positions import fingerprint
 from solstice.data._source import Source
 

@@ -1,5 +1,6 @@
 """Ready-made callbacks, written against the public `solstice.Callback`."""
 
+from solstice._monitor import Monitor
 from solstice._saver import Saver
 from solstice.callbacks._checkpoint import Checkpoint
 from solstice.callbacks._compile_monitor import CompileMonitor
@@ -21,6 +22,7 @@ __all__ = [
     "History",
     "LearningRate",
     "Logging",
+    "Monitor",
     "NaNGuard",
     "NormMonitor",
     "Profiler",

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 from solstice import checkpoint
-from solstice._arguments import monitored, positive, switch, whole, whole_or_none
+from solstice._arguments import positive, switch, whole, whole_or_none
 from solstice._better import better
-from solstice._loop._monitored import check_validation, value_of
+from solstice._monitor import Monitor
 from solstice._paths import local_path
 from solstice._record import Record, Snapshot
 from solstice._saver import Saver
 from solstice.callbacks._lock import FolderLock
 from solstice.callbacks._saved import Folder, Saved
 from solstice.checkpoint import CheckpointError
-from solstice.checkpoint._files import check_store
 
 
 class Checkpoint(Saver):
@@ -84,14 +83,13 @@ class Checkpoint(Saver):
         keep_best: int = 1,
         overwrite: bool = False,
     ) -> None:
-        self._split, self._name = ("val", "") if monitor is None else monitored(monitor)
         self.directory = local_path(directory, "directory")
         self._folder = Folder(self.directory)
         self._first, self._serial = 0, 0
         self._lock: FolderLock[Checkpoint] | None = None
         self.every = whole_or_none("every", every, 1, "steps")
-        self.monitor = monitor
-        self.mode = better(monitor or "", mode)
+        self._monitor = None if monitor is None else Monitor(monitor, mode)
+        self.monitor, self.mode = monitor, better(monitor or "", mode)
         self._minutes = None if minutes is None else positive("minutes", minutes)
         self._every_epochs = whole_or_none("every_epochs", every_epochs, 1, "epochs")
         self._keep = whole("keep", keep, 1, "checkpoints")
@@ -165,10 +163,11 @@ class Checkpoint(Saver):
         """Locks the folder, removes half-written checkpoints, and checks for an earlier run."""
         if record.mode != "train":
             return
-        check_validation(self, record)
+        if self._monitor is not None:
+            self._monitor.check(record, type(self).__name__)
         self._release()
         self._folder = Folder(self.directory.absolute())
-        check_store(self._folder.path, repr(self))
+        checkpoint.check_writable(self._folder.path / ".new", repr(self))
         self._lock = FolderLock(self._folder.path, self, _clash)
         self._folder.settle()
         self._measured, self._saved_at, self._latest = None, None, time.monotonic()
@@ -202,8 +201,9 @@ class Checkpoint(Saver):
 
     def on_epoch_end(self, record: Record) -> None:
         """Reads the monitored metric, and saves every `every_epochs` epochs."""
-        if self.monitor is not None and record.mode == self._split and record.epoch_step > 0:
-            self._measured = record.step, value_of(self.monitor, record)
+        value = None if self._monitor is None else self._monitor.value(record)
+        if value is not None:
+            self._measured = record.step, value
         due = self._every_epochs is not None and (record.epoch + 1) % self._every_epochs == 0
         if record.mode == "train" and due:
             self._save(record, is_closed=True)
@@ -277,9 +277,11 @@ class Checkpoint(Saver):
 
     def _ranked(self, saved: list[Saved]) -> list[Saved]:
         """The checkpoints with a value of this monitor, best first; ties in order of writing."""
-        valued = [s for s in saved if s.value is not None and s.monitor == self.monitor]
-        sign = 1 if self.mode == "min" else -1
-        return sorted(valued, key=lambda s: (sign * (s.value or 0.0), s.serial))
+        if self._monitor is None:
+            return []
+        valued = [(s.value, s) for s in saved if s.value is not None and s.monitor == self.monitor]
+        rank = self._monitor.rank
+        return [s for _, s in sorted(valued, key=lambda pair: (rank(pair[0]), pair[1].serial))]
 
 
 def _clash(one: Checkpoint, other: Checkpoint) -> str:

@@ -4,9 +4,8 @@ import logging
 
 from solstice._arguments import whole_or_none
 from solstice._callback import Callback
-from solstice._engine import Compilation
-from solstice._errors import CompileBudgetError
-from solstice._record import Record
+from solstice._compiles import check_budget
+from solstice._record import Compilation, Record
 
 logger = logging.getLogger("solstice")
 
@@ -45,12 +44,3 @@ class CompileMonitor(Callback):
         self.compilations.append(record.compilation)
         logger.info("%s, by step %d", record.compilation, record.step)
         check_budget(self.compilations, self.max_compiles)
-
-
-def check_budget(compilations: list[Compilation], most: int | None) -> None:
-    """Raises a CompileBudgetError if there are more than `most`; None is no limit."""
-    if most is not None and len(compilations) > most:
-        listed = "".join(f"\n  {compilation}" for compilation in compilations)
-        raise CompileBudgetError(
-            f"{len(compilations)} programs were compiled, and max_compiles={most}:{listed}"
-        )

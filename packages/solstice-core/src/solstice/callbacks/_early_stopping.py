@@ -1,13 +1,11 @@
 """EarlyStopping: ends a run when a metric no longer improves."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from solstice._arguments import monitored, not_negative, whole
-from solstice._better import better
+from solstice._arguments import not_negative, whole
 from solstice._callback import Callback, Phase
-from solstice._loop._monitored import check_validation, value_of
+from solstice._monitor import Monitor
 from solstice._record import Record, Stop
 from solstice._schema import read
 
@@ -54,9 +52,8 @@ class EarlyStopping(Callback):
         patience: int = 3,
         min_delta: float = 0.0,
     ) -> None:
-        self._split, self._name = monitored(monitor)
-        self.monitor = monitor
-        self.mode = better(monitor, mode)
+        self._monitor = Monitor(monitor, mode)
+        self.monitor, self.mode = monitor, self._monitor.mode
         self.patience = whole("patience", patience, 1, "epochs")
         self.min_delta = not_negative("min_delta", min_delta)
         self.best: float | None = None
@@ -67,28 +64,19 @@ class EarlyStopping(Callback):
         """Resets the state, and raises an error if the run cannot have the metric."""
         if record.mode == "train":  # else an evaluation by itself
             self.best, self.best_epoch, self._waited = None, None, 0
-            check_validation(self, record)
+            self._monitor.check(record, type(self).__name__)
 
     def on_epoch_end(self, record: Record) -> None:
         """Compares the value with the best so far, and stops the run when patience ends."""
-        is_in_fit = record.mode == "train" or record.has_validation
-        if not is_in_fit or record.mode != self._split or record.epoch_step == 0:
+        value = self._monitor.value(record)
+        if value is None:
             return
-        value = value_of(self.monitor, record)
-        if self._improves(value):
+        if self._monitor.improves(value, self.best, self.min_delta):
             self.best, self.best_epoch, self._waited = value, record.epoch, 0
             return
         self._waited += 1
         if self._waited >= self.patience:
             raise Stop(f"{self.monitor} has not improved on {self.best} in {self._waited} epochs")
-
-    def _improves(self, value: float) -> bool:
-        if math.isnan(value):
-            return False
-        if self.best is None:
-            return True
-        gain = self.best - value if self.mode == "min" else value - self.best
-        return gain > self.min_delta
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, its epoch, and the number of values since, for a resumed run."""

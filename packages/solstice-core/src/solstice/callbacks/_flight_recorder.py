@@ -5,11 +5,8 @@ from os import PathLike
 from solstice import checkpoint
 from solstice._arguments import whole
 from solstice._callback import Callback, Phase
-from solstice._loop._snapshot import without_callbacks
 from solstice._paths import local_path
 from solstice._record import Record, Snapshot
-from solstice.checkpoint._files import check_store
-from solstice.checkpoint._save import check_replaceable
 
 
 class FlightRecorder(Callback):
@@ -43,8 +40,8 @@ class FlightRecorder(Callback):
     def on_fit_start(self, record: Record) -> None:
         """Drops old snapshots, and checks that the folder can be written."""
         self._held, self._folder = [], self.directory.absolute()
-        check_store(self._folder.parent, f"FlightRecorder({str(self.directory)!r})")
-        check_replaceable(self._folder)
+        who = f"FlightRecorder({str(self.directory)!r})"
+        checkpoint.check_writable(self._folder, who)
 
     def on_epoch_start(self, record: Record) -> None:
         """Takes the first snapshot of the run."""
@@ -61,8 +58,12 @@ class FlightRecorder(Callback):
         if not self._held or not isinstance(error, Exception):
             return
         step, snapshot = self._held[0]
-        about = {"failed_at": record.step, "error": f"{type(error).__name__}: {error}"}
-        note = {**without_callbacks(snapshot.note), "flight": about}
+        about = {
+            "failed_at": record.step,
+            "steps_per_epoch": record.steps_per_epoch,
+            "error": f"{type(error).__name__}: {error}",
+        }
+        note = {**snapshot.without_callbacks().note, "flight": about}
         checkpoint.save(self._folder, snapshot.experiment, note=note)
         error.add_note(
             f"The run at step {step:,} is in {self._folder}. Inspect the failing step with "

@@ -8,10 +8,9 @@ import jax
 
 from solstice._arguments import function_or_none, number, whole
 from solstice._callback import Callback
-from solstice._engine import Times
 from solstice._experiment import params_of
 from solstice._rates import injected_rates, rates_by_name, updates_by_name
-from solstice._record import Record
+from solstice._record import Record, Times
 from solstice.compat import Norms, norms_of
 
 

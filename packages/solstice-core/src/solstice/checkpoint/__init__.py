@@ -1,14 +1,15 @@
 """`solstice.checkpoint`: save and load trees, bit for bit, whole or not at all."""
 
+from solstice._errors import CheckpointError
 from solstice.checkpoint._diff import diff
-from solstice.checkpoint._errors import CheckpointError
 from solstice.checkpoint._load import load, manifest
 from solstice.checkpoint._rows import AppendOnly
-from solstice.checkpoint._save import exists, remove, save, sweep, versions
+from solstice.checkpoint._save import check_writable, exists, remove, save, sweep, versions
 
 __all__ = [
     "AppendOnly",
     "CheckpointError",
+    "check_writable",
     "diff",
     "exists",
     "load",

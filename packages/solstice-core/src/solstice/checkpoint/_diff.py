@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 
 from solstice._numbers import to_little_endian
-from solstice.checkpoint._leaves import Stored, stored_leaves, to_stored
+from solstice._stored import Stored, stored_leaves, to_stored
 from solstice.checkpoint._load import read
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from solstice._paths import check_folder, check_regular
+from solstice._errors import CheckpointError
+from solstice._paths import check_regular
 from solstice._schema import SchemaError, read
-from solstice.checkpoint._errors import CheckpointError
 
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 FORMAT, VERSION = "solstice-checkpoint", 1
@@ -36,20 +36,6 @@ def safetensors() -> Any:
             "checkpoints are stored as safetensors: `pip install safetensors`"
         ) from error
     return library
-
-
-def check_store(folder: Path, who: str) -> None:
-    """Checks before a run that checkpoints can be written into a folder.
-
-    Raises:
-        CheckpointError: a file is in the way, or it must not be written to.
-        ImportError: safetensors is not installed.
-    """
-    safetensors()
-    try:
-        check_folder(folder, who)
-    except OSError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def as_bytes(array: Any) -> Any:

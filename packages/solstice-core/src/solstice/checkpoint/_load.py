@@ -11,9 +11,19 @@ import numpy as np
 
 from solstice import _tree
 from solstice._arguments import mapping, text_or_none
+from solstice._errors import CheckpointError
 from solstice._numbers import dtype_of
 from solstice._paths import check_regular, local_path
-from solstice.checkpoint._errors import CheckpointError
+from solstice._stored import (
+    Stored,
+    described,
+    from_stored,
+    is_consistent,
+    is_stored,
+    kind_of,
+    modules,
+    stored_leaves,
+)
 from solstice.checkpoint._files import (
     ARRAYS,
     MANIFEST,
@@ -24,16 +34,6 @@ from solstice.checkpoint._files import (
     read_manifest,
     safetensors,
     unseal,
-)
-from solstice.checkpoint._leaves import (
-    Stored,
-    described,
-    from_stored,
-    is_consistent,
-    is_stored,
-    kind_of,
-    modules,
-    stored_leaves,
 )
 from solstice.checkpoint._places import newest
 from solstice.checkpoint._rows import with_folder

@@ -18,8 +18,8 @@ from threading import Lock
 from typing import Any, NoReturn, TypeVar, cast
 
 from solstice._arguments import instance
+from solstice._errors import CheckpointError
 from solstice._plain import from_plain, to_plain
-from solstice.checkpoint._errors import CheckpointError
 from solstice.checkpoint._places import newest
 
 _T = TypeVar("_T")

@@ -11,8 +11,9 @@ from typing import Any
 
 from solstice._arguments import mapping
 from solstice._arguments import names as names_of
-from solstice._paths import local_path
-from solstice.checkpoint._errors import CheckpointError
+from solstice._errors import CheckpointError
+from solstice._paths import check_folder, local_path
+from solstice._stored import Stored, described, stored_leaves, to_stored
 from solstice.checkpoint._files import (
     ARRAYS,
     FORMAT,
@@ -23,7 +24,6 @@ from solstice.checkpoint._files import (
     safetensors,
     seal,
 )
-from solstice.checkpoint._leaves import Stored, described, stored_leaves, to_stored
 from solstice.checkpoint._places import (
     beside,
     finish_renaming,
@@ -76,7 +76,7 @@ def write(
     library = safetensors()
     place = real(path)
     try:
-        check_replaceable(path)
+        _check_replaceable(path)
         place.parent.mkdir(parents=True, exist_ok=True)
         _settle(place)
         _replace(place, library, stored, words, note)
@@ -152,12 +152,32 @@ def _is_waste(left: Path, path: Path, what: str, *, is_named: bool) -> bool:
     return is_named or is_beside or any(left.iterdir())  # an empty folder may be of anybody
 
 
-def check_replaceable(path: Path) -> None:
-    """Checks that `path` is a checkpoint, empty, or does not exist.
+def check_writable(path: str | PathLike[str], who: str = "solstice.checkpoint.save") -> None:
+    """`solstice.checkpoint.check_writable("runs/a")`: raise now if `save` cannot write there.
+
+    Call it at the start of a run that saves at its end.
+
+    Args:
+        path: as in `save`.
+        who: who will save, for the message.
 
     Raises:
-        CheckpointError: it is something else, which must not be lost.
+        CheckpointError: `path` exists and is not a checkpoint, a file is in the way, or this
+            process may not write there.
+        ValueError: `path` is a URL.
+        ImportError: safetensors is not installed.
     """
+    safetensors()
+    folder = local_path(path, "path")
+    try:
+        check_folder(folder.absolute().parent, who)
+    except OSError as error:
+        raise CheckpointError(str(error)) from error
+    _check_replaceable(folder)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises a CheckpointError if `path` is something else, which must not be lost."""
     place = real(path)
     if os.path.lexists(place) and not is_ours(place):
         raise CheckpointError(f"{path} is there and is not a checkpoint: give another path")

@@ -37,7 +37,8 @@ def compare(
         TypeError: `runs` is a single run, or an entry is not a run.
         ValueError: no run has a metric to draw.
     """
-    from solstice.history._plot import draw, save
+    from solstice._picture import save
+    from solstice.history._plot import draw
 
     if isinstance(runs, str | PathLike) or hasattr(runs, "history"):
         raise TypeError(

@@ -4,12 +4,8 @@ import csv
 import html
 import importlib
 import itertools
-import json
-import numbers
-import re
 import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,22 +14,25 @@ import numpy as np
 from solstice._arguments import choice, switch, text, whole_or_none
 from solstice._better import better
 from solstice._callback import Callback
+from solstice._history_rows import (
+    MOMENT,
+    as_cells,
+    as_json,
+    column_of,
+    is_number,
+    metrics_in,
+    read_rows,
+    row_of,
+)
 from solstice._left_out import LeftOut
 from solstice._paths import local_path
 from solstice._record import Record
-from solstice._schema import SchemaError, read
 from solstice.checkpoint import AppendOnly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOMENT = ("step", "epoch", "mode", "span")
-"""The first columns of every row; the metrics follow."""
-
 _SPANS = ("epoch", "steps")
-
-_TAKEN = re.compile(rf"(metric/)*({'|'.join(MOMENT)})")
-"""Metrics with these names are stored in a column "metric/...", so none overwrites a `MOMENT`."""
 
 _SHOWN = 10
 """The most epochs in a `repr`."""
@@ -127,7 +126,7 @@ class History(Callback):
         mode, _, metric = text("name", name, "val/loss").partition("/")
         there = [row for row in self.rows if (row["mode"], row["span"]) == (mode, span)]
         column = column_of(metric)
-        found = [(row["step"], float(row[column])) for row in there if _is_number(row.get(column))]
+        found = [(row["step"], float(row[column])) for row in there if is_number(row.get(column))]
         if not found:
             names = ", ".join(self.names(span)) or "none"
             raise KeyError(f"there is no metric {name!r} by {span}; there are: {names}")
@@ -141,7 +140,7 @@ class History(Callback):
             for row in self.rows
             if row["span"] == span
             for name, value in metrics_in(row).items()
-            if _is_number(value)
+            if is_number(value)
         }
         return list(found)
 
@@ -163,7 +162,7 @@ class History(Callback):
             row
             for row in self.rows
             if (row["mode"], row["span"]) == (split, "epoch")
-            and _is_number(row.get(column))
+            and is_number(row.get(column))
             and not np.isnan(row[column])
         ]
         if not rows:
@@ -224,7 +223,8 @@ class History(Callback):
             ImportError: matplotlib is not installed.
             ValueError: there is no metric to draw.
         """
-        from solstice.history._plot import draw, save
+        from solstice._picture import save
+        from solstice.history._plot import draw
 
         figure = draw({"": self}, only=only, smooth=smooth)
         return save(figure, path)
@@ -261,7 +261,7 @@ class History(Callback):
     def _keep(self, record: Record, span: str) -> None:
         metrics = record.metrics
         if self.scalars_only:
-            metrics = {name: value for name, value in metrics.items() if _is_number(value)}
+            metrics = {name: value for name, value in metrics.items() if is_number(value)}
         self.rows.append(row_of(record, span, self._small(metrics)))
 
     def _small(self, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -286,7 +286,7 @@ class History(Callback):
                     {
                         f"{row['mode']}/{name}": f"{value:.4g}"
                         for name, value in metrics_in(row).items()
-                        if _is_number(value)
+                        if is_number(value)
                     }
                 )
         table = [
@@ -310,50 +310,6 @@ class History(Callback):
         return table
 
 
-@dataclass(frozen=True)
-class _Row:
-    step: int
-    epoch: int
-    mode: Literal["train", "val", "test"]
-    span: Literal["epoch", "steps"]
-
-
-def read_rows(rows: Any, where: str) -> list[dict[str, Any]]:
-    """Rows from a file or a state, after a check.
-
-    Raises:
-        SchemaError: a row has no valid step, epoch, mode or span, or a value is not a metric.
-    """
-    read(list[_Row], rows, where)
-    for row in read(list[dict[str, Any]], rows, where):
-        for name, value in row.items():
-            try:
-                np.ndim(value)
-            except ValueError as error:
-                raise SchemaError(f"{where} has no metric at {name!r:.60}: {error}") from error
-    return list(rows)
-
-
-def row_of(record: Record, span: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of the step or epoch in `record`."""
-    moment = {"step": record.step, "epoch": record.epoch, "mode": record.mode, "span": span}
-    return {**moment, **{column_of(name): value for name, value in metrics.items()}}
-
-
-def column_of(name: str) -> str:
-    """The column of a metric: its name, or "metric/step" for a metric named "step"."""
-    return f"metric/{name}" if _TAKEN.fullmatch(name) else name
-
-
-def metrics_in(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a row by their original names."""
-    return {
-        name.removeprefix("metric/") if _TAKEN.fullmatch(name) else name: value
-        for name, value in row.items()
-        if name not in MOMENT
-    }
-
-
 def _html_row(tag: str, cells: list[str]) -> str:
     """A row of an HTML table; escaped, because names may come from another person's file."""
     return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
@@ -367,23 +323,3 @@ def _by_metric(names: list[str]) -> list[str]:
 
 def _moment(epoch: int, step: int) -> list[str]:
     return [str(epoch + 1), f"{step:,}"] if step else ["-", "-"]  # an evaluation by itself
-
-
-def as_json(row: Mapping[str, Any]) -> str:
-    """A row as JSON; NaN and infinity are written in Python's notation."""
-    return json.dumps({name: _plain(value) for name, value in row.items()})
-
-
-def _plain(value: Any) -> Any:
-    return np.asarray(value).tolist() if hasattr(value, "dtype") else value
-
-
-def as_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for a CSV file: numbers without loss of precision, arrays as JSON."""
-    return {
-        name: json.dumps(_plain(value)) if np.ndim(value) else value for name, value in row.items()
-    }
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, numbers.Real)

@@ -1,20 +1,14 @@
-"""Plots of metrics; the only module that imports matplotlib."""
+"""Plots of metrics."""
 
-import io
 import math
 from collections.abc import Collection, Mapping
-from os import PathLike
 from typing import Any, Literal
 
 from solstice._arguments import names, share
 from solstice._better import better
-from solstice._paths import local_path
-from solstice.history._history import History, column_of
-
-try:
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise ImportError("plots need matplotlib: `pip install matplotlib`") from error
+from solstice._history_rows import column_of
+from solstice._picture import Figure, Picture
+from solstice.history._history import History
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """The palette of Okabe and Ito, which colour-blind people can distinguish."""
@@ -28,15 +22,6 @@ _MANY = 8
 
 _NOISY = 30
 """The fewest points for smoothing; with fewer, the raw line shows the trend."""
-
-
-class Picture(Figure):
-    """A figure that a notebook displays even if pyplot is not in use."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=110)
-        return buffer.getvalue()
 
 
 def draw(runs: Mapping[str, History], *, only: Collection[str] | None, smooth: float) -> Figure:
@@ -58,13 +43,6 @@ def draw(runs: Mapping[str, History], *, only: Collection[str] | None, smooth: f
     if left_out:
         text = f"{len(left_out)} metrics more: only=[{left_out[0]!r}, ...]"
         figure.supxlabel(text, fontsize="small", color="gray")
-    return figure
-
-
-def save(figure: Figure, path: str | PathLike[str] | None) -> Figure:
-    """Writes the picture if there is a path, and returns the figure."""
-    if path is not None:
-        figure.savefig(local_path(path, "path"), dpi=150)
     return figure
 
 

@@ -5,8 +5,9 @@ import json
 from os import PathLike
 from typing import Any
 
+from solstice._history_rows import MOMENT, read_rows
 from solstice._paths import check_regular, local_path
-from solstice.history._history import MOMENT, History, read_rows
+from solstice.history._history import History
 
 
 def read_history(path: str | PathLike[str]) -> History:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from solstice._arguments import function, function_or_none, whole_or_none
-from solstice._engine import Compilation, Reasons, compiled_so_far, kinds_of
-from solstice.callbacks._compile_monitor import check_budget
+from solstice._compiles import Reasons, check_budget, compiled_so_far, kinds_of
+from solstice._record import Compilation
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -12,7 +12,6 @@ from jax import Array
 
 from solstice import _tree
 from solstice._arguments import number, positive, share, text, whole
-from solstice._batch import arrays_of
 from solstice._callback import Callback
 from solstice._experiment import Experiment, check_experiment
 from solstice._rates import injected_rates, scaled_beside
@@ -20,7 +19,6 @@ from solstice._record import Record, Stop
 from solstice._replace import replace
 from solstice._trainer import Trainer
 from solstice._types import Batch, Outputs
-from solstice.data._source import open_source
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +63,7 @@ class LearningRates:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        from solstice.history._plot import Picture, save
+        from solstice._picture import Picture, save
 
         figure = Picture(figsize=(5, 3.4), layout="constrained")
         axes: Any = figure.add_subplot()
@@ -126,8 +124,6 @@ def find_learning_rate(
     highest = number("highest", highest, f"more than lowest={lowest}", lambda x: x > lowest)
     smooth, metric = share("smooth", smooth), text("metric", metric, "loss")
     check_experiment(experiment)
-    source = open_source(train_ds, "train_ds", batch_size)
-    experiment = experiment.setup(arrays_of(source.first()))
     rates = np.geomspace(lowest, highest, steps)
     losses = _Losses(metric, smooth)
     trial = _Rising(experiment, jnp.asarray(rates, jnp.float32))
@@ -200,6 +196,9 @@ class _Rising(Experiment):
         self.inner = inner
         self.rates = rates
         self.index = jnp.zeros((), jnp.int32)
+
+    def setup(self, batch: Batch) -> Self:
+        inner = self.inner.setup(batch)
         if not injected_rates(inner):
             raise ValueError(
                 f"there is no learning rate in the state of the optimiser: create it with {_MAKE}"
@@ -211,6 +210,7 @@ class _Rising(Experiment):
                 f"state is `{beside}`, so the test would report wrong rates: leave it out "
                 f"here, and create the optimiser with {_MAKE}"
             )
+        return replace(self, inner=inner)
 
     def train_step(self, batch: Batch) -> tuple[Self, Outputs]:
         rate = self.rates[self.index]

@@ -9,7 +9,6 @@ from solstice import checkpoint
 from solstice._callback import Callback
 from solstice._experiment import Experiment
 from solstice._finite import nonfinite
-from solstice._loop._snapshot import Position
 from solstice._paths import local_path
 from solstice._record import Record, Stop
 from solstice._schema import SchemaError, read
@@ -69,9 +68,9 @@ def replay(
         CheckpointError: the folder has no recording, or that of another Experiment.
         Exception: if the run had ended by an exception of the step, the same exception.
     """
-    flight, limit = _recorded(local_path(directory, "directory"))
+    flight = _recorded(local_path(directory, "directory"))
     watch = _Watch(flight.error)
-    Trainer([watch], limit_train_batches=limit).fit(
+    Trainer([watch], limit_train_batches=flight.steps_per_epoch or None).fit(
         experiment,
         train_ds,
         max_steps=flight.failed_at + 1,
@@ -86,20 +85,19 @@ def replay(
 @dataclass(frozen=True)
 class _Flight:
     failed_at: int
+    steps_per_epoch: int | None
     error: str
 
 
-def _recorded(folder: Path) -> tuple[_Flight, int | None]:
-    """The note of a FlightRecorder, and the number of batches per epoch."""
+def _recorded(folder: Path) -> _Flight:
+    """The note of a FlightRecorder."""
     note = checkpoint.manifest(folder)["note"]
     if "flight" not in note:
         raise checkpoint.CheckpointError(
             f"{folder} was not written by a FlightRecorder, which writes when a run fails"
         )
     try:
-        position = Position.of(note, lambda _: [])
-        limit = None if position is None else position.steps_per_epoch or None
-        return read(_Flight, note["flight"], "note['flight']"), limit
+        return read(_Flight, note["flight"], "note['flight']")
     except SchemaError as error:
         raise checkpoint.CheckpointError(f"{folder / 'manifest.json'}: {error}") from error
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from solstice._console import warn
+from solstice._history_rows import MOMENT, as_cells, as_json
 from solstice._paths import check_file, check_regular, local_path
 from solstice._record import Record
-from solstice.history._history import MOMENT, as_cells, as_json
 from solstice.loggers._logger import Logger, Start
 
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from solstice._arguments import names, whole_or_none
 from solstice._callback import Callback
+from solstice._history_rows import MOMENT, column_of, metrics_in, read_rows, row_of
 from solstice._left_out import LeftOut
 from solstice._record import Record
 from solstice._schema import read
-from solstice.history._history import MOMENT, column_of, metrics_in, read_rows, row_of
 from solstice.loggers._names import Names
 
 

@@ -15,9 +15,9 @@ from solstice import _tree
 from solstice._arguments import mapping, whole_or_none
 from solstice._console import warn
 from solstice._experiment import params_of
+from solstice._history_rows import metrics_in
 from solstice._paths import check_folder, local_path
 from solstice._record import Record
-from solstice.history._history import metrics_in
 from solstice.loggers._files import free_name
 from solstice.loggers._logger import Logger, Start, is_missing, is_number
 

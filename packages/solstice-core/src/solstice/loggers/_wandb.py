@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from solstice._arguments import mapping, text, text_or_none
+from solstice._history_rows import as_json
 from solstice._paths import check_folder, local_path
 from solstice._record import Record
-from solstice.history._history import as_json
 from solstice.loggers._logger import Logger, Start, is_missing, is_number, numbers_of
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from solstice import _tree
-from solstice.checkpoint._leaves import from_stored, to_stored
+from solstice._stored import from_stored, to_stored
 
 _READS_ON_THE_HOST = (
     jax.errors.ConcretizationTypeError,

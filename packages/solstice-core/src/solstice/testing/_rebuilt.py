@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 
 from solstice import _tree
-from solstice.checkpoint._leaves import described
+from solstice._stored import described
 from solstice.testing._resume import importable
 from solstice.testing._suite import Conformance
 

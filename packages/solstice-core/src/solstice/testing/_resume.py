@@ -15,11 +15,10 @@ from typing import Any, cast
 
 import equinox as eqx
 
-from solstice import checkpoint
+from solstice import _tree, checkpoint
 from solstice._arguments import function, positive, whole
-from solstice._callback import Callback, Phase
+from solstice._callback import Callback, Phase, named
 from solstice._experiment import Experiment
-from solstice._loop._snapshot import by_path, named
 from solstice._plain import from_plain, to_plain
 from solstice._record import Record
 from solstice._trainer import Trainer
@@ -198,7 +197,7 @@ class _Seen(Callback):
 def _memory(callbacks: Iterable[Callback]) -> dict[str, Any]:
     """The state and public attributes of the callbacks by name, if they can be written as JSON."""
     found: dict[str, Any] = {}
-    for name, callback in named(list(callbacks)).items():
+    for name, callback in named(callbacks).items():
         attributes: dict[str, Any] = {**vars(callback), "state_dict()": callback.state_dict()}
         for key in [key for key in attributes if not key.startswith("_")]:
             with suppress(TypeError):  # a function, a file: nothing to compare
@@ -208,7 +207,8 @@ def _memory(callbacks: Iterable[Callback]) -> dict[str, Any]:
 
 def _by_path(value: Any) -> Any:
     """An Equinox module as a dict by path, which can be written; other values unchanged."""
-    return by_path(value) if isinstance(value, eqx.Module) else value
+    is_module = isinstance(value, eqx.Module)
+    return dict(_tree.leaves_by_path(value)) if is_module else value
 
 
 def _compare(whole: Path, broken: Path, step: int) -> None:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from solstice import _tree
+from solstice._errors import CheckpointError
 from solstice._numbers import to_little_endian, why_not_plain
-from solstice.checkpoint._errors import CheckpointError
 
 _DIGITS = re.compile(rb"-?[0-9]{1,4300}")
 """Python reads no more digits."""

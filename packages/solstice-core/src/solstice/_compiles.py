@@ -4,9 +4,9 @@ import functools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import equinox as eqx
@@ -14,39 +14,16 @@ import jax
 import numpy as np
 
 from solstice import _tree
+from solstice._errors import CompileBudgetError
+from solstice._record import Compilation
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-_TOLD = 5
-"""Reasons in a message."""
-
 _REMEMBERED = 16
 """Programs of one name to compare a new one with."""
 
 
 _GONE = object()
 """Marks an object that no longer exists."""
-
-
-@dataclass(frozen=True)
-class Compilation:
-    """`record.compilation`: a compiled program, and the reason for its compilation.
-
-    Attributes:
-        name: the name of the step, such as "Classifier.train_step".
-        seconds: the time of the compilation.
-        reasons: the differences from the most similar earlier program, one line per leaf; empty
-            for the first program.
-    """
-
-    name: str
-    seconds: float
-    reasons: tuple[str, ...]
-
-    def __str__(self) -> str:
-        more = len(self.reasons) - _TOLD
-        shown = [*self.reasons[:_TOLD], *([f"and {more} more"] if more > 0 else [])]
-        why = "; ".join(shown) or "the first of its kind"
-        return f"compiled {self.name} in {self.seconds:.2f} s: {why}"
 
 
 class _Heard(threading.local):  # per thread, because another thread may compile meanwhile
@@ -196,3 +173,12 @@ def _equal(one: Any, two: Any) -> bool:
         return bool(np.all(one == two)) or (one != one and two != two)
     except Exception:  # of a custom `__eq__`
         return False
+
+
+def check_budget(compilations: Sequence[Compilation], most: int | None) -> None:
+    """Raises a CompileBudgetError if there are more than `most`; None is no limit."""
+    if most is not None and len(compilations) > most:
+        listed = "".join(f"\n  {compilation}" for compilation in compilations)
+        raise CompileBudgetError(
+            f"{len(compilations)} programs were compiled, and max_compiles={most}:{listed}"
+        )
