@@ -312,7 +312,9 @@ def drain(master):
             pass
 
 
-@pytest.mark.parametrize(("columns", "counts"), [(40, {0}), (60, {0, 1}), (80, {2}), (140, {2})])
+@pytest.mark.parametrize(
+    ("columns", "counts"), [(40, {0}), (60, {0}), (80, {1, 2}), (100, {2}), (140, {2})]
+)
 def test_metrics_are_whole_or_left_out_in_a_narrow_terminal(wide, monkeypatch, columns, counts):
     frames = []
     update = tqdm.tqdm.update
@@ -334,3 +336,18 @@ def test_metrics_are_whole_or_left_out_in_a_narrow_terminal(wide, monkeypatch, c
         whole = len(re.findall(numbers, frame))
         assert whole in counts, frame
         assert len(re.findall("acc|f1", frame)) == whole, frame
+
+
+@pytest.mark.parametrize(("columns", "names"), [(80, ["accuracy"]), (120, ["accuracy", "f1"])])
+def test_a_narrow_terminal_has_one_metric_of_each_mode_in_a_line(monkeypatch, columns, names):
+    class Terminal(io.StringIO):
+        def fileno(self):
+            return 7
+
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((columns, 24)))
+    file = Terminal()
+    solstice.Trainer([ProgressBar(file=file)]).fit(Mean(), some(1), some(2))
+    line = file.getvalue()
+    assert re.findall(r"(train|val)/(\w+) ", line) == [
+        (mode, name) for mode in ("train", "val") for name in names
+    ]

@@ -22,11 +22,11 @@ _BAR = (
     "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]"
 )
 
-_NO_BAR = "{desc}: {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]"
-"""For a terminal that is too narrow for a bar and metrics."""
+_WIDE = 120
+"""Columns for a line with all metrics; with fewer, it shows the first one of each mode."""
 
-_SHORTEST, _DEFAULT = 4, 10
-"""Characters of a bar: the fewest, and the number that tqdm uses without a known width."""
+_SPARE = 6
+"""Characters that a bar can do without: tqdm counts 10 where it does not know the width."""
 
 _FIRST_LINE = 30.0
 """Seconds until the first progress line within an epoch, if the output is not a terminal."""
@@ -108,7 +108,8 @@ class ProgressBar(Callback):
         elif record.mode != "val" or not record.has_validation:
             steps = record.step if record.mode == "train" else record.epoch_step
             self._line = [_title(record), f"step {steps:,}", clock.rate(record)]
-        self._line += [f"{record.mode}/{text}" for text in self._shown(record.metrics)]
+        count = None if (_columns(self._out) or _WIDE) >= _WIDE else 1
+        self._line += [f"{record.mode}/{text}" for text in self._shown(record.metrics)[:count]]
         if record.mode == "train" and "run" in self._bars:
             self._bars["run"].update(record.epoch + 1 - self._bars["run"].n)
         if not (record.mode == "train" and record.has_validation):
@@ -141,17 +142,15 @@ class ProgressBar(Callback):
             )
 
     def _show(self, bar: Any, metrics: list[str]) -> None:
-        """Shows metrics beside the bar; a narrow terminal drops first the bar, then metrics.
-
-        A line that is too long would wrap, and tqdm could not overwrite it.
-        """
-        columns, whole = _columns(self._out), _BAR if bar.total else None
-        metrics = [encodable(metric, self._out) for metric in metrics]
-        shorter = [metrics[:count] for count in range(len(metrics), -1, -1)]
-        for form, shown in [(whole, metrics), *((_NO_BAR if whole else None, s) for s in shorter)]:
-            bar.bar_format = form
+        """Shows the metrics that fit beside a bar, because tqdm would cut digits off the others."""
+        columns, now = _columns(self._out), bar.format_dict
+        rate = max(now["rate"] or 0.0, 1000.0)  # an unknown or lower one takes no more characters
+        last = {**now, "n": now["total"] or now["n"], "rate": rate, "ncols": None}
+        for count in range(len(metrics), -1, -1):
+            shown = [encodable(metric, self._out) for metric in metrics[:count]]
             bar.set_postfix_str("  ".join(shown), refresh=False)
-            if columns is None or _length(bar) < columns:  # the last column stays free
+            whole = bar.format_meter(**last | {"postfix": bar.postfix})
+            if not columns or len(whole) - _SPARE < columns:  # the last column stays free
                 return
 
     def _how_far(self, record: Record, clock: "_Clock") -> list[str]:
@@ -184,8 +183,7 @@ class ProgressBar(Callback):
 
     def _write(self) -> None:
         if self._line:
-            line = [encodable(part, self._out) for part in self._line]
-            self._print(_fitted(line, _columns(self._out)))
+            self._print("  ".join(self._line))
         self._line = []
 
     def _print(self, text: str) -> None:
@@ -262,54 +260,17 @@ def _tqdm(out: TextIO | None) -> Any:
 
 def _width(out: TextIO | None) -> dict[str, Any]:
     """The width arguments of tqdm: dynamic, or 80 if the terminal reports a width of 0."""
-    try:
-        is_told = os.get_terminal_size(cast("TextIO", out).fileno()).columns > 0
-    except (OSError, ValueError, AttributeError):
-        is_told = True
-    return {"dynamic_ncols": True} if is_told else {"ncols": 80}
-
-
-def _length(bar: Any) -> int:
-    """The number of characters of a full bar line, with the shortest bar in it."""
-    now = bar.format_dict
-    rate = max(now["rate"] or 0.0, 100.0)  # an unknown or lower rate takes as many characters
-    line = bar.format_meter(**{**now, "n": now["total"] or now["n"], "rate": rate, "ncols": None})
-    spare = _DEFAULT - _SHORTEST if bar.bar_format == _BAR else 0
-    return len(line) - spare
+    return {"ncols": 80} if _columns(out) == 0 else {"dynamic_ncols": True}
 
 
 def _columns(out: TextIO | None) -> int | None:
-    """The width of a terminal in characters; None if it is not a terminal."""
+    """The width of a terminal in characters, 0 if it does not say; None without a terminal."""
     if out is sys.stderr and _in_notebook():
         return None
     try:
-        return os.get_terminal_size(cast("TextIO", out).fileno()).columns or None
+        return os.get_terminal_size(cast("TextIO", out).fileno()).columns
     except (OSError, ValueError, AttributeError):
         return None
-
-
-def _fitted(parts: list[str], columns: int | None) -> str:
-    """The parts as one line of a terminal: abbreviated, then cut off, if it is too long."""
-    text = "  ".join(parts)
-    if columns is None or len(text) <= columns:
-        return text
-    text = "  ".join(_in_short(parts))
-    return text if len(text) <= columns else f"{text[: max(columns - 3, 0)]}..."
-
-
-def _in_short(parts: list[str]) -> list[str]:
-    """The abbreviated parts: `loss 0.4532 (val 0.5012)`, without the rate."""
-    found: dict[str, str] = {}
-    for part in parts:
-        mode, _, metric = part.partition("/")
-        name, _, value = metric.rpartition(" ")
-        if mode == "train":
-            found[name] = metric
-        elif mode == "val" and name in found:
-            found[name] += f" (val {value})"
-        elif not part.endswith("examples/s"):
-            found[part] = part
-    return list(found.values())
 
 
 def _in_notebook() -> bool:

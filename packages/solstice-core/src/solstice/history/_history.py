@@ -3,7 +3,6 @@
 import csv
 import html
 import importlib
-import itertools
 import shutil
 from collections.abc import Collection
 from os import PathLike
@@ -27,6 +26,7 @@ from solstice._history_rows import (
 from solstice._left_out import LeftOut
 from solstice._paths import local_path
 from solstice._record import Record
+from solstice._text_table import aligned
 from solstice.checkpoint import AppendOnly
 
 if TYPE_CHECKING:
@@ -92,14 +92,18 @@ class History(Callback):
 
     def __repr__(self) -> str:
         """The epochs as a table, with the metrics that fit in a line."""
-        lines = self._lines()
-        room = shutil.get_terminal_size((_WIDTH, 24)).columns
-        widths = itertools.accumulate(len(cell) + 2 for cell in lines[0])
-        count = max(sum(width <= room for width in widths), min(4, len(lines[0])))
-        more = lines[0][count:]
-        table = ["  ".join(line[:count]).rstrip() for line in lines]
-        if more:
-            table.append(f"and {len(more)} metrics more, such as {more[0].strip()}")
+        head, *lines = self._cells()
+        if not lines:
+            return f"History({len(self.rows)} rows)"
+        if len(lines) > _SHOWN:
+            lines[4 : 4 - _SHOWN] = [["...", *[""] * (len(head) - 1)]]
+        count, room = len(head), shutil.get_terminal_size((_WIDTH, 24)).columns
+        table = aligned([head, *lines])
+        while len(table[0]) > room and count > 4:
+            count -= 1
+            table = aligned([line[:count] for line in (head, *lines)])
+        if head[count:]:
+            table.append(f"and {len(head) - count} metrics more, such as {head[count]}")
         return "\n".join(table)
 
     def _repr_html_(self) -> str:
@@ -294,20 +298,6 @@ class History(Callback):
             for (epoch, step), line in lines.items()
         ]
         return [["epoch", "step", *names], *table]
-
-    def _lines(self) -> list[list[str]]:
-        head, *lines = self._cells()
-        if not lines:
-            return [[f"History({len(self.rows)} rows)"]]
-        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-        shown = lines if len(lines) <= _SHOWN else [*lines[:4], *lines[4 - _SHOWN :]]
-        table = [
-            [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-            for line in [head, *shown]
-        ]
-        if len(lines) > _SHOWN:
-            table.insert(5, ["...".rjust(widths[0])])
-        return table
 
 
 def _html_row(tag: str, cells: list[str]) -> str:

@@ -13,8 +13,8 @@ from solstice._batch import arrays_of
 from solstice._engine import Plan, inner_jaxprs, line_of, prepare, size_of, type_of
 from solstice._errors import ExperimentError
 from solstice._experiment import Experiment
+from solstice._text_table import aligned, size_text
 from solstice._types import Batch
-from solstice.inspect._summary import size_text
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,9 @@ class StepPlan:
             "peak": self.peak_bytes,
             "memory traffic": self.moved_bytes,
         }
-        rows = [("operations", _flops_text(self.flops))]
+        rows = [("operations", size_text(self.flops, "FLOP", "FLOP"))]
         rows += [(name, _size_or_unknown(size)) for name, size in sizes.items()]
-        width = max(len(value) for _, value in rows)
-        lines = [f"  {name:<14}  {value:>{width}}" for name, value in rows]
+        lines = [f"  {line}" for line in aligned(rows, left=[0])]
         return "\n".join([f"{self.name}, one step", *lines])
 
     __repr__ = __str__
@@ -209,11 +208,3 @@ def _nbytes(types: Iterable[Any]) -> int:
 
 def _size_or_unknown(nbytes: int | None) -> str:
     return "unknown" if nbytes is None else size_text(nbytes)
-
-
-def _flops_text(flops: float) -> str:
-    units = ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"]
-    while flops >= 999.5 and len(units) > 1:
-        flops /= 1000
-        units.pop(0)
-    return f"{flops:,.3g} {units[0]}"

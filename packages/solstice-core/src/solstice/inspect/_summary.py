@@ -12,6 +12,7 @@ from solstice._arguments import whole_or_none
 from solstice._batch import arrays_of
 from solstice._engine import Plan, prepare
 from solstice._experiment import Experiment, check_experiment, params_of
+from solstice._text_table import aligned, size_text
 from solstice._types import Batch
 
 _ROWS = 40
@@ -66,9 +67,7 @@ class Summary:
 
     def __str__(self) -> str:
         head = ["subtree", "arrays", "numbers", "bytes", "dtype", "on", "trains"]
-        lines = [head, *(_cells(part) for part in self.parts)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
+        table = aligned([head, *map(_cells, self.parts)], left=[0, 4, 5, 6])
         rule = "-" * max(map(len, table))
         trainable = "" if self.num_trainable is None else f", {self.num_trainable:,} of them train"
         return "\n".join(
@@ -125,15 +124,6 @@ def summary(experiment: Experiment, batch: Batch = None, *, depth: int | None = 
         opt_state_bytes=_nbytes(opt_state),
         total_bytes=_nbytes(leaves.values()),
     )
-
-
-def size_text(nbytes: float) -> str:
-    """A readable size such as `1.5 MB`, in powers of 1,000."""
-    units = ["bytes", "kB", "MB", "GB", "TB"]
-    while nbytes >= 999.5 and len(units) > 1:
-        nbytes /= 1000
-        units.pop(0)
-    return f"{nbytes:,.3g} {units[0]}"
 
 
 def _arrays(tree: Any) -> dict[str, Any]:
@@ -211,11 +201,3 @@ def _sharding(leaf: Any) -> str:
 def _cells(part: Part) -> list[str]:
     numbers = [f"{part.arrays:,}", f"{part.size:,}", f"{part.nbytes:,}"]
     return [part.path, *numbers, part.dtype, part.sharding, part.trains]
-
-
-def _aligned(line: list[str], widths: list[int]) -> list[str]:
-    pairs = list(zip(line, widths, strict=True))
-    return [
-        cell.rjust(width) if 1 <= index <= 3 else cell.ljust(width)
-        for index, (cell, width) in enumerate(pairs)
-    ]
