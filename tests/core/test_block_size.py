@@ -131,7 +131,7 @@ def test_slow_steps_run_few_a_call(monkeypatch: pytest.MonkeyPatch, capsys: Any)
     trainer = solstice.Trainer([calls])
     trainer.fit(Loops(jnp.zeros(())), [np.int32(1)] * 4)
     assert calls.steps == [1, 1, 1, 1]
-    trainer.explain()
+    print(trainer.explain())
     text = capsys.readouterr().out
     assert "up to 512 steps a call" in text
     assert "at most 1 steps for now, to take at most 0.25 s" in text

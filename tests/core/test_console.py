@@ -2,7 +2,9 @@
 
 import ast
 import io
+import logging
 import pathlib
+import subprocess
 import sys
 import warnings
 
@@ -11,8 +13,8 @@ import numpy as np
 import pytest
 
 import solstice
-from solstice._console import encodable, write_line
-from solstice.callbacks import Checkpoint, Profiler, ProgressBar
+from solstice._console import encodable, say, write_line
+from solstice.callbacks import Checkpoint, Logging, Profiler, ProgressBar
 
 PACKAGES = pathlib.Path(__file__).parents[2] / "packages"
 
@@ -73,9 +75,19 @@ def test_a_run_with_the_usual_callbacks_needs_no_stream(kind, monkeypatch):
     assert solstice.test(Mean(), batches())["損失"] == 1.5
 
 
+def unconfigured(monkeypatch):
+    """No handler beside that of Solstice: pytest sets its own when a test begins."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+
+
 @pytest.mark.parametrize("kind", STREAMS)
-def test_what_is_said_of_a_run_needs_no_stream(kind, monkeypatch, tmp_path):
+@pytest.mark.parametrize("has_handler", [False, True])
+def test_what_is_said_of_a_run_needs_no_stream(kind, has_handler, monkeypatch, tmp_path):
+    unconfigured(monkeypatch)
     monkeypatch.setattr(sys, "stderr", STREAMS[kind]())
+    if has_handler:
+        handler = logging.StreamHandler(STREAMS[kind]() or io.StringIO())
+        monkeypatch.setattr(logging.root, "handlers", [handler])
     monkeypatch.setattr(sys, "stdout", STREAMS[kind]())
     callbacks = [
         ProgressBar(file=sys.stdout),
@@ -85,7 +97,6 @@ def test_what_is_said_of_a_run_needs_no_stream(kind, monkeypatch, tmp_path):
     for num_epochs in (1, 2, 2):  # nothing saved yet, within the run, and after its end
         trainer = solstice.Trainer(callbacks)
         trainer.fit(Mean(), batches(), num_epochs=num_epochs, resume="last")
-        trainer.explain()
 
 
 def test_a_stream_without_isatty_has_the_lines(monkeypatch):
@@ -152,3 +163,67 @@ def test_a_warning_needs_no_stream(monkeypatch):
             warnings.simplefilter("always")
             solstice.train(Vector(), train_ds=batches())
         assert kind == "closed" or "give no metrics" in sys.stderr.text
+
+
+def test_events_are_printed_where_nobody_listens(monkeypatch):
+    unconfigured(monkeypatch)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    solstice.Trainer([Logging(only=["損失"])]).fit(Mean(), batches())
+    assert sys.stderr.getvalue() == "solstice: step 2  train/損失 1.5\n"
+
+
+@pytest.mark.parametrize("owner", ["", "solstice"])
+def test_events_go_to_the_handlers_of_the_user_alone(monkeypatch, owner):
+    unconfigured(monkeypatch)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    own, logger = io.StringIO(), logging.getLogger(owner)
+    handlers = [*logger.handlers, logging.StreamHandler(own)]
+    monkeypatch.setattr(logger, "handlers", handlers)
+    say("first")
+    assert (own.getvalue(), sys.stderr.getvalue()) == ("first\n", "")
+
+
+def test_the_level_of_the_user_counts(monkeypatch):
+    unconfigured(monkeypatch)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(logging.getLogger("solstice"), "level", logging.WARNING)
+    logging.getLogger("solstice").manager._clear_cache()
+    say("an event")
+    say("a signal", logging.WARNING)
+    logging.getLogger("solstice").manager._clear_cache()
+    assert sys.stderr.getvalue() == "solstice: a signal\n"
+
+
+def test_a_level_set_before_the_import_stays():
+    code = """
+import logging
+logging.getLogger("solstice").setLevel("ERROR")
+import solstice
+from solstice._console import say
+say("not shown", logging.WARNING)
+say("shown", logging.ERROR)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "solstice: shown\n"
+
+
+def test_a_signal_within_a_write_is_shown(monkeypatch, capfd):
+    unconfigured(monkeypatch)
+
+    class Busy(Tee):
+        def write(self, text):
+            raise RuntimeError("reentrant call")
+
+    monkeypatch.setattr(sys, "stderr", Busy())
+    say("saving", logging.WARNING)
+    assert capfd.readouterr().err == "solstice: saving\n"
+
+
+def test_an_explanation_is_text_that_a_repl_shows_as_it_prints():
+    trainer = solstice.Trainer()
+    trainer.fit(Mean(), batches())
+    text = trainer.explain()
+    assert isinstance(text, str)
+    assert repr(text) == str(text) == f"{text}"
+    assert text.startswith("train: ")
+    assert len(text.splitlines()) > 3

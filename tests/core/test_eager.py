@@ -63,5 +63,5 @@ def test_predictions_are_those_of_the_plain_step():
 def test_explain_says_so(capsys: pytest.CaptureFixture[str]):
     trainer = solstice.Trainer()
     trainer.fit(Branching(np.float32(0)), BATCHES)
-    trainer.explain()
+    print(trainer.explain())
     assert "1 steps a call: the step cannot be compiled" in capsys.readouterr().out

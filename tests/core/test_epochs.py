@@ -293,7 +293,7 @@ def test_the_hook_of_a_callback_is_not_taken_for_that_of_keras():
 
 
 @pytest.mark.parametrize("name", ["sampler", "dataset", "required", "made"])
-def test_each_resumes_within_an_epoch(tmp_path, capsys, name):
+def test_each_resumes_within_an_epoch(tmp_path, caplog, name):
     def run(**options):
         made = {"required": required, "made": lambda: Loader("sampler")}
         data = made[name] if name in made else Loader(name)
@@ -306,4 +306,4 @@ def test_each_resumes_within_an_epoch(tmp_path, capsys, name):
     assert run(num_epochs=3) == [row for rows in EXPECTED for row in rows][17:]
     # The loader may shuffle by a generator of its own, and the function remember what it made.
     read = 17 if name in ("dataset", "made") else 5
-    assert f"exactly, by reading {read} batches again" in capsys.readouterr().err
+    assert f"exactly, by reading {read} batches again" in caplog.text

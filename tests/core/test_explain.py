@@ -48,7 +48,7 @@ def explained(
 ) -> str:
     trainer = solstice.Trainer(callbacks, **options)
     trainer.fit(experiment or Sum(jnp.zeros(())), data)
-    trainer.explain()
+    print(trainer.explain())
     return capsys.readouterr().out
 
 
@@ -87,7 +87,7 @@ def test_what_a_step_returns_counts_as_well(capsys: Any):
 
     trainer = solstice.Trainer()
     assert len(list(trainer.predict(Wide(jnp.zeros(())), SMALL))) == 3
-    trainer.explain()
+    print(trainer.explain())
     expected = f"up to 1 steps a call: a batch and its outputs have {4 * 2**20 + 16:,} bytes"
     assert expected in capsys.readouterr().out
 

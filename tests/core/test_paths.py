@@ -185,7 +185,7 @@ def test_rows_of_a_test_join_those_of_the_run(tmp_path, monkeypatch):
     assert files(tmp_path / "b") == set()
 
 
-def test_a_profile_is_in_the_folder_in_which_the_run_began(tmp_path, monkeypatch, capsys):
+def test_a_profile_is_in_the_folder_in_which_the_run_began(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     profiler = callbacks.Profiler("profile", start=0, steps=1)
     fit(ChangesTo(tmp_path / "b"), profiler, num_epochs=3)

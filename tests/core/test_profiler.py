@@ -23,7 +23,7 @@ def some(count):
     return [np.eye(8, dtype=np.float32)] * count
 
 
-def test_a_trace_of_the_window_is_written_and_told(tmp_path, capsys):
+def test_a_trace_of_the_window_is_written_and_told(tmp_path, caplog):
     calls = []
 
     class Calls(solstice.Callback):
@@ -35,22 +35,23 @@ def test_a_trace_of_the_window_is_written_and_told(tmp_path, capsys):
     trainer = solstice.Trainer([Profiler(tmp_path, start=5, steps=4), Calls()], steps_per_call=3)
     trainer.fit(Mean(), some(10), some(2), num_epochs=2)
     assert calls[:4] == [3, 6, 9, 10]
-    told = capsys.readouterr().err
+    told = caplog.text
     assert "profiled steps 7 to 10." in told
     (trace,) = tmp_path.glob("**/perfetto_trace.json.gz")
     assert str(trace) in told
     assert len(json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]) > 10
 
 
-def test_a_run_that_ends_before_or_within_the_window_is_told(tmp_path, capsys):
+def test_a_run_that_ends_before_or_within_the_window_is_told(tmp_path, caplog):
     solstice.Trainer([Profiler(tmp_path / "a", start=50)]).fit(Mean(), some(3))
-    assert "nothing was profiled: the run had 3 steps, and start=50" in capsys.readouterr().err
+    assert "nothing was profiled: the run had 3 steps, and start=50" in caplog.text
     assert not (tmp_path / "a").exists()
     trainer = solstice.Trainer([Profiler(tmp_path / "b", start=1, steps=50)], steps_per_call=2)
     trainer.fit(Mean(), some(6))
-    assert "profiled steps 3 to 6." in capsys.readouterr().err
+    assert "profiled steps 3 to 6." in caplog.text
+    caplog.clear()
     trainer.test(Mean(), some(2))
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
 
 
 def test_an_exception_closes_the_window(tmp_path):

@@ -186,23 +186,23 @@ def whole(tmp_path_factory):
         *[(source, step) for source in SOURCES for step in (14, 27) if source != "batches"],
     ],
 )
-def test_ended_at_a_step(whole, tmp_path, capsys, source, step):
+def test_ended_at_a_step(whole, tmp_path, caplog, source, step):
     """Steps 4 and 36 are saved; 27 is the last of an epoch, and 31 is within the last."""
     with pytest.raises(BoomError):
         run(tmp_path / "a", source=source, dies=Dies(step))
-    capsys.readouterr()
+    caplog.clear()
     same(run(tmp_path / "a", source=source, resume="last"), whole(source=source))
-    said = capsys.readouterr().err
+    said = caplog.text
     assert ("starting a new run" if step == 3 else SOURCES[source][1]) in said
 
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("epoch", [1, 4])
-def test_ended_after_an_epoch(whole, tmp_path, capsys, source, epoch):
+def test_ended_after_an_epoch(whole, tmp_path, caplog, source, epoch):
     with pytest.raises(BoomError):
         run(tmp_path / "a", source=source, dies=Dies(epoch * STEPS, at_epoch_end=True))
     same(run(tmp_path / "a", source=source, resume="last"), whole(source=source))
-    assert ("it has ended" in capsys.readouterr().err) == (epoch == 4)
+    assert ("it has ended" in caplog.text) == (epoch == 4)
 
 
 @pytest.mark.parametrize("source", ["batches", "state", "remembering"])

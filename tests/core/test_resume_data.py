@@ -241,13 +241,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_where_a_state_is_of_no_use_the_batches_are_read_again(tmp_path, capsys, name):
+def test_where_a_state_is_of_no_use_the_batches_are_read_again(tmp_path, caplog, name):
     """The result is right, and what is said of it is true."""
     killed(tmp_path / "a", STEPS + 4, Stateful(ready()))
-    capsys.readouterr()
+    caplog.clear()
     with pytest.warns(UserWarning, match="the place in train_ds is the state of a Iterator"):
         assert fit(tmp_path / "a", REFUSED[name](), num_epochs=3) == whole()
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "state of its iterator" not in said
     assert "exactly" not in said
     assert ("at once" if name == "list" else "by reading 13 batches again") in said

@@ -241,7 +241,7 @@ class Again:
 @pytest.mark.parametrize("names", [("state_dict", "load_state_dict"), ("get_state", "set_state")])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_state_that_goes_on_changing_is_that_of_its_step(
-    tmp_path, capsys, prefetch, names, stream
+    tmp_path, caplog, prefetch, names, stream
 ):
     def run(data, folder, **options):
         saves = Checkpoint(tmp_path / folder, every=3)
@@ -256,4 +256,4 @@ def test_a_state_that_goes_on_changing_is_that_of_its_step(
     for steps in (1, 10, 21):
         run(data(), "a", max_steps=steps)
     assert run(data(), "a") == whole
-    assert capsys.readouterr().err.count("continues exactly, by the state of its iterator") == 3
+    assert caplog.text.count("continues exactly, by the state of its iterator") == 3

@@ -1,14 +1,48 @@
-"""Text on the terminal; a closed or limited stream never ends a run."""
+"""Messages to the user: the logger "solstice", warnings, and text on streams.
 
+`say` logs the events of a run. `warn` is for what the user may want to change: a warning points to
+a line, and a filter can make it an error. A closed or limited stream never ends a run.
+"""
+
+import logging
+import os
 import sys
 import warnings
 from contextlib import suppress
 from typing import Any
 
+_LOGGER = logging.getLogger("solstice")
 
-def say(text: str) -> None:
-    """`say("nothing was profiled")`: print "solstice: nothing was profiled" to standard error."""
-    write_line(f"solstice: {text}", sys.stderr)
+
+class _Default(logging.Handler):
+    """Prints to standard error, unless the user has configured a handler."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        others = [*_LOGGER.handlers, *(logging.root.handlers if _LOGGER.propagate else [])]
+        if any(handler is not self for handler in others):
+            return
+        line = f"solstice: {record.getMessage()}"
+        if record.levelno > logging.INFO and is_terminal(sys.stderr):
+            line = f"\n{line}"  # below a progress bar
+        try:
+            write_line(line, sys.stderr)
+        except RuntimeError:  # in a signal handler that came while a line was being written
+            with suppress(OSError):
+                os.write(2, f"{line}\n".encode())
+
+
+_LOGGER.addHandler(_Default())
+if _LOGGER.level == logging.NOTSET:  # else the user has set it before the import
+    _LOGGER.setLevel(logging.INFO)
+
+
+def say(text: str, level: int = logging.INFO) -> None:
+    """`say("nothing was profiled")`: log an event of a run.
+
+    Without other handlers, "solstice: nothing was profiled" is printed to standard error.
+    """
+    with suppress(OSError, ValueError):  # of `logging`, which reports errors to a closed stream
+        _LOGGER.log(level, "%s", text, stacklevel=2)
 
 
 def write_line(text: str, stream: Any) -> None:
@@ -54,3 +88,12 @@ def is_terminal(stream: Any) -> bool:
         return bool(stream.isatty())
     except (AttributeError, OSError, ValueError):
         return False
+
+
+class Text(str):
+    """Text that a REPL and a notebook show without quotes and escapes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)

@@ -1,7 +1,6 @@
 """The Trainer: the loop over epochs, batches and callbacks."""
 
 import copy
-import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -10,7 +9,7 @@ from typing import Any, TypeVar, cast
 from solstice._arguments import switch, whole_or_none
 from solstice._batch import arrays_of
 from solstice._callback import Callback
-from solstice._console import write_line
+from solstice._console import Text
 from solstice._engine import (
     BuffersByKind,
     check_processes,
@@ -149,15 +148,18 @@ class Trainer:
         there = [c for c in [*self.callbacks, *self._kept] if isinstance(c, History)]
         return there[0]
 
-    def explain(self) -> None:
-        """`trainer.explain()`: print how the newest run is cut into compiled calls, and why.
+    def explain(self) -> str:
+        """`print(trainer.explain())`: how the newest run is cut into compiled calls, and why.
+
+        Returns:
+            The text, which a REPL and a notebook show without `print`.
 
         Raises:
             AttributeError: the Trainer has not run yet.
         """
         if self._newest is None:
             raise AttributeError("this Trainer has nothing to explain before its first run")
-        write_line(self._newest.explain(), sys.stdout)
+        return Text(self._newest.explain())
 
     def fit(
         self,

@@ -8,16 +8,16 @@ A compiled call destroys the old arrays and returns the new ones. An interrupt b
 the assignment would lose both, so signals wait there.
 """
 
+import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from solstice._console import is_terminal, write_line
+from solstice._console import say
 
 TERMINATED = 128 + signal.SIGTERM
 """The exit code after SIGTERM, 143, as a shell shows it."""
@@ -180,16 +180,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
         _end(number)
     else:
         owner.asked = number
-        _say("solstice: saving after the current steps; a second signal ends the run at once")
+        text = "saving after the current steps; a second signal ends the run at once"
+        say(text, logging.WARNING)
         if _here.waits and not _here.held:  # because a data set may wait for ever
             end_if_asked()
-
-
-def _say(text: str) -> None:
-    """Prints from a signal handler, on a new line below a progress bar."""
-    line = f"\n{text}" if is_terminal(sys.stderr) else text
-    try:
-        write_line(line, sys.stderr)
-    except RuntimeError:  # the signal came while a line was being written
-        with suppress(OSError):
-            os.write(2, f"{line}\n".encode())

@@ -1,13 +1,10 @@
 """CompileMonitor: logs and limits the compilations of a run."""
 
-import logging
-
 from solstice._arguments import whole_or_none
 from solstice._callback import Callback
 from solstice._compiles import check_budget
+from solstice._console import say
 from solstice._record import Compilation, Record
-
-logger = logging.getLogger("solstice")
 
 
 class CompileMonitor(Callback):
@@ -42,5 +39,5 @@ class CompileMonitor(Callback):
     def on_compile(self, record: Record) -> None:
         """Logs the compilation, and raises a CompileBudgetError above the limit."""
         self.compilations.append(record.compilation)
-        logger.info("%s, by step %d", record.compilation, record.step)
+        say(f"{record.compilation}, by step {record.step}")
         check_budget(self.compilations, self.max_compiles)

@@ -1,16 +1,14 @@
 """Logging: metrics to the standard logger or to a function."""
 
-import logging
 import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 from solstice._arguments import function_or_none, names, whole_or_none
 from solstice._callback import Callback
+from solstice._console import say
 from solstice._left_out import LeftOut
 from solstice._record import Record
-
-logger = logging.getLogger("solstice")
 
 
 class Logging(Callback):
@@ -24,7 +22,8 @@ class Logging(Callback):
     Args:
         log: called as `log(metrics, step)` with a dict from name to float and the number of
             training steps so far; `wandb.log` and `mlflow.log_metrics` fit. By default, a line at
-            level INFO goes to the standard logger "solstice".
+            level INFO goes to the standard logger "solstice", which prints it to standard error
+            unless you configure it.
         every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode, as in ("loss", "accuracy"); all by
             default.
@@ -79,4 +78,4 @@ class Logging(Callback):
 
 def _to_logger(metrics: Mapping[str, float], step: int) -> None:
     values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    logger.info("step %d  %s", step, values)
+    say(f"step {step}  {values}")

@@ -16,7 +16,7 @@ class Profiler(Callback):
 
     The trace starts at the end of the first compiled call after `start` steps, so it excludes
     compilation, and stops at the end of the call that completes `steps`. It does not change the
-    length of calls. At the end, standard error shows how to open the trace.
+    length of calls. At the end, the logger "solstice" gets the line that opens the trace.
 
     Args:
         directory: the folder for the trace.

@@ -1,18 +1,16 @@
 """Watcher of compilations in a hand-written loop."""
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from solstice._arguments import function, function_or_none, whole_or_none
 from solstice._compiles import Reasons, check_budget, compiled_so_far, kinds_of
+from solstice._console import say
 from solstice._record import Compilation
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-logger = logging.getLogger("solstice")
 
 
 def watch_compiles(
@@ -43,7 +41,7 @@ def watch_compiles(
     """
     function("step", step, "step=eqx.filter_jit(step)")
     most = whole_or_none("max_compiles", max_compiles, 0, "calls")
-    say = function_or_none("report", report, "report=print") or _log
+    reported = function_or_none("report", report, "report=print") or _log
     name = str(getattr(step, "__name__", type(step).__name__))
     compilations: list[Compilation] = []
     reasons = Reasons()
@@ -56,7 +54,7 @@ def watch_compiles(
         if now[0] > count:
             why = reasons.of(name, {**kinds_of(args), **kinds_of(kwargs)})
             compilations.append(Compilation(name, now[1] - seconds, why))
-            say(compilations[-1])
+            reported(compilations[-1])
             check_budget(compilations, most)
         return result
 
@@ -64,4 +62,4 @@ def watch_compiles(
 
 
 def _log(compilation: Compilation) -> None:
-    logger.info("%s", compilation)
+    say(str(compilation))

@@ -1,8 +1,9 @@
 """Renaming of metrics for tools that do not accept every name."""
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable
+
+from solstice._console import warn
 
 
 class Names:
@@ -35,7 +36,7 @@ class Names:
         if new:
             self._said |= {*new}
             listed = ", ".join(f"`{metric}` as `{name}`" for metric, name in new.items())
-            warnings.warn(
+            warn(
                 f"{self._tool} does not accept all names of metrics, and shows {listed}",
                 stacklevel=4,
             )
