@@ -106,6 +106,10 @@ NOT_CHECKED: dict[str, str] = {
     "Masked": "a pytree node, which JAX makes of anything; each Experiment checks the mask",
     "BatchIterator": "`iter(batches)` makes it",
     "Logger": "abstract: CSV has its arguments",
+    "Options": "a TypedDict: each ready-made Experiment has its arguments",
+    "Task": "abstract: SupervisedExperiment checks it",
+    "ReadyMadeExperiment": "abstract, without arguments",
+    "counted": "for authors of tasks: arrays of a batch that was checked",
     "diff": "any tree has a difference to any other",
     "call_arguments": "for authors of adapters: any inputs serve",
     "call_in_evaluation": "for authors of adapters: any call serves",
@@ -182,7 +186,7 @@ def plain_parts(made):
         return made.compute()
     if isinstance(made, list | dict):
         return made
-    kept = vars(made).items()
+    kept = {**vars(made), **(vars(made.task) if hasattr(made, "task") else {})}.items()
     return {n: v for n, v in kept if type(v) in (bool, int, float, str, tuple, type(None))}
 
 

@@ -195,6 +195,13 @@ KINDS: dict[str, dict[str, Callable[[], Any]]] = {
         "deleted": lambda: Null(deleted(())),
     },
     "metrics": {"None": lambda: None, "5": lambda: 5, "table": lambda: {"a": 1}},
+    "task": {
+        "None": lambda: None,
+        "text": lambda: "ranking",
+        "a class": lambda: NumberTask,
+        "with a number": lambda: NumberTask(0.5),
+        "with a function": lambda: NumberTask(jnp.tanh),
+    },
     "patterns": {
         "5": lambda: 5,
         "None": lambda: None,
@@ -231,6 +238,21 @@ class Null(solstice.Experiment):
 
     def predict_step(self, batch):
         return batch
+
+
+class NumberTask(experiments.Task):
+    """Predicts a number; `rate` is not static, as it would have to be if it were a number."""
+
+    rate: Any = None
+
+    def outputs(self, outputs, x, targets):
+        return outputs[:, 0]
+
+    def losses(self, outputs, targets, mask):
+        return jnp.square(outputs - targets)
+
+    def metrics(self, outputs, targets, mask):
+        return metrics.Mean(targets, mask)
 
 
 @dataclass(frozen=True)
@@ -480,7 +502,11 @@ TARGETS: dict[str, Target] = {
         {"model": LINEAR, "optimizer": SGD},
         {**MODEL, "free_axes": "count"},
     ),
-    "Options": Target(experiments.Options, {}, OPTIONS),
+    "SupervisedExperiment": Target(
+        experiments.SupervisedExperiment,
+        {"model": LINEAR, "optimizer": SGD, "task": NumberTask()},
+        {**MODEL, **OPTIONS, "task": "task"},
+    ),
     "Checkpoint": Target(
         callbacks.Checkpoint,
         {"directory": "a"},

@@ -76,3 +76,8 @@ def num_rows(batch: Batch) -> int:
 def is_traced(tree: Batch) -> bool:
     """Whether a tree has tracers in place of values, as during compilation."""
     return any(isinstance(leaf, Tracer) for leaf in _tree.leaves(tree))
+
+
+def is_sequence(batch: Batch) -> TypeGuard[tuple[Batch, ...] | list[Batch]]:
+    """Whether a batch is a tuple or list of parts."""
+    return isinstance(batch, tuple | list)

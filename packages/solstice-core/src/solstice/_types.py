@@ -9,8 +9,26 @@ PyTree: TypeAlias = Any
 Structure: TypeAlias = Hashable
 """The structure of a tree, for which JAX's own class has no type."""
 
+import numpy as np
+from jax import Array
+
+AnyArray: TypeAlias = Array | np.ndarray[Any, np.dtype[Any]]
+"""An array of JAX, traced or not, or of NumPy."""
+
 Batch: TypeAlias = Any
 """A pytree of arrays with the examples along axis 0."""
+
+Inputs: TypeAlias = Any
+"""The inputs of a model: an array, or a pytree of arrays, with the examples along axis 0."""
+
+Targets: TypeAlias = Any
+"""What a model learns to predict: an array or a pytree of arrays, with examples along axis 0."""
+
+ModelOutputs: TypeAlias = Any
+"""The outputs of a model: usually an array with the examples along axis 0."""
+
+Dataset: TypeAlias = Any
+"""Batches, or arrays of examples; `solstice.data` has the kinds."""
 
 Outputs: TypeAlias = Any
 """The second result of a step: Metrics, scalars by name, or any pytree."""

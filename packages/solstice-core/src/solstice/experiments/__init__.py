@@ -1,16 +1,20 @@
 """Ready-made Experiments, written against the protocols of `solstice.compat` alone."""
 
 from solstice.experiments._autoencoder import AutoencoderExperiment, VAEExperiment
-from solstice.experiments._base import Options
+from solstice.experiments._checks import counted
 from solstice.experiments._classification import (
     BinaryClassificationExperiment,
     ClassificationExperiment,
     MultilabelClassificationExperiment,
 )
 from solstice.experiments._gan import GANExperiment
+from solstice.experiments._gradients import Forward, Objective
 from solstice.experiments._language import LanguageModelExperiment
-from solstice.experiments._learner import Forward, Learner, Objective
+from solstice.experiments._learner import Learner
+from solstice.experiments._ready_made import ReadyMadeExperiment
 from solstice.experiments._regression import RegressionExperiment
+from solstice.experiments._supervised import Options, SupervisedExperiment
+from solstice.experiments._task import Task
 
 __all__ = [
     "AutoencoderExperiment",
@@ -23,6 +27,10 @@ __all__ = [
     "MultilabelClassificationExperiment",
     "Objective",
     "Options",
+    "ReadyMadeExperiment",
     "RegressionExperiment",
+    "SupervisedExperiment",
+    "Task",
     "VAEExperiment",
+    "counted",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias, Unpack
 
 import equinox as eqx
 import jax
@@ -13,74 +13,62 @@ from jax import Array
 from solstice._arguments import function_or_none, not_negative, whole
 from solstice._batch import describe_batch
 from solstice._errors import DataError
-from solstice._metrics import Metrics, at_least_float32
-from solstice._types import Batch
+from solstice._metrics import at_least_float32
+from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.compat import Model, Params, State
 from solstice.compat._registry import adapt_argument
+<<<<<<< HEAD
 from solstice.experiments._base import (
     LossFunction,
     MetricsFunction,
     OneModelExperiment,
     Options,
+=======
+from solstice.experiments._checks import (
+>>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
     check_floating,
     check_no_nan,
     features_of,
+    of_shape,
     shape_of,
-    unmasked,
 )
 from solstice.experiments._keys import one_key
-from solstice.experiments._learner import Learner
+from solstice.experiments._learner import AnyModel, AnyOptimizer, Learner
 from solstice.experiments._losses import binary_cross_entropy, squared_error
+from solstice.experiments._supervised import Options, SupervisedExperiment, check_losses
+from solstice.experiments._task import LossFunction, Task
 from solstice.metrics import Mean, MetricsCollection, RegressionMetrics
 
 
-class _Reconstructing(OneModelExperiment):
-    """An Experiment whose targets are its inputs, a single array."""
+class _Reconstruction(Task):
+    """A task whose targets are the inputs."""
 
-    def _parts(self, batch: Batch) -> tuple[Any, Any, Any]:
-        _, mask = unmasked(batch)
+    def split(self, batch: Batch, mask: AnyArray | None) -> tuple[Inputs, Inputs, AnyArray | None]:
         x = features_of(batch)
         return x, x, mask
 
-    def check_batch(self, batch: Batch) -> None:
-        """Raises a DataError if features are invalid.
-
-        Masked examples are checked too, because all examples go through the encoder: NaN in one
-        reaches the others through BatchNorm.
-        """
-        x, _, _ = self._parts(batch)
-        self._check_targets(x)
-        self._check_values(np.asarray(x))
-
-    def _check_targets(self, y: Any) -> None:
-        check_floating(y)
-
-    def _check_values(self, y: Any) -> None:
-        check_no_nan(y)
-
-    def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
-        decoded, _ = outputs
-        if shape_of(decoded) != x.shape:
-            raise DataError(
-                f"the decoder must give the shape of the features, {list(x.shape)}; it gave "
-                f"{describe_batch(decoded)}. Change its last layer"
-            )
-        return outputs
-
-    def __call__(self, x: Any) -> Any:
-        """`decoded = exp(x)`: encode and decode features, with the weights for evaluation."""
-        return super().__call__(x)[0]
-
-    def _part(self, name: str, x: Any) -> Any:
-        """The outputs of the encoder or the decoder, with the weights for evaluation."""
-        learner = self.learner
-        params = learner.eval_params()
-        pair: Any = learner.model
-        outputs, _ = getattr(pair, name).forward(params[name], learner.state[name], x, train=False)
-        return outputs
+    def check(self, x: Inputs, targets: Targets) -> None:
+        check_floating(x)
 
 
-class AutoencoderExperiment(_Reconstructing):
+class AutoencoderTask(_Reconstruction):
+    """The inputs themselves."""
+
+    def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
+        # Masked examples too: all go through the encoder, and BatchNorm would spread their NaN.
+        check_no_nan(np.asarray(features_of(batch)))
+
+    def outputs(self, outputs: ModelOutputs, x: Inputs, targets: Targets | None) -> Array:
+        return _decoded(outputs, x)[0]
+
+    def losses(self, outputs: Array, targets: Array, mask: Array) -> Array:
+        return squared_error(outputs, targets)
+
+    def metrics(self, outputs: Array, targets: Array, mask: Array) -> RegressionMetrics:
+        return RegressionMetrics(outputs, targets, mask=mask)
+
+
+class AutoencoderExperiment(SupervisedExperiment[AutoencoderTask]):
     """`AutoencoderExperiment(encoder, decoder, optax.adam(1e-3))`: learns to reproduce its inputs.
 
     ```python
@@ -107,50 +95,77 @@ class AutoencoderExperiment(_Reconstructing):
             another shape.
     """
 
-    learner: Learner
-    options: Options = eqx.field(static=True)
-
     def __init__(
         self,
-        encoder: Any,
-        decoder: Any,
-        optimizer: Any,
+        encoder: AnyModel,
+        decoder: AnyModel,
+        optimizer: AnyOptimizer,
         *,
         seed: int | Array = 0,
-        sample_input: Any = None,
-        loss: LossFunction | None = None,
-        metrics: MetricsFunction | None = None,
-        micro_batches: int = 1,
+        **options: Unpack[Options],
     ) -> None:
-        self.options = Options(loss, metrics, micro_batches)
-        model = _Pair(
-            adapt_argument("encoder", "model", encoder), adapt_argument("decoder", "model", decoder)
-        )
-        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
+        model = _pair_of(encoder, decoder)
+        super().__init__(model, optimizer, AutoencoderTask(), seed=seed, **options)
 
-    def encode(self, x: Any) -> Any:
+    def encode(self, x: Inputs) -> ModelOutputs:
         """`codes = exp.encode(x)`: the encoder's outputs for features of shape [n, ...]."""
-        return self._part("encoder", x)
+        return _part(self.learner, "encoder", x)
 
-    def decode(self, z: Any) -> Any:
+    def decode(self, z: Inputs) -> ModelOutputs:
         """`x = exp.decode(codes)`: the decoder's outputs for codes of shape [n, ...]."""
-        return self._part("decoder", z)
-
-    def predict_step(self, batch: Batch) -> Any:
-        """`reconstructions = exp.predict_step(x)`: features, encoded and decoded."""
-        return self(self._features(batch))
-
-    def _usual_loss(self, outputs: Any, y: Any) -> Array:
-        return squared_error(outputs, y)
-
-    def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> Metrics:
-        return RegressionMetrics(outputs, y, mask=mask)
-
-    def _measured(self, outputs: Any, y: Any, mask: Any) -> tuple[Array, Array | None, Metrics]:
-        return super()._measured(outputs[0], y, mask)
+        return _part(self.learner, "decoder", z)
 
 
-class VAEExperiment(_Reconstructing):
+_Outputs: TypeAlias = tuple[Array, Array]
+"""Decoded features, and codes."""
+
+
+class VAETask(_Reconstruction):
+    """The inputs themselves, from latents that are close to a normal distribution."""
+
+    latent_size: int = eqx.field(static=True)
+    beta: float = eqx.field(static=True)
+    loss: LossFunction | None = eqx.field(static=True)
+    activation: Callable[[Array], Array] | None = eqx.field(static=True)
+
+    def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
+        x = np.asarray(features_of(batch))
+        check_no_nan(x)
+        if self.loss is None and x.size and (x.min() < 0 or x.max() > 1):
+            raise DataError(
+                f"features must be in [0, 1] for the default loss; they are in [{x.min()}, "
+                f"{x.max()}]. Scale them, or give another `loss`"
+            )
+
+    def outputs(
+        self, outputs: ModelOutputs, x: Inputs, targets: Targets | None
+    ) -> Array | _Outputs:
+        decoded, codes = _decoded(outputs, x)
+        return decoded if targets is None else (decoded, codes)
+
+    def losses(self, outputs: _Outputs, targets: Array, mask: Array) -> Array:
+        reconstruction, divergence = self._terms(outputs, targets)
+        return reconstruction + self.beta * divergence
+
+    def metrics(self, outputs: _Outputs, targets: Array, mask: Array) -> MetricsCollection:
+        reconstruction, divergence = self._terms(outputs, targets)
+        return MetricsCollection(
+            reconstruction=Mean(reconstruction, mask), divergence=Mean(divergence, mask)
+        )
+
+    def predictions(self, outputs: Array) -> Array:
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def _terms(self, outputs: _Outputs, x: Array) -> tuple[Array, Array]:
+        """The reconstruction loss of each example, and its divergence."""
+        decoded, codes = outputs
+        elements = (self.loss or binary_cross_entropy)(decoded, x)
+        check_losses(elements, x.shape[0])
+        reconstruction = jnp.sum(elements.reshape(elements.shape[0], -1), axis=1)
+        return reconstruction, _divergence(*_halves(at_least_float32(codes), self.latent_size))
+
+
+class VAEExperiment(SupervisedExperiment[VAETask]):
     """`VAEExperiment(encoder, decoder, optax.adam(1e-3), latent_size=8)`: variational autoencoder.
 
     ```python
@@ -185,86 +200,62 @@ class VAEExperiment(_Reconstructing):
             with the default loss; or a model returns another shape.
     """
 
-    learner: Learner
-    latent_size: int = eqx.field(static=True)
-    beta: float = eqx.field(static=True)
-    activation: Callable[[Any], Any] | None = eqx.field(static=True)
-    options: Options = eqx.field(static=True)
-
     def __init__(
         self,
-        encoder: Any,
-        decoder: Any,
-        optimizer: Any,
+        encoder: AnyModel,
+        decoder: AnyModel,
+        optimizer: AnyOptimizer,
         latent_size: int,
         *,
         beta: float = 1.0,
         seed: int | Array = 0,
-        sample_input: Any = None,
-        loss: LossFunction | None = None,
-        activation: Callable[[Any], Any] | None = None,
-        micro_batches: int = 1,
+        activation: Callable[[Array], Array] | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        self.latent_size = whole("latent_size", latent_size)
-        self.beta = not_negative("beta", beta)
-        self.options = Options(loss, None, micro_batches)
+        size, beta = whole("latent_size", latent_size), not_negative("beta", beta)
+        loss = function_or_none("loss", options.pop("loss", None), "loss=optax.squared_error")
         function_or_none("activation", activation, "activation=jax.nn.sigmoid")
-        self.activation = jax.nn.sigmoid if loss is None and activation is None else activation
-        model = _Pair(
-            adapt_argument("encoder", "model", encoder),
-            adapt_argument("decoder", "model", decoder),
-            self.latent_size,
-        )
-        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
+        if loss is None and activation is None:
+            activation = jax.nn.sigmoid
+        model = _pair_of(encoder, decoder, size)
+        task = VAETask(size, beta, loss, activation)
+        super().__init__(model, optimizer, task, seed=seed, **options)
 
-    def encode(self, x: Any) -> tuple[Array, Array]:
+    def encode(self, x: Inputs) -> tuple[Array, Array]:
         """`mean, log_variance = exp.encode(x)`: of the latents, each of shape [n, latent_size]."""
-        return _halves(self._part("encoder", x), self.latent_size)
+        return _halves(_part(self.learner, "encoder", x), self.task.latent_size)
 
-    def decode(self, z: Any) -> Any:
+    def decode(self, z: Inputs) -> Array:
         """`x = exp.decode(z)`: features from latents of shape [n, latent_size]."""
-        return self._activated(self._part("decoder", z))
+        return self.task.predictions(_part(self.learner, "decoder", z))
 
-    def sample(self, key: Array, num: int) -> Any:
+    def sample(self, key: Array, num: int) -> Array:
         """`x = exp.sample(key, 16)`: features decoded from 16 latents drawn at random.
 
         Raises:
             ValueError: `num` is below 1.
             DataError: the models have not been initialised.
         """
-        shape = whole("num", num), self.latent_size
+        shape = whole("num", num), self.task.latent_size
         return self.decode(jax.random.normal(one_key("key", key), shape))
 
-    def predict_step(self, batch: Batch) -> Any:
-        """`reconstructions = exp.predict_step(x)`: decoded from the means of the latents."""
-        return self._activated(self(self._features(batch)))
 
-    def _activated(self, decoded: Any) -> Any:
-        return decoded if self.activation is None else self.activation(decoded)
+def _pair_of(encoder: AnyModel, decoder: AnyModel, latent_size: int | None = None) -> Model:
+    encoder = adapt_argument("encoder", "model", encoder)
+    return _Pair(encoder, adapt_argument("decoder", "model", decoder), latent_size)
 
-    def _check_values(self, y: Any) -> None:
-        super()._check_values(y)
-        if self.options.loss is None and y.size and (y.min() < 0 or y.max() > 1):
-            raise DataError(
-                f"features must be in [0, 1] for the default loss; they are in [{y.min()}, "
-                f"{y.max()}]. Scale them, or give another `loss`"
-            )
 
-    def _usual_loss(self, outputs: Any, y: Any) -> Array:
-        return binary_cross_entropy(outputs, y)
+def _part(learner: Learner, name: str, x: Inputs) -> ModelOutputs:
+    """The outputs of the encoder or the decoder, with the weights for evaluation."""
+    params, model = learner.eval_params(), getattr(learner.model, name)
+    return model.forward(params[name], learner.state[name], x, train=False)[0]
 
-    def _measured(self, outputs: Any, y: Any, mask: Any) -> tuple[Array, Array | None, Metrics]:
-        decoded, codes = outputs
-        elements = self._losses(decoded, y)
-        reconstruction = jnp.sum(elements.reshape(elements.shape[0], -1), axis=1)
-        divergence = _divergence(*_halves(at_least_float32(codes), self.latent_size))
-        losses = reconstruction + self.beta * divergence
-        metrics = MetricsCollection(
-            loss=Mean(losses, mask),
-            reconstruction=Mean(reconstruction, mask),
-            divergence=Mean(divergence, mask),
-        )
-        return losses, mask, metrics
+
+def _decoded(outputs: ModelOutputs, x: Inputs) -> _Outputs:
+    """The outputs of a `_Pair`, after a check of their shape."""
+    decoded, codes = outputs
+    must = f"the decoder must give the shape of the features, {list(x.shape)}"
+    return of_shape(decoded, x.shape, must), codes
 
 
 @jax.tree_util.register_static
@@ -280,7 +271,7 @@ class _Pair:
     decoder: Model
     latent_size: int | None = None
 
-    def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
+    def init(self, key: Array, x: Inputs, /) -> tuple[Params, State]:
         """`params, state = model.init(key, x)`: dicts with the keys "encoder" and "decoder"."""
         first, second = jax.random.split(key)
         one, one_state = self.encoder.init(first, x)
@@ -290,8 +281,8 @@ class _Pair:
         return params, {"encoder": one_state, "decoder": other_state}
 
     def forward(
-        self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
-    ) -> tuple[Any, State]:
+        self, params: Params, state: State, x: Inputs, /, *, train: bool, key: Array | None = None
+    ) -> tuple[tuple[ModelOutputs, ModelOutputs], State]:
         """`(decoded, codes), state = model.forward(params, state, x, train=True, key=key)`."""
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
         codes, one = self.encoder.forward(
@@ -303,7 +294,7 @@ class _Pair:
         )
         return (decoded, codes), {"encoder": one, "decoder": other}
 
-    def _latents(self, codes: Any, key: Array | None) -> Any:
+    def _latents(self, codes: ModelOutputs, key: Array | None) -> ModelOutputs:
         if self.latent_size is None:
             return codes
         mean, log_variance = _halves(codes, self.latent_size)
@@ -312,13 +303,12 @@ class _Pair:
         return mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape, mean.dtype)
 
 
-def _halves(codes: Any, latent_size: int) -> tuple[Array, Array]:
-    if shape_of(codes)[1:] != (2 * latent_size,):
-        raise DataError(
-            f"the encoder must give {latent_size} means and as many logarithms of variances, of "
-            f"shape [n, {2 * latent_size}]; it gave {describe_batch(codes)}. Change its last "
-            f"layer, or latent_size"
-        )
+def _halves(codes: ModelOutputs, latent_size: int) -> tuple[Array, Array]:
+    must = (
+        f"the encoder must give {latent_size} means and as many logarithms of variances, of shape "
+        f"[n, {2 * latent_size}]"
+    )
+    of_shape(codes, (*shape_of(codes)[:1], 2 * latent_size), must, ", or latent_size")
     return codes[:, :latent_size], codes[:, latent_size:]
 
 

@@ -1,16 +1,19 @@
-"""Classification Experiments: one of many classes, one of two, and several labels at once."""
+"""Classification: one of many classes, one of two, and several labels at once."""
 
-from typing import Any
+from typing import Unpack
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from solstice import _hints
 from solstice._arguments import probability, whole
 from solstice._batch import describe_batch, num_rows
 from solstice._errors import DataError
+<<<<<<< HEAD
 from solstice._hints import (
     binary_hint,
     binary_rows_hint,
@@ -24,21 +27,69 @@ from solstice.experiments._base import (
     MetricsFunction,
     OneModelExperiment,
     Options,
+=======
+from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
+from solstice.experiments._checks import (
+    counted,
+    is_of,
+    of_shape,
+>>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
     shape_of,
     spread,
     without_last_axis,
 )
-from solstice.experiments._learner import Learner
+from solstice.experiments._learner import AnyModel, AnyOptimizer
 from solstice.experiments._losses import (
     binary_cross_entropy,
     check_smoothing,
     check_weights,
     cross_entropy,
 )
+from solstice.experiments._supervised import Options, SupervisedExperiment
+from solstice.experiments._task import Task
 from solstice.metrics import BinaryMetrics, ClassificationMetrics, MultilabelMetrics
 
 
-class ClassificationExperiment(OneModelExperiment):
+class ClassificationTask(Task):
+    """One of many classes."""
+
+    class_weights: Array | None
+    num_classes: int = eqx.field(static=True)
+    label_smoothing: float = eqx.field(static=True)
+
+    def check(self, x: Inputs, targets: Targets) -> None:
+        if not is_of(targets, jnp.integer) or targets.ndim != 1:
+            raise DataError(
+                f"labels must be integers of shape [n]; they are {describe_batch(targets)}"
+                f"{_hints.class_hint(targets)}"
+            )
+
+    def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
+        y = counted(batch[1], mask)
+        if y.size and (y.min() < 0 or y.max() >= self.num_classes):
+            bad = y[(y < 0) | (y >= self.num_classes)]
+            raise DataError(
+                f"{bad.size} of {y.size} labels are outside [0, {self.num_classes}), such as "
+                f"{bad[0]}{_hints.class_range_hint(y, self.num_classes)}"
+            )
+
+    def outputs(self, outputs: ModelOutputs, x: Inputs, targets: Targets) -> Array:
+        return _logits(outputs, num_rows(x), self.num_classes)
+
+    def losses(self, outputs: Array, targets: Array, mask: Array) -> Array:
+        return cross_entropy(outputs, targets, self.label_smoothing)
+
+    def weights(self, targets: Array, mask: AnyArray | None, losses: Array) -> AnyArray | None:
+        return _weights_of(self.class_weights, targets, mask)
+
+    def metrics(self, outputs: Array, targets: Array, mask: Array) -> ClassificationMetrics:
+        return ClassificationMetrics(outputs, targets, 0.0, self.num_classes, mask=mask)
+
+    def predictions(self, outputs: Array) -> Array:
+        return jax.nn.softmax(outputs)
+
+
+class ClassificationExperiment(SupervisedExperiment[ClassificationTask]):
     """`ClassificationExperiment(flax_module, optax.adam(3e-4), num_classes=10)`: a classifier.
 
     ```python
@@ -83,75 +134,60 @@ class ClassificationExperiment(OneModelExperiment):
             [n, num_classes].
     """
 
-    learner: Learner
-    class_weights: Array | None
-    num_classes: int = eqx.field(static=True)
-    label_smoothing: float = eqx.field(static=True)
-    options: Options = eqx.field(static=True)
-
     def __init__(
         self,
-        model: Any,
-        optimizer: Any,
+        model: AnyModel,
+        optimizer: AnyOptimizer,
         num_classes: int = 10,
         seed: int | Array = 0,
         *,
-        sample_input: Any = None,
         label_smoothing: float = 0.0,
         class_weights: ArrayLike | None = None,
-        loss: LossFunction | None = None,
-        metrics: MetricsFunction | None = None,
-        micro_batches: int = 1,
+        **options: Unpack[Options],
     ) -> None:
-        self.num_classes = whole("num_classes", num_classes, 2)
-        self.label_smoothing = check_smoothing(label_smoothing, loss)
-        self.class_weights = check_weights(class_weights, self.num_classes)
-        self.options = Options(loss, metrics, micro_batches)
-        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
+        num_classes = whole("num_classes", num_classes, 2)
+        smoothing = check_smoothing(label_smoothing, options.get("loss"))
+        task = ClassificationTask(check_weights(class_weights, num_classes), num_classes, smoothing)
+        super().__init__(model, optimizer, task, seed=seed, **options)
 
-    def predict_step(self, batch: Batch) -> Array:
-        """`probabilities = exp.predict_step(x)`: float, of shape [n, num_classes].
 
-        The batch is `x` alone, or a tuple or list of `x` and labels; labels are ignored.
-        """
-        return jax.nn.softmax(self(self._features(batch)))
+class BinaryTask(Task):
+    """One of two classes."""
 
-    def _check_targets(self, y: Any) -> None:
-        if getattr(y, "ndim", 0) != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
+    class_weights: Array | None
+    threshold: float = eqx.field(static=True)
+    label_smoothing: float = eqx.field(static=True)
+
+    def check(self, x: Inputs, targets: Targets) -> None:
+        if not is_of(targets, jnp.integer, jnp.bool_) or targets.ndim != 1:
             raise DataError(
-                f"labels must be integers of shape [n]; they are {describe_batch(y)}{class_hint(y)}"
+                f"labels must be integers or booleans of shape [n], each 0 or 1; they are "
+                f"{describe_batch(targets)}{_hints.binary_hint(targets)}"
             )
 
-    def _check_values(self, y: Any) -> None:
-        if y.size and (y.min() < 0 or y.max() >= self.num_classes):
-            bad = y[(y < 0) | (y >= self.num_classes)]
-            raise DataError(
-                f"{bad.size} of {y.size} labels are outside [0, {self.num_classes}), such as "
-                f"{bad[0]}{class_range_hint(y, self.num_classes)}"
-            )
+    def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
+        _check_zeros_and_ones(counted(batch[1], mask))
 
-    def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
+    def outputs(self, outputs: ModelOutputs, x: Inputs, targets: Targets) -> Array:
         size = num_rows(x)
-        if shape_of(outputs) != (size, self.num_classes):
-            raise DataError(
-                f"the model must give logits of shape [{size}, {self.num_classes}]; it gave "
-                f"{describe_batch(outputs)}. Change its last layer, or num_classes"
-            )
-        return outputs
+        must = f"the model must give one logit for each example, of shape [{size}] or [{size}, 1]"
+        return of_shape(without_last_axis(outputs, size), (size,), must)
 
-    def _weights(self, y: Any, mask: Any, losses: Array) -> Array | None:
-        if self.class_weights is None:
-            return super()._weights(y, mask, losses)
-        return _of_classes(self.class_weights, y, mask, losses)
+    def losses(self, outputs: Array, targets: Array, mask: Array) -> Array:
+        return binary_cross_entropy(outputs, targets, self.label_smoothing)
 
-    def _usual_loss(self, outputs: Any, y: Any) -> Array:
-        return cross_entropy(outputs, y, self.label_smoothing)
+    def weights(self, targets: Array, mask: AnyArray | None, losses: Array) -> AnyArray | None:
+        return _weights_of(self.class_weights, targets, mask)
 
-    def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> ClassificationMetrics:
-        return ClassificationMetrics(outputs, y, 0.0, self.num_classes, mask=mask)
+    def metrics(self, outputs: Array, targets: Array, mask: Array) -> BinaryMetrics:
+        threshold = self.threshold
+        return BinaryMetrics(outputs, targets, mask=mask, threshold=threshold, from_logits=True)
+
+    def predictions(self, outputs: Array) -> Array:
+        return jax.nn.sigmoid(outputs)
 
 
-class BinaryClassificationExperiment(OneModelExperiment):
+class BinaryClassificationExperiment(SupervisedExperiment[BinaryTask]):
     """`BinaryClassificationExperiment(model, optax.adam(3e-4))`: a classifier for two classes.
 
     A batch is a pair `(features, labels)`, or a `solstice.data.Masked` of one. Labels have shape
@@ -172,69 +208,73 @@ class BinaryClassificationExperiment(OneModelExperiment):
         ValueError, TypeError, DataError: as `ClassificationExperiment`.
     """
 
-    learner: Learner
-    class_weights: Array | None
-    threshold: float = eqx.field(static=True)
-    label_smoothing: float = eqx.field(static=True)
-    options: Options = eqx.field(static=True)
-
     def __init__(
         self,
-        model: Any,
-        optimizer: Any,
+        model: AnyModel,
+        optimizer: AnyOptimizer,
         *,
         seed: int | Array = 0,
-        sample_input: Any = None,
         threshold: float = 0.5,
         label_smoothing: float = 0.0,
         class_weights: ArrayLike | None = None,
-        loss: LossFunction | None = None,
-        metrics: MetricsFunction | None = None,
-        micro_batches: int = 1,
+        **options: Unpack[Options],
     ) -> None:
-        self.threshold = probability("threshold", threshold)
-        self.label_smoothing = check_smoothing(label_smoothing, loss)
-        self.class_weights = check_weights(class_weights, 2)
-        self.options = Options(loss, metrics, micro_batches)
-        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
+        threshold = probability("threshold", threshold)
+        smoothing = check_smoothing(label_smoothing, options.get("loss"))
+        task = BinaryTask(check_weights(class_weights, 2), threshold, smoothing)
+        super().__init__(model, optimizer, task, seed=seed, **options)
 
-    def predict_step(self, batch: Batch) -> Array:
-        """`probabilities = exp.predict_step(x)`: of class 1, float of shape [n]."""
-        return jax.nn.sigmoid(self(self._features(batch)))
 
-    def _check_targets(self, y: Any) -> None:
-        if getattr(y, "ndim", 0) != 1 or not _is_binary(y):
+class MultilabelTask(Task):
+    """Several labels at once, each 0 or 1."""
+
+    class_weights: Array | None
+    num_labels: int = eqx.field(static=True)
+    threshold: float = eqx.field(static=True)
+    label_smoothing: float = eqx.field(static=True)
+
+    def check(self, x: Inputs, targets: Targets) -> None:
+        if not is_of(targets, jnp.integer, jnp.bool_) or targets.ndim != 2:
             raise DataError(
-                f"labels must be integers or booleans of shape [n], each 0 or 1; they are "
-                f"{describe_batch(y)}{binary_hint(y)}"
+                f"labels must be integers or booleans of shape [n, {self.num_labels}], each 0 or "
+                f"1; they are {describe_batch(targets)}"
+                f"{_hints.binary_rows_hint(targets, self.num_labels)}"
+            )
+        if targets.shape[1] != self.num_labels:
+            raise DataError(
+                f"labels must be of shape [n, {self.num_labels}]; they are "
+                f"{describe_batch(targets)}"
             )
 
-    def _check_values(self, y: Any) -> None:
-        _check_zeros_and_ones(y)
+    def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
+        _check_zeros_and_ones(counted(batch[1], mask))
 
-    def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
-        size = num_rows(x)
-        outputs = without_last_axis(outputs, size)
-        if shape_of(outputs) != (size,):
-            raise DataError(
-                f"the model must give one logit for each example, of shape [{size}] or "
-                f"[{size}, 1]; it gave {describe_batch(outputs)}. Change its last layer"
-            )
-        return outputs
+    def outputs(self, outputs: ModelOutputs, x: Inputs, targets: Targets) -> Array:
+        return _logits(outputs, num_rows(x), self.num_labels)
 
-    def _weights(self, y: Any, mask: Any, losses: Array) -> Array | None:
+    def losses(self, outputs: Array, targets: Array, mask: Array) -> Array:
+        return binary_cross_entropy(outputs, targets, self.label_smoothing)
+
+    def weights(self, targets: Array, mask: AnyArray | None, losses: Array) -> AnyArray | None:
         if self.class_weights is None:
-            return super()._weights(y, mask, losses)
-        return _of_classes(self.class_weights, y, mask, losses)
+            return mask
+        if shape_of(losses) != targets.shape:
+            raise DataError(
+                f"class_weights weigh each label, so the loss must be of shape "
+                f"{list(targets.shape)}; it is {describe_batch(losses)}. Do not average over "
+                f"labels in the loss, or weigh them there and leave class_weights out"
+            )
+        return self.class_weights[None] * (1 if mask is None else spread(mask, targets))
 
-    def _usual_loss(self, outputs: Any, y: Any) -> Array:
-        return binary_cross_entropy(outputs, y, self.label_smoothing)
+    def metrics(self, outputs: Array, targets: Array, mask: Array) -> MultilabelMetrics:
+        scores = jax.nn.sigmoid(outputs)
+        return MultilabelMetrics(scores, targets, mask=mask, threshold=self.threshold)
 
-    def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> BinaryMetrics:
-        return BinaryMetrics(outputs, y, mask=mask, threshold=self.threshold, from_logits=True)
+    def predictions(self, outputs: Array) -> Array:
+        return jax.nn.sigmoid(outputs)
 
 
-class MultilabelClassificationExperiment(OneModelExperiment):
+class MultilabelClassificationExperiment(SupervisedExperiment[MultilabelTask]):
     """`MultilabelClassificationExperiment(model, optax.adam(3e-4), num_labels=5)`: several labels.
 
     A batch is a pair `(features, labels)`, or a `solstice.data.Masked` of one. Labels have shape
@@ -252,96 +292,45 @@ class MultilabelClassificationExperiment(OneModelExperiment):
         ValueError, TypeError, DataError: as `ClassificationExperiment`.
     """
 
-    learner: Learner
-    class_weights: Array | None
-    num_labels: int = eqx.field(static=True)
-    threshold: float = eqx.field(static=True)
-    label_smoothing: float = eqx.field(static=True)
-    options: Options = eqx.field(static=True)
-
     def __init__(
         self,
-        model: Any,
-        optimizer: Any,
+        model: AnyModel,
+        optimizer: AnyOptimizer,
         num_labels: int,
         *,
         seed: int | Array = 0,
-        sample_input: Any = None,
         threshold: float = 0.5,
         label_smoothing: float = 0.0,
         class_weights: ArrayLike | None = None,
-        loss: LossFunction | None = None,
-        metrics: MetricsFunction | None = None,
-        micro_batches: int = 1,
+        **options: Unpack[Options],
     ) -> None:
-        self.num_labels = whole("num_labels", num_labels)
-        self.threshold = probability("threshold", threshold)
-        self.label_smoothing = check_smoothing(label_smoothing, loss)
-        self.class_weights = check_weights(class_weights, self.num_labels)
-        self.options = Options(loss, metrics, micro_batches)
-        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
-
-    def predict_step(self, batch: Batch) -> Array:
-        """`probabilities = exp.predict_step(x)`: of each label, float [n, num_labels]."""
-        return jax.nn.sigmoid(self(self._features(batch)))
-
-    def _check_targets(self, y: Any) -> None:
-        if getattr(y, "ndim", 0) != 2 or not _is_binary(y):
-            raise DataError(
-                f"labels must be integers or booleans of shape [n, {self.num_labels}], each 0 or "
-                f"1; they are {describe_batch(y)}{binary_rows_hint(y, self.num_labels)}"
-            )
-        if y.shape[1] != self.num_labels:
-            raise DataError(
-                f"labels must be of shape [n, {self.num_labels}]; they are {describe_batch(y)}"
-            )
-
-    def _check_values(self, y: Any) -> None:
-        _check_zeros_and_ones(y)
-
-    def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
-        size = num_rows(x)
-        if shape_of(outputs) != (size, self.num_labels):
-            raise DataError(
-                f"the model must give logits of shape [{size}, {self.num_labels}]; it gave "
-                f"{describe_batch(outputs)}. Change its last layer, or num_labels"
-            )
-        return outputs
-
-    def _weights(self, y: Any, mask: Any, losses: Array) -> Array | None:
-        weights = super()._weights(y, mask, losses)
-        if self.class_weights is None:
-            return weights
-        if shape_of(losses) != y.shape:
-            raise DataError(
-                f"class_weights weigh each label, so the loss must be of shape "
-                f"{list(y.shape)}; it is {describe_batch(losses)}. Do not average over labels in "
-                f"the loss, or weigh them there and leave class_weights out"
-            )
-        return self.class_weights if weights is None else weights * self.class_weights
-
-    def _usual_loss(self, outputs: Any, y: Any) -> Array:
-        return binary_cross_entropy(outputs, y, self.label_smoothing)
-
-    def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> MultilabelMetrics:
-        scores = jax.nn.sigmoid(outputs)
-        return MultilabelMetrics(scores, y, mask=mask, threshold=self.threshold)
+        num_labels = whole("num_labels", num_labels)
+        threshold = probability("threshold", threshold)
+        smoothing = check_smoothing(label_smoothing, options.get("loss"))
+        weights = check_weights(class_weights, num_labels)
+        task = MultilabelTask(weights, num_labels, threshold, smoothing)
+        super().__init__(model, optimizer, task, seed=seed, **options)
 
 
-def _of_classes(class_weights: Array, labels: Any, mask: Any, losses: Array) -> Array:
+def _logits(outputs: ModelOutputs, *shape: int) -> Array:
+    must = f"the model must give logits of shape {list(shape)}"
+    return of_shape(outputs, shape, must, ", or num_classes")
+
+
+def _weights_of(
+    class_weights: Array | None, labels: Array, mask: AnyArray | None
+) -> AnyArray | None:
     """The weight of each example's loss, by its class; 0 for masked examples."""
+    if class_weights is None:
+        return mask
     weights = class_weights[labels.astype(jnp.int32)]
-    return spread(weights if mask is None else jnp.where(mask, weights, 0), losses)
+    return weights if mask is None else jnp.where(mask, weights, 0)
 
 
-def _is_binary(y: Any) -> bool:
-    return any(jnp.issubdtype(y.dtype, kind) for kind in (jnp.integer, jnp.bool_))
-
-
-def _check_zeros_and_ones(y: Any) -> None:
+def _check_zeros_and_ones(y: np.ndarray) -> None:
     bad = y[(y != 0) & (y != 1)]
     if bad.size:
         raise DataError(
             f"{bad.size} of {y.size} labels are neither 0 nor 1, such as {bad[0]}"
-            f"{binary_values_hint(y)}"
+            f"{_hints.binary_values_hint(y)}"
         )

@@ -1,7 +1,7 @@
 """Generative adversarial networks: two models and two optimisers in one Experiment."""
 
 from collections.abc import Callable
-from typing import Any, Self, TypeAlias
+from typing import Self, TypeAlias
 
 import equinox as eqx
 import jax
@@ -9,12 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+<<<<<<< HEAD
 from solstice._arguments import whole
 from solstice._batch import describe_batch, is_traced, num_rows
 from solstice._errors import DataError
+=======
+from solstice._arguments import function_or_none, whole
+from solstice._batch import is_traced, num_rows
+>>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
 from solstice._replace import replace
-from solstice._types import Batch
+from solstice._types import AnyArray, Batch, Inputs, ModelOutputs
 from solstice.compat._registry import adapt_argument
+<<<<<<< HEAD
 from solstice.experiments._base import (
     Options,
     ReadyMade,
@@ -22,18 +28,28 @@ from solstice.experiments._base import (
     check_no_nan,
     features_of,
     shape_of,
+=======
+from solstice.experiments._checks import (
+    check_floating,
+    check_no_nan,
+    features_of,
+    of_shape,
+>>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
     unmasked,
+    without_last_axis,
 )
+from solstice.experiments._gradients import Forward
 from solstice.experiments._keys import key_of, one_key
-from solstice.experiments._learner import Forward, Learner
+from solstice.experiments._learner import AnyModel, AnyOptimizer, Learner
 from solstice.experiments._losses import binary_cross_entropy
+from solstice.experiments._ready_made import ReadyMadeExperiment
 from solstice.metrics import Mean, MetricsCollection
 
 GANLoss: TypeAlias = Callable[[Array, Array], Array]
 """`losses = loss(logits, is_real)`: shape [n]; small where the logits are right."""
 
 
-class GANExperiment(ReadyMade):
+class GANExperiment(ReadyMadeExperiment):
     """`GANExperiment(generator, discriminator, optax.adam(2e-4, b1=0.5), latent_size=32)`: a GAN.
 
     ```python
@@ -83,19 +99,19 @@ class GANExperiment(ReadyMade):
 
     def __init__(
         self,
-        generator: Any,
-        discriminator: Any,
-        optimizer: Any,
+        generator: AnyModel,
+        discriminator: AnyModel,
+        optimizer: AnyOptimizer,
         latent_size: int,
         *,
-        discriminator_optimizer: Any = None,
+        discriminator_optimizer: AnyOptimizer = None,
         loss: GANLoss | None = None,
         seed: int | Array = 0,
-        sample_input: Any = None,
+        sample_input: Inputs = None,
         micro_batches: int = 1,
     ) -> None:
         latent_size = whole("latent_size", latent_size)
-        self.micro_batches = Options(loss, None, micro_batches).micro_batches
+        self.micro_batches = whole("micro_batches", micro_batches)
         keys = jax.random.split(key_of(seed))
         optimizer = other = adapt_argument("optimizer", "optimizer", optimizer)
         if discriminator_optimizer is not None:
@@ -107,14 +123,14 @@ class GANExperiment(ReadyMade):
         self.generator = Learner(generator, optimizer, seed=keys[0], sample_input=latents)
         self.discriminator = Learner(discriminator, other, seed=keys[1], sample_input=sample_input)
         self.latent_size = latent_size
-        self.loss = loss
+        self.loss = function_or_none("loss", loss, "loss=optax.sigmoid_binary_cross_entropy")
 
     @property
     def step(self) -> Array:
         """Training steps taken, an int32 scalar."""
         return self.generator.step
 
-    def sample(self, key: Array, num: int) -> Any:
+    def sample(self, key: Array, num: int) -> ModelOutputs:
         """`x = exp.sample(key, 16)`: generate 16 examples, with the weights for evaluation.
 
         Raises:
@@ -128,20 +144,21 @@ class GANExperiment(ReadyMade):
 
         Masked examples are checked too, because all examples go through the discriminator.
         """
-        x = features_of(batch)
+        x, _ = _features(batch)
         check_floating(x)
         check_no_nan(np.asarray(x))
 
     def setup(self, batch: Batch) -> Self:
         """Initialises both models from the first batch; a second call does nothing."""
-        check_floating(features_of(batch))
-        num_rows(features_of(batch))
+        x, _ = _features(batch)
+        check_floating(x)
+        num_rows(x)
         if self.discriminator.inputs is not None:
             return self
         return replace(
             self,
             generator=self.generator.setup(jnp.zeros((1, self.latent_size))),
-            discriminator=self.discriminator.setup(_features(batch)[0]),
+            discriminator=self.discriminator.setup(x),
         )
 
     def train_step(self, batch: Batch) -> tuple[Self, MetricsCollection]:
@@ -156,7 +173,7 @@ class GANExperiment(ReadyMade):
             self._discriminates, (real, generated, mask), micro_batches=self.micro_batches
         )
 
-        def fools(model: Forward, part: Any) -> tuple[Array, Any, MetricsCollection]:
+        def fools(model: Forward, part: Batch) -> tuple[Array, AnyArray | None, MetricsCollection]:
             judge = discriminator.forward(train=True, key=keys[3])
             logits = _logits(judge(model(part[0])), num_rows(part[0]))
             losses = self._losses(logits, True)
@@ -195,7 +212,7 @@ class GANExperiment(ReadyMade):
 
     def _discriminates(
         self, model: Forward, batch: Batch
-    ) -> tuple[Array, Array | None, MetricsCollection]:
+    ) -> tuple[Array, AnyArray | None, MetricsCollection]:
         real, generated, mask = batch
         size = num_rows(real)
         on_real, on_generated = _logits(model(real), size), _logits(model(generated), size)
@@ -214,25 +231,19 @@ class GANExperiment(ReadyMade):
         return jax.random.normal(key, (num, self.latent_size))
 
 
-def _features(batch: Batch) -> tuple[Any, Any]:
+def _features(batch: Batch) -> tuple[Inputs, AnyArray | None]:
     """The real examples, and their mask or None."""
-    return features_of(batch), unmasked(batch)[1]
+    bare, mask = unmasked(batch)
+    return features_of(bare), mask
 
 
-def _logits(outputs: Any, size: int) -> Array:
-    if shape_of(outputs) == (size, 1):
-        outputs = outputs[:, 0]
-    if shape_of(outputs) != (size,):
-        raise DataError(
-            f"the discriminator must give one logit for each example, of shape [{size}] or "
-            f"[{size}, 1]; it gave {describe_batch(outputs)}. Change its last layer"
-        )
-    return outputs
+def _logits(outputs: ModelOutputs, size: int) -> Array:
+    must = (
+        f"the discriminator must give one logit for each example, of shape [{size}] or [{size}, 1]"
+    )
+    return of_shape(without_last_axis(outputs, size), (size,), must)
 
 
-def _check_generated(generated: Any, real: Any) -> None:
-    if shape_of(generated) != real.shape:
-        raise DataError(
-            f"the generator must give the shape of the features, {list(real.shape)}; it gave "
-            f"{describe_batch(generated)}. Change its last layer"
-        )
+def _check_generated(generated: ModelOutputs, real: Inputs) -> None:
+    must = f"the generator must give the shape of the features, {list(real.shape)}"
+    of_shape(generated, real.shape, must)

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from solstice import _tree
 from solstice._arguments import numeric, shown
 from solstice._batch import describe_batch
 from solstice._errors import DataError
+from solstice._types import AnyArray, Inputs
 from solstice.compat import Params
 
 
@@ -25,7 +25,7 @@ def several_hint(expected: tuple[str, ...], given: tuple[str, ...]) -> str:
 
 
 @contextmanager
-def floating_expected(x: Any) -> Generator[None, None, None]:
+def floating_expected(x: Inputs) -> Generator[None, None, None]:
     """Raises a DataError with a hint if a model fails on integer inputs, such as pixels.
 
     Each framework has its own error for this, so the text of the error decides.
@@ -45,8 +45,8 @@ def floating_expected(x: Any) -> Generator[None, None, None]:
         ) from error
 
 
-def _is_whole(leaf: Any) -> bool:
-    dtype: Any = getattr(leaf, "dtype", None)
+def _is_whole(leaf: object) -> bool:
+    dtype = getattr(leaf, "dtype", object)
     return dtype == np.bool_ or jnp.issubdtype(dtype, jnp.integer)
 
 
@@ -54,13 +54,13 @@ _WORDS = ("dtype", "finfo", "float", "inexact")
 """Words of JAX, NumPy and the frameworks in errors about a dtype."""
 
 
-def _is_about(error: Exception, leaf: Any) -> bool:
+def _is_about(error: Exception, leaf: AnyArray) -> bool:
     """Whether the error is about the dtype of this leaf."""
     text = str(error)
     return leaf.dtype.name in text and any(word in text for word in _WORDS)
 
 
-def check_sample(sample_input: Any) -> None:
+def check_sample(sample_input: Inputs) -> None:
     """Raises a TypeError unless it is a batch of inputs; the model's own error would be unclear."""
     for path, leaf in _tree.leaves_by_path(sample_input):
         numeric(f"sample_input{path}", leaf)

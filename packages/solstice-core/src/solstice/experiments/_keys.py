@@ -1,16 +1,18 @@
 """PRNG keys: from a seed, and checks of keys that users pass."""
 
-from typing import Any, cast
+from typing import TypeGuard, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from solstice._arguments import check_alive, shown
+from solstice._types import AnyArray
 
 
-def key_of(seed: Any) -> Array:
+def key_of(seed: object) -> Array:
     """The PRNG key for a seed: an integer, or a key (typed or legacy), which is returned.
 
     Raises:
@@ -27,7 +29,7 @@ def key_of(seed: Any) -> Array:
     return jax.random.key(seed)
 
 
-def one_key(name: str, key: Any) -> Array:
+def one_key(name: str, key: object) -> Array:
     """`one_key("key", key)`: the key, typed or legacy, after a check.
 
     Raises:
@@ -41,17 +43,19 @@ def one_key(name: str, key: Any) -> Array:
     return key
 
 
-def _is_key(key: Any) -> bool:
+def _is_key(key: object) -> TypeGuard[Array]:
     if not isinstance(key, jax.Array | np.ndarray):
         return False
-    given = cast("Any", key)
+    given = cast("AnyArray", key)
     if jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
         return given.shape == ()
     return given.ndim == 1 and given.size > 0 and given.dtype == np.uint32
 
 
-def _is_seed(seed: Any) -> bool:
+def _is_seed(seed: object) -> TypeGuard[ArrayLike]:
     if isinstance(seed, int):
         return not isinstance(seed, bool) and -(2**63) <= seed < 2**63
-    kinds = jax.Array | np.ndarray | np.generic
-    return isinstance(seed, kinds) and not seed.shape and jnp.issubdtype(seed.dtype, jnp.integer)
+    if not isinstance(seed, jax.Array | np.ndarray | np.generic):
+        return False
+    given = cast("AnyArray", seed)
+    return not given.shape and jnp.issubdtype(given.dtype, jnp.integer)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, ClassVar, Unpack, cast
 
 import equinox as eqx
 import jax
@@ -13,10 +13,14 @@ from jax.typing import ArrayLike
 
 from solstice._arguments import integers, not_negative, whole
 from solstice._batch import describe_batch
+<<<<<<< HEAD
 from solstice._engine import PROGRAMS, Program, program_of
+=======
+from solstice._engine import PROGRAMS, Program, program_of
+>>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
 from solstice._errors import DataError
-from solstice._hints import mask_hint
 from solstice._metrics import at_least_float32
+<<<<<<< HEAD
 from solstice._types import Batch
 from solstice.experiments._base import (
     LossFunction,
@@ -26,13 +30,68 @@ from solstice.experiments._base import (
     shape_of,
     unmasked,
 )
+=======
+from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
+from solstice.experiments._checks import check_mask, is_of, of_shape
+>>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
 from solstice.experiments._keys import one_key
-from solstice.experiments._learner import Learner
+from solstice.experiments._learner import AnyModel, AnyOptimizer
 from solstice.experiments._losses import check_smoothing, cross_entropy
+from solstice.experiments._supervised import Options, SupervisedExperiment
+from solstice.experiments._task import Task
 from solstice.metrics import LanguageModelMetrics
 
 
-class LanguageModelExperiment(OneModelExperiment):
+class LanguageModelTask(Task):
+    """The next token, at each position of a text."""
+
+    free_axes: ClassVar[int] = 2  # examples and tokens
+
+    token_bytes: Array | None
+    vocabulary_size: int = eqx.field(static=True)
+    pad_id: int | None = eqx.field(static=True)
+    label_smoothing: float = eqx.field(static=True)
+
+    def split(self, batch: Batch, mask: AnyArray | None) -> tuple[Inputs, Targets, AnyArray]:
+        _check_tokens(batch, at_least=2)
+        targets: AnyArray = batch[:, 1:]
+        counts = _all_of(targets) if self.pad_id is None else targets != self.pad_id
+        if mask is not None:
+            check_mask(mask, batch, "tokens")
+            counts = counts & (mask[:, 1:] if mask.ndim == 2 else mask[:, None])
+        return batch[:, :-1], targets, counts
+
+    def inputs(self, batch: Batch) -> Inputs:
+        return batch
+
+    def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
+        tokens = np.asarray(batch)
+        if tokens.size and (tokens.min() < 0 or tokens.max() >= self.vocabulary_size):
+            bad = tokens[(tokens < 0) | (tokens >= self.vocabulary_size)]
+            raise DataError(
+                f"{bad.size} of {tokens.size} tokens are outside [0, {self.vocabulary_size}), such "
+                f"as {bad[0]}. Fix them, or give another vocabulary_size"
+            )
+
+    def outputs(self, outputs: ModelOutputs, x: Inputs, targets: Targets) -> Array:
+        shape, tokens = (*x.shape, self.vocabulary_size), list(x.shape)
+        must = f"the model must give logits of shape {list(shape)} for tokens of shape {tokens}"
+        return of_shape(outputs, shape, must, ", or vocabulary_size")
+
+    def losses(self, outputs: Array, targets: Array, mask: Array) -> Array:
+        return cross_entropy(outputs, targets, self.label_smoothing)
+
+    def metrics(self, outputs: Array, targets: Array, mask: Array) -> LanguageModelMetrics:
+        num_bytes = None
+        if self.token_bytes is not None:
+            num_bytes = jnp.where(mask, self.token_bytes[targets.astype(jnp.int32)], 0)
+        return LanguageModelMetrics(outputs, targets, mask=mask, num_bytes=num_bytes)
+
+    def predictions(self, outputs: Array) -> Array:
+        return jax.nn.softmax(outputs)
+
+
+class LanguageModelExperiment(SupervisedExperiment[LanguageModelTask]):
     """`LanguageModelExperiment(model, optax.adam(3e-4), vocabulary_size=256)`: a language model.
 
     ```python
@@ -65,34 +124,23 @@ class LanguageModelExperiment(OneModelExperiment):
         DataError: in a step, the batch is not an array of tokens, or logits have another shape.
     """
 
-    learner: Learner
-    token_bytes: Array | None
-    vocabulary_size: int = eqx.field(static=True)
-    pad_id: int | None = eqx.field(static=True)
-    label_smoothing: float = eqx.field(static=True)
-    options: Options = eqx.field(static=True)
-
     def __init__(
         self,
-        model: Any,
-        optimizer: Any,
+        model: AnyModel,
+        optimizer: AnyOptimizer,
         vocabulary_size: int,
         *,
         pad_id: int | None = None,
         token_bytes: ArrayLike | None = None,
         seed: int | Array = 0,
-        sample_input: Any = None,
         label_smoothing: float = 0.0,
-        loss: LossFunction | None = None,
-        metrics: MetricsFunction | None = None,
-        micro_batches: int = 1,
+        **options: Unpack[Options],
     ) -> None:
-        self.vocabulary_size = size = whole("vocabulary_size", vocabulary_size, 2)
-        self.pad_id = None if pad_id is None else whole("pad_id", pad_id, 0, most=size - 1)
-        self.token_bytes = _bytes(token_bytes, size)
-        self.label_smoothing = check_smoothing(label_smoothing, loss)
-        self.options = Options(loss, metrics, micro_batches)
-        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input, free_axes=2)
+        size = whole("vocabulary_size", vocabulary_size, 2)
+        pad_id = None if pad_id is None else whole("pad_id", pad_id, 0, most=size - 1)
+        smoothing = check_smoothing(label_smoothing, options.get("loss"))
+        task = LanguageModelTask(_bytes(token_bytes, size), size, pad_id, smoothing)
+        super().__init__(model, optimizer, task, seed=seed, **options)
 
     def generate(
         self, prompts: ArrayLike, num_tokens: int, *, key: Array, temperature: float = 1.0
@@ -120,8 +168,8 @@ class LanguageModelExperiment(OneModelExperiment):
         temperature = not_negative("temperature", temperature)
         key = one_key("key", key)
         prompts = jnp.asarray(integers("prompts", prompts))
-        self._check_tokens(prompts, at_least=1)
-        self._check_values(np.asarray(prompts))
+        _check_tokens(prompts, at_least=1)
+        self.task.check_values(prompts, None)
         if num_tokens == 0:
             return prompts.astype(jnp.int32)
         program, arrays = program_of(self, _generate, "generate")
@@ -136,68 +184,18 @@ class LanguageModelExperiment(OneModelExperiment):
             )
         return tokens
 
-    def predict_step(self, batch: Batch) -> Array:
-        """`probabilities = exp.predict_step(tokens)`: of the next token at each position.
 
-        Float of shape [n, length, vocabulary_size].
-        """
-        return jax.nn.softmax(self(unmasked(batch)[0]))
+def _all_of(targets: AnyArray) -> AnyArray:
+    # On the host NumPy is a hundred times faster; in a compiled step this is not a constant.
+    return (np if isinstance(targets, np.ndarray) else jnp).ones(targets.shape, bool)
 
-    def _parts(self, batch: Batch) -> tuple[Any, Any, Any]:
-        tokens, mask = unmasked(batch)
-        self._check_tokens(tokens, at_least=2)
-        targets = tokens[:, 1:]
-        counts = jnp.ones(targets.shape, bool) if self.pad_id is None else targets != self.pad_id
-        if mask is not None:
-            if mask.ndim not in (1, 2) or mask.shape != tokens.shape[: mask.ndim]:
-                raise DataError(
-                    f"the mask of tokens of shape {list(tokens.shape)} must be of that shape, or "
-                    f"[{tokens.shape[0]}]; it is {describe_batch(mask)}{mask_hint(mask)}"
-                )
-            counts &= mask[:, 1:] if mask.ndim == 2 else mask[:, None]
-        return tokens[:, :-1], targets, counts
 
-    def _check_tokens(self, tokens: Any, at_least: int) -> None:
-        fits = getattr(tokens, "ndim", 0) == 2 and jnp.issubdtype(tokens.dtype, jnp.integer)
-        if not fits or tokens.shape[1] < at_least:
-            raise DataError(
-                f"expected tokens, integers of shape [n, length] with a length of {at_least} or "
-                f"more; they are {describe_batch(tokens)}"
-            )
-
-    def _check_targets(self, y: Any) -> None:
-        """Nothing to do, because `_parts` has checked the tokens."""
-
-    def check_batch(self, batch: Batch) -> None:
-        """Raises a DataError if a token is not in the vocabulary."""
-        self._check_values(np.asarray(unmasked(batch)[0]))
-
-    def _check_values(self, y: Any) -> None:
-        if y.size and (y.min() < 0 or y.max() >= self.vocabulary_size):
-            bad = y[(y < 0) | (y >= self.vocabulary_size)]
-            raise DataError(
-                f"{bad.size} of {y.size} tokens are outside [0, {self.vocabulary_size}), such as "
-                f"{bad[0]}. Fix them, or give another vocabulary_size"
-            )
-
-    def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
-        expected = (*x.shape, self.vocabulary_size)
-        if shape_of(outputs) != expected:
-            raise DataError(
-                f"the model must give logits of shape {list(expected)} for tokens of shape "
-                f"{list(x.shape)}; it gave {describe_batch(outputs)}. Change its last layer, or "
-                f"vocabulary_size"
-            )
-        return outputs
-
-    def _usual_loss(self, outputs: Any, y: Any) -> Array:
-        return cross_entropy(outputs, y, self.label_smoothing)
-
-    def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> LanguageModelMetrics:
-        num_bytes = None
-        if self.token_bytes is not None:
-            num_bytes = jnp.where(mask, self.token_bytes[y.astype(jnp.int32)], 0)
-        return LanguageModelMetrics(outputs, y, mask=mask, num_bytes=num_bytes)
+def _check_tokens(tokens: Batch, at_least: int) -> None:
+    if not is_of(tokens, jnp.integer) or tokens.ndim != 2 or tokens.shape[1] < at_least:
+        raise DataError(
+            f"expected tokens, integers of shape [n, length] with a length of {at_least} or "
+            f"more; they are {describe_batch(tokens)}"
+        )
 
 
 @lru_cache(maxsize=PROGRAMS)

@@ -1,6 +1,6 @@
 """Learner: a model, its optimiser and the state of both; the core of ready-made Experiments."""
 
-from typing import Any, Protocol, Self
+from typing import Any, Self, TypeAlias
 
 import equinox as eqx
 import jax
@@ -10,14 +10,12 @@ from jax import Array
 
 from solstice import _tree
 from solstice._arguments import whole
-from solstice._console import warn
 from solstice._errors import DataError
-from solstice._metrics import Metrics
 from solstice._replace import replace
-from solstice._types import Batch, Outputs
+from solstice._types import Batch, Inputs, ModelOutputs, Outputs
 from solstice.compat import Model, Optimizer, OptState, Params, State
 from solstice.compat._registry import adapt_argument
-from solstice.experiments._constants import constants_of
+from solstice.experiments._gradients import Forward, Loss, Objective
 from solstice.experiments._inputs import (
     check_params,
     check_sample,
@@ -26,33 +24,12 @@ from solstice.experiments._inputs import (
     several_hint,
 )
 from solstice.experiments._keys import key_of
-from solstice.experiments._parts import added, over_parts, quotient, weighted_sums, wide_zeros
 
+AnyModel: TypeAlias = Any
+"""A `solstice.compat.Model`, or a model of any framework with an adapter."""
 
-class Objective(Protocol):
-    """`losses, weights, outputs = objective(model, batch)`: the function that a Learner minimises.
-
-    `model(x)` returns the model's outputs; the Learner chooses training or evaluation mode.
-    `losses` have shape [n, ...]. `weights` broadcast against them, or are None for equal weights.
-    The loss is the weighted mean. `outputs` are usually Metrics.
-
-    `model.params` are the params of this call, for a penalty on the weights:
-
-    ```python
-    def losses(self, model, batch):
-        x, y = batch
-        penalty = 1e-4 * sum(jnp.sum(jnp.square(w)) for w in jax.tree.leaves(model.params))
-        losses = jnp.square(model(x) - y) + penalty
-        return losses, None, solstice.metrics.Mean(losses)
-    ```
-
-    The gradient is taken in `model.params`. Everything else is a constant, `learner.params` too:
-    if the loss depends on these, a warning says so when the step is compiled.
-    """
-
-    def __call__(
-        self, model: "Forward", batch: Batch, /
-    ) -> tuple[Array, Array | None, Outputs]: ...
+AnyOptimizer: TypeAlias = Any
+"""A `solstice.compat.Optimizer`, or an optimiser of any library with an adapter."""
 
 
 class Learner(eqx.Module):
@@ -111,11 +88,11 @@ class Learner(eqx.Module):
 
     def __init__(
         self,
-        model: Any,
-        optimizer: Any,
+        model: AnyModel,
+        optimizer: AnyOptimizer,
         *,
         seed: int | Array = 0,
-        sample_input: Any = None,
+        sample_input: Inputs = None,
         free_axes: int = 1,
     ) -> None:
         self.model = adapt_argument("model", "model", model)
@@ -129,7 +106,7 @@ class Learner(eqx.Module):
             for name, value in self._initial(sample_input).items():
                 setattr(self, name, value)
 
-    def setup(self, x: Any) -> Self:
+    def setup(self, x: Inputs) -> Self:
         """`learner = learner.setup(x)`: initialise for inputs with the shapes of `x`.
 
         A Learner that has been set up is returned unchanged.
@@ -179,7 +156,8 @@ class Learner(eqx.Module):
             DataError: `micro_batches` is above 1 and the arrays differ on axis 0.
             TypeError: `micro_batches` is above 1 and the outputs are not Metrics.
         """
-        whole = _Loss(self, objective, jax.random.fold_in(self.key, self.step))
+        key = jax.random.fold_in(self.key, self.step)
+        whole = Loss(self._bound, self.params, self.state, objective, key)
         whole.check_constants(batch)
         if micro_batches == 1:
             loss, grads, state, outputs = whole.gradient(batch)
@@ -199,7 +177,7 @@ class Learner(eqx.Module):
         """`outputs = learner.evaluate(objective, batch)`: with the weights for evaluation."""
         return objective(self.forward(train=False), batch)[2]
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Inputs) -> ModelOutputs:
         """`outputs = learner(x)`: the model's outputs, with the weights for evaluation.
 
         Raises:
@@ -220,16 +198,16 @@ class Learner(eqx.Module):
             )
         return self.optimizer.eval_params(self.opt_state, self.params)
 
-    def forward(self, *, train: bool, key: Array | None = None) -> "Forward":
+    def forward(self, *, train: bool, key: Array | None = None) -> Forward:
         """`outputs = learner.forward(train=True, key=key)(x)`: the model with its current values.
 
         Raises:
             DataError: `setup` has not run.
         """
         params = self.eval_params()
-        return Forward(self, self.params if train else params, self.state, train, key)
+        return self._forward(self.params if train else params, self.state, train, key)
 
-    def check_inputs(self, x: Any) -> None:
+    def check_inputs(self, x: Inputs) -> None:
         """`learner.check_inputs(x)`: raises a DataError if `x` has other shapes than at `setup`."""
         if self.inputs != self._shapes(x):
             raise DataError(
@@ -238,7 +216,14 @@ class Learner(eqx.Module):
                 f"{several_hint(self.inputs or (), self._shapes(x))}"
             )
 
-    def _initial(self, x: Any) -> dict[str, Any]:
+    def _bound(self, params: Params, state: State, key: Array) -> Forward:
+        """The model in training, with given values."""
+        return self._forward(params, state, True, key)
+
+    def _forward(self, params: Params, state: State, train: bool, key: Array | None) -> Forward:
+        return Forward(params, state, self.model, self.check_inputs, train, key)
+
+    def _initial(self, x: Inputs) -> dict[str, Any]:
         """The initial values of the fields that depend on the inputs."""
         init_key, key = jax.random.split(self.key)
         with floating_expected(x):
@@ -252,149 +237,9 @@ class Learner(eqx.Module):
             "inputs": self._shapes(x),
         }
 
-    def _shapes(self, x: Any) -> tuple[str, ...]:
+    def _shapes(self, x: Inputs) -> tuple[str, ...]:
         """The shape of one example, leaf by leaf, as text: static, and ready for a message."""
         return tuple(
             f"{path}{list(np.shape(leaf)[self.free_axes :])}"
             for path, leaf in _tree.leaves_by_path(x)
         )
-
-
-class Forward:
-    """`outputs = model(x)`: a model bound to its params and state, for one step.
-
-    Attributes:
-        params: the params that the model uses; in training, the gradient is taken in these.
-        state: the model's state after the calls so far.
-    """
-
-    def __init__(
-        self, learner: Learner, params: Params, state: State, train: bool, key: Array | None
-    ) -> None:
-        self._learner = learner
-        self.params = params
-        self._train = train
-        self._key = key
-        self._calls = 0
-        self.state = state
-
-    def __call__(self, x: Any) -> Any:
-        self._learner.check_inputs(x)
-        key = self._key
-        if key is not None and self._calls:  # a second call in a step needs other random numbers
-            key = jax.random.fold_in(key, self._calls)
-        self._calls += 1
-        with floating_expected(x):
-            outputs, self.state = self._learner.model.forward(
-                self.params, self.state, x, train=self._train, key=key
-            )
-        return outputs
-
-
-class _Loss:
-    """The value and the gradient of an objective at one step of a Learner."""
-
-    def __init__(self, learner: Learner, objective: Objective, key: Array) -> None:
-        self.learner = learner
-        self.objective = objective
-        self.key = key
-
-    def check_constants(self, batch: Batch) -> None:
-        """Warns if the loss depends on `learner.params`, which have no gradient.
-
-        It traces the loss once more, so objectives of the ready-made Experiments are skipped.
-        """
-        function = getattr(self.objective, "__func__", self.objective)
-        if str(getattr(function, "__module__", None)).startswith(f"{__package__}."):
-            return
-
-        def loss(params: Params) -> Array:
-            total, weight, _, _ = self._sums(params, self.learner.state, batch, self.key)
-            return quotient(total, weight)
-
-        found = constants_of(loss, self.learner.params, self.learner.params)
-        if found:
-            warn(
-                f"the loss depends on `learner.params{found[0]}`, which is constant in an "
-                f"objective: it has no gradient there. Write `model.params{found[0]}`, with the "
-                f"`model` argument of the objective; or, if you want a constant, such as a "
-                f"target, `jax.lax.stop_gradient(...)` of it",
-                stacklevel=3,
-            )
-
-    def gradient(self, batch: Batch) -> tuple[Array, Params, State, Outputs]:
-        """Loss, gradient, model state and outputs of a batch."""
-
-        def mean(params: Params) -> tuple[Array, tuple[State, Outputs]]:
-            total, weight, state, outputs = self._sums(params, self.learner.state, batch, self.key)
-            return quotient(total, weight), (state, outputs)
-
-        (loss, (state, outputs)), grads = jax.value_and_grad(mean, has_aux=True)(
-            self.learner.params
-        )
-        return loss, grads, state, outputs
-
-    def gradient_in_parts(self, batch: Batch, parts: int) -> tuple[Array, Params, State, Outputs]:
-        """As `gradient`, one part of the batch at a time.
-
-        Sums of losses, weights and gradients are accumulated, and divided once at the end, so
-        parts may differ in size and weight.
-        """
-        params = self.learner.params
-
-        def total_of(params: Params, state: State, part: Batch, key: Array) -> Any:
-            total, weight, state, outputs = self._sums(params, state, part, key)
-            return total, (weight, state, _as_metrics(outputs))
-
-        def add(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, Outputs]:
-            state, total, weight, sums = carry
-            key = jax.random.fold_in(self.key, part[0])
-            (more, (shares, state, outputs)), grads = jax.value_and_grad(total_of, has_aux=True)(
-                params, state, part[1], key
-            )
-            sums = _tree.map(added, sums, grads)
-            return (state, total + more, weight + shares, sums), outputs
-
-        zero = jnp.zeros(())
-        start = self.learner.state, zero, zero, _tree.map(wide_zeros, params)
-        (state, total, weight, sums), outputs = over_parts(add, start, batch, parts)
-
-        def mean(sum_: Array, param: Array) -> Array:
-            return quotient(sum_, weight).astype(param.dtype)
-
-        grads = _tree.map(mean, sums, params)
-        return quotient(total, weight), grads, state, outputs
-
-    def value(self, params: Params, batch: Batch, parts: int) -> Array:
-        """The loss at other params with the same randomness, for a line search."""
-        if parts == 1:
-            total, weight, _, _ = self._sums(params, self.learner.state, batch, self.key)
-            return quotient(total, weight)
-
-        def add(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, Outputs]:
-            state, total, weight = carry
-            key = jax.random.fold_in(self.key, part[0])
-            more, shares, state, outputs = self._sums(params, state, part[1], key)
-            return (state, total + more, weight + shares), _as_metrics(outputs)
-
-        zero = jnp.zeros(())
-        (_, total, weight), _ = over_parts(add, (self.learner.state, zero, zero), batch, parts)
-        return quotient(total, weight)
-
-    def _sums(
-        self, params: Params, state: State, batch: Batch, key: Array
-    ) -> tuple[Array, Array, State, Outputs]:
-        """The sums of weighted losses and of weights, the model's state, and the outputs."""
-        model = Forward(self.learner, params, state, train=True, key=key)
-        losses, weights, outputs = self.objective(model, batch)
-        total, weight = weighted_sums(losses, weights)
-        return total, weight, model.state, outputs
-
-
-def _as_metrics(outputs: Outputs) -> Metrics:
-    if not isinstance(outputs, Metrics):
-        raise TypeError(
-            f"with micro_batches, the outputs of an objective are merged, so they must be Metrics, "
-            f"such as `solstice.metrics.Mean(losses, weights)`; they are {outputs!r:.60}"
-        )
-    return outputs

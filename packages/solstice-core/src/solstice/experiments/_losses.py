@@ -77,8 +77,7 @@ def check_weights(weights: object, size: int) -> Array | None:
         given = np.asarray(weights, np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(message) from error
-    if given.shape != (size,) or not np.isfinite(given).all() or (given < 0).any():
-        raise ValueError(message)
-    if not given.any():
+    fits = given.shape == (size,) and np.isfinite(given).all() and (given >= 0).all()
+    if not fits or not given.any():
         raise ValueError(message)
     return jnp.asarray(given)

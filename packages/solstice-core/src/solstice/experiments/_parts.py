@@ -1,7 +1,7 @@
 """Sums of losses and gradients over the parts of a batch."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,23 @@ from jax import Array
 from solstice import _tree
 from solstice._batch import describe_batch
 from solstice._errors import DataError
+<<<<<<< HEAD
 from solstice._metrics import at_least_float32
 from solstice._types import Batch
+=======
+from solstice._metrics import Metrics, at_least_float32
+from solstice._types import AnyArray, Batch
+
+_Carry = TypeVar("_Carry")
+>>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
 
 
-def over_parts(add: Callable[[Any, Any], Any], start: Any, batch: Batch, parts: int) -> Any:
+def over_parts(
+    add: Callable[[_Carry, tuple[Array, Batch]], tuple[_Carry, Metrics]],
+    start: _Carry,
+    batch: Batch,
+    parts: int,
+) -> tuple[_Carry, Metrics]:
     """Applies `add` to each part of a batch; the last carry, and the merged outputs.
 
     All parts have the same size except the last, which may be smaller and runs after the loop.
@@ -25,7 +37,7 @@ def over_parts(add: Callable[[Any, Any], Any], start: Any, batch: Batch, parts: 
     full, rest = divmod(length, size)
     cut = full * size
 
-    def stacked(leaf: Any) -> Any:
+    def stacked(leaf: AnyArray) -> AnyArray:
         return leaf[:cut].reshape(full, size, *leaf.shape[1:])
 
     carry, outputs = jax.lax.scan(add, start, (jnp.arange(full), _tree.map(stacked, batch)))
@@ -48,7 +60,7 @@ def _length(batch: Batch) -> int:
     return lengths.pop()
 
 
-def weighted_sums(losses: Array, weights: Array | None) -> tuple[Array, Array]:
+def weighted_sums(losses: Array, weights: AnyArray | None) -> tuple[Array, Array]:
     losses = at_least_float32(losses)
     if losses.ndim == 0:
         raise ValueError(

@@ -1,8 +1,7 @@
-"""Regression Experiment: predicts one or several numbers per example."""
+"""Regression: predicts one or several numbers per example."""
 
-from typing import Any
+from typing import Unpack
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -10,6 +9,7 @@ from jax import Array
 from solstice._batch import describe_batch, num_rows
 from solstice._errors import DataError
 from solstice._hints import number_hint
+<<<<<<< HEAD
 from solstice._types import Batch
 from solstice.experiments._base import (
     LossFunction,
@@ -20,11 +20,58 @@ from solstice.experiments._base import (
     without_last_axis,
 )
 from solstice.experiments._learner import Learner
+=======
+from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
+from solstice.experiments._checks import counted, is_of, of_shape, shape_of, without_last_axis
+from solstice.experiments._learner import AnyModel, AnyOptimizer
+>>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
 from solstice.experiments._losses import squared_error
+from solstice.experiments._supervised import Options, SupervisedExperiment
+from solstice.experiments._task import Task
 from solstice.metrics import RegressionMetrics
 
 
-class RegressionExperiment(OneModelExperiment):
+class RegressionTask(Task):
+    """One or several numbers per example."""
+
+    def check(self, x: Inputs, targets: Targets) -> None:
+        if not is_of(targets, jnp.floating, jnp.integer) or targets.ndim < 1:
+            raise DataError(
+                f"targets must be real numbers of shape [n] or [n, ...]; they are "
+                f"{describe_batch(targets)}{number_hint(targets)}"
+            )
+        if targets.shape[1:] == (1,):  # predictions become [n], and [n] - [n, 1] would be [n, n]
+            raise DataError(
+                f"targets of one number per example must be of shape [n]; they are "
+                f"{describe_batch(targets)}. Write `targets[:, 0]`"
+            )
+
+    def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
+        y = counted(batch[1], mask)
+        bad = np.isnan(y).sum() if is_of(y, jnp.floating) else 0
+        if bad:
+            raise DataError(
+                f"{bad} of {y.size} targets are NaN. Leave those examples out, or mask them: "
+                f"`solstice.data.Masked((x, y), ~np.isnan(y))`"
+            )
+
+    def outputs(self, outputs: ModelOutputs, x: Inputs, targets: Targets | None) -> Array:
+        size = num_rows(x)
+        predictions = without_last_axis(outputs, size)
+        expected = shape_of(predictions) if targets is None else targets.shape
+        must = f"the model must give predictions of the shape of the targets, {list(expected)}"
+        # Predictions alone may have any shape, with a row for each example.
+        shape = expected if expected[:1] == (size,) else (size, *expected[1:])
+        return of_shape(predictions, shape, must, ", or reshape the targets")
+
+    def losses(self, outputs: Array, targets: Array, mask: Array) -> Array:
+        return squared_error(outputs, targets)
+
+    def metrics(self, outputs: Array, targets: Array, mask: Array) -> RegressionMetrics:
+        return RegressionMetrics(outputs, targets, mask=mask)
+
+
+class RegressionExperiment(SupervisedExperiment[RegressionTask]):
     """`RegressionExperiment(model, optax.adam(3e-4))`: predicts numbers.
 
     A batch is a pair `(features, targets)`, or a `solstice.data.Masked` of one. Targets are real
@@ -44,64 +91,12 @@ class RegressionExperiment(OneModelExperiment):
             shape.
     """
 
-    learner: Learner
-    options: Options = eqx.field(static=True)
-
     def __init__(
         self,
-        model: Any,
-        optimizer: Any,
+        model: AnyModel,
+        optimizer: AnyOptimizer,
         *,
         seed: int | Array = 0,
-        sample_input: Any = None,
-        loss: LossFunction | None = None,
-        metrics: MetricsFunction | None = None,
-        micro_batches: int = 1,
+        **options: Unpack[Options],
     ) -> None:
-        self.learner = Learner(model, optimizer, seed=seed, sample_input=sample_input)
-        self.options = Options(loss, metrics, micro_batches)
-
-    def predict_step(self, batch: Batch) -> Array:
-        """`predictions = exp.predict_step(x)`: the batch is `x` alone, or `x` and targets."""
-        return self(self._features(batch))
-
-    def _check_targets(self, y: Any) -> None:
-        real = hasattr(y, "dtype") and (
-            jnp.issubdtype(y.dtype, jnp.floating) or jnp.issubdtype(y.dtype, jnp.integer)
-        )
-        if not real or y.ndim < 1:
-            raise DataError(
-                f"targets must be real numbers of shape [n] or [n, ...]; they are "
-                f"{describe_batch(y)}{number_hint(y)}"
-            )
-        if y.shape[1:] == (1,):  # predictions become [n], and [n] - [n, 1] would be [n, n]
-            raise DataError(
-                f"targets of one number per example must be of shape [n]; they are "
-                f"{describe_batch(y)}. Write `targets[:, 0]`"
-            )
-
-    def _check_values(self, y: Any) -> None:
-        bad = np.isnan(y).sum() if jnp.issubdtype(y.dtype, jnp.floating) else 0
-        if bad:
-            raise DataError(
-                f"{bad} of {y.size} targets are NaN. Leave those examples out, or mask them: "
-                f"`solstice.data.Masked((x, y), ~np.isnan(y))`"
-            )
-
-    def _outputs(self, outputs: Any, x: Any, y: Any) -> Any:
-        size = num_rows(x)
-        outputs = without_last_axis(outputs, size)
-        expected = shape_of(outputs) if y is None else y.shape
-        if shape_of(outputs) != expected or expected[:1] != (size,):
-            raise DataError(
-                f"the model must give predictions of the shape of the targets, "
-                f"{list(expected)}; it gave {describe_batch(outputs)}. Change its last layer, or "
-                f"reshape the targets"
-            )
-        return outputs
-
-    def _usual_loss(self, outputs: Any, y: Any) -> Array:
-        return squared_error(outputs, y)
-
-    def _usual_metrics(self, outputs: Any, y: Any, mask: Array) -> RegressionMetrics:
-        return RegressionMetrics(outputs, y, mask=mask)
+        super().__init__(model, optimizer, RegressionTask(), seed=seed, **options)

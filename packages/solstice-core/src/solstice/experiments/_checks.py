@@ -1,0 +1,163 @@
+"""Checks of the batches of ready-made Experiments: pairs, masks, lengths and features."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+
+from solstice import _tree
+from solstice._batch import describe_batch, is_sequence, num_rows
+from solstice._errors import DataError
+from solstice._hints import mask_hint, third_part_hint
+from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
+from solstice.data import Masked
+
+
+def features_of(batch: Batch) -> Inputs:
+    """The features of a batch: the batch itself, or its first entry if it is a tuple or list."""
+    return batch[0] if is_sequence(batch) else batch
+
+
+def unmasked(batch: Batch) -> tuple[Batch, AnyArray | None]:
+    """The batch inside a `Masked` and its mask; any other batch and None.
+
+    Raises:
+        DataError: the mask is not boolean, or has another length than the batch.
+    """
+    if not isinstance(batch, Masked):
+        return batch, None
+    mask, size = batch.mask, num_rows(batch.batch)
+    if not is_of(mask, jnp.bool_) or mask.ndim < 1:
+        raise DataError(
+            f"the mask of a batch must be an array of booleans, one for each of its {size} "
+            f"examples; it is {describe_batch(mask)}{mask_hint(mask)}"
+        )
+    if mask.shape[0] != size:
+        raise DataError(
+            f"the mask of a batch must have one entry for each of its {size} examples; it is "
+            f"{describe_batch(mask)}"
+        )
+    return batch.batch, mask
+
+
+def pair_of(batch: Batch) -> tuple[Inputs, Targets]:
+    """The features and labels of a batch.
+
+    Raises:
+        DataError: the batch is not a pair.
+    """
+    parts = batch if is_sequence(batch) else ()
+    holds_masked = any(isinstance(part, Masked) for part in parts)
+    if len(parts) == 2 and not holds_masked:
+        return parts[0], parts[1]
+    hint = ""
+    if isinstance(batch, Mapping):
+        names = [*map(repr, cast("Mapping[str, Batch]", batch)), "'label'", "'label'"][:2]
+        hint = f". Map each batch to a pair: `(batch[{names[0]}], batch[{names[1]}])`"
+    elif isinstance(batch, Masked) or holds_masked:
+        hint = ". A mask goes around all of it, once: `Masked((features, labels), mask)`"
+    elif len(parts) == 3:
+        hint = third_part_hint(parts[2])
+    raise DataError(
+        f"a batch must be a pair (features, labels); it is {describe_batch(batch)}{hint}"
+    )
+
+
+def counted(targets: AnyArray, mask: AnyArray | None) -> np.ndarray:
+    """`y = experiments.counted(batch[1], mask)`: the targets that count, for `Task.check_values`.
+
+    Args:
+        targets: an array of shape [n, ...].
+        mask: booleans of the first axes of the targets; None if all count.
+
+    Returns:
+        A NumPy array: the targets, or with a mask, those under it, flat.
+    """
+    targets = np.asarray(targets)
+    if mask is None:
+        return targets
+    return targets[np.broadcast_to(spread(np.asarray(mask), targets), targets.shape)]
+
+
+def check_lengths(x: Inputs, targets: Targets) -> None:
+    """Raises a DataError if targets differ from the inputs in length."""
+    for y in _arrays(targets):
+        length = shape_of(y)[:1]
+        if length and shape_of(x)[:1] != length and num_rows(x) != length[0]:
+            raise DataError(
+                f"features and targets must have the same number of examples on axis 0; there are "
+                f"{num_rows(x)} in the features, {describe_batch(x)}, and {length[0]} in the "
+                f"targets, {describe_batch(y)}"
+            )
+
+
+def check_mask(mask: AnyArray | None, targets: Targets, name: str = "targets") -> None:
+    """Raises a DataError if the mask has other axes than the targets."""
+    if mask is None:
+        return
+    for y in _arrays(targets):
+        if mask.shape != shape_of(y)[: mask.ndim]:
+            raise DataError(
+                f"the mask of {name} of shape {list(y.shape)} must be of that shape, or "
+                f"[{y.shape[0]}]; it is {describe_batch(mask)}{mask_hint(mask)}"
+            )
+
+
+def check_floating(x: Inputs) -> None:
+    """Raises a DataError unless the features are a floating-point array of shape [n, ...]."""
+    if not is_of(x, jnp.floating) or x.ndim < 2:
+        hint = ". Convert pixels with `(x / 255).astype('float32')`"
+        if getattr(x, "ndim", 0) == 1:
+            hint = ". Write `x[:, None]` for one number per example"
+        raise DataError(
+            f"expected features of floating point, of shape [n, ...]; they are "
+            f"{describe_batch(x)}{hint}"
+        )
+
+
+def check_no_nan(x: np.ndarray) -> None:
+    """Raises a DataError if the features contain NaN."""
+    bad = np.isnan(x).sum()
+    if bad:
+        raise DataError(f"{bad} of {x.size} features are NaN: leave those examples out")
+
+
+def shape_of(outputs: ModelOutputs) -> tuple[int, ...]:
+    """The shape of an array; () for any other object, such as a tuple of arrays."""
+    return getattr(outputs, "shape", ())
+
+
+def of_shape(outputs: ModelOutputs, shape: tuple[int, ...], must: str, or_else: str = "") -> Array:
+    """The outputs of a model, an array of the expected shape.
+
+    Raises:
+        DataError: they are something else.
+    """
+    if shape_of(outputs) != shape:
+        raise DataError(
+            f"{must}; it gave {describe_batch(outputs)}. Change its last layer{or_else}"
+        )
+    return outputs
+
+
+def without_last_axis(outputs: ModelOutputs, size: int) -> ModelOutputs:
+    """Outputs of shape [n, 1] as [n]; others unchanged."""
+    return outputs[:, 0] if shape_of(outputs) == (size, 1) else outputs
+
+
+def is_of(array: object, *kinds: DTypeLike) -> bool:
+    """Whether it is an array of one of these kinds of numbers, such as `jnp.integer`."""
+    dtype = getattr(array, "dtype", object)
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
+def spread(weights: AnyArray, like: AnyArray) -> AnyArray:
+    """Weights with trailing axes of length 1, so that they broadcast against `like`."""
+    return weights.reshape(*weights.shape, *[1] * (like.ndim - weights.ndim))
+
+
+def _arrays(targets: Targets) -> list[Targets]:
+    return [targets] if hasattr(targets, "shape") else _tree.leaves(targets)
