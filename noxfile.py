@@ -204,13 +204,15 @@ def told(seconds: float | None) -> str:
 def stranger(session: nox.Session) -> None:
     """Test packages that others might publish, from wheels, without any adapter of ours.
 
-    One is for Penzai, in tests/third_party; the other is what `solstice.new_adapter` writes.
+    Two are in tests/third_party: an adapter for Penzai, and a ready-made Experiment that ranks. The
+    third is what `solstice.new_adapter` writes.
     """
     session.install(*wheels("core"), "build", "hatchling>=1.27", "pytest", "hypothesis")
     folder = Path(session.create_tmp())
     shutil.rmtree(folder / "solstice-newborn", ignore_errors=True)
     session.run("python", "-m", "solstice.new_adapter", "newborn", "--folder", str(folder))
-    for package in [folder / "solstice-newborn", ROOT / "tests/third_party/solstice-penzai"]:
+    packages = sorted(ROOT.glob("tests/third_party/solstice-*"))
+    for package in [folder / "solstice-newborn", *packages]:
         built = folder / f"{package.name}-wheel"
         shutil.rmtree(built, ignore_errors=True)
         session.run("python", "-m", "build", "-n", "-w", "-o", str(built), str(package))
