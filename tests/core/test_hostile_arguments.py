@@ -127,6 +127,8 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("summary", "batch"): "any tree is a batch",
     ("mixed_precision", "model"): "as in Learner, and needs a policy",
     ("norms_of", "tree"): "any tree: what is no array does not count",
+    ("adapt_argument", "name"): "the code that calls it has it in its source",
+    ("adapt_argument", "kind"): "the code that calls it has it in its source",
     ("EquinoxModel", "axis_name"): "equinox checks it, in the layers that have one",
     ("checkpoint.check_writable", "who"): "a name for the message",
     ("checkpoint.save", "tree"): "any tree; test_checkpoint has what is refused",

@@ -677,6 +677,12 @@ TARGETS: dict[str, Target] = {
         compat.track_norms, {"optimizer": SGD}, {"optimizer": "optimizer", "depth": "size"}
     ),
     "skip_nonfinite": Target(compat.skip_nonfinite, {}, {"optimizer": "optimizer"}),
+    "adapt_argument": Target(
+        lambda **given: compat.adapt_argument("encoder", "model", given["given"]),
+        {},
+        {"given": "model"},
+        {"given": "encoder"},
+    ),
     "as_model": Target(
         lambda **given: compat.as_model(given["obj"]),
         {},

@@ -3,14 +3,14 @@
 from collections.abc import Hashable
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
+from jax import Array
+
 PyTree: TypeAlias = Any
 """A tree of JAX: arrays in any nesting of containers."""
 
 Structure: TypeAlias = Hashable
 """The structure of a tree, for which JAX's own class has no type."""
-
-import numpy as np
-from jax import Array
 
 AnyArray: TypeAlias = Array | np.ndarray[Any, np.dtype[Any]]
 """An array of JAX, traced or not, or of NumPy."""

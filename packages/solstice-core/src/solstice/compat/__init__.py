@@ -28,6 +28,7 @@ from solstice.compat._protocols import (
     call_arguments,
     call_in_evaluation,
 )
+from solstice.compat._registry import adapt_argument
 from solstice.compat._wrappers import ema, freeze, skip_nonfinite
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ __all__ = [
     "Optimizer",
     "Params",
     "State",
+    "adapt_argument",
     "adapters",
     "as_model",
     "as_optimizer",

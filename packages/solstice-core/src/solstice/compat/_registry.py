@@ -91,7 +91,19 @@ def adapt(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
 
 
 def adapt_argument(name: str, kind: Kind, given: Any) -> Any:
-    """The adapter of an argument; an error starts with the name of the argument."""
+    """`encoder = compat.adapt_argument("encoder", "model", encoder)`: adapt an argument.
+
+    As `as_model` or `as_optimizer`, for functions with several models or optimisers: an error
+    starts with the name of the argument.
+
+    Args:
+        name: the name of the argument.
+        kind: "model" or "optimizer".
+        given: the value of the argument.
+
+    Raises:
+        TypeError, AdapterError: as `as_model`.
+    """
     try:
         return adapt(kind, given, {})
     except (TypeError, AdapterError) as error:

@@ -11,21 +11,11 @@ import numpy as np
 from jax import Array
 
 from solstice._arguments import function_or_none, not_negative, whole
-from solstice._batch import describe_batch
 from solstice._errors import DataError
 from solstice._metrics import at_least_float32
 from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
-from solstice.compat import Model, Params, State
-from solstice.compat._registry import adapt_argument
-<<<<<<< HEAD
-from solstice.experiments._base import (
-    LossFunction,
-    MetricsFunction,
-    OneModelExperiment,
-    Options,
-=======
+from solstice.compat import Model, Params, State, adapt_argument
 from solstice.experiments._checks import (
->>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
     check_floating,
     check_no_nan,
     features_of,

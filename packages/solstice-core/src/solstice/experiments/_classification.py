@@ -13,27 +13,11 @@ from solstice import _hints
 from solstice._arguments import probability, whole
 from solstice._batch import describe_batch, num_rows
 from solstice._errors import DataError
-<<<<<<< HEAD
-from solstice._hints import (
-    binary_hint,
-    binary_rows_hint,
-    binary_values_hint,
-    class_hint,
-    class_range_hint,
-)
-from solstice._types import Batch
-from solstice.experiments._base import (
-    LossFunction,
-    MetricsFunction,
-    OneModelExperiment,
-    Options,
-=======
 from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.experiments._checks import (
     counted,
     is_of,
     of_shape,
->>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
     shape_of,
     spread,
     without_last_axis,

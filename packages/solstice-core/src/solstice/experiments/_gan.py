@@ -9,32 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-<<<<<<< HEAD
-from solstice._arguments import whole
-from solstice._batch import describe_batch, is_traced, num_rows
-from solstice._errors import DataError
-=======
 from solstice._arguments import function_or_none, whole
 from solstice._batch import is_traced, num_rows
->>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
 from solstice._replace import replace
 from solstice._types import AnyArray, Batch, Inputs, ModelOutputs
-from solstice.compat._registry import adapt_argument
-<<<<<<< HEAD
-from solstice.experiments._base import (
-    Options,
-    ReadyMade,
-    check_floating,
-    check_no_nan,
-    features_of,
-    shape_of,
-=======
+from solstice.compat import adapt_argument
 from solstice.experiments._checks import (
     check_floating,
     check_no_nan,
     features_of,
     of_shape,
->>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
     unmasked,
     without_last_axis,
 )

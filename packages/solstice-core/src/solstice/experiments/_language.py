@@ -13,27 +13,11 @@ from jax.typing import ArrayLike
 
 from solstice._arguments import integers, not_negative, whole
 from solstice._batch import describe_batch
-<<<<<<< HEAD
 from solstice._engine import PROGRAMS, Program, program_of
-=======
-from solstice._engine import PROGRAMS, Program, program_of
->>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
 from solstice._errors import DataError
 from solstice._metrics import at_least_float32
-<<<<<<< HEAD
-from solstice._types import Batch
-from solstice.experiments._base import (
-    LossFunction,
-    MetricsFunction,
-    OneModelExperiment,
-    Options,
-    shape_of,
-    unmasked,
-)
-=======
 from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.experiments._checks import check_mask, is_of, of_shape
->>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
 from solstice.experiments._keys import one_key
 from solstice.experiments._learner import AnyModel, AnyOptimizer
 from solstice.experiments._losses import check_smoothing, cross_entropy

@@ -13,8 +13,7 @@ from solstice._arguments import whole
 from solstice._errors import DataError
 from solstice._replace import replace
 from solstice._types import Batch, Inputs, ModelOutputs, Outputs
-from solstice.compat import Model, Optimizer, OptState, Params, State
-from solstice.compat._registry import adapt_argument
+from solstice.compat import Model, Optimizer, OptState, Params, State, adapt_argument
 from solstice.experiments._gradients import Forward, Loss, Objective
 from solstice.experiments._inputs import (
     check_params,

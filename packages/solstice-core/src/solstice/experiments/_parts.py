@@ -11,15 +11,10 @@ from jax import Array
 from solstice import _tree
 from solstice._batch import describe_batch
 from solstice._errors import DataError
-<<<<<<< HEAD
-from solstice._metrics import at_least_float32
-from solstice._types import Batch
-=======
 from solstice._metrics import Metrics, at_least_float32
 from solstice._types import AnyArray, Batch
 
 _Carry = TypeVar("_Carry")
->>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
 
 
 def over_parts(

@@ -9,22 +9,9 @@ from jax import Array
 from solstice._batch import describe_batch, num_rows
 from solstice._errors import DataError
 from solstice._hints import number_hint
-<<<<<<< HEAD
-from solstice._types import Batch
-from solstice.experiments._base import (
-    LossFunction,
-    MetricsFunction,
-    OneModelExperiment,
-    Options,
-    shape_of,
-    without_last_axis,
-)
-from solstice.experiments._learner import Learner
-=======
 from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.experiments._checks import counted, is_of, of_shape, shape_of, without_last_axis
 from solstice.experiments._learner import AnyModel, AnyOptimizer
->>>>>>> 061e544 (Build the ready-made Experiments as tasks on a public SupervisedExperiment)
 from solstice.experiments._losses import squared_error
 from solstice.experiments._supervised import Options, SupervisedExperiment
 from solstice.experiments._task import Task
