@@ -1,0 +1,137 @@
+"""`python tests/benchmarks/block_sizes.py`: a measurement for each constant of `_block_size.py`.
+
+Each figure is the best of several rounds. Run it on a quiet machine.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import solstice
+from solstice._engine import BlockSize, CompiledStepper, Feeder, StagingBuffers
+
+ROUNDS = 10
+
+
+class Descends(solstice.Experiment):
+    """Gradient descent of a loss."""
+
+    params: Any
+    loss: Any
+
+    def train_step(self, batch: Any) -> Any:
+        value, grads = jax.value_and_grad(self.loss)(self.params, batch)
+        params = jax.tree.map(lambda p, g: p - 1e-3 * g, self.params, grads)
+        return solstice.replace(self, params=params), {"loss": value}
+
+    def eval_step(self, batch: Any) -> Any:
+        return self, {"loss": self.loss(self.params, batch)}
+
+
+def dense(params: Any, x: Any) -> Any:
+    for w in params[:-1]:
+        x = jnp.tanh(x @ w)
+    return jnp.mean((x @ params[-1]) ** 2)
+
+
+def scaled(params: Any, x: Any) -> Any:
+    return jnp.mean((x[0] * sum(params)) ** 2)
+
+
+def convolved(params: Any, x: Any) -> Any:
+    return jnp.mean(jax.lax.conv(x, params, (1, 1), "SAME") ** 2)
+
+
+def mlp(*sizes: int) -> Descends:
+    return Descends([jnp.full(pair, 0.01) for pair in pairwise(sizes)], dense)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def per_step(
+    experiment: Descends, batch: np.ndarray, sizes: Iterable[int], steps: int
+) -> list[float]:
+    """Microseconds per step, with feeding, in blocks of these sizes."""
+    runs = [fed(experiment, batch, size) for size in sizes]
+    for run in runs:
+        run(2)  # compiles
+    # Interleaved, so that a busy moment of the machine hits all of them.
+    rounds = [[run(steps) for run in runs] for _ in range(ROUNDS)]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
+def fed(experiment: Descends, batch: np.ndarray, size: int) -> Callable[[int], float]:
+    stepper = CompiledStepper(experiment, "train_step", batch)
+    slots = StagingBuffers(BlockSize(size))
+
+    def run(count: int) -> float:
+        feeder = Feeder(iter([batch] * count), slots, lambda batch: None)
+        began = time.perf_counter()
+        while (block := feeder.take(size)) is not None:
+            stepper.run(block)
+        stepper.take_metrics()
+        jax.block_until_ready(stepper.share_experiment().params)
+        return (time.perf_counter() - began) / count * 1e6
+
+    return run
+
+
+def seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    jitted = jax.jit(function)
+    jax.block_until_ready(jitted(*arguments))
+    times: list[float] = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        jax.block_until_ready(jitted(*arguments))
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def table(title: str, unit: str, names: Iterable[object], values: Iterable[float]) -> None:
+    print(f"\n{title}")
+    for name, value in zip(names, values, strict=True):
+        print(f"  {name!s:>16}  {value:>10.3g} {unit}", flush=True)
+
+
+def by_steps(title: str, experiment: Descends, batch: np.ndarray, sizes: tuple[int, ...]) -> None:
+    steps = max(512, 2 * max(sizes))
+    table(
+        f"{title}, by steps in a block",
+        "us a step",
+        sizes,
+        per_step(experiment, batch, sizes, steps),
+    )
+
+
+def by_bytes(title: str, batch: np.ndarray, sizes: tuple[int, ...]) -> None:
+    mean = Descends(jnp.ones(()), lambda w, x: jnp.mean(w * x))
+    counts = [size // batch.nbytes for size in sizes]
+    found = per_step(mean, batch, counts, 2 * max(counts))
+    table(f"{title}, by bytes in a block", "us a step", sizes, found)
+
+
+def main() -> None:
+    small, many = mlp(64, 64, 10), Descends([jnp.float32(i) for i in range(50)], scaled)
+    by_steps("STEPS_PER_CALL: a small MLP", small, normal(32, 64), (1, 8, 32, 128))
+    by_steps("SMALL_STEPS_PER_CALL: 50 arrays", many, normal(4), (32, 512, 2048))
+    by_bytes("SMALL_BYTES_PER_CALL: batches of 1 kB", normal(2**8), (2**15, 2**18, 2**20, 2**22))
+    by_bytes("BYTES_PER_CALL: batches of 256 kB", normal(2**16), (2**21, 2**23, 2**25, 2**27))
+    kernel = Descends(jnp.ones((8, 3, 3, 3)), convolved)
+    by_steps("CALLS_AT_ONCE: a convolution", kernel, normal(8, 3, 32, 32), (1, 8, 32))
+    flops, n, big = 2**33, 1024, normal(2**24)
+    product = seconds(lambda x: x @ x, normal(n, n)) / (2 * n**3)
+    table("FLOPS_PER_CALL, in products of 1024x1024", "s", [f"{flops:,}"], [product * flops])
+    passes = seconds(lambda x: jax.lax.fori_loop(0, 16, lambda _, x: x + 1, x), big)
+    waiting = passes / big.size / 16
+    table("_SLOWEST: an addition in memory to one in a product", "times", [""], [waiting / product])
+
+
+if __name__ == "__main__":
+    main()
