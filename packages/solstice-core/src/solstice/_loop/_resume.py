@@ -22,9 +22,7 @@ from solstice._paths import local_path
 from solstice._record import Record, Stop
 from solstice._saver import Saver
 from solstice._schema import SchemaError
-from solstice.checkpoint import CheckpointError
-from solstice.checkpoint._load import load_renamed
-from solstice.checkpoint._rows import read_rows
+from solstice.checkpoint import CheckpointError, load_renamed, read_rows
 from solstice.data._source import Source
 
 
