@@ -171,6 +171,6 @@ def kept_arguments(callback: Any) -> dict[str, Any]:
     return {}
 
 
-def is_setting(value: Any) -> bool:
+def is_setting(value: object) -> bool:
     """Whether a value can be a setting of an object, not its state: a number, text or a path."""
     return isinstance(value, str | PurePath) or type(value) in (bool, int, float, type(None))

@@ -72,7 +72,7 @@ reasons = Reasons()
 class Kind:
     """The part of a leaf on which a compiled program depends: the type of an array, or a value."""
 
-    def __init__(self, leaf: Any) -> None:
+    def __init__(self, leaf: object) -> None:
         self.is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
         self.is_number = isinstance(leaf, bool | int | float | complex)
         self._value: Any = _array_text(leaf) if self.is_array else leaf
@@ -105,7 +105,7 @@ class Kind:
         return _GONE if leaf is None else leaf
 
 
-def kinds_of(tree: Any, name: str = "") -> dict[str, Kind]:
+def kinds_of(tree: object, name: str = "") -> dict[str, Kind]:
     """The `Kind` of each leaf and static field of a tree, by path."""
     found = {f"{name}{path}": Kind(leaf) for path, leaf in _tree.leaves_by_path(tree)}
     found.update({path: Kind(value) for path, value in _statics(tree, name)})
@@ -168,7 +168,7 @@ def _code_of(leaf: Any) -> str | None:
     return f"{leaf.__qualname__} of line {code.co_firstlineno} of {code.co_filename}"
 
 
-def _equal(one: Any, two: Any) -> bool:
+def _equal(one: object, two: object) -> bool:
     try:
         return bool(np.all(one == two)) or (one != one and two != two)
     except Exception:  # of a custom `__eq__`

@@ -72,7 +72,7 @@ def warn(message: str, stacklevel: int) -> None:
         warnings.warn(message, stacklevel=stacklevel + 1)
 
 
-def encodable(text: str, stream: Any) -> str:
+def encodable(text: str, stream: object) -> str:
     """The text, with escapes for characters outside the encoding of a stream."""
     encoding = getattr(stream, "encoding", None)
     if not isinstance(encoding, str):

@@ -68,7 +68,7 @@ def as_json(row: Mapping[str, Any]) -> str:
     return json.dumps({name: _plain(value) for name, value in row.items()})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return np.asarray(value).tolist() if hasattr(value, "dtype") else value
 
 
@@ -79,5 +79,5 @@ def as_cells(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, numbers.Real)

@@ -99,20 +99,20 @@ def _public(owner: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if not name.startswith("_")}
 
 
-def _strangers(callback: Any, base: type[Any]) -> Iterator[str]:
+def _strangers(callback: object, base: type[Any]) -> Iterator[str]:
     """Public names of a callback that the base class does not have."""
     owners = [callback, *_between(callback, base)]
     names = dict.fromkeys(name for owner in owners for name in _public(owner))
     return (name for name in names if not hasattr(base, name))
 
 
-def _between(callback: Any, base: type[Any]) -> list[type]:
+def _between(callback: object, base: type[Any]) -> list[type]:
     """The classes of a callback below the base class, which a user may have written."""
     kinds: tuple[type, ...] = cast("Any", type(callback)).__mro__
     return [kind for kind in kinds if kind not in base.__mro__]
 
 
-def _check_name(callback: Any, base: type[Any], name: str) -> None:
+def _check_name(callback: object, base: type[Any], name: str) -> None:
     if not _is_method(inspect.getattr_static(callback, name)):
         _check_setting(callback, base, name)
         return
@@ -146,7 +146,7 @@ def _names_modes(value: object) -> bool:
     return any(isinstance(name, str) and name in _MODES for name in names)
 
 
-def _is_method(value: Any) -> bool:
+def _is_method(value: object) -> bool:
     return callable(value) or isinstance(value, staticmethod | classmethod)
 
 
@@ -185,7 +185,7 @@ def _by_words(words: list[str], *, is_hook: bool) -> tuple[str, str | None] | No
     return f"on_{unit or whole}_{edge or 'end'}", mode
 
 
-def _check_method(callback: Any, base: type[Any], hook: str, method: Any) -> None:
+def _check_method(callback: object, base: type[Any], hook: str, method: object) -> None:
     """Refuses a hook that is not a method, is asynchronous, or takes other arguments."""
     name = f"{type(callback).__name__}.{hook}"
     if not callable(method):

@@ -44,17 +44,17 @@ _NUMBERS: Any = (
 )  # fmt: skip
 
 
-def is_stored(leaf: Any) -> bool:
+def is_stored(leaf: object) -> bool:
     """Whether a leaf holds numbers and goes into the file. Other leaves are described in words."""
     return isinstance(leaf, _NUMBERS)
 
 
-def stored_leaves(tree: Any) -> dict[str, Any]:
+def stored_leaves(tree: object) -> dict[str, Any]:
     """The leaves that are numbers, by path."""
     return {path: leaf for path, leaf in _tree.leaves_by_path(tree) if is_stored(leaf)}
 
 
-def kind_of(leaf: Any) -> str:
+def kind_of(leaf: object) -> str:
     """The `kind` of a leaf; see `Stored`."""
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -116,7 +116,7 @@ def from_stored(stored: Stored, like: Any) -> Any:
     return array.item()
 
 
-def described(tree: Any) -> dict[str, str]:
+def described(tree: object) -> dict[str, str]:
     """By path, everything except numbers: containers, static fields, functions, static objects.
 
     It is what must agree between a checkpoint and the tree that it is loaded into.
@@ -125,7 +125,7 @@ def described(tree: Any) -> dict[str, str]:
     return dict(zip(_distinct(found), [words for _, words, _ in found], strict=True))
 
 
-def modules(tree: Any) -> set[str]:
+def modules(tree: object) -> set[str]:
     """The paths in `described` of Experiments and other Equinox modules: each names a class."""
     found = list(_describe(tree, ""))
     kinds = [is_module for _, _, is_module in found]
@@ -136,7 +136,7 @@ def _distinct(found: list[tuple[str, str, bool]]) -> list[str]:
     return _tree.distinct(path for path, _, _ in found)
 
 
-def _describe(node: Any, path: str) -> Iterator[tuple[str, str, bool]]:
+def _describe(node: object, path: str) -> Iterator[tuple[str, str, bool]]:
     if node is None or is_stored(node):
         if node is None:
             yield path, "None", False
@@ -154,10 +154,10 @@ def _describe(node: Any, path: str) -> Iterator[tuple[str, str, bool]]:
         yield from _describe(child, path + key)
 
 
-def _children(node: Any) -> list[tuple[str, Any]] | None:
+def _children(node: object) -> list[tuple[str, Any]] | None:
     """The children one level below, by key; None of a leaf, and of what has none."""
 
-    def is_below(child: Any) -> bool:
+    def is_below(child: object) -> bool:
         return child is not node
 
     found = cast("Any", jax.tree_util.tree_flatten_with_path(node, is_leaf=is_below))[0]
@@ -166,7 +166,7 @@ def _children(node: Any) -> list[tuple[str, Any]] | None:
     return [(jax.tree_util.keystr(path), child) for path, child in found]
 
 
-def in_words(value: Any) -> str:
+def in_words(value: object) -> str:
     """A static value in words, the same in every process."""
     named = callable(value) and hasattr(value, "__qualname__")
     return _name(value) if named else _ADDRESS.sub("", repr(value))

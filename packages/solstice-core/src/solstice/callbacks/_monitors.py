@@ -158,12 +158,12 @@ class DeviceMemory(Callback):
         return {"memory_bytes": sum(array.nbytes for array in arrays)}
 
 
-def _rate(schedule: Any) -> float | None:
+def _rate(schedule: object) -> float | None:
     return None if schedule is None else number("schedule", schedule, "a function or a number")
 
 
-def _find(tree: Any, kind: type) -> list[Any]:
-    def is_one(node: Any) -> bool:
+def _find(tree: object, kind: type) -> list[Any]:
+    def is_one(node: object) -> bool:
         return isinstance(node, kind)
 
     leaves: list[Any] = jax.tree.leaves(tree, is_leaf=is_one)

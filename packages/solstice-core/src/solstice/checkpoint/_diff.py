@@ -10,7 +10,7 @@ from solstice._stored import Stored, stored_leaves, to_stored
 from solstice.checkpoint._load import read
 
 
-def diff(one: Any, other: Any) -> dict[str, str]:
+def diff(one: object, other: object) -> dict[str, str]:
     """`solstice.checkpoint.diff("runs/a", exp)`: by path, what differs, in words.
 
     Args:
@@ -35,7 +35,7 @@ def diff(one: Any, other: Any) -> dict[str, str]:
     return found
 
 
-def _stored(given: Any) -> dict[str, Stored]:
+def _stored(given: object) -> dict[str, Stored]:
     if isinstance(given, str | PathLike):
         return read(cast("str | PathLike[str]", given))
     return {path: to_stored(path, leaf) for path, leaf in stored_leaves(given).items()}

@@ -38,7 +38,7 @@ def safetensors() -> Any:
     return library
 
 
-def as_bytes(array: Any) -> Any:
+def as_bytes(array: object) -> Any:
     """The array for safetensors: contiguous, or as bytes if its dtype is unknown there."""
     array = np.ascontiguousarray(array).reshape(np.shape(array))
     if array.dtype.name in _PLAIN:

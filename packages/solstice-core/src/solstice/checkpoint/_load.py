@@ -42,7 +42,7 @@ from solstice.checkpoint._rows import with_folder
 def load(
     path: str | PathLike[str],
     *,
-    like: Any,
+    like: object,
     only: str | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> Any:
@@ -69,7 +69,7 @@ def load(
     return _load(_found(path), like, only, rename)[0]
 
 
-def load_renamed(path: Path, like: Any) -> tuple[Any, list[str]]:
+def load_renamed(path: Path, like: object) -> tuple[Any, list[str]]:
     """`load`, also if a class was renamed; returns these classes in words.
 
     What such a class computes is for the caller to compare.
@@ -79,7 +79,7 @@ def load_renamed(path: Path, like: Any) -> tuple[Any, list[str]]:
 
 def _load(
     folder: Path,
-    like: Any,
+    like: object,
     only: str | None = None,
     rename: Mapping[str, str] | None = None,
     *,
@@ -143,7 +143,7 @@ def _found(path: str | PathLike[str]) -> Path:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
 
 
-def _renames(rename: Any) -> dict[str, str]:
+def _renames(rename: object) -> dict[str, str]:
     found = mapping("rename", rename, '{".net": ".learner"}')
     for old, new in found.items():
         if not isinstance(new, str):
@@ -165,7 +165,7 @@ def _read(folder: Path, manifest: Manifest) -> dict[str, Stored]:
     return {name: _checked(folder, name, arrays[name], leaves[name]) for name in leaves}
 
 
-def _checked(folder: Path, name: str, array: Any, about: Leaf) -> Stored:
+def _checked(folder: Path, name: str, array: object, about: Leaf) -> Stored:
     try:
         dtype = dtype_of(about.dtype)
         whole = from_bytes(array, dtype, tuple(about.shape))
@@ -276,7 +276,7 @@ def _check_twins(folder: Path, wanted: set[str], saved: set[str], mine: set[str]
             )
 
 
-def _leaf(folder: Path, name: str, stored: Mapping[str, Stored], like: Any) -> Any:
+def _leaf(folder: Path, name: str, stored: Mapping[str, Stored], like: object) -> Any:
     if name not in stored:
         raise CheckpointError(f"{folder} has nothing at `{name}`; it has {_some(sorted(stored))}")
     leaf = stored[name]

@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 _NAME = re.compile(r"rows-[0-9]+\.jsonl")
 
 
-def _refuse(self: Any, *args: Any, **kwargs: Any) -> NoReturn:
+def _refuse(self: object, *args: Any, **kwargs: Any) -> NoReturn:
     """Refused, since the list only grows."""
     raise TypeError(
         "an AppendOnly list only grows, since checkpoints have its items: write `list(rows)` for a "
@@ -212,7 +212,7 @@ def with_folder(note: Any, folder: Path) -> Any:
     return _within(note, lambda inner: with_folder(inner, folder))
 
 
-def _has_rows(value: Any) -> bool:
+def _has_rows(value: object) -> bool:
     """Whether the value is the manifest's entry for a list in a file."""
     if not isinstance(value, dict) or [*cast("Any", value)] != ["rows"]:
         return False
@@ -220,7 +220,7 @@ def _has_rows(value: Any) -> bool:
     return isinstance(about, dict) and {"file", "count", "bytes", "sha256"} <= {*cast("Any", about)}
 
 
-def _within(value: Any, change: Callable[[Any], Any]) -> Any:
+def _within(value: object, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
         return {key: change(inner) for key, inner in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list | tuple):

@@ -39,7 +39,7 @@ from solstice.checkpoint._rows import RowFiles
 _TOLD = ["jax", "jaxlib", "numpy", "equinox", "flax", "dm-haiku", "optax", "solstice-core"]
 
 
-def save(path: str | PathLike[str], tree: Any, *, note: Mapping[str, Any] | None = None) -> Path:
+def save(path: str | PathLike[str], tree: object, *, note: Mapping[str, Any] | None = None) -> Path:
     """`solstice.checkpoint.save("runs/best", exp)`: write a tree, an Experiment for instance.
 
     The folder `path` then has the arrays in `arrays.safetensors`, by their paths in the tree, and a

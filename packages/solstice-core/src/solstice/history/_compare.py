@@ -56,12 +56,12 @@ def compare(
     return save(draw(histories, only=only, smooth=smooth), path)
 
 
-def _name(run: Any, index: int) -> str:
+def _name(run: object, index: int) -> str:
     is_path = isinstance(run, str | PathLike)
     return local_path(cast("str", run), "a run").stem if is_path else f"run {index}"
 
 
-def _history(run: Any) -> History:
+def _history(run: object) -> History:
     if isinstance(run, str | PathLike):
         return read_history(cast("str", run))
     history = getattr(run, "history", run)

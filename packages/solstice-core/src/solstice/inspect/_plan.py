@@ -125,7 +125,7 @@ def plan(
     )
 
 
-def _traced(given: Any, method: str, batch: Batch) -> tuple[str, Plan, Batch]:
+def _traced(given: object, method: str, batch: Batch) -> tuple[str, Plan, Batch]:
     """The class of the Experiment, its step, and the types of the arrays in a batch."""
     leaves, rebuild = _arrays_and_rest((given, batch))
     found: list[tuple[str, Plan, Batch]] = []
@@ -147,7 +147,7 @@ def _traced(given: Any, method: str, batch: Batch) -> tuple[str, Plan, Batch]:
     return found[0]
 
 
-def _arrays_and_rest(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+def _arrays_and_rest(tree: object) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     """The arrays of a tree, abstract ones too, and what puts others in their place."""
     given, structure = _tree.flatten(tree)
     indices = [i for i, leaf in enumerate(given) if _is_abstract_or_array(leaf)]
@@ -159,7 +159,7 @@ def _arrays_and_rest(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     return [given[i] for i in indices], rebuild
 
 
-def _is_abstract_or_array(leaf: Any) -> bool:
+def _is_abstract_or_array(leaf: object) -> bool:
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 

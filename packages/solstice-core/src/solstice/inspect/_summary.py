@@ -126,12 +126,12 @@ def summary(experiment: Experiment, batch: Batch = None, *, depth: int | None = 
     )
 
 
-def _arrays(tree: Any) -> dict[str, Any]:
+def _arrays(tree: object) -> dict[str, Any]:
     leaves = _tree.leaves_by_slashes(tree).items()
     return {path: leaf for path, leaf in leaves if hasattr(leaf, "dtype") and hasattr(leaf, "size")}
 
 
-def _ids(tree: Any) -> set[int]:
+def _ids(tree: object) -> set[int]:
     return {id(leaf) for leaf in _tree.leaves(tree)}
 
 
@@ -187,7 +187,7 @@ def _bytes_of(leaf: Any) -> int:
     return leaf.size * (leaf.dtype.itemsize if is_plain else 8)
 
 
-def _sharding(leaf: Any) -> str:
+def _sharding(leaf: object) -> str:
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         return "-"

@@ -216,7 +216,7 @@ def numbers_of(row: dict[str, Any]) -> dict[str, Any]:
     return {f"{split}/{name}": v for name, v in metrics_in(row).items() if is_number(v)}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Whether a value is a number, which every tool can show."""
     return isinstance(value, bool | int | float)
 

@@ -96,7 +96,7 @@ class MLflow(Logger):
             or "_"
         )
 
-    def takes(self, value: Any) -> bool:
+    def takes(self, value: object) -> bool:
         """Whether the value is a number; MLflow has no arrays."""
         return is_number(value)
 

@@ -102,7 +102,7 @@ class TensorBoard(Logger):
         """The name with letters, digits and `_-./` only; tensorboardX would change it silently."""
         return _REFUSED.sub("_", metric)
 
-    def takes(self, value: Any) -> bool:
+    def takes(self, value: object) -> bool:
         """Whether the value is a number or an array of one to four axes."""
         return is_number(value) or 1 <= np.ndim(value) <= 4
 
@@ -199,7 +199,7 @@ class TensorBoard(Logger):
             self._board.file_writer.add_summary(part)
 
 
-def _params(experiment: Any) -> dict[str, Any]:
+def _params(experiment: object) -> dict[str, Any]:
     """The floating-point params by path, as NumPy arrays of float32."""
     return {
         path: np.asarray(leaf, np.float32)

@@ -104,7 +104,7 @@ class WandB(Logger):
         with self._written.open("a") as file:
             file.write(f"{line}\n")
 
-    def takes(self, value: Any) -> bool:
+    def takes(self, value: object) -> bool:
         """Whether the value is a number; arrays are left out."""
         return is_number(value)
 

@@ -59,7 +59,7 @@ class Growing(Metrics):
         return _tree.map(_none_of, self)
 
 
-def _is_sums(node: Any) -> bool:
+def _is_sums(node: object) -> bool:
     return isinstance(node, Counts | Totals)
 
 
@@ -95,7 +95,7 @@ def _none_of(array: Array) -> Array:
     return array[:0]
 
 
-def check_alike(one: Metrics, other: Any) -> None:
+def check_alike(one: Metrics, other: object) -> None:
     """Raises a ValueError if two metrics differ in class or in a static setting, which it names."""
     if type(one) is not type(other):
         raise ValueError(f"cannot merge {type(one).__name__} and {type(other).__name__}")
@@ -110,7 +110,7 @@ def check_alike(one: Metrics, other: Any) -> None:
             )
 
 
-def for_compute(metrics: Any) -> tuple[Any, Any]:
+def for_compute(metrics: object) -> tuple[Any, Any]:
     """The numbers of metrics in floating point, by name, and the array namespace for `compute`.
 
     Numbers in `Counts` and `Totals` keep their names. The namespace is NumPy in double precision,

@@ -26,7 +26,7 @@ _READS_ON_THE_HOST = (
 )
 
 
-def equal(one: Any, other: Any, what: str, atol: float = 0.0) -> None:
+def equal(one: object, other: object, what: str, atol: float = 0.0) -> None:
     """Asserts that two trees are equal, in structure, shapes, dtypes and values."""
     same_types(one, other, what)
     for (path, a), b in zip(_tree.leaves_by_path(one), _tree.leaves(other), strict=True):
@@ -34,7 +34,7 @@ def equal(one: Any, other: Any, what: str, atol: float = 0.0) -> None:
         assert _close(x, y, atol), f"{what}: the values{_at(path)} differ:\n{x}\n{y}"
 
 
-def same_types(one: Any, other: Any, what: str) -> None:
+def same_types(one: object, other: object, what: str) -> None:
     """Asserts that two trees have the same structure, and leaves of the same shapes and dtypes."""
     first, second = _tree.structure(one), _tree.structure(other)
     assert first == second, f"{what}: the structure was\n  {first}\nand is\n  {second}"
@@ -43,13 +43,13 @@ def same_types(one: Any, other: Any, what: str) -> None:
         assert was == now, f"{what}: `{path}` was {was} and is {now}"
 
 
-def differ(one: Any, other: Any) -> bool:
+def differ(one: object, other: object) -> bool:
     """Whether any value of two trees of the same structure differs."""
     pairs = zip(_tree.leaves(one), _tree.leaves(other), strict=True)
     return any(not np.array_equal(_plain(a), _plain(b)) for a, b in pairs)
 
 
-def snapshot(tree: Any) -> Any:
+def snapshot(tree: object) -> Any:
     """A copy of the tree in NumPy arrays, which later changes in place do not affect."""
     return _tree.map(lambda leaf: np.array(_plain(leaf)), tree)
 
@@ -64,7 +64,7 @@ def left_alone(function: str, **arguments: Any) -> Generator[None, None, None]:
         equal(before[name], snapshot(argument), what)
 
 
-def all_arrays(tree: Any, what: str) -> None:
+def all_arrays(tree: object, what: str) -> None:
     """Asserts that all leaves are arrays other than PRNG keys."""
     for path, leaf in _tree.leaves_by_path(tree):
         is_array = isinstance(leaf, jax.Array | np.ndarray)
@@ -75,14 +75,14 @@ def all_arrays(tree: Any, what: str) -> None:
         assert not is_key, f"{what}: `{path}` is a PRNG key"
 
 
-def single_precision(tree: Any, what: str) -> None:
+def single_precision(tree: object, what: str) -> None:
     """Asserts that every floating-point leaf is float32, NumPy arrays too."""
     for path, leaf in _tree.leaves_by_path(tree):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             assert leaf.dtype == jnp.float32, f"{what} {leaf.dtype}{_at(path)}"
 
 
-def takes(function: Any, call: str, *arguments: Any, **named: Any) -> None:
+def takes(function: object, call: str, *arguments: Any, **named: Any) -> None:
     """Asserts that a function's signature accepts these arguments, if it has a signature."""
     assert callable(function), f"protocol: there is no method for `{call}`"
     try:
@@ -97,7 +97,7 @@ def takes(function: Any, call: str, *arguments: Any, **named: Any) -> None:
         ) from error
 
 
-def is_pair(result: Any, call: str, names: str) -> None:
+def is_pair(result: object, call: str, names: str) -> None:
     """Asserts that the result of a call is a tuple of two."""
     found = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
     right = isinstance(result, tuple) and len(result) == 2
@@ -123,7 +123,7 @@ def traced(what: str) -> Generator[None, None, None]:
         ) from error
 
 
-def is_static(adapter: Any) -> None:
+def is_static(adapter: object) -> None:
     """Asserts that an adapter has no leaves and has a hash."""
     leaves = jax.tree.leaves(adapter)
     hint = "decorate its class with `@jax.tree_util.register_static` and `@dataclass(eq=False)`"
@@ -134,7 +134,7 @@ def is_static(adapter: Any) -> None:
         raise AssertionError(f"static: the adapter has no hash ({error}); {hint}") from error
 
 
-def through_a_checkpoint(tree: Any, like: Any) -> Any:
+def through_a_checkpoint(tree: object, like: object) -> Any:
     """The tree after it is saved and loaded by path into the structure of `like`."""
     leaves = _tree.leaves_by_path(tree)
     saved = {path: to_stored(path, leaf) for path, leaf in leaves}

@@ -172,7 +172,7 @@ def _places(
     return places
 
 
-def _to_order(place: str, leaf: Any, axes: str, wanted: str) -> np.ndarray[Any, Any]:
+def _to_order(place: str, leaf: object, axes: str, wanted: str) -> np.ndarray[Any, Any]:
     value = np.asarray(leaf)
     axes = _padded(place, value, axes)
     order = [at for letter in wanted for at, axis in enumerate(axes) if axis == letter]

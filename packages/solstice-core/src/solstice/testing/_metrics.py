@@ -68,7 +68,7 @@ class MetricsConformance(Conformance, is_suite=True):
     def test_it_agrees_with_its_reference(self) -> None:
         """`compute` over all examples equals the reference."""
 
-        def check(examples: Any, parts: Any) -> None:
+        def check(examples: object, parts: object) -> None:
             del parts
             found, expected = self._computed(self._built(examples)), self.reference(examples)
             assert expected, "reference: it returns nothing"
@@ -81,7 +81,7 @@ class MetricsConformance(Conformance, is_suite=True):
     def test_merge_is_associative(self) -> None:
         """`(a.merge(b)).merge(c)` equals `a.merge(b.merge(c))`."""
 
-        def check(examples: Any, parts: Any) -> None:
+        def check(examples: object, parts: object) -> None:
             del parts
             a, b, c = map(self._built, _cut(examples, (5, 5, 6)))
             left, right = a.merge(b).merge(c), a.merge(b.merge(c))
@@ -152,7 +152,7 @@ class MetricsConformance(Conformance, is_suite=True):
     def test_empty_is_the_identity(self) -> None:
         """A merge with `metrics.empty()` on either side changes nothing."""
 
-        def check(examples: Any, parts: Any) -> None:
+        def check(examples: object, parts: object) -> None:
             del parts
             one: Any = self._built(examples)
             alone = self._computed(one)
@@ -165,7 +165,7 @@ class MetricsConformance(Conformance, is_suite=True):
     def test_masked_examples_do_not_count(self) -> None:
         """Examples with a false mask have no effect."""
 
-        def check(examples: Any, parts: Any) -> None:
+        def check(examples: object, parts: object) -> None:
             del parts
             mask = np.arange(SIZE) % 3 > 0
             kept = self._built(_tree.map(lambda leaf: leaf[mask], examples))
@@ -184,7 +184,7 @@ class MetricsConformance(Conformance, is_suite=True):
         examples = self._examples()
         batches = _tree.map(lambda leaf: leaf.reshape(4, 4, *leaf.shape[1:]), examples)
 
-        def step(total: Metrics, batch: Any) -> tuple[Metrics, None]:
+        def step(total: Metrics, batch: object) -> tuple[Metrics, None]:
             return total.merge(self.build(batch)), None
 
         first = self.build(_tree.row(batches, 0))
@@ -256,7 +256,7 @@ class MetricsConformance(Conformance, is_suite=True):
     def _examples(self) -> Any:
         return self.examples(np.random.default_rng(0), SIZE)
 
-    def _built(self, examples: Any, mask: Any = None) -> Metrics:
+    def _built(self, examples: object, mask: object = None) -> Metrics:
         """The result of `build`, compiled for speed; `test_it_works_compiled` compares the two."""
         known = vars(type(self)).get("_build")
         if known is None:
@@ -282,7 +282,7 @@ class MetricsConformance(Conformance, is_suite=True):
             assert same, f"{what}: {name!r} is {one[name]} and {other[name]}"
 
 
-def _cut(examples: Any, parts: tuple[int, ...]) -> list[Any]:
+def _cut(examples: object, parts: tuple[int, ...]) -> list[Any]:
     ends = np.cumsum(parts)
     return [
         _tree.map(lambda leaf, start=end - size, end=end: leaf[start:end], examples)
@@ -294,5 +294,5 @@ def _merged(metrics: Any) -> Metrics:
     return reduce(lambda total, one: total.merge(one), metrics)
 
 
-def _length(examples: Any) -> int:
+def _length(examples: object) -> int:
     return len(_tree.leaves(examples)[0])

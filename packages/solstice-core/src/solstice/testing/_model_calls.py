@@ -189,7 +189,7 @@ class ModelCalls(NetSuite, is_suite=True):
         same_types((net.params, net.state), values, "any key")
 
 
-def rows_are_apart(net: Net, state: Any = None) -> None:
+def rows_are_apart(net: Net, state: object = None) -> None:
     """Asserts that in evaluation a row's output does not depend on other rows.
 
     A single row must have the same output too, unless the net draws random numbers.
@@ -209,7 +209,7 @@ def rows_are_apart(net: Net, state: Any = None) -> None:
         equal(whole[index : index + 1], alone, what, atol=1e-5)
 
 
-def draws(outputs: Any) -> bool:
+def draws(outputs: object) -> bool:
     """Whether outputs of equal rows differ, so the net draws random numbers."""
     outputs = np.asarray(outputs)
     return not np.allclose(outputs, outputs[:1], rtol=1e-4, atol=1e-4)

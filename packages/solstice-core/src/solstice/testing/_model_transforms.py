@@ -141,7 +141,7 @@ class ModelTransforms(ModelCalls, is_suite=True):
         """A batch that is sharded over two devices gives the same as on one."""
         sharding = two_devices()
 
-        def both(params: Any, state: Any, x: Any) -> Any:
+        def both(params: object, state: object, x: object) -> Any:
             net_there = Net(net.model, params, state, x)
             return net_there.train(), net_there.evaluate()
 
@@ -170,7 +170,7 @@ class _Steps:
     def __post_init__(self) -> None:
         self.compiled = jax.jit(self._scanned)
 
-    def _scanned(self, params: Any, state: Any) -> Any:
+    def _scanned(self, params: object, state: object) -> Any:
         self.traces.append(None)
         (params, state), _ = jax.lax.scan(self._step, (params, state), self._inputs())
         return params, state, self._evaluated(params, state)
@@ -186,14 +186,14 @@ class _Steps:
     def _inputs(self) -> Any:
         return np.stack([self.net.x, 2 * self.net.x, -self.net.x]), jax.random.split(KEY, 3)
 
-    def _evaluated(self, params: Any, state: Any) -> Any:
+    def _evaluated(self, params: object, state: object) -> Any:
         return self.net.evaluate(jnp.asarray(self.net.x), state=state, params=params)
 
     def _step(self, carry: Any, given: Any) -> Any:
         params, state = carry
         x, key = given
 
-        def loss(params: Any) -> Any:
+        def loss(params: object) -> Any:
             out, new = self.net.model.forward(params, state, x, train=True, key=key)
             return jnp.mean(jnp.square(out - 1)), new
 
@@ -218,7 +218,7 @@ def _single(leaf: Any) -> Any:
 def _shapes(net: Net, mode: bool) -> Any:
     """The types of the results of `forward`, without computing it."""
 
-    def forward(params: Any, state: Any, x: Any) -> Any:
+    def forward(params: object, state: object, x: object) -> Any:
         return net.model.forward(params, state, x, train=mode, key=KEY)
 
     return _tree.eval_shape(forward, net.params, net.state, net.x)

@@ -51,7 +51,7 @@ class Net:
         params = self.params if params is None else params
         return self.model.forward(params, state, self._or_mine(x), train=False)[0]
 
-    def _or_mine(self, x: Any) -> Any:
+    def _or_mine(self, x: object) -> Any:
         return self.x if x is None else x
 
 

@@ -38,7 +38,7 @@ TARGET = {
 }
 
 
-def _loss(params: Any) -> Any:
+def _loss(params: object) -> Any:
     parts = _tree.map(lambda p, t: jnp.sum(jnp.square(p - t.astype(p.dtype))), params, TARGET)
     return sum(_tree.leaves(parts))
 
@@ -145,7 +145,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
         optimizer, params, state = self._ready()
         value, grads = jax.value_and_grad(_loss)(params)
 
-        def step(grads: Any) -> Any:
+        def step(grads: object) -> Any:
             return snapshot(optimizer.step(grads, state, params, value=value, value_fn=_loss))
 
         with left_alone("a step", grads=grads, state=state, params=params, value=value):
@@ -266,7 +266,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
         optimizer, params, _ = self._ready()
         many = _tree.map(lambda leaf: jnp.stack([leaf, leaf + 1]), params)
 
-        def step(params: Any) -> Any:
+        def step(params: object) -> Any:
             return _step(optimizer, params, _start(optimizer, params))[0]
 
         with traced("step"):
@@ -281,7 +281,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
         sharding = two_devices()
         optimizer = self._ready()[0]
 
-        def step(params: Any) -> Any:
+        def step(params: object) -> Any:
             return _step(optimizer, params, _start(optimizer, params), _sum_of_squares)[0]
 
         params = {"w": jnp.arange(8.0)}

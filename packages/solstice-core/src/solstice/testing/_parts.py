@@ -42,8 +42,8 @@ class Sgd:
         params: Any,
         /,
         *,
-        value: Any = None,
-        value_fn: Any = None,
+        value: object = None,
+        value_fn: object = None,
         **extra: Any,
     ) -> tuple[Any, Any]:
         """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
@@ -73,7 +73,7 @@ class Linear:
         return {"kernel": kernel, "bias": jnp.zeros(self.size)}, ()
 
     def forward(
-        self, params: Any, state: Any, x: Any, /, *, train: bool, key: Any = None
+        self, params: Any, state: Any, x: Any, /, *, train: bool, key: object = None
     ) -> tuple[Any, Any]:
         """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
         del train, key

@@ -58,7 +58,7 @@ def in_words(tree: Mapping[str, Any]) -> dict[str, str]:
     return {**described(tree), **shapes}
 
 
-def _arrays(tree: Any) -> list[tuple[str, Any]]:
+def _arrays(tree: object) -> list[tuple[str, Any]]:
     return [(path, leaf) for path, leaf in _tree.leaves_by_path(tree) if hasattr(leaf, "shape")]
 
 

@@ -97,7 +97,7 @@ def verify_resume(
             _compare(whole / _FINAL, broken / _FINAL, step)
 
 
-def _steps(kill_at: Any) -> list[int]:
+def _steps(kill_at: object) -> list[int]:
     if not isinstance(kill_at, Iterable) or isinstance(kill_at, str | bytes):
         raise TypeError(f"kill_at must be training steps, such as [3, 17]; it is {kill_at!r:.60}")
     return [whole("kill_at", step, 1, "steps") for step in cast("Iterable[Any]", kill_at)]
@@ -205,7 +205,7 @@ def _memory(callbacks: Iterable[Callback]) -> dict[str, Any]:
     return found
 
 
-def _by_path(value: Any) -> Any:
+def _by_path(value: object) -> Any:
     """An Equinox module as a dict by path, which can be written; other values unchanged."""
     is_module = isinstance(value, eqx.Module)
     return dict(_tree.leaves_by_path(value)) if is_module else value

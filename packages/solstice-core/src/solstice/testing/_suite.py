@@ -198,7 +198,7 @@ def _may_be_declared(check: Callable[..., None], tier: str) -> Callable[..., Non
     name = check.__name__ if tier == "optional" else tier
 
     @functools.wraps(check)
-    def declarable(self: Any) -> None:
+    def declarable(self: object) -> None:
         try:
             check(self)
         except Exception as error:
@@ -210,7 +210,7 @@ def _may_be_declared(check: Callable[..., None], tier: str) -> Callable[..., Non
 
 def _must_fail(check: Callable[..., None], reason: str) -> Callable[..., None]:
     @functools.wraps(check)
-    def declared(self: Any) -> None:
+    def declared(self: object) -> None:
         try:
             check(self)
         except (Exception, pytest.skip.Exception):
