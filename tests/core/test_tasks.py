@@ -157,6 +157,12 @@ def test_the_array_of_a_task_is_state_and_its_settings_are_the_program():
     assert make(Boxes(jnp.float32(2.0), factor=3.0)).task.factor == 3.0
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.asarray, jnp.asarray])
+def test_an_array_of_any_kind_may_be_in_a_task(kind):
+    with_it = make(Boxes(kind(np.float32(2.0))))
+    assert_alike(stepped(with_it, BATCH), stepped(make(), BATCH))
+
+
 @pytest.mark.parametrize(
     ("scale", "line"),
     [

@@ -18,6 +18,9 @@ AnyArray: TypeAlias = Array | np.ndarray[Any, np.dtype[Any]]
 Batch: TypeAlias = Any
 """A pytree of arrays with the examples along axis 0."""
 
+Adaptable: TypeAlias = Any
+"""A `solstice.compat.Model` or `Optimizer`, or one of any framework with an adapter."""
+
 Inputs: TypeAlias = Any
 """The inputs of a model: an array, or a pytree of arrays, with the examples along axis 0."""
 

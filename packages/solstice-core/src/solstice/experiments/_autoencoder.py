@@ -13,7 +13,7 @@ from jax import Array
 from solstice._arguments import function_or_none, not_negative, whole
 from solstice._errors import DataError
 from solstice._metrics import at_least_float32
-from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
+from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.compat import Model, Params, State, adapt_argument
 from solstice.experiments._checks import (
     check_floating,
@@ -23,7 +23,7 @@ from solstice.experiments._checks import (
     shape_of,
 )
 from solstice.experiments._keys import one_key
-from solstice.experiments._learner import AnyModel, AnyOptimizer, Learner
+from solstice.experiments._learner import Learner
 from solstice.experiments._losses import binary_cross_entropy, squared_error
 from solstice.experiments._supervised import Options, SupervisedExperiment, check_losses
 from solstice.experiments._task import LossFunction, Task
@@ -87,9 +87,9 @@ class AutoencoderExperiment(SupervisedExperiment[AutoencoderTask]):
 
     def __init__(
         self,
-        encoder: AnyModel,
-        decoder: AnyModel,
-        optimizer: AnyOptimizer,
+        encoder: Adaptable,
+        decoder: Adaptable,
+        optimizer: Adaptable,
         *,
         seed: int | Array = 0,
         **options: Unpack[Options],
@@ -192,9 +192,9 @@ class VAEExperiment(SupervisedExperiment[VAETask]):
 
     def __init__(
         self,
-        encoder: AnyModel,
-        decoder: AnyModel,
-        optimizer: AnyOptimizer,
+        encoder: Adaptable,
+        decoder: Adaptable,
+        optimizer: Adaptable,
         latent_size: int,
         *,
         beta: float = 1.0,
@@ -230,7 +230,7 @@ class VAEExperiment(SupervisedExperiment[VAETask]):
         return self.decode(jax.random.normal(one_key("key", key), shape))
 
 
-def _pair_of(encoder: AnyModel, decoder: AnyModel, latent_size: int | None = None) -> Model:
+def _pair_of(encoder: Adaptable, decoder: Adaptable, latent_size: int | None = None) -> Model:
     encoder = adapt_argument("encoder", "model", encoder)
     return _Pair(encoder, adapt_argument("decoder", "model", decoder), latent_size)
 

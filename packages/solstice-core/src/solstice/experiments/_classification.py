@@ -13,7 +13,7 @@ from solstice import _hints
 from solstice._arguments import probability, whole
 from solstice._batch import describe_batch, num_rows
 from solstice._errors import DataError
-from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
+from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.experiments._checks import (
     counted,
     is_of,
@@ -22,7 +22,6 @@ from solstice.experiments._checks import (
     spread,
     without_last_axis,
 )
-from solstice.experiments._learner import AnyModel, AnyOptimizer
 from solstice.experiments._losses import (
     binary_cross_entropy,
     check_smoothing,
@@ -120,8 +119,8 @@ class ClassificationExperiment(SupervisedExperiment[ClassificationTask]):
 
     def __init__(
         self,
-        model: AnyModel,
-        optimizer: AnyOptimizer,
+        model: Adaptable,
+        optimizer: Adaptable,
         num_classes: int = 10,
         seed: int | Array = 0,
         *,
@@ -194,8 +193,8 @@ class BinaryClassificationExperiment(SupervisedExperiment[BinaryTask]):
 
     def __init__(
         self,
-        model: AnyModel,
-        optimizer: AnyOptimizer,
+        model: Adaptable,
+        optimizer: Adaptable,
         *,
         seed: int | Array = 0,
         threshold: float = 0.5,
@@ -278,8 +277,8 @@ class MultilabelClassificationExperiment(SupervisedExperiment[MultilabelTask]):
 
     def __init__(
         self,
-        model: AnyModel,
-        optimizer: AnyOptimizer,
+        model: Adaptable,
+        optimizer: Adaptable,
         num_labels: int,
         *,
         seed: int | Array = 0,

@@ -12,7 +12,7 @@ from jax import Array
 from solstice._arguments import function_or_none, whole
 from solstice._batch import is_traced, num_rows
 from solstice._replace import replace
-from solstice._types import AnyArray, Batch, Inputs, ModelOutputs
+from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs
 from solstice.compat import adapt_argument
 from solstice.experiments._checks import (
     check_floating,
@@ -24,7 +24,7 @@ from solstice.experiments._checks import (
 )
 from solstice.experiments._gradients import Forward
 from solstice.experiments._keys import key_of, one_key
-from solstice.experiments._learner import AnyModel, AnyOptimizer, Learner
+from solstice.experiments._learner import Learner
 from solstice.experiments._losses import binary_cross_entropy
 from solstice.experiments._ready_made import ReadyMadeExperiment
 from solstice.metrics import Mean, MetricsCollection
@@ -83,12 +83,12 @@ class GANExperiment(ReadyMadeExperiment):
 
     def __init__(
         self,
-        generator: AnyModel,
-        discriminator: AnyModel,
-        optimizer: AnyOptimizer,
+        generator: Adaptable,
+        discriminator: Adaptable,
+        optimizer: Adaptable,
         latent_size: int,
         *,
-        discriminator_optimizer: AnyOptimizer = None,
+        discriminator_optimizer: Adaptable = None,
         loss: GANLoss | None = None,
         seed: int | Array = 0,
         sample_input: Inputs = None,

@@ -13,6 +13,7 @@ from solstice._batch import describe_batch
 from solstice._errors import DataError
 from solstice._types import AnyArray, Inputs
 from solstice.compat import Params
+from solstice.experiments._checks import is_of
 
 
 def several_hint(expected: tuple[str, ...], given: tuple[str, ...]) -> str:
@@ -46,8 +47,7 @@ def floating_expected(x: Inputs) -> Generator[None, None, None]:
 
 
 def _is_whole(leaf: object) -> bool:
-    dtype = getattr(leaf, "dtype", object)
-    return dtype == np.bool_ or jnp.issubdtype(dtype, jnp.integer)
+    return is_of(leaf, jnp.bool_, jnp.integer)
 
 
 _WORDS = ("dtype", "finfo", "float", "inexact")

@@ -1,6 +1,6 @@
 """PRNG keys: from a seed, and checks of keys that users pass."""
 
-from typing import TypeGuard, cast
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from solstice._arguments import check_alive, shown
-from solstice._types import AnyArray
+from solstice.experiments._checks import is_of, shape_of
 
 
 def key_of(seed: object) -> Array:
@@ -44,18 +44,13 @@ def one_key(name: str, key: object) -> Array:
 
 
 def _is_key(key: object) -> TypeGuard[Array]:
-    if not isinstance(key, jax.Array | np.ndarray):
-        return False
-    given = cast("AnyArray", key)
-    if jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
-        return given.shape == ()
-    return given.ndim == 1 and given.size > 0 and given.dtype == np.uint32
+    is_legacy = is_of(key, np.uint32) and len(shape_of(key)) == 1 and shape_of(key) != (0,)
+    is_typed = is_of(key, jax.dtypes.prng_key) and shape_of(key) == ()
+    return isinstance(key, jax.Array | np.ndarray) and (is_legacy or is_typed)
 
 
 def _is_seed(seed: object) -> TypeGuard[ArrayLike]:
     if isinstance(seed, int):
         return not isinstance(seed, bool) and -(2**63) <= seed < 2**63
-    if not isinstance(seed, jax.Array | np.ndarray | np.generic):
-        return False
-    given = cast("AnyArray", seed)
-    return not given.shape and jnp.issubdtype(given.dtype, jnp.integer)
+    kinds = jax.Array | np.ndarray | np.generic
+    return isinstance(seed, kinds) and is_of(seed, jnp.integer) and shape_of(seed) == ()

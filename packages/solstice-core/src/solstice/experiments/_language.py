@@ -16,10 +16,9 @@ from solstice._batch import describe_batch
 from solstice._engine import PROGRAMS, Program, program_of
 from solstice._errors import DataError
 from solstice._metrics import at_least_float32
-from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
+from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.experiments._checks import check_mask, is_of, of_shape
 from solstice.experiments._keys import one_key
-from solstice.experiments._learner import AnyModel, AnyOptimizer
 from solstice.experiments._losses import check_smoothing, cross_entropy
 from solstice.experiments._supervised import Options, SupervisedExperiment
 from solstice.experiments._task import Task
@@ -110,8 +109,8 @@ class LanguageModelExperiment(SupervisedExperiment[LanguageModelTask]):
 
     def __init__(
         self,
-        model: AnyModel,
-        optimizer: AnyOptimizer,
+        model: Adaptable,
+        optimizer: Adaptable,
         vocabulary_size: int,
         *,
         pad_id: int | None = None,

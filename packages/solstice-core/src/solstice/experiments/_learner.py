@@ -1,6 +1,6 @@
 """Learner: a model, its optimiser and the state of both; the core of ready-made Experiments."""
 
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -12,7 +12,7 @@ from solstice import _tree
 from solstice._arguments import whole
 from solstice._errors import DataError
 from solstice._replace import replace
-from solstice._types import Batch, Inputs, ModelOutputs, Outputs
+from solstice._types import Adaptable, Batch, Inputs, ModelOutputs, Outputs
 from solstice.compat import Model, Optimizer, OptState, Params, State, adapt_argument
 from solstice.experiments._gradients import Forward, Loss, Objective
 from solstice.experiments._inputs import (
@@ -23,12 +23,6 @@ from solstice.experiments._inputs import (
     several_hint,
 )
 from solstice.experiments._keys import key_of
-
-AnyModel: TypeAlias = Any
-"""A `solstice.compat.Model`, or a model of any framework with an adapter."""
-
-AnyOptimizer: TypeAlias = Any
-"""A `solstice.compat.Optimizer`, or an optimiser of any library with an adapter."""
 
 
 class Learner(eqx.Module):
@@ -87,8 +81,8 @@ class Learner(eqx.Module):
 
     def __init__(
         self,
-        model: AnyModel,
-        optimizer: AnyOptimizer,
+        model: Adaptable,
+        optimizer: Adaptable,
         *,
         seed: int | Array = 0,
         sample_input: Inputs = None,

@@ -9,9 +9,8 @@ from jax import Array
 from solstice._batch import describe_batch, num_rows
 from solstice._errors import DataError
 from solstice._hints import number_hint
-from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
+from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.experiments._checks import counted, is_of, of_shape, shape_of, without_last_axis
-from solstice.experiments._learner import AnyModel, AnyOptimizer
 from solstice.experiments._losses import squared_error
 from solstice.experiments._supervised import Options, SupervisedExperiment
 from solstice.experiments._task import Task
@@ -47,9 +46,7 @@ class RegressionTask(Task):
         predictions = without_last_axis(outputs, size)
         expected = shape_of(predictions) if targets is None else targets.shape
         must = f"the model must give predictions of the shape of the targets, {list(expected)}"
-        # Predictions alone may have any shape, with a row for each example.
-        shape = expected if expected[:1] == (size,) else (size, *expected[1:])
-        return of_shape(predictions, shape, must, ", or reshape the targets")
+        return of_shape(predictions, (size, *expected[1:]), must, ", or reshape the targets")
 
     def losses(self, outputs: Array, targets: Array, mask: Array) -> Array:
         return squared_error(outputs, targets)
@@ -80,8 +77,8 @@ class RegressionExperiment(SupervisedExperiment[RegressionTask]):
 
     def __init__(
         self,
-        model: AnyModel,
-        optimizer: AnyOptimizer,
+        model: Adaptable,
+        optimizer: Adaptable,
         *,
         seed: int | Array = 0,
         **options: Unpack[Options],

@@ -4,6 +4,7 @@ from typing import Generic, Self, TypedDict, TypeVar, final
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from solstice import _tree
@@ -12,10 +13,11 @@ from solstice._batch import describe_batch, is_traced, num_rows
 from solstice._errors import DataError
 from solstice._metrics import Metrics
 from solstice._replace import replace
-from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Outputs, Targets
+from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Outputs, Targets
 from solstice.compat import OptState, Params, State
 from solstice.experiments._checks import check_lengths, check_mask, shape_of, spread, unmasked
-from solstice.experiments._learner import AnyModel, AnyOptimizer, Forward, Learner
+from solstice.experiments._gradients import Forward
+from solstice.experiments._learner import Learner
 from solstice.experiments._ready_made import ReadyMadeExperiment
 from solstice.experiments._task import LossFunction, MetricsFunction, Task
 from solstice.metrics import WithLoss
@@ -87,8 +89,8 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
 
     def __init__(
         self,
-        model: AnyModel,
-        optimizer: AnyOptimizer,
+        model: Adaptable,
+        optimizer: Adaptable,
         task: _TaskT,
         *,
         seed: int | Array = 0,
@@ -213,7 +215,7 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
         if weights is not None and weights.ndim > losses.ndim:
             raise DataError(
                 f"the loss has one number for each example, but the mask one for each element: "
-                f"{describe_batch(mask)}. Give a mask of shape [n], or a loss without a mean"
+                f"{describe_batch(weights)}. Give a mask of shape [n], or a loss without a mean"
             )
         weights = None if weights is None else spread(weights, losses)
         metrics = (self.metrics or self.task.metrics)(outputs, y, counts)
@@ -259,7 +261,7 @@ def _blanked(targets: Targets, mask: AnyArray | None) -> Targets:
 def _checked(task: _TaskT) -> _TaskT:
     instance("task", task, Task, "a Task, such as `Ranking()`")
     for path, leaf in _tree.leaves_by_path(task):
-        if not eqx.is_array(leaf):
+        if not isinstance(leaf, Array | np.ndarray | np.generic):
             kind = type(task).__name__
             raise TypeError(
                 f"task: `{kind}{path}` is {leaf!r:.60}, which a compiled step would take as data. "
