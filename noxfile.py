@@ -45,6 +45,21 @@ _pyenv = os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv"))
 _behind_the_shims = sorted(glob.glob(f"{_pyenv}/versions/3.*/bin"), reverse=True)
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *_behind_the_shims])
 
+
+def is_there(python: str) -> bool:
+    """Whether `python3.13` is on the PATH and runs; a shim may be there and fail."""
+    name = f"python{python}"
+    found = [shutil.which(name, path=folder) for folder in os.environ["PATH"].split(os.pathsep)]
+    return any(
+        subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
+        for path in found
+        if path
+    )
+
+
+# The newest JAX needs a new Python. Where none of ours is there, it is the Python of nox.
+NEWEST = next(filter(is_there, reversed(PYTHONS)), f"{sys.version_info[0]}.{sys.version_info[1]}")
+
 # Compiled modules are kept: without them, importing JAX takes seconds in every process.
 ENV = {
     "PYTHONDONTWRITEBYTECODE": "",
@@ -109,10 +124,14 @@ def run_example(session: nox.Session, name: str) -> tuple[list[tuple[str, str]],
     return found, passed, time.monotonic() - start
 
 
-@nox.session
+@nox.session(python=NEWEST)
 def tests(session: nox.Session) -> None:
-    """Run the whole test suite on this Python, with every adapter; `-- ARGS` go to pytest."""
+    """Run the whole test suite on the newest Python here, with every adapter; `-- ARGS` for pytest.
+
+    `nox -s tests --force-python 3.11` runs it on that one.
+    """
     install_all(session, *TEST, "grain")
+    session.run("python", "-m", "solstice", env=ENV)  # which Python, which JAX
     apart = [f"--ignore=tests/{name}" for name in APART]
     rest = [*(session.posargs or ["tests"]), *apart]
     # Three, since some wait for processes of their own.
@@ -135,11 +154,15 @@ def cell(session: nox.Session, versions: str, adapters: str) -> None:
 
 @nox.session(venv_backend="none", requires=["build"])
 def matrix(session: nox.Session) -> None:
-    """Run all cells of the matrix, two at a time; `-- 3.12 lowest all` runs those of that kind."""
+    """Run all cells of the matrix, two at a time; `-- 3.12 lowest all` runs those of that kind.
+
+    `newest-python` stands for the newest Python here.
+    """
+    asked = {NEWEST if word == "newest-python" else word for word in session.posargs}
     cells = [
         (python, versions, adapters)
         for python, versions, adapters in itertools.product(PYTHONS, VERSIONS, SETS)
-        if set(session.posargs) <= {python, versions, adapters}
+        if asked <= {python, versions, adapters}
     ]
     there = [cell for cell in cells if shutil.which(f"python{cell[0]}")]
     split = {cell[1] for cell in there} == set(VERSIONS)  # one of each, so that their caches serve
