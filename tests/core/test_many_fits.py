@@ -31,6 +31,15 @@ CACHES: Any = [
 DATA = [*blobs(4), tuple(array[:5] for array in blobs(1)[0])]
 
 
+@pytest.fixture(autouse=True)
+def own_objects():
+    """A collection looks at the objects of the test, not at all that the tests before have left."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def fits(model: Any, optimizer: Any, count: int) -> None:
     for seed in range(count):
         experiment = solstice.ClassificationExperiment(model, optimizer, num_classes=3, seed=seed)
@@ -119,6 +128,7 @@ class FitsWithin(solstice.Callback):
             self.executables.append(executables())
 
 
+@pytest.mark.slow
 def test_the_newest_programs_are_kept_and_the_others_are_freed():
     outer, newest, within, monitor = Rate(), Rate(), FitsWithin(), CompileMonitor()
     solstice.Trainer([within, monitor]).fit(Falls(outer), ONES, num_epochs=3)
