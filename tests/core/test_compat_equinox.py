@@ -150,6 +150,7 @@ class Noise(eqx.Module):
         return x + jax.random.normal(key, x.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Drawing, DrawingOrNone, a_layer_that_draws])
 def test_a_network_that_draws_in_evaluation_does_so_repeatably(make):
     toys.check_draws_in_evaluation(EquinoxModel(make))

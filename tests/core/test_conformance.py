@@ -1044,6 +1044,7 @@ def test_a_lack_has_a_reason():
             unsupported = {"dropout": ""}
 
 
+@pytest.mark.slow
 def test_a_lack_that_works_fails():
     class Suite(ModelConformance):
         unsupported = {"batch_norm": "so I thought", "test_it_maps_over_seeds": "so I thought"}

@@ -133,6 +133,7 @@ def check_that_nothing_handed_out_changes(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @on_two
 @pytest.mark.parametrize("is_split", [False, True])
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])

@@ -135,6 +135,7 @@ def test_each_other_step_has_another_digest():
     assert len({*found.values()}) == len(OTHERS)
 
 
+@pytest.mark.slow
 def test_the_digest_is_the_same_in_another_process_and_with_cold_caches(tmp_path: Path):
     here = digests()
     jax.clear_caches()

@@ -190,6 +190,7 @@ USES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
 def test_models_and_optimizers_and_their_weights_are_freed(use, keeps_two, tmp_path):
     refs: list[Any] = []

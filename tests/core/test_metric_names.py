@@ -97,6 +97,7 @@ def test_a_csv_whose_metrics_have_breaks_in_their_names_is_read_back(tmp_path):
     assert {*history.names()} == {"train/two lines", "train/with,comma", 'train/a "quote"'}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_mlflow_takes_what_it_refused(tmp_path):
     pytest.importorskip("mlflow")

@@ -94,6 +94,7 @@ cases = given(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @cases
 def test_merged_batches_score_as_scikit_learn_scores_all_examples(

@@ -205,6 +205,7 @@ def test_ended_after_an_epoch(whole, tmp_path, caplog, source, epoch):
     assert ("it has ended" in caplog.text) == (epoch == 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["batches", "state", "remembering"])
 @pytest.mark.parametrize("options", [{"prefetch": 3}, {"steps_per_call": 1}, {"steps_per_call": 3}])
 def test_however_batches_are_read_and_calls_are_cut(whole, tmp_path, source, options):
@@ -214,12 +215,14 @@ def test_however_batches_are_read_and_calls_are_cut(whole, tmp_path, source, opt
     same(resumed, whole(source=source, **options))
 
 
+@pytest.mark.slow
 def test_metrics_that_grow_are_taken_up_too(whole, tmp_path):
     with pytest.raises(BoomError):
         run(tmp_path / "a", metrics=curves, dies=Dies(14))
     same(run(tmp_path / "a", metrics=curves, resume="last"), whole(metrics=curves))
 
 
+@pytest.mark.slow
 def test_ended_again_and_again(whole, tmp_path):
     for step in (5, 9, 10, 22, 30, 35):
         with pytest.raises(BoomError):
@@ -240,6 +243,7 @@ def test_a_run_that_is_further_than_asked_ends_at_once(tmp_path, limit):
     assert int(exp.step) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [6, 14])
 def test_validation_within_an_epoch(whole, tmp_path, step):
     options = {"val_every_n_steps": 5}
