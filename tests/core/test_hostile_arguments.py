@@ -125,6 +125,7 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("plan", "experiment"): "anything that can be called may make one",
     ("plan", "batch"): "any tree is a batch",
     ("summary", "batch"): "any tree is a batch",
+    ("run_steps", "batches"): "any tree is a batch; tests/core/test_run_steps.py has what is none",
     ("mixed_precision", "model"): "as in Learner, and needs a policy",
     ("norms_of", "tree"): "any tree: what is no array does not count",
     ("adapt_argument", "name"): "the code that calls it has it in its source",
@@ -163,7 +164,15 @@ def test_every_public_argument_has_rows_or_a_reason():
     assert {*NO_ROW} & there == set()
 
 
-RUNS = ("Trainer.fit", "Trainer.validate", "Trainer.predict", "train", "test", "replay")
+RUNS = (
+    "run_steps",
+    "Trainer.fit",
+    "Trainer.validate",
+    "Trainer.predict",
+    "train",
+    "test",
+    "replay",
+)
 OTHERWISE = (
     *(*RUNS, "compare", "read_history", "find_learning_rate", "plan", "verify_resume", "MLflow"),
     *("checkpoint.save", "checkpoint.load", "checkpoint.manifest", "checkpoint.sweep"),

@@ -401,6 +401,11 @@ TARGETS: dict[str, Target] = {
             "smooth": "share",
         },
     ),
+    "run_steps": Target(
+        solstice.run_steps,
+        {"experiment": NULL, "batches": X[None]},
+        {"experiment": "experiment"},
+    ),
     "plan": Target(
         solstice.plan,
         {"experiment": NULL, "batch": X},
