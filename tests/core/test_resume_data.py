@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import solstice
+from solstice._sources import _identity
 from solstice.callbacks import Checkpoint
 from solstice.checkpoint import CheckpointError
-from solstice.data import _identity, batches
+from solstice.data import batches
 
 pytest.importorskip("safetensors")
 

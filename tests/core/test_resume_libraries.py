@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from solstice._plain import from_plain, to_plain
-from solstice.data._positions import fingerprint
-from solstice.data._source import open_source
+from solstice._sources import fingerprint, open_source
 
 ROWS = np.arange(23)
 

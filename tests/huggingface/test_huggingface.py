@@ -7,9 +7,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 import solstice
-from solstice.data._libraries import library_of
-from solstice.data._positions import fingerprint
-from solstice.data._source import open_source
+from solstice._sources import fingerprint, open_source
+from solstice._sources._libraries import library_of
 from solstice.testing import Sgd
 
 datasets = pytest.importorskip("datasets")

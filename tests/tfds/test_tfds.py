@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import solstice
-from solstice.data._source import open_source
+from solstice._sources import open_source
 
 tfds = pytest.importorskip("tensorflow_datasets")
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import solstice
-from solstice.data._source import open_source
+from solstice._sources import open_source
 
 torch = pytest.importorskip("torch")
 optax = pytest.importorskip("optax")

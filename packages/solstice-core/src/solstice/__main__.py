@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import jax
 
-from solstice.compat import _listing
+from solstice.compat import frameworks, print_adapters
 
 _LIBRARIES = ["solstice-core", "jax", "jaxlib", "equinox", "numpy"]
 
@@ -24,23 +24,10 @@ def main() -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     print(f"Python {platform.python_version()} on {platform.platform()}")
     own = [f"{name} {_version(name)}" for name in _LIBRARIES]
-    print("\n".join([*own, *(line for line in _listing.frameworks() if line not in own)]))
+    print("\n".join([*own, *(line for line in frameworks() if line not in own)]))
     print("devices:", _devices())
-    return _print_adapters()
-
-
-def _print_adapters() -> int:
     print("adapters:")
-    are_broken: list[bool] = []
-    for claim in _listing.in_order():
-        # Printed before the import, so that an adapter which ends the process is visible.
-        print(f"  {_listing.describe(claim)}", end="", flush=True)
-        info = _listing.examine(claim)
-        print(info.health.replace("\n", "\n    "))
-        are_broken.append(info.is_broken)
-    if any(are_broken):
-        print(f"{sum(are_broken)} of {len(are_broken)} adapters are broken")
-    return int(any(are_broken))
+    return print_adapters()
 
 
 def _devices() -> str:

@@ -38,8 +38,8 @@ from solstice._loop import (
 )
 from solstice._options import Options
 from solstice._record import Record
+from solstice._sources import Source, open_source
 from solstice._types import Mode, Outputs
-from solstice.data._source import Source, open_source
 from solstice.history import History
 
 _E = TypeVar("_E", bound=Experiment)

@@ -14,7 +14,7 @@ from solstice._loop._run import Run
 from solstice._loop._stages import Stages, first_batch
 from solstice._loop._validation import Validation
 from solstice._record import Record
-from solstice.data._source import Source
+from solstice._sources import Source
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from solstice._paths import local_path
 from solstice._record import Record, Stop
 from solstice._saver import Saver
 from solstice._schema import SchemaError
+from solstice._sources import Source
 from solstice.checkpoint import CheckpointError, load_renamed, read_rows
-from solstice.data._source import Source
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from solstice._loop._computation import ComputationNote
 from solstice._loop._owners import Owner
 from solstice._plain import from_plain, to_plain
 from solstice._schema import SchemaError, read
+from solstice._sources import SourcePosition
 from solstice.checkpoint import CheckpointError, held
-from solstice.data._source import SourcePosition
 
 VERSION = 1
 

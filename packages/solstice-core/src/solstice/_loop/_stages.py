@@ -20,8 +20,8 @@ from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
 from solstice._loop._outputs import advice
 from solstice._metrics import without_metrics
+from solstice._sources import Source
 from solstice._types import Batch, Outputs
-from solstice.data._source import Source
 
 
 @dataclass(frozen=True)

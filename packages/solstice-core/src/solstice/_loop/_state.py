@@ -17,8 +17,7 @@ from solstice._loop._snapshot import Position, by_path, owners_of, states_of
 from solstice._loop._stages import Stage
 from solstice._metrics import Metrics, to_host
 from solstice._record import Compilation, Lazy, Record, Snapshot, Times, changed
-from solstice.data._positions import fingerprint
-from solstice.data._source import Source
+from solstice._sources import Source, fingerprint
 
 LOST = """\
 The Experiment is lost: a compiled call failed, and its inputs were donated to save memory. The \

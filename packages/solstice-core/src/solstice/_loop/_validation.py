@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from solstice.data._source import Source
+from solstice._sources import Source
 
 
 @dataclass(frozen=True)

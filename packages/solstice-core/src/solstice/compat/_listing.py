@@ -59,6 +59,20 @@ def adapters() -> list[AdapterInfo]:
     return [examine(claim) for claim in in_order()]
 
 
+def print_adapters() -> int:
+    """Prints a line for each adapter. Returns an exit code: 1 if one is broken."""
+    are_broken: list[bool] = []
+    for claim in in_order():
+        # Printed before the import, so that an adapter which ends the process is visible.
+        print(f"  {describe(claim)}", end="", flush=True)
+        info = examine(claim)
+        print(info.health.replace("\n", "\n    "))
+        are_broken.append(info.is_broken)
+    if any(are_broken):
+        print(f"{sum(are_broken)} of {len(are_broken)} adapters are broken")
+    return int(any(are_broken))
+
+
 def in_order() -> list[Claim]:
     """All claims in the order of the list."""
     return sorted(all_claims(), key=lambda c: (c.kind, c.class_name, c.distribution, c.prefix))

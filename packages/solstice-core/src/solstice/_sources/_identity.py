@@ -9,7 +9,7 @@ import numpy as np
 
 from solstice import _tree
 from solstice._batch import is_numeric
-from solstice.data._batches import Batches
+from solstice.data import Batches
 
 _WHOLE = 2**26
 """The most bytes to read completely, because that takes 0.1 s once in a saved run."""

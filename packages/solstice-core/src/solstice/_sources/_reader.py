@@ -6,11 +6,11 @@ from typing import Any, cast
 
 from solstice._batch import own
 from solstice._errors import DataError
+from solstice._sources._arrays import to_numpy
+from solstice._sources._epochs import Epochs
+from solstice._sources._kinds import describe
+from solstice._sources._positions import Memory, is_seekable, opened
 from solstice._types import Batch
-from solstice.data._arrays import to_numpy
-from solstice.data._epochs import Epochs
-from solstice.data._kinds import describe
-from solstice.data._positions import Memory, is_seekable, opened
 
 END: Any = object()
 """Returned in place of a batch at the end of the data."""

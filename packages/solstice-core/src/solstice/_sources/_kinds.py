@@ -6,8 +6,8 @@ from typing import Any, cast
 from solstice import _tree
 from solstice._batch import describe_batch
 from solstice._errors import DataError
-from solstice.data._masked import Masked
-from solstice.data._positions import is_seekable
+from solstice._sources._positions import is_seekable
+from solstice.data import Masked
 
 
 def is_examples(data: Any) -> bool:

@@ -11,9 +11,9 @@ import numpy as np
 
 from solstice import _tree
 from solstice._batch import arrays_of
+from solstice._sources._libraries import is_keras, is_random_access
 from solstice._types import Batch
-from solstice.data._batches import Batches, BatchIterator
-from solstice.data._libraries import is_keras, is_random_access
+from solstice.data import Batches, BatchIterator
 
 _SAMPLE = 2**15
 """In bytes: larger arrays are sampled at both ends."""

@@ -5,9 +5,9 @@ from typing import Any, cast
 
 from solstice import _tree
 from solstice._errors import DataError
-from solstice.data._kinds import is_array, is_tree_of_arrays
-from solstice.data._masked import Masked
-from solstice.data._positions import is_seekable
+from solstice._sources._kinds import is_array, is_tree_of_arrays
+from solstice._sources._positions import is_seekable
+from solstice.data import Masked
 
 _PARTS: Any = (tuple, list, Mapping, Masked, str, bytes)
 """Types of batches and of their parts."""

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, cast
 
 from solstice._errors import DataError
-from solstice.data._libraries import is_keras
+from solstice._sources._libraries import is_keras
 
 _SAMPLERS = ("sampler", "batch_sampler")
 _PARTS = (*_SAMPLERS, "dataset")

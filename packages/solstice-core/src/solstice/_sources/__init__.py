@@ -1,0 +1,9 @@
+"""Data sets of any library, as batches of NumPy arrays that can be resumed.
+
+This is its only door.
+"""
+
+from solstice._sources._open import open_source as open_source
+from solstice._sources._positions import fingerprint as fingerprint
+from solstice._sources._source import Source as Source
+from solstice._sources._source import SourcePosition as SourcePosition

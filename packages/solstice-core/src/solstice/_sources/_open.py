@@ -1,0 +1,60 @@
+"""Opening: the Source of a data set as the user has given it."""
+
+from typing import Any, cast
+
+from solstice._arguments import whole
+from solstice._errors import DataError
+from solstice._sources import _libraries
+from solstice._sources._kinds import describe, is_array, is_examples, is_tree_of_arrays
+from solstice._sources._several import check_single
+from solstice._sources._source import Source
+from solstice.data import Batches
+
+
+def open_source(
+    data: Any,
+    name: str,
+    batch_size: int | None = None,
+    *,
+    shuffle: bool = False,
+    limit: int | None = None,
+    like: Any = None,
+) -> Source:
+    """`open_source(train_ds, "train_ds", batch_size)`: the Source of a user's data set.
+
+    Arrays with a `batch_size` are cut into batches.
+
+    Raises:
+        DataError: `data` is not a data set, is several, needs a `batch_size`, or has one already.
+    """
+    check_single(data, name, batch_size, like)
+    if batch_size is not None:
+        batch_size = whole("batch_size", batch_size, 1, "examples", error=DataError)
+        batched = _libraries.in_batches(data, batch_size, shuffle=shuffle)
+        if batched is not None:
+            return Source(batched, name, limit)
+        if isinstance(data, list) and not all(is_array(part) for part in cast("list[Any]", data)):
+            raise DataError(
+                f"batch_size={batch_size} was given, and {name} is a list of ready batches: leave "
+                f"batch_size out. Put arrays to cut into batches into a tuple or a dict: "
+                f"`{name}=(x, y)`"
+            )
+        if not is_tree_of_arrays(data):
+            raise DataError(
+                f"batch_size={batch_size} was given, and {name} is not a tree of arrays but "
+                f"{describe(data)}; leave batch_size out for data that come in batches"
+            )
+        data = Batches(data, batch_size, shuffle=shuffle)
+    elif is_examples(data):
+        # No shuffling in evaluation, because predictions would not match their examples.
+        order = ", shuffle=True" if shuffle else ""
+        raise DataError(
+            f"{name} is {describe(data)}: examples, not batches. Choose a batch size: "
+            f"`batch_size=32`, or `{name}=solstice.data.batches({name}, 32{order})`. "
+            f"Put ready batches into a list"
+        )
+    else:
+        hint = _libraries.how_to_batch(data, name)
+        if hint is not None:
+            raise DataError(f"{name} is {describe(data)}: examples, not batches. Write {hint}")
+    return Source(data, name, limit)
