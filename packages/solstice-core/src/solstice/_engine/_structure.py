@@ -22,8 +22,8 @@ class Change:
     """
 
     path: str
-    old: Any
-    new: Any
+    old: object
+    new: object
     is_static: bool = False
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ class Change:
         return f"it was {old} and came back as {new}"
 
 
-def first_change(old: Any, new: Any, path: str = "") -> Change:
+def first_change(old: object, new: object, path: str = "") -> Change:
     """The first change between two trees whose structures differ."""
     if type(old) is not type(new):
         return Change(path, old, new)
@@ -47,7 +47,7 @@ def first_change(old: Any, new: Any, path: str = "") -> Change:
     return _static_change(old, new, path)
 
 
-def _children(node: Any) -> dict[str, Any]:
+def _children(node: object) -> dict[str, Any]:
     """The direct children of a node, by key; {} for a leaf."""
 
     def is_below(child: Any) -> bool:
@@ -57,7 +57,7 @@ def _children(node: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): child for path, child in found if path}
 
 
-def _static_change(old: Any, new: Any, path: str) -> Change:
+def _static_change(old: object, new: object, path: str) -> Change:
     """The first different attribute that is not a child; the whole node if there is none."""
     before, after = _attributes(old), _attributes(new)
     # Private names last, because frameworks use them internally and they explain less.
@@ -68,7 +68,7 @@ def _static_change(old: Any, new: Any, path: str) -> Change:
     return Change(path, old, new, is_static=True)
 
 
-def _attributes(node: Any) -> dict[str, Any]:
+def _attributes(node: object) -> dict[str, Any]:
     children = _children(node)
     below = {id(child) for child in children.values() if child is not None}
     own = cast("dict[str, Any]", getattr(node, "__dict__", {}))
@@ -79,7 +79,7 @@ def _attributes(node: Any) -> dict[str, Any]:
     }
 
 
-def _is_same(one: Any, two: Any) -> bool:
+def _is_same(one: object, two: object) -> bool:
     try:
         return one is two or bool(one == two)
     except Exception:  # of a custom `__eq__`, or of arrays
