@@ -7,7 +7,8 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, TypeVar, cast
+from types import ModuleType
+from typing import Any, TypeGuard, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ import numpy as np
 from jax.core import Tracer
 
 _T = TypeVar("_T")
+_S = TypeVar("_S", bound=str)
 
 
 def whole(
     name: str,
-    value: Any,
+    value: object,
     least: int = 1,
     unit: str = "",
     *,
@@ -48,14 +50,14 @@ def whole(
     raise error(_message(name, expected, value, None if found is not None else _not_whole(value)))
 
 
-def whole_or_none(name: str, value: Any, least: int = 1, unit: str = "") -> int | None:
+def whole_or_none(name: str, value: object, least: int = 1, unit: str = "") -> int | None:
     """`whole`, or None."""
     return None if value is None else whole(name, value, least, unit)
 
 
 def number(
     name: str,
-    value: Any,
+    value: object,
     expected: str = "a finite number",
     fits: Callable[[float], bool] = lambda _: True,
 ) -> float:
@@ -72,28 +74,28 @@ def number(
     return found
 
 
-def positive(name: str, value: Any) -> float:
+def positive(name: str, value: object) -> float:
     """`positive("minutes", minutes)`: a number above 0."""
     return number(name, value, "more than 0, and finite", lambda x: x > 0)
 
 
-def not_negative(name: str, value: Any) -> float:
+def not_negative(name: str, value: object) -> float:
     """`not_negative("beta", beta)`: a number of 0 or more."""
     return number(name, value, "0 or more", lambda x: x >= 0)
 
 
-def share(name: str, value: Any, *, such_as: str = "") -> float:
+def share(name: str, value: object, *, such_as: str = "") -> float:
     """`share("decay", decay, such_as="0.999")`: a number in [0, 1)."""
     example = f", such as {such_as}" if such_as else ""
     return number(name, value, f"in [0, 1){example}", lambda x: 0 <= x < 1)
 
 
-def probability(name: str, value: Any) -> float:
+def probability(name: str, value: object) -> float:
     """`probability("threshold", threshold)`: a number in [0, 1]."""
     return number(name, value, "in [0, 1]", lambda x: 0 <= x <= 1)
 
 
-def switch(name: str, value: Any) -> bool:
+def switch(name: str, value: object) -> bool:
     """`switch("shuffle", shuffle)`: True or False, not text or a number.
 
     Raises:
@@ -104,19 +106,20 @@ def switch(name: str, value: Any) -> bool:
     return bool(cast("Any", value))
 
 
-def choice(name: str, value: Any, allowed: Collection[str]) -> Any:
+def choice(name: str, value: object, allowed: Collection[_S]) -> _S:
     """`choice("mode", mode, ("min", "max"))`: one of several words.
 
     Raises:
         ValueError: it is something else.
     """
-    if not isinstance(value, str) or value not in allowed:
-        *others, last = (f'"{word}"' for word in allowed)
-        raise ValueError(_message(name, f"{', '.join(others)} or {last}", value))
-    return value
+    for word in allowed:
+        if isinstance(value, str) and value == word:
+            return word
+    *others, last = (f'"{word}"' for word in allowed)
+    raise ValueError(_message(name, f"{', '.join(others)} or {last}", value))
 
 
-def monitored(monitor: Any) -> tuple[str, str]:
+def monitored(monitor: object) -> tuple[str, str]:
     """`monitored("val/loss") == ("val", "loss")`: the mode and the name of a metric.
 
     Raises:
@@ -128,7 +131,7 @@ def monitored(monitor: Any) -> tuple[str, str]:
     return split, metric
 
 
-def text(name: str, value: Any, such_as: str) -> str:
+def text(name: str, value: object, such_as: str) -> str:
     """`text("metric", metric, "loss")`: non-empty text.
 
     Raises:
@@ -141,12 +144,12 @@ def text(name: str, value: Any, such_as: str) -> str:
     raise error(_message(name, f'text, such as "{such_as}"', value))
 
 
-def text_or_none(name: str, value: Any, such_as: str) -> str | None:
+def text_or_none(name: str, value: object, such_as: str) -> str | None:
     """`text`, or None."""
     return None if value is None else text(name, value, such_as)
 
 
-def names(name: str, value: Any) -> tuple[str, ...] | None:
+def names(name: str, value: object) -> tuple[str, ...] | None:
     """`names("only", only)`: one name or several, as a tuple; None for all.
 
     Raises:
@@ -154,7 +157,7 @@ def names(name: str, value: Any) -> tuple[str, ...] | None:
     """
     if value is None or isinstance(value, str):
         return value if value is None else (value,)
-    found = tuple(cast("Iterable[Any]", value)) if _is_several(value) else (None,)
+    found = tuple(value) if _is_several(value) else (None,)
     if not all(isinstance(item, str) for item in found):
         raise TypeError(_message(name, 'a name or several, such as ("loss", "accuracy")', value))
     return cast("tuple[str, ...]", found)
@@ -176,7 +179,7 @@ def function_or_none(name: str, value: _T, such_as: str) -> _T:
     return value if value is None else function(name, value, such_as)
 
 
-def mapping(name: str, value: Any, such_as: str) -> dict[str, Any]:
+def mapping(name: str, value: object, such_as: str) -> dict[str, Any]:
     """`mapping("config", config, '{"rate": 0.1}')`: a dict with text keys; {} for None.
 
     Raises:
@@ -184,12 +187,12 @@ def mapping(name: str, value: Any, such_as: str) -> dict[str, Any]:
     """
     if value is None:
         return {}
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in _keys(value)):
+    if not _is_named(value):
         raise TypeError(_message(name, f"a dict with names for keys, such as {such_as}", value))
-    return dict(cast("Mapping[str, Any]", value))
+    return dict(value)
 
 
-def instance(name: str, value: Any, kind: type[_T], expected: str) -> _T:
+def instance(name: str, value: object, kind: type[_T], expected: str) -> _T:
     """`instance("mask", mask, Masked, "a solstice.data.Masked")`: an instance of a class.
 
     Raises:
@@ -200,7 +203,7 @@ def instance(name: str, value: Any, kind: type[_T], expected: str) -> _T:
     return value
 
 
-def real(name: str, value: Any) -> Any:
+def real(name: str, value: _T) -> _T:
     """`real("scores", scores)`: an array of real numbers or booleans, returned unchanged.
 
     Raises:
@@ -212,14 +215,14 @@ def real(name: str, value: Any) -> Any:
     return value
 
 
-def numeric(name: str, value: Any) -> Any:
+def numeric(name: str, value: _T) -> _T:
     """`numeric("scores", scores)`: like `real`, with complex numbers."""
     if not _type_of(name, value):
         raise TypeError(_message(name, "an array of numbers", value))
     return value
 
 
-def integers(name: str, value: Any) -> Any:
+def integers(name: str, value: _T) -> _T:
     """`integers("targets", labels)`: an array of integers or booleans, returned unchanged.
 
     Raises:
@@ -232,7 +235,7 @@ def integers(name: str, value: Any) -> Any:
     return value
 
 
-def classes(name: str, value: Any) -> Any:
+def classes(name: str, value: _T) -> _T:
     """`classes("targets", labels)`: integers, or floats with integer values, unless traced.
 
     Raises:
@@ -242,14 +245,14 @@ def classes(name: str, value: Any) -> Any:
     real(name, value)
     leaves = jax.tree.leaves(value)
     if _type_of(name, value) == "float" and not any(isinstance(x, Tracer) for x in leaves):
-        given: Any = np.asarray(value)
+        given = np.asarray(value)
         broken = given[given != np.floor(given)]
         if broken.size:
             raise ValueError(_message(name, "integers", value, f"and holds {broken[0]}"))
     return value
 
 
-def check_alive(name: str, value: Any) -> None:
+def check_alive(name: str, value: object) -> None:
     """Raises a ValueError if it is a deleted JAX array."""
     if is_deleted(value):
         raise ValueError(
@@ -258,10 +261,9 @@ def check_alive(name: str, value: Any) -> None:
         )
 
 
-def is_deleted(value: Any) -> bool:
+def is_deleted(value: object) -> bool:
     """Whether it is a JAX array that was donated or deleted."""
-    is_array = isinstance(value, jax.Array) and not isinstance(value, Tracer)
-    return is_array and value.is_deleted()
+    return isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.is_deleted()
 
 
 def shown(value: Any) -> str:
@@ -274,7 +276,7 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
-def _message(name: str, expected: str, value: Any, why: str | None = None) -> str:
+def _message(name: str, expected: str, value: object, why: str | None = None) -> str:
     return f"{name} must be {expected}; it is {shown(value)}{f', {why}' if why else ''}"
 
 
@@ -305,19 +307,20 @@ def _float(value: Any) -> float | None:
         return None
 
 
-def _is_real(dtype: Any) -> bool:
+def _is_real(dtype: np.dtype[Any]) -> bool:
     return any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating))
 
 
-def _is_several(value: Any) -> bool:
+def _is_several(value: object) -> TypeGuard[Iterable[object]]:
     return isinstance(value, Iterable) and not isinstance(value, bytes | bytearray)
 
 
-def _keys(value: Any) -> list[Any]:
-    return list(cast("Mapping[Any, Any]", value))
+def _is_named(value: object) -> TypeGuard[Mapping[str, Any]]:
+    is_mapping = isinstance(value, Mapping)
+    return is_mapping and all(isinstance(x, str) for x in cast("Mapping[object, object]", value))
 
 
-def _type_of(name: str, value: Any) -> str:
+def _type_of(name: str, value: object) -> str:
     """The kind of numbers in an array: "bool", "int", "float", "complex"; "" for other values."""
     leaves = jax.tree.leaves(value)
     for leaf in leaves:
@@ -337,8 +340,8 @@ def _type_of(name: str, value: Any) -> str:
     return "" if dtype.kind == "m" else next(found, "")
 
 
-def _dtype_of(value: Any, leaves: list[Any]) -> Any:
+def _dtype_of(value: object, leaves: list[Any]) -> np.dtype[Any]:
     if isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
         return cast("Any", value).dtype
-    xp: Any = jnp if any(isinstance(leaf, jax.Array) for leaf in leaves) else np
+    xp: ModuleType = jnp if any(isinstance(leaf, jax.Array) for leaf in leaves) else np
     return xp.asarray(value).dtype

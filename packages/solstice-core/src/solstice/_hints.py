@@ -6,12 +6,14 @@ because the meaning of a dtype or shape depends on them. Traced arrays have no v
 then says for which values its code is right. In a step, text is None, because JAX has no text.
 """
 
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+from solstice._types import AnyArray
 
 _SEVERAL_CLASSES = ". Labels of several classes are for ClassificationExperiment"
 _SEVERAL_LABELS = ". Several labels an example are for MultilabelClassificationExperiment"
@@ -21,7 +23,7 @@ _WEIGHTS = (
 )
 
 
-def class_hint(labels: Any) -> str:
+def class_hint(labels: object) -> str:
     """How to convert labels to classes, integers of shape [n]."""
     code, array = _flat(*_form("labels", labels))
     if labels is None:
@@ -31,7 +33,7 @@ def class_hint(labels: Any) -> str:
     return _rows_hint(code, array) if array.ndim == 2 else _integers_hint(code, array)
 
 
-def class_range_hint(labels: Any, num_classes: int) -> str:
+def class_range_hint(labels: object, num_classes: int) -> str:
     """How to bring integers outside [0, num_classes) inside."""
     values = np.unique(labels)
     bad = values[(values < 0) | (values >= num_classes)]
@@ -46,7 +48,7 @@ def class_range_hint(labels: Any, num_classes: int) -> str:
     return f". Give num_classes={values[-1] + 1}, or fix the labels{less}"
 
 
-def binary_hint(labels: Any) -> str:
+def binary_hint(labels: object) -> str:
     """How to convert labels to 0 or 1, of shape [n]."""
     code, array = _flat(*_form("labels", labels))
     if labels is None:
@@ -59,7 +61,7 @@ def binary_hint(labels: Any) -> str:
     return hint if array.shape[1] == 2 or hint in ("", _SEVERAL_LABELS) else _SEVERAL_CLASSES
 
 
-def binary_rows_hint(labels: Any, num_labels: int) -> str:
+def binary_rows_hint(labels: object, num_labels: int) -> str:
     """How to convert labels to 0 or 1, of shape [n, num_labels]."""
     code, array = _form("labels", labels)
     if array is None:
@@ -74,11 +76,11 @@ def binary_rows_hint(labels: Any, num_labels: int) -> str:
     return binary_values_hint(array, code) if fits else ""
 
 
-def binary_values_hint(array: Any, code: str = "labels") -> str:
+def binary_values_hint(array: AnyArray, code: str = "labels") -> str:
     """How to convert the values of labels to 0 or 1; `code` has them in the right shape."""
     if _is_whole(array) and _is_within(array, 2):
         return f". Write `{code}`"
-    if isinstance(array, Tracer):
+    if _is_traced(array):
         return f". Zeros and ones become booleans by `{code}.astype(bool)`"
     if _is_text(array):
         names = np.unique(array)
@@ -101,7 +103,7 @@ def binary_values_hint(array: Any, code: str = "labels") -> str:
     return _SEVERAL_CLASSES if values[0] >= 0 and _are_whole(values) else ""
 
 
-def number_hint(targets: Any) -> str:
+def number_hint(targets: object) -> str:
     """How to convert targets to real numbers."""
     code, array = _flat(*_form("targets", targets))
     if array is None or array.ndim == 0 or np.issubdtype(array.dtype, np.complexfloating):
@@ -115,7 +117,7 @@ def number_hint(targets: Any) -> str:
     return f". Write `{code}.astype('float32')`"
 
 
-def mask_hint(mask: Any) -> str:
+def mask_hint(mask: object) -> str:
     """How to convert a mask to booleans, one per example."""
     is_list = isinstance(mask, list | tuple)
     code, array = _flat(*_form("mask", mask))
@@ -127,47 +129,51 @@ def mask_hint(mask: Any) -> str:
         code = f"{code}.astype(bool)"
     if code == "mask":
         return ""
-    if isinstance(array, Tracer) and array.dtype != bool:
+    if _is_traced(array) and array.dtype != bool:
         return f". Zeros and ones become booleans by `{code}`"
     return f". Write `{code}`" if array.dtype == bool or _is_within(array, 2) else _WEIGHTS
 
 
-def third_part_hint(part: Any) -> str:
+def third_part_hint(part: object) -> str:
     """The place for the third part of a batch that should be a pair."""
     hint = mask_hint(part)
     around = ". A mask goes around it: `solstice.data.Masked((features, labels), mask)`"
     return _WEIGHTS if hint == _WEIGHTS else around
 
 
-def pair_hint(scores: Any, labels: Any, from_logits: bool = False) -> str:
+def pair_hint(scores: object, labels: object, from_logits: bool = False) -> str:
     """How to convert scores and labels to shape [n]."""
-    code, one = _flat("scores", scores)
-    if np.ndim(one) == 2 and np.shape(one)[1] == 2:
+    code, one = _flat(*_form("scores", scores))
+    if one is not None and one.ndim == 2 and one.shape[1] == 2:
         code, one = "scores[:, 1] - scores[:, 0]" if from_logits else "scores[:, 1]", one[:, 1]
     hint = binary_hint(labels) if np.ndim(labels) > 1 else ""
-    if np.ndim(one) != 1 or np.shape(one) != np.shape(labels)[:1]:
+    if one is None or one.ndim != 1 or one.shape != np.shape(labels)[:1]:
         return ""
     if np.ndim(labels) > 1 and "`" not in hint:
         return hint
     return f". Write `{code}` for the scores{hint}" if code != "scores" else hint
 
 
-def predictions_hint(preds: Any, labels: Any) -> str:
+def predictions_hint(preds: object, labels: object) -> str:
     """How to convert predictions and labels to shape [n]."""
-    code, one = _flat("preds", preds)
-    if np.ndim(one) not in (1, 2) or np.shape(one)[:1] != np.shape(labels)[:1]:
+    code, one = _flat(*_form("preds", preds))
+    if one is None or one.ndim not in (1, 2) or one.shape[:1] != np.shape(labels)[:1]:
         return ""
     hint = class_hint(labels) if np.ndim(labels) != 1 else ""
     return f". Write `{code}` for the predictions{hint}" if code != "preds" else hint
 
 
-def _form(name: str, given: Any) -> tuple[str, Any]:
+def _is_traced(array: object) -> TypeGuard[jax.Array]:
+    return isinstance(array, Tracer)
+
+
+def _form(name: str, given: object) -> tuple[str, AnyArray | None]:
     """The code that makes an array of `given`, and the array; None if there is none."""
     if isinstance(given, list | tuple):
         name, given = f"np.asarray({name})", _stacked(given)
-    if isinstance(given, Tracer):
-        return name, cast("Any", given)
-    array: Any = np.asarray(given) if hasattr(given, "dtype") else None
+    if _is_traced(given):
+        return name, given
+    array = np.asarray(given) if hasattr(given, "dtype") else None
     if array is None or array.dtype != object or _is_text(array):
         return name, array
     try:
@@ -176,7 +182,7 @@ def _form(name: str, given: Any) -> tuple[str, Any]:
         return name, None
 
 
-def _stacked(rows: Any) -> Any:
+def _stacked(rows: Any) -> AnyArray | None:
     try:
         return np.asarray(rows)
     except jax.errors.TracerArrayConversionError:
@@ -185,20 +191,19 @@ def _stacked(rows: Any) -> Any:
         return None
 
 
-def _flat(code: str, array: Any) -> tuple[str, Any]:
+def _flat(code: str, array: AnyArray | None) -> tuple[str, AnyArray | None]:
     """The array in shape [n], if all axes but the first have length 1; else unchanged."""
-    shape = np.shape(array)
-    if len(shape) == 2 and shape[1] == 1:
+    if array is None or set(array.shape[1:]) != {1}:
+        return code, array
+    if array.ndim == 2:
         return f"{code}[:, 0]", array[:, 0]
-    if len(shape) > 2 and set(shape[1:]) == {1}:
-        return f"{code}.reshape(-1)", array.reshape(-1)
-    return code, array
+    return f"{code}.reshape(-1)", array.reshape(-1)
 
 
-def _rows_hint(code: str, rows: Any) -> str:
+def _rows_hint(code: str, rows: AnyArray) -> str:
     """How to convert one row per example to a class."""
     hint = f" become classes by `{code}.argmax(axis=-1)`"
-    if isinstance(rows, Tracer):
+    if _is_traced(rows):
         return f". One-hot labels{hint}"
     if not _is_real(rows):
         return ""
@@ -209,13 +214,13 @@ def _rows_hint(code: str, rows: Any) -> str:
     return _SEVERAL_LABELS if are_hot else ""
 
 
-def _integers_hint(code: str, array: Any) -> str:
+def _integers_hint(code: str, array: AnyArray) -> str:
     """How to convert one value per example to an integer."""
     if jnp.issubdtype(array.dtype, jnp.integer):
         return f". Write `{code}`"
     if array.dtype == bool:
         return f". Make them integers by `{code}.astype(int)`"
-    if isinstance(array, Tracer):
+    if _is_traced(array):
         return f". Whole numbers become integers by `{code}.astype(int)`"
     if _is_text(array):
         return _names_hint(code)
@@ -238,15 +243,15 @@ def _names_hint(code: str) -> str:
     return f". Text becomes classes by `{classes}`, of the whole data set at once"
 
 
-def _positive_hint(code: str, value: Any) -> str:
+def _positive_hint(code: str, value: object) -> str:
     """Suggests the greater of two values as positive, because 'yes', 'true', 1 and 2 are."""
-    plain: Any = np.asarray(value, getattr(value, "dtype", object)).item()
+    plain = np.asarray(value, getattr(value, "dtype", object)).item()
     if isinstance(plain, float) and plain.is_integer():
         plain = int(plain)
     return f". Where {plain!r} is the positive class, write `{code} == {plain!r}`"
 
 
-def _ignored_hint(code: str, labels: str, value: Any) -> str:
+def _ignored_hint(code: str, labels: str, value: float) -> str:
     """How to mask a value that means "no label"; `labels` is the code for the others."""
     if np.isnan(value):
         return f". Mask the NaNs: `solstice.data.Masked((x, {labels}), ~np.isnan({code}))`"
@@ -254,33 +259,33 @@ def _ignored_hint(code: str, labels: str, value: Any) -> str:
     return f". If {value:g} is not a label, mask it: `solstice.data.Masked((x, {labels}), {kept})`"
 
 
-def _is_no_label(value: float, values: Any) -> bool:
+def _is_no_label(value: float, values: np.ndarray[Any, Any]) -> bool:
     """Whether this value beside 0 and 1 likely means "no label", as -100 and 255 do."""
     return value < -1 or (value < 0 and 0 in values) or (value == 255 and 1 in values)
 
 
-def _is_text(array: Any) -> bool:
+def _is_text(array: AnyArray) -> bool:
     if array.dtype == object:
         return array.size > 0 and all(isinstance(value, str | bytes) for value in array.ravel())
     return array.dtype.kind in "SUT"
 
 
-def _is_real(array: Any) -> bool:
+def _is_real(array: AnyArray) -> bool:
     return array.dtype == bool or any(
         jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.floating)
     )
 
 
-def _is_whole(array: Any) -> bool:
+def _is_whole(array: AnyArray) -> bool:
     return array.dtype == bool or jnp.issubdtype(array.dtype, jnp.integer)
 
 
-def _is_within(array: Any, limit: int) -> bool:
+def _is_within(array: AnyArray, limit: int) -> bool:
     """Whether all values are integers in [0, limit); True for a traced array."""
-    if isinstance(array, Tracer):
+    if _is_traced(array):
         return True
     return bool(_is_real(array) and np.isin(array.astype(float), np.arange(limit)).all())
 
 
-def _are_whole(values: Any) -> bool:
+def _are_whole(values: AnyArray) -> bool:
     return bool(np.all(values == np.floor(values)))

@@ -49,7 +49,7 @@ _checked: WeakKeyDictionary[type, set[frozenset[str]]] = WeakKeyDictionary()
 """Checked classes, with the attributes of their objects: a cache, as each run checks again."""
 
 
-def check_hooks(callback: Any, base: type[Any]) -> None:
+def check_hooks(callback: object, base: type[Any]) -> None:
     """Refuses a callback with a hook that the Trainer would not or could not call.
 
     Args:
@@ -59,10 +59,7 @@ def check_hooks(callback: Any, base: type[Any]) -> None:
     Raises:
         TypeError: a method starts with "on_" and is not a hook, or a hook takes other arguments.
     """
-    kind, names = (
-        cast("type[Any]", type(callback)),
-        frozenset(cast("dict[str, Any]", vars(callback))),
-    )
+    kind, names = type(callback), frozenset(vars(callback))
     if names in _checked.get(kind, ()):
         return
     _check_abstract(kind, base)
@@ -108,7 +105,7 @@ def _strangers(callback: object, base: type[Any]) -> Iterator[str]:
 
 def _between(callback: object, base: type[Any]) -> list[type]:
     """The classes of a callback below the base class, which a user may have written."""
-    kinds: tuple[type, ...] = cast("Any", type(callback)).__mro__
+    kinds: tuple[type, ...] = type(callback).__mro__
     return [kind for kind in kinds if kind not in base.__mro__]
 
 

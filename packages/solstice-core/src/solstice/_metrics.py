@@ -127,7 +127,7 @@ def without_metrics(outputs: Outputs) -> dict[str, Any]:
 def _by_path(outputs: Outputs) -> dict[str, Any]:
     """The leaves by path; `Metrics` and None are leaves."""
 
-    def is_leaf(node: Any) -> bool:
+    def is_leaf(node: object) -> bool:
         return node is None or isinstance(node, Metrics)
 
     leaves = _tree.leaves_with_slashes(outputs, is_leaf)
@@ -145,7 +145,7 @@ def _means(scalars: Mapping[str, Any], batch: Batch) -> Means:
     return Means(Totals(sums), Counts({"count": count}))
 
 
-def _times(value: Any, count: int) -> Array:
+def _times(value: object, count: int) -> Array:
     """`value * count` in at least float32; 0 for an empty batch, because its mean is often NaN."""
     value = at_least_float32(value)
     return value * count if count else jnp.zeros_like(value)
@@ -185,11 +185,11 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return np.asarray(value).item() if np.ndim(value) == 0 else np.asarray(value)
 
 
-def _is_scalar(value: Any) -> bool:
+def _is_scalar(value: object) -> bool:
     """Whether it is a real number or boolean, or an array of shape [] of one, or its type."""
     if isinstance(value, bool | int | float):
         return True

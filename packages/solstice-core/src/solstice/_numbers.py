@@ -1,6 +1,6 @@
 """Arrays of plain numbers for files: allowed kinds, names of dtypes, byte order."""
 
-from typing import Any, cast
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -9,9 +9,9 @@ _CLASSES = (np.ndarray, np.memmap)
 """Allowed classes. Others mean more than their numbers: a mask, a unit, another product."""
 
 
-def why_not_plain(array: Any) -> str | None:
+def why_not_plain(array: np.ndarray[Any, Any] | np.generic) -> str | None:
     """Why a NumPy array or scalar is not plain numbers, and the line to write; None if it is."""
-    kind = cast("Any", type(array))
+    kind = type(array)
     if issubclass(kind, np.ma.MaskedArray):
         return "a masked array: keep `x.data` and `np.ma.getmaskarray(x)`"
     dtype = array.dtype
@@ -28,18 +28,18 @@ def why_not_plain(array: Any) -> str | None:
     return None
 
 
-def to_little_endian(array: Any) -> Any:
+def to_little_endian(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The same numbers in little-endian order, the one byte order of files."""
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
-def name_of(dtype: Any) -> str:
+def name_of(dtype: np.dtype[Any]) -> str:
     """The name of a dtype: "float32", or ">float32" if it is big-endian."""
     is_big = dtype != dtype.newbyteorder("<")
     return f">{dtype.name}" if is_big else dtype.name
 
 
-def dtype_of(name: str) -> Any:
+def dtype_of(name: str) -> np.dtype[Any]:
     """The dtype with this name: the inverse of `name_of`."""
     bare = name.removeprefix(">")
     dtype = np.dtype(getattr(ml_dtypes, bare, bare))

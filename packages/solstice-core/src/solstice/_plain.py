@@ -4,16 +4,16 @@ import base64
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from solstice import _tree
 from solstice._numbers import dtype_of, name_of, to_little_endian, why_not_plain
+from solstice._types import AnyArray
 
 
 def to_plain(
-    value: Any, where: str, rows: Callable[[list[Any], str], Any] = lambda items, where: None
-) -> Any:
+    value: object, where: str, rows: Callable[[list[Any], str], object] = lambda items, where: None
+) -> object:
     """A value as JSON: floats in hexadecimal, because they must be exact; arrays as bytes.
 
     Args:
@@ -38,7 +38,7 @@ def to_plain(
     if isinstance(value, Mapping):
         pairs = cast("Mapping[Any, Any]", value).items()
         return {"dict": [[to_plain(k, where), to_plain(v, where, rows)] for k, v in pairs]}
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
+    if _tree.is_array(value):
         return _array_to_plain(value, where)
     raise TypeError(
         f"{where} holds {value!r:.60}, a {type(value).__name__}. It must be None, numbers, text, "
@@ -46,11 +46,11 @@ def to_plain(
     )
 
 
-def _unread(about: Any) -> list[Any]:
+def _unread(about: object) -> list[Any]:
     raise TypeError(f"{about} is in a separate file, which cannot be read here")
 
 
-def from_plain(plain: Any, rows: Callable[[Any], list[Any]] = _unread) -> Any:
+def from_plain(plain: object, rows: Callable[[Any], list[Any]] = _unread) -> Any:
     """The inverse of `to_plain`; `rows` reads a list that is stored in a separate file."""
     if isinstance(plain, list):
         return [from_plain(item, rows) for item in cast("list[Any]", plain)]
@@ -71,14 +71,14 @@ def from_plain(plain: Any, rows: Callable[[Any], list[Any]] = _unread) -> Any:
     return array[()] if kind == "scalar" else array
 
 
-def _array_from_plain(name: str, shape: list[int], data: str) -> Any:
+def _array_from_plain(name: str, shape: list[int], data: str) -> np.ndarray[Any, Any]:
     dtype = dtype_of(name)
     stored = np.frombuffer(base64.b64decode(data), dtype.newbyteorder("<"))
     return stored.reshape(shape).astype(dtype)
 
 
-def _array_to_plain(value: Any, where: str) -> Any:
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+def _array_to_plain(value: AnyArray | np.generic, where: str) -> dict[str, object]:
+    if _tree.is_key(value):
         raise TypeError(
             f"{where} holds a typed PRNG key: keep `jax.random.key_data(key)`, and wrap it again "
             f"with `jax.random.wrap_key_data`"

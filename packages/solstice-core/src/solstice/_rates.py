@@ -15,25 +15,25 @@ _SCALING = (_SCHEDULE, "ReduceLROnPlateauState")
 """Names of Optax classes: the core finds them by name, because it does not import Optax."""
 
 
-def injected_rates(experiment: Any) -> dict[str, Any]:
+def injected_rates(experiment: object) -> dict[str, Any]:
     """The learning rates of `optax.inject_hyperparams`, by path."""
     leaves = _tree.leaves_by_slashes(experiment)
     return {p: x for p, x in leaves.items() if p.endswith(_INJECTED) and eqx.is_array(x)}
 
 
-def rates_by_name(experiment: Any) -> dict[str, Any]:
+def rates_by_name(experiment: object) -> dict[str, Any]:
     """The same as metrics: "lr", or "lr/<path>" for each of several."""
     return _named({p.removesuffix(_INJECTED): x for p, x in injected_rates(experiment).items()})
 
 
-def scaled_beside(experiment: Any) -> str | None:
+def scaled_beside(experiment: object) -> str | None:
     """The path of a schedule that also scales the updates of an optimiser with an injected rate."""
     owners = {_optimizer_of(path) for path in injected_rates(experiment)}
     scaling = _tree.nodes_by_slashes(experiment, lambda node: type(node).__name__ in _SCALING)
     return next((path for path in scaling if _optimizer_of(path) in owners), None)
 
 
-def updates_by_name(experiment: Any, otherwise: int) -> dict[str, int]:
+def updates_by_name(experiment: object, otherwise: int) -> dict[str, int]:
     """The number of updates so far as metrics: "lr", or "lr/<path>" for each of several.
 
     It is the count of a schedule. Without one, it is the largest `count` in a field `opt_state`,
@@ -51,7 +51,7 @@ def updates_by_name(experiment: Any, otherwise: int) -> dict[str, int]:
     }
 
 
-def _counts(experiment: Any) -> dict[str, Any]:
+def _counts(experiment: object) -> dict[str, Any]:
     leaves = _tree.leaves_by_slashes(experiment)
     parts = {path: path.split("/") for path in leaves}
     return {p: x for p, x in leaves.items() if "opt_state" in parts[p] and parts[p][-1] == "count"}

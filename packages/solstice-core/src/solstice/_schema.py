@@ -21,7 +21,7 @@ class SchemaError(ValueError):
     """An entry of a file does not fit its schema; the message names its path."""
 
 
-def read(kind: type[_T], value: Any, where: str) -> _T:
+def read(kind: type[_T], value: object, where: str) -> _T:
     """`read(Manifest, json.loads(text), "manifest.json")`: an object of a dataclass.
 
     Fields of type `Any` are not checked. Unknown entries are ignored, because a later version may
@@ -39,7 +39,7 @@ def read(kind: type[_T], value: Any, where: str) -> _T:
     return cast("_T", _read(kind, value, where))
 
 
-def _read(kind: Any, value: Any, where: str) -> Any:
+def _read(kind: object, value: object, where: str) -> object:
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
@@ -50,28 +50,27 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         return _checked(isinstance(value, str) and value in arguments, kind, value, where)
     if origin is list:
-        _checked(isinstance(value, list), list, value, where)
-        return [_read(arguments[0], x, f"{where}[{i}]") for i, x in enumerate(value)]
+        items: list[Any] = _checked(isinstance(value, list), list, value, where)
+        return [_read(arguments[0], x, f"{where}[{i}]") for i, x in enumerate(items)]
     if origin is dict:
-        named = cast("dict[Any, Any]", value) if isinstance(value, dict) else {}
-        fits = isinstance(value, dict) and all(isinstance(key, str) for key in named)
-        _checked(fits, dict, value, where)
-        return {key: _read(arguments[1], x, f"{where}[{key!r:.60}]") for key, x in named.items()}
+        table: dict[Any, Any] = _checked(isinstance(value, dict), dict, value, where)
+        _checked(all(isinstance(key, str) for key in table), dict, value, where)
+        return {key: _read(arguments[1], x, f"{where}[{key!r:.60}]") for key, x in table.items()}
     return _checked(_PLAIN[kind](value), kind, value, where)
 
 
-def _read_fields(kind: type[Any], value: Any, where: str) -> Any:
-    _checked(isinstance(value, dict), dict, value, where)
+def _read_fields(kind: type[_T], value: object, where: str) -> _T:
+    table: dict[str, Any] = _checked(isinstance(value, dict), dict, value, where)
     found: dict[str, Any] = {}
     for name, (field_kind, is_required) in _fields(kind).items():
-        if name in value:
-            found[name] = _read(field_kind, value[name], f"{where}[{name!r}]")
+        if name in table:
+            found[name] = _read(field_kind, table[name], f"{where}[{name!r}]")
         elif is_required:
             raise SchemaError(f"{where} has no {name!r}")
     return kind(**found)
 
 
-def _read_one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+def _read_one_of(kinds: tuple[Any, ...], value: object, where: str) -> object:
     if value is None and type(None) in kinds:
         return None
     errors: list[SchemaError] = []
@@ -95,11 +94,11 @@ def _fields(kind: type[Any]) -> dict[str, tuple[Any, bool]]:
     }
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> bool:
     return type(value) is int and 0 <= value < _LARGEST
 
 
-def _is_float(value: Any) -> bool:
+def _is_float(value: object) -> bool:
     return _is_whole(value) or isinstance(value, float | np.floating)
 
 
@@ -121,14 +120,14 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def _checked(fits: bool, kind: Any, value: Any, where: str) -> Any:
+def _checked(fits: bool, kind: object, value: object, where: str) -> Any:
     if not fits:
         expected = _WORDS.get(kind) or f"one of {list(get_args(kind))}"
         raise SchemaError(f"{where} must be {expected}; it is {_shown(value)}")
     return value
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value as text for a message."""
     # No `repr` of a table, because an attacker may nest it deeply.
     is_plain = value is None or isinstance(value, bool | float | str)

@@ -3,8 +3,8 @@
 Each number is kept in two words, because JAX has 32 bits unless it is set to 64.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Self, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
 
 import equinox as eqx
 import jax
@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from solstice import _tree
 from solstice._arguments import integers, mapping, real
 from solstice._replace import replace
+from solstice._types import AnyArray
 
 _Pair = tuple[Array, Array]
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -43,12 +44,12 @@ class _Sums(eqx.Module):
         """Whether JAX traces the numbers, so their values are unknown."""
         return any(isinstance(leaf, Tracer) for leaf in _tree.leaves(self.words))
 
-    def _pair(self, xp: Any) -> tuple[Any, Any]:
+    def _pair(self, xp: object) -> tuple[Any, Any]:
         """Both words; on the host if `xp` is NumPy."""
         (words,) = self.words.values()
         return _rows(words if xp is jnp else np.asarray(words))
 
-    def _added(self, other: Any, add: Any) -> Self:
+    def _added(self, other: Self, add: Callable[[Array, Array], Array]) -> Self:
         (key, one), (other_key, two) = *self.words.items(), *other.words.items()
         if key != other_key:
             raise ValueError(
@@ -56,7 +57,7 @@ class _Sums(eqx.Module):
             )
         return replace(self, words={key: add(one, two)})
 
-    def _named(self, flat: Any) -> dict[str, Any]:
+    def _named(self, flat: AnyArray) -> dict[str, Any]:
         """The concatenated array `flat`, split by name and in the original shapes."""
         ends = np.cumsum([int(np.prod(shape)) for _, shape in self.shapes])
         parts = zip(self.shapes, ends, strict=True)
@@ -95,7 +96,7 @@ class Counts(_Sums):
         low, high = [pair.low for pair in words.values()], [pair.high for pair in words.values()]
         self.words = {_key(self.shapes): _stacked(_flat(low), _flat(high))}
 
-    def __add__(self, other: "Counts") -> "Counts":
+    def __add__(self, other: Self) -> Self:
         return self._added(other, solstice_add_counts)
 
     def values(self) -> dict[str, Any]:
@@ -109,7 +110,7 @@ class Counts(_Sums):
         upper = high.astype(np.int32).astype(np.int64) << 32
         return _plain(self._named(upper | low.astype(np.int64)))
 
-    def floats(self, xp: Any = jnp) -> dict[str, Any]:
+    def floats(self, xp: object = jnp) -> dict[str, Any]:
         """The counts in JAX's widest float dtype; in float64 if `xp` is NumPy."""
         if xp is np:
             return {name: np.asarray(value, np.float64) for name, value in self.values().items()}
@@ -148,7 +149,7 @@ class Totals(_Sums):
         flat = _flat([*arrays.values()])
         self.words = {_key(self.shapes): _stacked(flat, jnp.zeros_like(flat))}
 
-    def __add__(self, other: "Totals") -> "Totals":
+    def __add__(self, other: Self) -> Self:
         return self._added(other, solstice_add_totals)
 
     def values(self) -> dict[str, Any]:
@@ -158,7 +159,7 @@ class Totals(_Sums):
         """
         return self.floats() if self.is_traced else _plain(self.floats(np))
 
-    def floats(self, xp: Any = jnp) -> dict[str, Any]:
+    def floats(self, xp: object = jnp) -> dict[str, Any]:
         """The totals in the dtype of the sums; in float64 if `xp` is NumPy."""
         if xp is np:
             total, lost = self._pair(np)
@@ -187,7 +188,7 @@ def solstice_add_totals(one: Array, other: Array) -> Array:
     return _stacked(new, jnp.where(jnp.isfinite(new), error - (new - rough), 0))
 
 
-def _rows(words: Any) -> tuple[Any, Any]:
+def _rows(words: AnyArray) -> tuple[Any, Any]:
     return words[..., 0, :], words[..., 1, :]
 
 
@@ -217,10 +218,10 @@ def _reduced(words: _Pair, zero: _Pair, axes: tuple[int, ...]) -> _Pair:
     def add(one: _Pair, other: _Pair) -> _Pair:
         return _carried(*one, *other)
 
-    return cast("_Pair", jax.lax.reduce(words, zero, add, axes))
+    return jax.lax.reduce(words, zero, add, axes)
 
 
-def _given(name: str, named: Any, such_as: str) -> dict[str, Any]:
+def _given(name: str, named: object, such_as: str) -> dict[str, Any]:
     found = mapping(name, named, such_as)
     if not found:
         raise ValueError(f"{name} must have an entry, such as {such_as}; it is {named!r}")
@@ -240,7 +241,7 @@ def _words(name: str, count: ArrayLike | Words) -> Words:
     return Words(jnp.asarray(low.astype(np.uint32)), jnp.asarray(high.astype(np.uint32)))
 
 
-def as_given(values: ArrayLike) -> Any:
+def as_given(values: ArrayLike) -> AnyArray:
     """An array in its given dtype, because `jnp.asarray` would cut NumPy's int64 to 32 bits."""
     return values if isinstance(values, Array) else np.asarray(values)
 
@@ -269,7 +270,7 @@ def _flat(arrays: list[Array]) -> Array:
     return jnp.concatenate([array.reshape(-1).astype(widest) for array in arrays])
 
 
-def at_least_float32(value: Any) -> Array:
+def at_least_float32(value: object) -> Array:
     """Float64 unchanged, all else as float32, because half-precision sums stop at 256 or 2048."""
     value = jnp.asarray(value)
     return value if value.dtype == jnp.float64 else value.astype(jnp.float32)

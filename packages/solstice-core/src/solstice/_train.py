@@ -15,8 +15,8 @@ _E = TypeVar("_E", bound=Experiment)
 def train(
     experiment: _E,
     *,
-    train_ds: Any,
-    val_ds: Any = None,
+    train_ds: object,
+    val_ds: object = None,
     num_epochs: int | None = None,
     max_steps: int | None = None,
     batch_size: int | None = None,
@@ -56,7 +56,7 @@ def train(
 
 def test(
     experiment: Experiment,
-    test_ds: Any,
+    test_ds: object,
     *,
     batch_size: int | None = None,
     callbacks: Iterable[Callback] | None = None,

@@ -2,20 +2,25 @@
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypeGuard, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+
+from solstice._types import AnyArray
+
+_T = TypeVar("_T")
 
 
 def leaves(tree: Any) -> list[Any]:
     """The leaves of a tree."""
-    return cast("Any", jax.tree.leaves(tree))
+    return jax.tree.leaves(tree)
 
 
-def flatten(tree: Any) -> tuple[list[Any], Any]:
+def flatten(tree: object) -> tuple[list[Any], Hashable]:
     """The leaves of a tree, and its structure."""
     return cast("Any", jax.tree.flatten(tree))
 
@@ -28,22 +33,27 @@ def copies(arrays: list[Any]) -> list[Any]:
     """Copies of the arrays on the same devices, made without compiling anything."""
     plain = [jax.random.key_data(x) if is_key(x) else x for x in arrays]
     here = [x for x in plain if x.is_fully_addressable]
-    copied = iter(cast("list[Any]", jax.device_put(here, may_alias=False)))
+    copied = iter(jax.device_put(here, may_alias=False))
     new = [next(copied) if x.is_fully_addressable else _copy_of_shards(x) for x in plain]
     return [_as_key(x, like) if is_key(like) else x for x, like in zip(new, arrays, strict=True)]
 
 
-def is_key(leaf: Any) -> bool:
+def is_array(leaf: object) -> TypeGuard[AnyArray | np.generic]:
+    """Whether a leaf is an array of JAX or NumPy, or a scalar of NumPy."""
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def is_key(leaf: AnyArray | np.generic) -> TypeGuard[Array]:
     """Whether an array holds typed PRNG keys, such as those of `jax.random.key`."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _as_key(data: Any, like: Any) -> Any:
+def _as_key(data: Array, like: Array) -> Array:
     # `jax.device_put(key, may_alias=False)` shares the memory of a key on several devices.
-    return cast("Any", jax.random.wrap_key_data)(data, impl=jax.random.key_impl(like))
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
 
 
-def _copy_of_shards(x: Any) -> Any:
+def _copy_of_shards(x: Array) -> Array:
     """A copy of an array on the devices of several processes."""
     shards = [jax.device_put(shard.data, may_alias=False) for shard in x.addressable_shards]
     return jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
@@ -62,19 +72,19 @@ def copy_in_place(arrays: list[Any]) -> None:
             start, size = stop, 0
 
 
-def structure(tree: Any) -> Any:
-    """The structure of a tree, hashable and comparable."""
+def structure(tree: object) -> Hashable:
+    """The structure of a tree."""
     return cast("Any", jax.tree.structure(tree))
 
 
-def leaves_by_path(tree: Any) -> list[tuple[str, Any]]:
+def leaves_by_path(tree: object) -> list[tuple[str, Any]]:
     """Each leaf with its path, such as `.params['w']`. No two paths are equal."""
     found = cast("Any", jax.tree_util.tree_leaves_with_path(tree))
     paths = distinct(jax.tree_util.keystr(path) for path, _ in found)
     return [(path, leaf) for path, (_, leaf) in zip(paths, found, strict=True)]
 
 
-def leaves_by_slashes(tree: Any) -> dict[str, Any]:
+def leaves_by_slashes(tree: object) -> dict[str, Any]:
     """Each leaf by its path, such as `params/layers/0/w`.
 
     Leaves with the same path, as in `{"a/b": 1, "a": {"b": 2}}`, get the longer paths of
@@ -102,43 +112,43 @@ def distinct(names: Iterable[str]) -> list[str]:
 
 
 def leaves_with_slashes(
-    tree: Any, is_leaf: Callable[[Any], bool] | None = None
+    tree: object, is_leaf: Callable[[Any], bool] | None = None
 ) -> list[tuple[str, Any]]:
     """Each leaf with its path, such as `params/layers/0/w`. Paths may be equal."""
     found = cast("Any", jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf))
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
 
 
-def nodes_by_slashes(tree: Any, is_one: Callable[[Any], bool]) -> dict[str, Any]:
+def nodes_by_slashes(tree: object, is_one: Callable[[Any], bool]) -> dict[str, Any]:
     """Each outermost node for which `is_one` is true, by path."""
     return {path: node for path, node in leaves_with_slashes(tree, is_one) if is_one(node)}
 
 
-def unflatten(structure: Any, leaves: Any) -> Any:
+def unflatten(structure: Hashable, leaves: Iterable[object]) -> Any:
     """`jax.tree.unflatten`."""
     return jax.tree.unflatten(structure, leaves)
 
 
-def map(function: Callable[..., Any], *trees: Any) -> Any:  # noqa: A001, always `_tree.map`
+def map(function: Callable[..., object], tree: _T, *rest: object) -> _T:  # noqa: A001, always `_tree.map`
     """`jax.tree.map`."""
-    return jax.tree.map(function, *trees)
+    return jax.tree.map(function, tree, *rest)
 
 
-def row(tree: Any, index: Any) -> Any:
+def row(tree: _T, index: object) -> _T:
     """Each leaf at one index of axis 0."""
     return map(operator.itemgetter(index), tree)
 
 
-def wide(leaf: Any) -> Any:
+def wide(leaf: Array) -> Array:
     """A float array in float32 or wider, because sums in half precision lose digits."""
     return leaf if leaf.dtype.itemsize >= 4 else leaf.astype(np.float32)
 
 
-def in_dtype_of(leaf: Any, like: Any) -> Any:
+def in_dtype_of(leaf: Array, like: Array) -> Array:
     """An array in the dtype of another."""
     return leaf if leaf.dtype == like.dtype else leaf.astype(like.dtype)
 
 
-def eval_shape(function: Callable[..., Any], *arguments: Any) -> Any:
+def eval_shape(function: Callable[..., Any], *arguments: object) -> Any:
     """`jax.eval_shape`."""
     return jax.eval_shape(function, *arguments)
