@@ -35,11 +35,11 @@ class Stored:
     """
 
     kind: str
-    array: Any
+    array: np.ndarray[Any, Any]
     impl: str | None = None
 
 
-_NUMBERS: Any = (
+_NUMBERS: tuple[type, ...] = (
     jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, bool, int, float, complex
 )  # fmt: skip
 
@@ -84,7 +84,7 @@ def to_stored(path: str, leaf: Any) -> Stored:
 
 def is_consistent(stored: Stored) -> bool:
     """Whether the array fits its kind."""
-    array: Any = stored.array
+    array = stored.array
     if stored.kind == "int":
         return array.dtype == np.uint8 and bool(_DIGITS.fullmatch(array.tobytes()))
     if stored.kind == "key":
@@ -94,13 +94,13 @@ def is_consistent(stored: Stored) -> bool:
     return array.shape == () or stored.kind != "scalar"
 
 
-def from_stored(stored: Stored, like: Any) -> Any:
+def from_stored(stored: Stored, like: Any) -> object:
     """The saved leaf with the class and the placement of `like`."""
     array = stored.array
     # What is committed to no device goes to where a step has its other arrays, and so must stay.
     sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
     if stored.kind == "key":
-        key: Any = cast("Any", jax.random.wrap_key_data)(array, impl=stored.impl)
+        key = jax.random.wrap_key_data(jnp.asarray(array), impl=stored.impl)
         return key if sharding is None else jax.device_put(key, sharding)
     if stored.kind == "array":
         if getattr(like, "weak_type", False) and array.ndim == 0:

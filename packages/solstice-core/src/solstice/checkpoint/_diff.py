@@ -47,12 +47,12 @@ def _difference(one: Stored, other: Stored) -> str | None:
         return f"{_words(one)} and {_words(other)}"
     if one.array.shape != other.array.shape:
         return f"of shape {list(one.array.shape)} and {list(other.array.shape)}"
-    bits = [_bits(leaf.array) for leaf in (one, other)]
-    if np.array_equal(*bits):
+    mine, theirs = _bits(one.array), _bits(other.array)
+    if np.array_equal(mine, theirs):
         return None
     if one.kind == "int":
         return f"{one.array.tobytes().decode()} and {other.array.tobytes().decode()}"
-    differ: Any = np.flatnonzero((bits[0] != bits[1]).any(axis=1))
+    differ = np.flatnonzero((mine != theirs).any(axis=1))
     first = int(differ[0])
     values = [leaf.array.reshape(-1)[first] for leaf in (one, other)]
     place = [int(index) for index in np.unravel_index(first, one.array.shape)]
@@ -60,7 +60,7 @@ def _difference(one: Stored, other: Stored) -> str | None:
     return f"{len(differ)} of {one.array.size} numbers: {values[0]} and {values[1]}{where}"
 
 
-def _bits(array: Any) -> Any:
+def _bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The bytes of each number, so that NaN is what it is, and 0 is not -0."""
     flat = np.ascontiguousarray(to_little_endian(array)).reshape(-1)
     rows = flat.view(np.uint8).reshape(len(flat), array.itemsize)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ _PLAIN = frozenset(
 """What every version of safetensors that we support reads back; the rest is kept as its bytes."""
 
 
-def safetensors() -> Any:
+def safetensors() -> ModuleType:
     """`safetensors.numpy`, imported where a checkpoint is used."""
     try:
         import safetensors.numpy as library
@@ -38,7 +39,21 @@ def safetensors() -> Any:
     return library
 
 
-def as_bytes(array: object) -> Any:
+def check_store(folder: Path, who: str) -> None:
+    """Checks before a run that checkpoints can be written into a folder.
+
+    Raises:
+        CheckpointError: a file is in the way, or it must not be written to.
+        ImportError: safetensors is not installed.
+    """
+    safetensors()
+    try:
+        check_folder(folder, who)
+    except OSError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def as_bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The array for safetensors: contiguous, or as bytes if its dtype is unknown there."""
     array = np.ascontiguousarray(array).reshape(np.shape(array))
     if array.dtype.name in _PLAIN:
@@ -46,17 +61,19 @@ def as_bytes(array: object) -> Any:
     return np.frombuffer(array.tobytes(), np.uint8).reshape(*array.shape, array.dtype.itemsize)
 
 
-def from_bytes(array: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+def from_bytes(
+    array: np.ndarray[Any, Any], dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> np.ndarray[Any, Any]:
     """The array of `as_bytes`."""
     if array.dtype == dtype:
         return array
     return np.frombuffer(array.tobytes(), dtype).reshape(shape).copy()  # which may be written to
 
 
-def checksum(array: Any) -> str:
+def checksum(array: np.ndarray[Any, Any]) -> str:
     """The SHA-256 of an array's bytes, dtype and shape."""
     digest = hashlib.sha256(f"{array.dtype.name} {list(array.shape)} ".encode())
-    flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     digest.update(memoryview(flat))
     return digest.hexdigest()
 
@@ -128,7 +145,7 @@ def read_manifest(path: Path) -> Manifest:
     )
 
 
-def _sealed(path: Path) -> Any:
+def _sealed(path: Path) -> object:
     """The content of the file, unchecked except for its checksum."""
     try:
         check_regular(path, "the manifest")

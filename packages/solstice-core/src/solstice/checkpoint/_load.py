@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,14 +38,16 @@ from solstice.checkpoint._files import (
 from solstice.checkpoint._places import newest
 from solstice.checkpoint._rows import with_folder
 
+_T = TypeVar("_T")
+
 
 def load(
     path: str | PathLike[str],
     *,
-    like: object,
+    like: _T,
     only: str | None = None,
     rename: Mapping[str, str] | None = None,
-) -> Any:
+) -> _T:
     """`exp = solstice.checkpoint.load("runs/best", like=exp)`: read a tree, bit for bit.
 
     Args:
@@ -69,7 +71,7 @@ def load(
     return _load(_found(path), like, only, rename)[0]
 
 
-def load_renamed(path: Path, like: object) -> tuple[Any, list[str]]:
+def load_renamed(path: Path, like: _T) -> tuple[_T, list[str]]:
     """`load`, also if a class was renamed; returns these classes in words.
 
     What such a class computes is for the caller to compare.
@@ -79,12 +81,12 @@ def load_renamed(path: Path, like: object) -> tuple[Any, list[str]]:
 
 def _load(
     folder: Path,
-    like: object,
+    like: _T,
     only: str | None = None,
     rename: Mapping[str, str] | None = None,
     *,
     are_names_alike: bool = False,
-) -> tuple[Any, list[str]]:
+) -> tuple[_T, list[str]]:
     rename, others = rename or {}, list[str]()
     about = read_manifest(folder / MANIFEST)
     stored = _renamed(_read(folder, about), rename)
@@ -165,7 +167,7 @@ def _read(folder: Path, manifest: Manifest) -> dict[str, Stored]:
     return {name: _checked(folder, name, arrays[name], leaves[name]) for name in leaves}
 
 
-def _checked(folder: Path, name: str, array: object, about: Leaf) -> Stored:
+def _checked(folder: Path, name: str, array: np.ndarray[Any, Any], about: Leaf) -> Stored:
     try:
         dtype = dtype_of(about.dtype)
         whole = from_bytes(array, dtype, tuple(about.shape))
@@ -276,7 +278,7 @@ def _check_twins(folder: Path, wanted: set[str], saved: set[str], mine: set[str]
             )
 
 
-def _leaf(folder: Path, name: str, stored: Mapping[str, Stored], like: object) -> Any:
+def _leaf(folder: Path, name: str, stored: Mapping[str, Stored], like: object) -> object:
     if name not in stored:
         raise CheckpointError(f"{folder} has nothing at `{name}`; it has {_some(sorted(stored))}")
     leaf = stored[name]

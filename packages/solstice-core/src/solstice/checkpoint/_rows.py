@@ -11,11 +11,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeGuard, TypeVar, cast
 
 from solstice._arguments import instance
 from solstice._errors import CheckpointError
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 _NAME = re.compile(r"rows-[0-9]+\.jsonl")
 
 
-def _refuse(self: object, *args: Any, **kwargs: Any) -> NoReturn:
+def _refuse(self: object, *args: object, **kwargs: object) -> NoReturn:
     """Refused, since the list only grows."""
     raise TypeError(
         "an AppendOnly list only grows, since checkpoints have its items: write `list(rows)` for a "
@@ -66,7 +66,7 @@ class AppendOnly(list[_T]):
         self._files: dict[Path, _File] = {}
         self._lock = Lock()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (list(self),)  # what was written is of this object alone
 
     __setitem__ = __delitem__ = __imul__ = _refuse
@@ -185,7 +185,7 @@ class RowFiles:
     def __init__(self, new: Path, path: Path) -> None:
         self._new, self._path, self._count = new, path, 0
 
-    def placed(self, value: Any) -> Any:
+    def placed(self, value: object) -> object:
         """The value for JSON: each `Prefix`, and rows of another checkpoint, become files."""
         if isinstance(value, Prefix):
             write = value.items._write  # pyright: ignore[reportPrivateUsage], for this module alone
@@ -205,14 +205,14 @@ class RowFiles:
         return f"rows-{self._count}.jsonl"
 
 
-def with_folder(note: Any, folder: Path) -> Any:
+def with_folder(note: object, folder: Path) -> object:
     """The note of a read manifest, with the folder of its rows, so it can be saved again."""
     if _has_rows(note):
         return {"rows": {**note["rows"], "folder": os.path.abspath(folder)}}
     return _within(note, lambda inner: with_folder(inner, folder))
 
 
-def _has_rows(value: object) -> bool:
+def _has_rows(value: object) -> TypeGuard[dict[str, dict[str, Any]]]:
     """Whether the value is the manifest's entry for a list in a file."""
     if not isinstance(value, dict) or [*cast("Any", value)] != ["rows"]:
         return False
@@ -220,7 +220,7 @@ def _has_rows(value: object) -> bool:
     return isinstance(about, dict) and {"file", "count", "bytes", "sha256"} <= {*cast("Any", about)}
 
 
-def _within(value: object, change: Callable[[Any], Any]) -> Any:
+def _within(value: object, change: Callable[[object], object]) -> object:
     if isinstance(value, dict):
         return {key: change(inner) for key, inner in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
@@ -235,7 +235,7 @@ def _link_or_copy(path: Path, new: Path) -> None:
         shutil.copyfile(path, new)
 
 
-def read_rows(folder: Path, about: Any) -> list[Any]:
+def read_rows(folder: Path, about: Mapping[str, Any]) -> list[Any]:
     """The items of a list in its own file, checked.
 
     Raises:

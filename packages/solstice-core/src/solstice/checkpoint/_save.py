@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from solstice._arguments import mapping
@@ -91,7 +92,7 @@ def write(
 
 def _replace(
     place: Path,
-    library: Any,
+    library: ModuleType,
     stored: Mapping[str, Stored],
     words: Mapping[str, str],
     note: dict[str, Any],
@@ -102,8 +103,8 @@ def _replace(
         new.mkdir()
         arrays = {name: as_bytes(leaf.array) for name, leaf in stored.items()}
         library.save_file(arrays, new / ARRAYS)
-        note = RowFiles(new, place).placed(note)  # on the disk before the manifest speaks of them
-        (new / MANIFEST).write_text(seal(_manifest(stored, words, note)))
+        placed = RowFiles(new, place).placed(note)  # on the disk before the manifest speaks of them
+        (new / MANIFEST).write_text(seal(_manifest(stored, words, placed)))
         for name in (ARRAYS, MANIFEST):
             _to_disk(new / name)
         _to_disk(new)
@@ -225,7 +226,7 @@ def _to_disk(path: Path) -> None:
 
 
 def _manifest(
-    stored: Mapping[str, Stored], words: Mapping[str, str], note: dict[str, Any]
+    stored: Mapping[str, Stored], words: Mapping[str, str], note: object
 ) -> dict[str, Any]:
     leaves = {
         name: {
