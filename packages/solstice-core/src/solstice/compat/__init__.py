@@ -67,7 +67,7 @@ __all__ = [
 ]
 
 
-def as_model(obj: Any, **options: Any) -> Model:
+def as_model(obj: object, **options: object) -> Model:
     """`model = solstice.compat.as_model(linen_module)`: wrap any framework's model as a `Model`.
 
     The type of `obj` selects the adapter. The same object always returns the same adapter, so
@@ -86,7 +86,7 @@ def as_model(obj: Any, **options: Any) -> Model:
     return _registry.adapt("model", obj, options)
 
 
-def as_optimizer(obj: Any, **options: Any) -> Optimizer:
+def as_optimizer(obj: object, **options: object) -> Optimizer:
     """`optimizer = solstice.compat.as_optimizer(optax.adam(3e-4))`: wrap any as an `Optimizer`.
 
     Arguments and errors are those of `as_model`.
@@ -94,7 +94,7 @@ def as_optimizer(obj: Any, **options: Any) -> Optimizer:
     return _registry.adapt("optimizer", obj, options)
 
 
-def register(prefix: str, adapter: Any) -> None:
+def register(prefix: str, adapter: type[Any]) -> None:
     """`solstice.compat.register("toynet", ToynetModel)`: add an adapter to this process.
 
     It is for notebooks and tests; a package declares an entry point instead. Until the process
@@ -115,7 +115,7 @@ def register(prefix: str, adapter: Any) -> None:
 
 if not TYPE_CHECKING:
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> type[Any]:
         if name.startswith("_") or not name.isidentifier():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         adapter = _registry.adapter_class(name)

@@ -9,6 +9,7 @@ import jax
 from jax import Array
 
 from solstice._arguments import switch
+from solstice._types import Batch
 from solstice.compat._protocols import Params, State, call_arguments, call_in_evaluation
 
 
@@ -36,10 +37,10 @@ class EquinoxModel:
         ValueError: `unpack` is not True or False.
     """
 
-    model: Any
+    model: object
     axis_name: str = "batch"
     unpack: bool = False
-    _static: Any = field(init=False, repr=False)
+    _static: tuple[Any, Any] = field(init=False, repr=False)
     _takes_key: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,7 +63,7 @@ class EquinoxModel:
         call = cast("Any", module.__call__)
         self._takes_key = "key" in inspect.signature(call).parameters
 
-    def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
+    def init(self, key: Array, x: Batch, /) -> tuple[Params, State]:
         """`params, state = model.init(key, x)`: the module's values; `x` is ignored."""
         del x
         module, layers = _pair(self._values(key))
@@ -70,7 +71,7 @@ class EquinoxModel:
         return params, (_arrays(rest), _arrays(layers))
 
     def forward(
-        self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
+        self, params: Params, state: State, x: Batch, /, *, train: bool, key: Array | None = None
     ) -> tuple[Any, State]:
         """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
         buffers, layers = state
@@ -85,7 +86,7 @@ class EquinoxModel:
                 keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
             return jax.vmap(one, out_axes=(0, None), axis_name=self.axis_name)(x, keys)
 
-        def one(example: Any, key: Array | None) -> Any:
+        def one(example: object, key: Array | None) -> tuple[Any, Any]:
             inputs, options = call_arguments(example, unpack=self.unpack)
             if key is not None:
                 options["key"] = key
@@ -98,32 +99,31 @@ class EquinoxModel:
             return outputs, (buffers, _arrays(layers))
         return call_in_evaluation(mapped, key)[0], state
 
-    def _values(self, key: Any) -> Any:
-        given: Any = self.model
-        if isinstance(given, eqx.Module | tuple):
-            return cast("Any", given)
-        return given(key) if callable(given) else None
+    def _values(self, key: Array) -> object:
+        if isinstance(self.model, eqx.Module | tuple):
+            return cast("object", self.model)
+        return self.model(key) if callable(self.model) else None
 
 
-def _is_pair(values: Any) -> bool:
+def _is_pair(values: object) -> bool:
     return not isinstance(values, tuple) or len(cast("tuple[Any, ...]", values)) == 2
 
 
-def _pair(values: Any) -> tuple[Any, Any]:
+def _pair(values: object) -> tuple[Any, Any]:
     """The module and its `eqx.nn.State`, or None if it has no State."""
     return cast("tuple[Any, Any]", values) if isinstance(values, tuple) else (values, None)
 
 
-def _has_state(module: Any) -> bool:
-    def is_index(node: Any) -> bool:
+def _has_state(module: object) -> bool:
+    def is_index(node: object) -> bool:
         return isinstance(node, eqx.nn.StateIndex)
 
     return any(map(is_index, jax.tree.leaves(module, is_leaf=is_index)))
 
 
-def _arrays(tree: Any) -> Any:
+def _arrays(tree: object) -> State:
     return cast("Any", eqx.filter(tree, eqx.is_array))
 
 
-def _is_array(leaf: Any) -> bool:
+def _is_array(leaf: object) -> bool:
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)

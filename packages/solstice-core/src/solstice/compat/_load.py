@@ -24,7 +24,7 @@ class AdapterError(ImportError):
     """
 
 
-def load(claim: Claim) -> Any:
+def load(claim: Claim) -> type[Any]:
     """Imports the adapter class.
 
     Raises:

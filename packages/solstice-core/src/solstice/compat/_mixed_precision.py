@@ -1,7 +1,7 @@
 """Mixed precision: a model that computes in another dtype than its params are kept in."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,11 @@ import numpy as np
 from jax import Array
 
 from solstice import _tree
+from solstice._types import Batch
 from solstice.compat._protocols import Model, Params, State
 from solstice.compat._registry import adapt_argument
+
+_T = TypeVar("_T")
 
 _EXAMPLE = '"params=float32,compute=bfloat16,output=float32"'
 
@@ -31,20 +34,20 @@ _SHORT: dict[str, str] = {
 class Policy(Protocol):
     """Functions that cast the floating-point leaves of a tree, as a `jmp.Policy` has them."""
 
-    def cast_to_param(self, x: Any) -> Any:
+    def cast_to_param(self, x: _T) -> _T:
         """The dtype that params are kept in."""
         ...
 
-    def cast_to_compute(self, x: Any) -> Any:
+    def cast_to_compute(self, x: _T) -> _T:
         """The dtype that the model computes in."""
         ...
 
-    def cast_to_output(self, x: Any) -> Any:
+    def cast_to_output(self, x: _T) -> _T:
         """The dtype of the model's outputs."""
         ...
 
 
-def mixed_precision(model: Any, policy: Any) -> Model:
+def mixed_precision(model: object, policy: object) -> Model:
     """`model = solstice.compat.mixed_precision(net, "params=float32,compute=bfloat16")`.
 
     Params are kept in one dtype, and the model computes in another: inputs and params are cast
@@ -120,25 +123,26 @@ class _Dtypes:
     compute: np.dtype[Any]
     output: np.dtype[Any]
 
-    def cast_to_param(self, x: Any) -> Any:
+    def cast_to_param(self, x: _T) -> _T:
         """The dtype that params are kept in."""
         return _cast(x, self.params)
 
-    def cast_to_compute(self, x: Any) -> Any:
+    def cast_to_compute(self, x: _T) -> _T:
         """The dtype that the model computes in."""
         return _cast(x, self.compute)
 
-    def cast_to_output(self, x: Any) -> Any:
+    def cast_to_output(self, x: _T) -> _T:
         """The dtype of the model's outputs."""
         return _cast(x, self.output)
 
 
-def _cast(tree: Any, dtype: np.dtype[Any]) -> Any:
-    def one(leaf: Any) -> Any:
-        is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(dtype) if is_float else leaf
+def _cast(tree: _T, dtype: np.dtype[Any]) -> _T:
+    def one(leaf: object) -> object:
+        if _tree.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf.astype(dtype)
+        return leaf
 
-    return jax.tree.map(one, tree)
+    return _tree.map(one, tree)
 
 
 @jax.tree_util.register_static
@@ -149,13 +153,13 @@ class _Casting:
     model: Model
     policy: Policy
 
-    def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
+    def init(self, key: Array, x: Batch, /) -> tuple[Params, State]:
         """`params, state = model.init(key, x)`."""
         params, state = self.model.init(key, x)
         return self.policy.cast_to_param(params), state
 
     def forward(
-        self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
+        self, params: Params, state: State, x: Batch, /, *, train: bool, key: Array | None = None
     ) -> tuple[Any, State]:
         """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
         params, x = self.policy.cast_to_compute((params, x))

@@ -10,6 +10,7 @@ from jax import Array
 
 from solstice import _tree
 from solstice._arguments import whole
+from solstice._types import AnyArray
 from solstice.compat._protocols import Optimizer, OptState, Params, has_updated
 from solstice.compat._registry import adapt_argument
 
@@ -27,7 +28,7 @@ class Norms(eqx.Module):
     update: dict[str, Array]
 
 
-def track_norms(optimizer: Any, *, depth: int = 1) -> Optimizer:
+def track_norms(optimizer: object, *, depth: int = 1) -> Optimizer:
     """`optimizer = solstice.compat.track_norms(optax.adam(3e-4))`: store norms for `NormMonitor`.
 
     Norms are computed in each step, and read back only on request. The gradient is that before
@@ -46,7 +47,7 @@ def track_norms(optimizer: Any, *, depth: int = 1) -> Optimizer:
     )
 
 
-def norms_of(tree: Any, depth: int = 1) -> dict[str, Array]:
+def norms_of(tree: Params, depth: int = 1) -> dict[str, Array]:
     """`norms_of(params)["encoder"]`: Euclidean norms by subtree, float32; "" is the total.
 
     Args:
@@ -95,16 +96,16 @@ class _Tracking:
         """`params = optimizer.eval_params(opt_state, params)`."""
         return self.optimizer.eval_params(state[0], params)
 
-    def has_updated(self, before: OptState, after: OptState, /) -> Any:
+    def has_updated(self, before: OptState, after: OptState, /) -> bool | Array:
         """`optimizer.has_updated(before, after)`: see `Optimizer`."""
         return has_updated(self.optimizer, before[0], after[0])
 
 
-def _is_floating(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+def _is_floating(leaf: object) -> bool:
+    return _tree.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _sum_of_squares(leaf: Any) -> Array:
+def _sum_of_squares(leaf: AnyArray) -> Array:
     return jnp.sum(jnp.square(jnp.abs(leaf).astype(jnp.float32)))
 
 

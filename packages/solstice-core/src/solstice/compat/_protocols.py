@@ -1,10 +1,14 @@
 """The protocols of adapters, Model and Optimizer, version 1."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import jax
 from jax import Array
+
+from solstice._types import Batch
+
+_T = TypeVar("_T")
 
 Params: TypeAlias = Any
 """A pytree of inexact arrays, so that `jax.grad` accepts it."""
@@ -30,7 +34,7 @@ class Model(Protocol):
     inherit from this class.
     """
 
-    def init(self, key: Array, x: Any, /) -> tuple[Params, State]:
+    def init(self, key: Array, x: Batch, /) -> tuple[Params, State]:
         """`params, state = model.init(key, x)`: initial values for inputs like `x`.
 
         Args:
@@ -44,7 +48,7 @@ class Model(Protocol):
         ...
 
     def forward(
-        self, params: Params, state: State, x: Any, /, *, train: bool, key: Array | None = None
+        self, params: Params, state: State, x: Batch, /, *, train: bool, key: Array | None = None
     ) -> tuple[Any, State]:
         """`outputs, state = model.forward(params, state, x, train=True, key=key)`: apply the model.
 
@@ -126,13 +130,13 @@ class Optimizer(Protocol):
         ...
 
 
-def has_updated(optimizer: Optimizer, before: OptState, after: OptState) -> Any:
+def has_updated(optimizer: Optimizer, before: OptState, after: OptState) -> bool | Array:
     """Whether the step between two states has updated the params: True, or a boolean array."""
     ask = getattr(optimizer, "has_updated", None)
     return True if ask is None else ask(before, after)
 
 
-def call_arguments(x: Any, *, unpack: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call_arguments(x: Batch, *, unpack: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """`net(*args, **kwargs)`: the arguments of a network that may have several inputs.
 
     Args:
@@ -150,7 +154,7 @@ def call_arguments(x: Any, *, unpack: bool) -> tuple[tuple[Any, ...], dict[str, 
     return (x,), {}
 
 
-def call_in_evaluation(call: Callable[[Array | None], Any], key: Array | None) -> Any:
+def call_in_evaluation(call: Callable[[Array | None], _T], key: Array | None) -> _T:
     """`call_in_evaluation(lambda key: net.apply(params, x, rng=key), key)`: evaluate repeatably.
 
     Evaluation has no key, so that it is repeatable, and most networks need none. A network that

@@ -17,7 +17,7 @@ _registered: list[Claim] = []
 """The adapters registered in this process, newest last."""
 
 
-def register(prefix: str, adapter: Any) -> None:
+def register(prefix: str, adapter: type[Any]) -> None:
     """Adds an adapter class to this process, with precedence over installed ones."""
     text("prefix", prefix, "toynet")
     kind: Kind = "model" if hasattr(adapter, "forward") else "optimizer"
@@ -48,7 +48,7 @@ def all_claims() -> list[Claim]:
     return [*_registered, *claims()]
 
 
-def adapter_class(name: str) -> Any:
+def adapter_class(name: str) -> type[Any]:
     """The adapter class of this name.
 
     Raises:
@@ -74,7 +74,7 @@ def adapter_names() -> list[str]:
     return sorted({c.class_name for c in all_claims() if is_spoken(c)})
 
 
-def adapt(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
+def adapt(kind: Kind, obj: object, options: dict[str, Any]) -> Any:
     """The adapter of an object: itself if it is one, else an instance of the class for its type."""
     if isinstance(obj, _PROTOCOLS[kind]) and not isinstance(obj, type):
         if options:
@@ -90,20 +90,8 @@ def adapt(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
     return _MEMO.get_or_make(kind, obj)
 
 
-def adapt_argument(name: str, kind: Kind, given: Any) -> Any:
-    """`encoder = compat.adapt_argument("encoder", "model", encoder)`: adapt an argument.
-
-    As `as_model` or `as_optimizer`, for functions with several models or optimisers: an error
-    starts with the name of the argument.
-
-    Args:
-        name: the name of the argument.
-        kind: "model" or "optimizer".
-        given: the value of the argument.
-
-    Raises:
-        TypeError, AdapterError: as `as_model`.
-    """
+def adapt_argument(name: str, kind: Kind, given: object) -> Any:
+    """The adapter of an argument; an error starts with the name of the argument."""
     try:
         return adapt(kind, given, {})
     except (TypeError, AdapterError) as error:
@@ -112,7 +100,7 @@ def adapt_argument(name: str, kind: Kind, given: Any) -> Any:
         raise type(error)(f"{name}: {error}") from error
 
 
-def _make(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
+def _make(kind: Kind, obj: object, options: dict[str, Any]) -> Any:
     claim = _claim_for(kind, obj)
     adapter = load(claim)(obj, **options)
     if not isinstance(adapter, _PROTOCOLS[kind]):
@@ -123,7 +111,7 @@ def _make(kind: Kind, obj: Any, options: dict[str, Any]) -> Any:
     return adapter
 
 
-def _claim_for(kind: Kind, obj: Any) -> Claim:
+def _claim_for(kind: Kind, obj: object) -> Claim:
     prefixes = list(_prefixes(obj))
     claimed = [(prefix, claims_of_prefix(kind, prefix)) for prefix in prefixes]
     claimed = [(prefix, found) for prefix, found in claimed if found]
@@ -133,7 +121,7 @@ def _claim_for(kind: Kind, obj: Any) -> Claim:
     raise _nothing_claims(kind, obj, prefixes)
 
 
-def _nothing_claims(kind: Kind, obj: Any, prefixes: list[str]) -> Exception:
+def _nothing_claims(kind: Kind, obj: object, prefixes: list[str]) -> Exception:
     function = f"as_{kind}"
     shown = f"{type(obj).__module__}.{type(obj).__qualname__}"
     other: Kind = "optimizer" if kind == "model" else "model"
@@ -168,11 +156,11 @@ def _nothing_claims(kind: Kind, obj: Any, prefixes: list[str]) -> Exception:
     )
 
 
-def _prefixes(obj: Any) -> Iterator[str]:
+def _prefixes(obj: object) -> Iterator[str]:
     """Import prefixes for an object: those of its type, then of its bases."""
     modules = [cls.__module__ for cls in type(obj).__mro__]
     if isinstance(obj, tuple) and obj:  # a bare (init, apply) pair, or a (module, state) pair
-        first: Any = cast("tuple[Any, ...]", obj)[0]
+        first = cast("tuple[Any, ...]", obj)[0]
         is_function = isinstance(first, types.FunctionType)
         modules += (
             [first.__module__] if is_function else [c.__module__ for c in type(first).__mro__]
@@ -228,7 +216,7 @@ def _unspoken(claim: Claim, what: str) -> Claim:
     )
 
 
-def missing(adapter: Any, kind: Kind) -> list[str]:
+def missing(adapter: object, kind: Kind) -> list[str]:
     """The methods of the protocol that are missing in an adapter."""
     methods = [name for name in vars(_PROTOCOLS[kind]) if not name.startswith("_")]
     return [name for name in methods if not hasattr(adapter, name)]
@@ -249,7 +237,7 @@ class _Memo:
     def __init__(self) -> None:
         self._entries: dict[tuple[Kind, int | tuple[int, ...]], tuple[Any, Any]] = {}
 
-    def get_or_make(self, kind: Kind, obj: Any) -> Any:
+    def get_or_make(self, kind: Kind, obj: object) -> Any:
         key = kind, _identity(obj)
         reference, _ = self._entries.get(key, (lambda: None, None))
         adapter = reference()
@@ -257,7 +245,7 @@ class _Memo:
             return adapter
         adapter = _make(kind, obj, {})
 
-        def forget(dead: Any) -> None:
+        def forget(dead: object) -> None:
             if self._entries.get(key, (None,))[0] is dead:
                 del self._entries[key]
 
@@ -266,7 +254,7 @@ class _Memo:
         return adapter
 
 
-def _identity(obj: Any) -> int | tuple[int, ...]:
+def _identity(obj: object) -> int | tuple[int, ...]:
     """The id of an object; tuples with identical parts are the same object."""
     if isinstance(obj, tuple):
         return tuple(id(part) for part in cast("tuple[Any, ...]", obj))

@@ -18,7 +18,7 @@ from solstice.compat._protocols import Optimizer, OptState, Params, has_updated
 from solstice.compat._registry import adapt_argument
 
 
-def ema(optimizer: Any, decay: float = 0.999, *, debias: bool = True) -> Optimizer:
+def ema(optimizer: object, decay: float = 0.999, *, debias: bool = True) -> Optimizer:
     """`optimizer = solstice.compat.ema(optax.adam(3e-4), 0.999)`: evaluate averaged weights.
 
     Beside the params, an exponential moving average of them is kept, with which an Experiment
@@ -46,7 +46,7 @@ def ema(optimizer: Any, decay: float = 0.999, *, debias: bool = True) -> Optimiz
     return _Averaging(adapt_argument("optimizer", "optimizer", optimizer), decay, debias)
 
 
-def freeze(optimizer: Any, frozen: str | Iterable[str] | Callable[[str], bool]) -> Optimizer:
+def freeze(optimizer: object, frozen: str | Iterable[str] | Callable[[str], bool]) -> Optimizer:
     """`optimizer = solstice.compat.freeze(optax.adam(3e-4), "encoder/*")`: keep weights fixed.
 
     The optimiser sees the other params alone, and keeps no state for the frozen ones; under
@@ -72,7 +72,7 @@ def freeze(optimizer: Any, frozen: str | Iterable[str] | Callable[[str], bool]) 
     return _Freezing(adapt_argument("optimizer", "optimizer", optimizer), chosen)
 
 
-def skip_nonfinite(optimizer: Any) -> Optimizer:
+def skip_nonfinite(optimizer: object) -> Optimizer:
     """`optimizer = solstice.compat.skip_nonfinite(optax.adam(3e-4))`: leave out bad updates.
 
     Where the loss or the gradient of a step is NaN or infinite, the params and the optimiser's
@@ -138,7 +138,7 @@ class _Averaging:
         """`params = optimizer.eval_params(opt_state, params)`: the average."""
         return _tree.map(_tree.in_dtype_of, state[1], params)
 
-    def has_updated(self, before: OptState, after: OptState, /) -> Any:
+    def has_updated(self, before: OptState, after: OptState, /) -> bool | Array:
         """`optimizer.has_updated(before, after)`: see `Optimizer`."""
         return has_updated(self.optimizer, before[0], after[0])
 
@@ -200,11 +200,11 @@ class _Freezing:
         trained, kept = self._split(params)
         return _joined(self.optimizer.eval_params(state, trained), kept)
 
-    def has_updated(self, before: OptState, after: OptState, /) -> Any:
+    def has_updated(self, before: OptState, after: OptState, /) -> bool | Array:
         """`optimizer.has_updated(before, after)`: see `Optimizer`."""
         return has_updated(self.optimizer, before, after)
 
-    def _split(self, tree: Any) -> tuple[Any, Any]:
+    def _split(self, tree: Params) -> tuple[Params, Params]:
         """The tree that is trained, and the one that is not."""
         chosen = [not self._is_frozen(path) for path in _tree.leaves_by_slashes(tree)]
         trained = _tree.unflatten(_tree.structure(tree), chosen)
@@ -245,7 +245,7 @@ class _Skipping:
             extra["value"] = value
         new = self.optimizer.step(grads, inner, params, **extra)
 
-        def chosen(after: Any, before: Any) -> Any:
+        def chosen(after: Array, before: Array) -> Array:
             return jnp.where(is_good, after, before)
 
         params, inner = _tree.map(chosen, new, (params, inner))
@@ -255,7 +255,7 @@ class _Skipping:
         """`params = optimizer.eval_params(opt_state, params)`."""
         return self.optimizer.eval_params(state[0], params)
 
-    def has_updated(self, before: OptState, after: OptState, /) -> Any:
+    def has_updated(self, before: OptState, after: OptState, /) -> bool | Array:
         """`optimizer.has_updated(before, after)`: see `Optimizer`."""
         return has_updated(self.optimizer, before[0], after[0]) & (before[1] == after[1])
 
@@ -271,5 +271,5 @@ def _differ(one: Params, other: Params) -> Array:
     return reduce(jnp.logical_or, [jnp.any(a != b) for a, b in pairs])
 
 
-def _joined(one: Any, other: Any) -> Any:
+def _joined(one: Params, other: Params) -> Params:
     return eqx.combine(one, other)
