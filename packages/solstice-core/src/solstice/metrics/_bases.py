@@ -1,7 +1,7 @@
 """Base classes of metrics, and functions to count, divide and mask."""
 
 import dataclasses
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, Self
 
 import jax
@@ -16,6 +16,7 @@ from solstice._arguments import real
 from solstice._hints import mask_hint
 from solstice._metrics import Metrics
 from solstice._sums import Counts, Totals, at_least_float32
+from solstice._types import AnyArray
 
 
 class Additive(Metrics):
@@ -72,7 +73,7 @@ def zeros_like(array: Array) -> Array:
     return jnp.zeros(array.shape, array.dtype)
 
 
-def as_stored(values: ArrayLike) -> Any:
+def as_stored(values: ArrayLike) -> AnyArray:
     """The values as a JAX array, or as a NumPy array if JAX would narrow their dtype.
 
     Without x64, JAX turns float64 and int64 into 32 bits, which changes values.
@@ -84,7 +85,7 @@ def as_stored(values: ArrayLike) -> Any:
     return array if array.dtype == given.dtype else given
 
 
-def _joined(one: Any, other: Any) -> Any:
+def _joined(one: AnyArray, other: AnyArray) -> AnyArray:
     on_host = any(isinstance(x, np.ndarray) for x in (one, other))
     if on_host and not any(isinstance(x, Tracer) for x in (one, other)):
         return np.concatenate([one, other])
@@ -110,14 +111,14 @@ def check_alike(one: Metrics, other: object) -> None:
             )
 
 
-def for_compute(metrics: object) -> tuple[Any, Any]:
+def for_compute(metrics: object) -> tuple[SimpleNamespace, ModuleType]:
     """The numbers of metrics in floating point, by name, and the array namespace for `compute`.
 
     Numbers in `Counts` and `Totals` keep their names. The namespace is NumPy in double precision,
     so nothing is compiled and a difference of large counts is exact. While tracing it is JAX.
     """
     traced = any(isinstance(leaf, Tracer) for leaf in _tree.leaves(metrics))
-    xp: Any = jnp if traced else np
+    xp: ModuleType = jnp if traced else np
     numbers: dict[str, Any] = {}
     read: Any = metrics if traced else jax.device_get(metrics)
     for field in dataclasses.fields(read):
@@ -129,7 +130,7 @@ def for_compute(metrics: object) -> tuple[Any, Any]:
     return SimpleNamespace(**numbers), xp
 
 
-def divide(xp: Any, numerator: Any, denominator: Any) -> Any:
+def divide(xp: ModuleType, numerator: AnyArray, denominator: AnyArray) -> AnyArray:
     """The quotient in floating point; 0 where the denominator is 0."""
     there = denominator != 0
     return xp.where(there, numerator / xp.where(there, denominator, 1.0), 0.0)
@@ -164,7 +165,7 @@ def count(where: Array, axis: int | None = None) -> Array:
     return jnp.sum(where, axis=axis, dtype=jnp.uint32)
 
 
-def has_nan(values: Array, axis: int | None = None) -> Array:
+def has_nan(values: AnyArray, axis: int | None = None) -> Array:
     """Where values are NaN, or with an axis, where any along it is. Integers are never NaN."""
     if not jnp.issubdtype(values.dtype, jnp.inexact):
         nan = jnp.zeros(values.shape, bool)
@@ -207,7 +208,7 @@ def tally(bins: Array, length: int, weights: ArrayLike = True) -> Array:
 
 def _is_explicit(array: Array) -> bool:
     """Whether the array is on a mesh with Explicit axes, for which JAX has no scatter."""
-    mesh: Any = getattr(getattr(jax.typeof(array), "sharding", None), "mesh", None)
+    mesh = getattr(getattr(jax.typeof(array), "sharding", None), "mesh", None)
     return any(kind == jax.sharding.AxisType.Explicit for kind in getattr(mesh, "axis_types", ()))
 
 

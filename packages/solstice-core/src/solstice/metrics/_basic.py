@@ -13,6 +13,7 @@ from solstice._arguments import instance, numeric, real
 from solstice._metrics import Metrics
 from solstice._replace import replace
 from solstice._sums import Counts, Totals, as_given, at_least_float32, exact_sum
+from solstice._types import AnyArray
 from solstice.metrics._bases import (
     Additive,
     Growing,
@@ -102,7 +103,7 @@ class Collect(Growing):
         ValueError: there is no array, or lengths differ, or the merged metrics have other names.
     """
 
-    arrays: dict[str, Array]
+    arrays: dict[str, AnyArray]
     mask: Array
     names: tuple[str, ...] = eqx.field(static=True)
 

@@ -1,5 +1,6 @@
 """Metrics of binary and of multi-label classification."""
 
+from types import ModuleType
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from jax.typing import ArrayLike
 from solstice._arguments import probability, real, switch, whole
 from solstice._hints import pair_hint
 from solstice._sums import Counts, at_least_float32
+from solstice._types import AnyArray
 from solstice.metrics._bases import (
     Additive,
     Growing,
@@ -145,7 +147,7 @@ class BinaryCurves(Growing):
         ValueError: shapes do not match.
     """
 
-    scores: Array | np.ndarray[Any, Any]
+    scores: AnyArray
     targets: Array
     """1 for positive, 0 for negative, 2 for invalid labels; int8, to save memory."""
     mask: Array
@@ -268,7 +270,7 @@ class MultilabelMetrics(Additive):
         """`metrics.compute()["f1_macro"]`: floats by name, and two integer counts."""
         m, xp = for_compute(self)
 
-        def scores(right: Any, guessed: Any, holding: Any) -> dict[str, Any]:
+        def scores(right: AnyArray, guessed: AnyArray, holding: AnyArray) -> dict[str, Any]:
             both = guessed + holding
             return {
                 "precision": divide(xp, right, guessed),
@@ -325,18 +327,20 @@ def _place(scores: Array, from_logits: bool) -> Array:
     return 1 / (1 + jnp.sqrt(jnp.sqrt((1 - p) / p)))
 
 
-def _nan(scores: Any) -> Any:
+def _nan(scores: AnyArray) -> np.ndarray[Any, Any]:
     return np.asarray(has_nan(scores))
 
 
-def _correlation(xp: Any, right: Any, guessed: Any, positive: Any, total: Any) -> Any:
+def _correlation(
+    xp: ModuleType, right: AnyArray, guessed: AnyArray, positive: AnyArray, total: AnyArray
+) -> AnyArray:
     """Correlation of Matthews (1975), from shares, because products of counts overflow."""
     share = [divide(xp, number, total) for number in (right, guessed, positive)]
     spread = share[1] * (1 - share[1]) * share[2] * (1 - share[2])
     return divide(xp, share[0] - share[1] * share[2], xp.sqrt(xp.maximum(spread, 0.0)))
 
 
-def _areas(xp: Any, positives: Any, negatives: Any) -> dict[str, Any]:
+def _areas(xp: ModuleType, positives: AnyArray, negatives: AnyArray) -> dict[str, Any]:
     """Areas under the curves, from the positives and negatives at each score, highest first."""
     above, below = xp.cumsum(positives), xp.cumsum(negatives)
     pairs = (negatives * (above - positives / 2)).sum()  # a pair with equal scores counts half

@@ -1,5 +1,6 @@
 """Metrics of classification into one of several classes."""
 
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import equinox as eqx
@@ -84,10 +85,8 @@ class ClassificationMetrics(Additive):
         given, labels = preds, targets
         num_classes = whole("num_classes", num_classes)
         top_k = None if top_k is None else whole("top_k", top_k, most=num_classes)
-        preds, targets = (
-            jnp.asarray(real("preds", preds)),
-            jnp.asarray(classes("targets", targets)),
-        )
+        preds = jnp.asarray(real("preds", preds))
+        targets = jnp.asarray(classes("targets", targets))
         loss = jnp.asarray(real("loss", loss))
         scores = preds
         are_scores = preds.ndim == 2 and targets.ndim == 1 and preds.shape[1] == num_classes
@@ -166,7 +165,7 @@ class ClassificationMetrics(Additive):
         }
 
 
-def _agreement(xp: Any, m: Any) -> dict[str, Any]:
+def _agreement(xp: ModuleType, m: SimpleNamespace) -> dict[str, Any]:
     """Kappa of Cohen (1960), and the correlation of several classes of Gorodkin (2004).
 
     Out-of-range values are one more class, which is never correct.

@@ -56,10 +56,8 @@ class ConfusionMatrix(Additive):
     ) -> None:
         given, labels = preds, targets
         num_classes = whole("num_classes", num_classes)
-        preds, targets = (
-            jnp.asarray(real("preds", preds)),
-            jnp.asarray(classes("targets", targets)),
-        )
+        preds = jnp.asarray(real("preds", preds))
+        targets = jnp.asarray(classes("targets", targets))
         nan = has_nan(preds)
         if preds.ndim == 2 and preds.shape[1] == num_classes:
             preds, nan = highest(preds), jnp.any(nan, axis=-1)

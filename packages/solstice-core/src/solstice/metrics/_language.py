@@ -1,6 +1,7 @@
 """Metrics of language models: loss, perplexity and accuracy per token."""
 
 import math
+from types import ModuleType
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +12,7 @@ from jax.typing import ArrayLike
 
 from solstice._arguments import classes, real
 from solstice._sums import Counts, Totals, as_given, at_least_float32, exact_sum
+from solstice._types import AnyArray
 from solstice.metrics._bases import (
     Additive,
     as_classes,
@@ -104,11 +106,11 @@ class LanguageModelMetrics(Additive):
         }
 
 
-def _whole(numbers: ArrayLike) -> Any:
+def _whole(numbers: ArrayLike) -> AnyArray:
     given = as_given(numbers)
     return given.astype(np.int32) if jnp.issubdtype(given.dtype, jnp.inexact) else given
 
 
-def _exp(xp: Any, loss: Any) -> Any:
+def _exp(xp: ModuleType, loss: AnyArray) -> AnyArray:
     with np.errstate(over="ignore"):  # the loss of a diverged model overflows to infinity
         return xp.exp(loss)

@@ -1,6 +1,7 @@
 """Metrics of regression: errors, R2 and correlation."""
 
-from typing import Any, Self
+from types import ModuleType
+from typing import Any, Self, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,10 @@ from solstice._arguments import real
 from solstice._metrics import Metrics
 from solstice._replace import replace
 from solstice._sums import Counts, Totals, at_least_float32
+from solstice._types import AnyArray
 from solstice.metrics._bases import as_mask, check_alike, count, divide, for_compute, zeros_like
+
+_R = TypeVar("_R", bound="RegressionMetrics")
 
 
 class RegressionMetrics(Metrics):
@@ -57,10 +61,8 @@ class RegressionMetrics(Metrics):
     def __init__(
         self, preds: ArrayLike, targets: ArrayLike, *, mask: ArrayLike | None = None
     ) -> None:
-        one, other = (
-            at_least_float32(real("preds", preds)),
-            at_least_float32(real("targets", targets)),
-        )
+        one = at_least_float32(real("preds", preds))
+        other = at_least_float32(real("targets", targets))
         if one.shape != other.shape:
             raise ValueError(
                 f"preds and targets must have the same shape; they are {list(one.shape)} and "
@@ -142,7 +144,7 @@ def _difference(one: Array, other: Array) -> tuple[Array, Array]:
     return apart, (one - (apart + share)) + (share - other)
 
 
-def _merged(a: RegressionMetrics, b: RegressionMetrics) -> Any:
+def _merged(a: _R, b: _R) -> _R:
     counts, dtype = a.counts + b.counts, a.origin.dtype
     mine, theirs, both = (c.floats()["count"] for c in (a.counts, b.counts, counts))
     share = (theirs / jnp.maximum(both, 1)).astype(dtype)
@@ -163,7 +165,7 @@ def _merged(a: RegressionMetrics, b: RegressionMetrics) -> Any:
     )
 
 
-def _score(xp: Any, error: Any, spread: Any, number: Any) -> Any:
+def _score(xp: ModuleType, error: AnyArray, spread: AnyArray, number: AnyArray) -> AnyArray:
     """1 - error / spread; without spread, 1 if the error is 0 and else 0."""
     of_none = xp.where((error == 0) & (number > 0), 1.0, 0.0)
     there = ~xp.isnan(error) & xp.isfinite(spread)
