@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ import pytest
 
 from solstice import _tree
 from solstice._stored import from_stored, to_stored
+
+_T = TypeVar("_T")
 
 _READS_ON_THE_HOST = (
     jax.errors.ConcretizationTypeError,
@@ -49,13 +51,13 @@ def differ(one: object, other: object) -> bool:
     return any(not np.array_equal(_plain(a), _plain(b)) for a, b in pairs)
 
 
-def snapshot(tree: object) -> Any:
+def snapshot(tree: _T) -> _T:
     """A copy of the tree in NumPy arrays, which later changes in place do not affect."""
     return _tree.map(lambda leaf: np.array(_plain(leaf)), tree)
 
 
 @contextmanager
-def left_alone(function: str, **arguments: Any) -> Generator[None, None, None]:
+def left_alone(function: str, **arguments: object) -> Generator[None, None, None]:
     """Asserts that the code inside the block does not change these arguments in place."""
     before = {name: snapshot(argument) for name, argument in arguments.items()}
     yield
@@ -82,7 +84,7 @@ def single_precision(tree: object, what: str) -> None:
             assert leaf.dtype == jnp.float32, f"{what} {leaf.dtype}{_at(path)}"
 
 
-def takes(function: object, call: str, *arguments: Any, **named: Any) -> None:
+def takes(function: object, call: str, *arguments: object, **named: object) -> None:
     """Asserts that a function's signature accepts these arguments, if it has a signature."""
     assert callable(function), f"protocol: there is no method for `{call}`"
     try:
@@ -134,7 +136,7 @@ def is_static(adapter: object) -> None:
         raise AssertionError(f"static: the adapter has no hash ({error}); {hint}") from error
 
 
-def through_a_checkpoint(tree: object, like: object) -> Any:
+def through_a_checkpoint(tree: object, like: _T) -> _T:
     """The tree after it is saved and loaded by path into the structure of `like`."""
     leaves = _tree.leaves_by_path(tree)
     saved = {path: to_stored(path, leaf) for path, leaf in leaves}
@@ -143,7 +145,7 @@ def through_a_checkpoint(tree: object, like: object) -> Any:
     return jax.tree.unflatten(_tree.structure(like), restored)
 
 
-def two_devices() -> Any:
+def two_devices() -> jax.sharding.NamedSharding:
     """A sharding of axis 0 over two devices; skips the test if there is only one."""
     if jax.device_count() < 2:
         pytest.skip("there is one device; set XLA_FLAGS=--xla_force_host_platform_device_count=2")
@@ -166,7 +168,7 @@ def _at(path: str) -> str:
     return f" at `{path}`" if path else ""
 
 
-def _close(one: Any, other: Any, atol: float) -> bool:
+def _close(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any], atol: float) -> bool:
     if one.dtype == object or other.dtype == object:
         return bool(np.all(one == other))
     return np.allclose(one, other, rtol=atol, atol=atol, equal_nan=True)
@@ -180,10 +182,10 @@ def _type(leaf: Any) -> str:
     return f"{dtype}{list(leaf.shape)}{weak}"
 
 
-def _plain(leaf: Any) -> Any:
-    if not hasattr(leaf, "dtype"):
+def _plain(leaf: object) -> np.ndarray[Any, Any]:
+    if not _tree.is_array(leaf):
         return np.asarray(leaf)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if _tree.is_key(leaf):
         return np.asarray(jax.random.key_data(leaf))
     values = np.asarray(leaf)
     return (

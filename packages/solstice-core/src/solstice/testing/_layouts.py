@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from solstice import _tree
+from solstice._types import AnyArray
 from solstice.compat import Params
 
 Layout: TypeAlias = Mapping[str, Mapping[str, tuple[str, str]]]
@@ -24,7 +25,9 @@ Weights: TypeAlias = Mapping[str, Mapping[str, np.ndarray[Any, Any]]]
 """The parts of each layer by name, with axes in the order of `AXES`."""
 
 
-def _attention(query: str, key: str, value: str, out: str, kernel: Any, bias: Any) -> Any:
+def _attention(
+    query: str, key: str, value: str, out: str, kernel: tuple[str, ...], bias: tuple[str, ...]
+) -> dict[str, tuple[str, str]]:
     """The layout of four dense layers.
 
     `kernel` and `bias` are a leaf's name, its axes, and its axes in the output layer, whose inputs
@@ -182,7 +185,7 @@ def _to_order(place: str, leaf: object, axes: str, wanted: str) -> np.ndarray[An
 
 
 def _from_order(
-    place: str, value: np.ndarray[Any, Any], axes: str, wanted: str, like: Any
+    place: str, value: np.ndarray[Any, Any], axes: str, wanted: str, like: AnyArray
 ) -> Array:
     axes = _padded(place, like, axes)
     sizes = [_sizes(like, axes, letter) for letter in wanted]
@@ -197,11 +200,11 @@ def _from_order(
     return jnp.asarray(whole.transpose(np.argsort(order + ones)), like.dtype)
 
 
-def _sizes(value: Any, axes: str, letter: str) -> list[int]:
+def _sizes(value: AnyArray, axes: str, letter: str) -> list[int]:
     return [value.shape[at] for at, axis in enumerate(axes) if axis == letter]
 
 
-def _padded(place: str, value: Any, axes: str) -> str:
+def _padded(place: str, value: AnyArray, axes: str) -> str:
     """The axes, with a "1" for each additional leading axis of length 1."""
     more = value.ndim - len(axes)
     if more < 0 or any(size != 1 for size in value.shape[:more]):

@@ -5,9 +5,9 @@
 # pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial, reduce
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 
 from solstice import _tree
 from solstice._metrics import Metrics
+from solstice._types import AnyArray, Batch
 from solstice.testing._suite import Conformance, feature, optional, rests_on
 
+_Parts: TypeAlias = tuple[int, ...]
+
 SIZE = 16
-PARTS = [(16,), (1, 15), (15, 1), (8, 8), (5, 5, 6), (1, 2, 5, 8), (3, 3, 5, 5)]
+PARTS: list[_Parts] = [(16,), (1, 15), (15, 1), (8, 8), (5, 5, 6), (1, 2, 5, 8), (3, 3, 5, 5)]
 """The sizes of batches. There are few different sizes, because each needs a compilation."""
 
 
@@ -43,15 +46,15 @@ class MetricsConformance(Conformance, is_suite=True):
     may_be_nan: ClassVar[Collection[str]] = ()
 
     @abstractmethod
-    def examples(self, rng: np.random.Generator, size: int) -> Any:
+    def examples(self, rng: np.random.Generator, size: int) -> Batch:
         """`size` random examples: a pytree of arrays with the examples on axis 0."""
 
     @abstractmethod
-    def build(self, examples: Any, mask: Any = None) -> Metrics:
+    def build(self, examples: Batch, mask: AnyArray | None = None) -> Metrics:
         """The metrics of the examples, as in a step; only of those with a true `mask`, if given."""
 
     @abstractmethod
-    def reference(self, examples: Any) -> Mapping[str, Any]:
+    def reference(self, examples: Batch) -> Mapping[str, Any]:
         """The expected values of `compute()` by name, from NumPy or another library."""
 
     # Basic: what every metric must do
@@ -68,8 +71,7 @@ class MetricsConformance(Conformance, is_suite=True):
     def test_it_agrees_with_its_reference(self) -> None:
         """`compute` over all examples equals the reference."""
 
-        def check(examples: object, parts: object) -> None:
-            del parts
+        def check(examples: Batch, _: _Parts) -> None:
             found, expected = self._computed(self._built(examples)), self.reference(examples)
             assert expected, "reference: it returns nothing"
             missing = expected.keys() - found.keys()
@@ -81,8 +83,7 @@ class MetricsConformance(Conformance, is_suite=True):
     def test_merge_is_associative(self) -> None:
         """`(a.merge(b)).merge(c)` equals `a.merge(b.merge(c))`."""
 
-        def check(examples: object, parts: object) -> None:
-            del parts
+        def check(examples: Batch, _: _Parts) -> None:
             a, b, c = map(self._built, _cut(examples, (5, 5, 6)))
             left, right = a.merge(b).merge(c), a.merge(b.merge(c))
             self._alike(self._computed(left), self._computed(right), "associativity")
@@ -93,7 +94,7 @@ class MetricsConformance(Conformance, is_suite=True):
     def test_splits_do_not_matter(self) -> None:
         """Merged batches of any sizes equal all examples at once."""
 
-        def check(examples: Any, parts: Any) -> None:
+        def check(examples: Batch, parts: _Parts) -> None:
             merged = _merged(map(self._built, _cut(examples, parts)))
             whole = self._computed(self._built(examples))
             self._alike(self._computed(merged), whole, f"batches of {parts}")
@@ -125,7 +126,7 @@ class MetricsConformance(Conformance, is_suite=True):
     def test_nothing_is_nan(self) -> None:
         """No value is NaN for a single example or an absent class."""
 
-        def check(examples: Any, parts: Any) -> None:
+        def check(examples: Batch, parts: _Parts) -> None:
             for part in _cut(examples, parts):
                 for name, value in self._computed(self._built(part)).items():
                     nan = name not in self.may_be_nan and np.any(np.isnan(value))
@@ -140,7 +141,7 @@ class MetricsConformance(Conformance, is_suite=True):
     def test_order_does_not_matter(self) -> None:
         """The order of examples and of merges does not change the values."""
 
-        def check(examples: Any, parts: Any) -> None:
+        def check(examples: Batch, parts: _Parts) -> None:
             whole = self._computed(self._built(examples))
             shuffled = _tree.map(lambda leaf: leaf[::-1], examples)
             batches = list(map(self._built, _cut(shuffled, parts)))
@@ -152,8 +153,7 @@ class MetricsConformance(Conformance, is_suite=True):
     def test_empty_is_the_identity(self) -> None:
         """A merge with `metrics.empty()` on either side changes nothing."""
 
-        def check(examples: object, parts: object) -> None:
-            del parts
+        def check(examples: Batch, _: _Parts) -> None:
             one: Any = self._built(examples)
             alone = self._computed(one)
             self._alike(self._computed(one.merge(one.empty())), alone, "identity")
@@ -165,8 +165,7 @@ class MetricsConformance(Conformance, is_suite=True):
     def test_masked_examples_do_not_count(self) -> None:
         """Examples with a false mask have no effect."""
 
-        def check(examples: object, parts: object) -> None:
-            del parts
+        def check(examples: Batch, _: _Parts) -> None:
             mask = np.arange(SIZE) % 3 > 0
             kept = self._built(_tree.map(lambda leaf: leaf[mask], examples))
             masked = self._built(examples, mask)
@@ -184,7 +183,7 @@ class MetricsConformance(Conformance, is_suite=True):
         examples = self._examples()
         batches = _tree.map(lambda leaf: leaf.reshape(4, 4, *leaf.shape[1:]), examples)
 
-        def step(total: Metrics, batch: object) -> tuple[Metrics, None]:
+        def step(total: Metrics, batch: Batch) -> tuple[Metrics, None]:
             return total.merge(self.build(batch)), None
 
         first = self.build(_tree.row(batches, 0))
@@ -225,7 +224,7 @@ class MetricsConformance(Conformance, is_suite=True):
         """As sharded, on a mesh with Explicit axes, where the sharding is part of the type."""
         self._sharded(jax.sharding.AxisType.Explicit)
 
-    def _sharded(self, axis_type: Any) -> None:
+    def _sharded(self, axis_type: jax.sharding.AxisType | None) -> None:
         count = next((n for n in (16, 8, 4, 2) if n <= jax.device_count()), 1)
         if count == 1:
             pytest.skip("there is one device; set XLA_FLAGS")
@@ -237,7 +236,7 @@ class MetricsConformance(Conformance, is_suite=True):
         spread = self._computed(jax.jit(self.build)(jax.device_put(examples, rows)))
         self._alike(spread, alone, f"{count} devices")
 
-    def _for_cases(self, check: Callable[[Any, Any], None]) -> None:
+    def _for_cases(self, check: Callable[[Batch, _Parts], None]) -> None:
         """Calls `check` with random examples and batch sizes."""
 
         @settings(
@@ -248,15 +247,15 @@ class MetricsConformance(Conformance, is_suite=True):
             derandomize=True,
         )
         @given(st.integers(0, 2**32 - 1), st.sampled_from(PARTS))
-        def run(seed: int, parts: tuple[int, ...]) -> None:
+        def run(seed: int, parts: _Parts) -> None:
             check(self.examples(np.random.default_rng(seed), SIZE), parts)
 
         run()
 
-    def _examples(self) -> Any:
+    def _examples(self) -> Batch:
         return self.examples(np.random.default_rng(0), SIZE)
 
-    def _built(self, examples: object, mask: object = None) -> Metrics:
+    def _built(self, examples: Batch, mask: AnyArray | None = None) -> Metrics:
         """The result of `build`, compiled for speed; `test_it_works_compiled` compares the two."""
         known = vars(type(self)).get("_build")
         if known is None:
@@ -282,7 +281,7 @@ class MetricsConformance(Conformance, is_suite=True):
             assert same, f"{what}: {name!r} is {one[name]} and {other[name]}"
 
 
-def _cut(examples: object, parts: tuple[int, ...]) -> list[Any]:
+def _cut(examples: Batch, parts: _Parts) -> list[Batch]:
     ends = np.cumsum(parts)
     return [
         _tree.map(lambda leaf, start=end - size, end=end: leaf[start:end], examples)
@@ -290,9 +289,9 @@ def _cut(examples: object, parts: tuple[int, ...]) -> list[Any]:
     ]
 
 
-def _merged(metrics: Any) -> Metrics:
+def _merged(metrics: Iterable[Metrics]) -> Metrics:
     return reduce(lambda total, one: total.merge(one), metrics)
 
 
-def _length(examples: object) -> int:
+def _length(examples: Batch) -> int:
     return len(_tree.leaves(examples)[0])

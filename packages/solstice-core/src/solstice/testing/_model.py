@@ -1,9 +1,5 @@
 """ModelConformance: the conformance suite for model adapters."""
 
-# The trees here have leaves of any type, so pyright cannot check them.
-# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
-
 import jax
 import numpy as np
 

@@ -6,13 +6,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from solstice import _tree
+from solstice._types import AnyArray
+from solstice.compat import Params, State
 from solstice.testing._assertions import (
     double_precision,
     equal,
@@ -26,6 +29,8 @@ from solstice.testing._model_calls import ModelCalls
 from solstice.testing._nets import KEY, Net, on_each_net, on_the_most
 from solstice.testing._parts import Sgd, train
 from solstice.testing._suite import optional, rests_on
+
+_T = TypeVar("_T")
 
 _FEATURES = (
     "test_statistics_move_in_training",
@@ -141,7 +146,7 @@ class ModelTransforms(ModelCalls, is_suite=True):
         """A batch that is sharded over two devices gives the same as on one."""
         sharding = two_devices()
 
-        def both(params: object, state: object, x: object) -> Any:
+        def both(params: Params, state: State, x: AnyArray) -> tuple[tuple[Array, State], Array]:
             net_there = Net(net.model, params, state, x)
             return net_there.train(), net_there.evaluate()
 
@@ -165,17 +170,17 @@ class _Steps:
 
     net: Net
     traces: list[None] = field(default_factory=list[None])
-    compiled: Callable[[Any, Any], Any] = field(init=False)
+    compiled: Callable[[Params, State], tuple[Params, State, Array]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.compiled = jax.jit(self._scanned)
 
-    def _scanned(self, params: object, state: object) -> Any:
+    def _scanned(self, params: Params, state: State) -> tuple[Params, State, Array]:
         self.traces.append(None)
         (params, state), _ = jax.lax.scan(self._step, (params, state), self._inputs())
         return params, state, self._evaluated(params, state)
 
-    def plain(self) -> Any:
+    def plain(self) -> tuple[Params, State, Array]:
         """The same computation without compilation."""
         params, state = self.net.params, self.net.state
         xs, keys = self._inputs()
@@ -183,17 +188,19 @@ class _Steps:
             (params, state), _ = self._step((params, state), (x, key))
         return params, state, self._evaluated(params, state)
 
-    def _inputs(self) -> Any:
+    def _inputs(self) -> tuple[np.ndarray[Any, Any], Array]:
         return np.stack([self.net.x, 2 * self.net.x, -self.net.x]), jax.random.split(KEY, 3)
 
-    def _evaluated(self, params: object, state: object) -> Any:
+    def _evaluated(self, params: Params, state: State) -> Array:
         return self.net.evaluate(jnp.asarray(self.net.x), state=state, params=params)
 
-    def _step(self, carry: Any, given: Any) -> Any:
+    def _step(
+        self, carry: tuple[Params, State], given: tuple[AnyArray, Array]
+    ) -> tuple[tuple[Params, State], Array]:
         params, state = carry
         x, key = given
 
-        def loss(params: object) -> Any:
+        def loss(params: Params) -> tuple[Array, State]:
             out, new = self.net.model.forward(params, state, x, train=True, key=key)
             return jnp.mean(jnp.square(out - 1)), new
 
@@ -201,24 +208,24 @@ class _Steps:
         return (_tree.map(lambda p, g: p - 0.1 * g, params, grads), state), value
 
 
-def _half(tree: Any) -> Any:
-    def half(leaf: Any) -> Any:
+def _half(tree: _T) -> _T:
+    def half(leaf: Array) -> Array:
         return leaf.astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return _tree.map(half, tree)
 
 
-def _single(leaf: Any) -> Any:
+def _single(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """The shape of a leaf, with floating-point dtypes replaced by float32."""
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
     return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, weak_type=leaf.weak_type)
 
 
-def _shapes(net: Net, mode: bool) -> Any:
+def _shapes(net: Net, mode: bool) -> tuple[jax.ShapeDtypeStruct, State]:
     """The types of the results of `forward`, without computing it."""
 
-    def forward(params: object, state: object, x: object) -> Any:
+    def forward(params: Params, state: State, x: Array) -> tuple[Array, State]:
         return net.model.forward(params, state, x, train=mode, key=KEY)
 
     return _tree.eval_shape(forward, net.params, net.state, net.x)

@@ -1,9 +1,5 @@
 """The nets of the model suite: a plain one, and one with batch norm and dropout."""
 
-# The trees here have leaves of any type, so pyright cannot check them.
-# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
-
 import functools
 from abc import abstractmethod
 from collections.abc import Callable
@@ -12,9 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from solstice import _tree
-from solstice.compat import Model, as_model
+from solstice._types import AnyArray
+from solstice.compat import Model, Params, State, as_model
 from solstice.testing._rebuilt import Rebuilt
 
 HIDDEN, CLASSES, FEATURES, BATCH = 16, 3, 6, 8
@@ -26,7 +24,7 @@ _EVALUATED = {
 """By feature, its main check: if it is unsupported, other checks use a net without the feature."""
 
 
-def inputs(seed: int = 0) -> Any:
+def inputs(seed: int = 0) -> np.ndarray[Any, Any]:
     """A batch as a NumPy array, since an adapter could change it in place by mistake."""
     return np.random.default_rng(seed).normal(size=(BATCH, FEATURES)).astype(np.float32)
 
@@ -36,22 +34,26 @@ class Net:
     """A model with the values of its `init`, and a batch."""
 
     model: Model
-    params: Any
-    state: Any
-    x: Any
+    params: Params
+    state: State
+    x: AnyArray
 
-    def train(self, x: Any = None, *, state: Any = None, key: Any = KEY) -> tuple[Any, Any]:
+    def train(
+        self, x: AnyArray | None = None, *, state: State = None, key: Array | None = KEY
+    ) -> tuple[Array, State]:
         """`outputs, state = net.train()`: `forward` in training, on its batch or `x`."""
         state = self.state if state is None else state
         return self.model.forward(self.params, state, self._or_mine(x), train=True, key=key)
 
-    def evaluate(self, x: Any = None, *, state: Any = None, params: Any = None) -> Any:
+    def evaluate(
+        self, x: AnyArray | None = None, *, state: State = None, params: Params = None
+    ) -> Array:
         """`outputs = net.evaluate()`: `forward` in evaluation, without a key."""
         state = self.state if state is None else state
         params = self.params if params is None else params
         return self.model.forward(params, state, self._or_mine(x), train=False)[0]
 
-    def _or_mine(self, x: object) -> Any:
+    def _or_mine(self, x: AnyArray | None) -> AnyArray:
         return self.x if x is None else x
 
 
@@ -61,7 +63,7 @@ class NetSuite(Rebuilt, is_suite=True):
     _rests = ("test_init_needs_shapes_alone",)
 
     @abstractmethod
-    def build(self, *, hidden: int, classes: int, batch_norm: bool, dropout: float) -> Any:
+    def build(self, *, hidden: int, classes: int, batch_norm: bool, dropout: float) -> object:
         """The net: dense(hidden), batch norm if ordered, relu, dropout(rate), dense(classes).
 
         Its inputs are float32 of the shape [n, 6]. It is called for each net.
@@ -108,28 +110,27 @@ class NetSuite(Rebuilt, is_suite=True):
 
 def on_each_net(check: Callable[[Any, Net], None]) -> Callable[[Any], None]:
     """Decorates a check that runs on the plain net and on that with batch norm and dropout."""
+    return _on(NetSuite.orders, check)
 
+
+def on_the_most(check: Callable[[Any, Net], None]) -> Callable[[Any], None]:
+    """Decorates an expensive check that runs only on the net with batch norm and dropout."""
+    return _on(lambda suite: [suite.most()], check)
+
+
+def _on(
+    orders: Callable[[NetSuite], list[dict[str, Any]]], check: Callable[[Any, Net], None]
+) -> Callable[[Any], None]:
     @functools.wraps(check)
-    def over(self: Any) -> None:
-        for order in self.orders():
+    def over(self: NetSuite) -> None:
+        for order in orders(self):
             _with_order(check, self, order)
 
     del over.__dict__["__wrapped__"]  # otherwise pytest would look for a fixture `net`
     return over
 
 
-def on_the_most(check: Callable[[Any, Net], None]) -> Callable[[Any], None]:
-    """Decorates an expensive check that runs only on the net with batch norm and dropout."""
-
-    @functools.wraps(check)
-    def over(self: Any) -> None:
-        _with_order(check, self, self.most())
-
-    del over.__dict__["__wrapped__"]
-    return over
-
-
-def _with_order(check: Callable[[Any, Net], None], suite: Any, order: dict[str, Any]) -> None:
+def _with_order(check: Callable[[Any, Net], None], suite: NetSuite, order: dict[str, Any]) -> None:
     try:
         check(suite, suite.order(**order))
     except Exception as error:

@@ -7,14 +7,16 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from solstice import _tree
-from solstice.compat import Optimizer, as_optimizer
+from solstice.compat import Optimizer, OptState, Params, as_optimizer
 from solstice.testing._assertions import (
     all_arrays,
     double_precision,
@@ -37,29 +39,33 @@ TARGET = {
     "b": (np.array([4], np.float32), np.array(-1, np.float32)),
 }
 
+_Loss: TypeAlias = Callable[[Params], Array]
 
-def _loss(params: object) -> Any:
+
+def _loss(params: Params) -> Any:
     parts = _tree.map(lambda p, t: jnp.sum(jnp.square(p - t.astype(p.dtype))), params, TARGET)
     return sum(_tree.leaves(parts))
 
 
-def _params(dtype: Any = jnp.float32) -> Any:
+def _params(dtype: DTypeLike = jnp.float32) -> Params:
     return _tree.map(lambda t: jnp.zeros(t.shape, dtype), TARGET)
 
 
-def _step(optimizer: Optimizer, params: Any, state: Any, loss: Any = _loss) -> Any:
+def _step(
+    optimizer: Optimizer, params: Params, state: OptState, loss: _Loss = _loss
+) -> tuple[Params, OptState]:
     """A step as in the ready-made Experiments: with the loss and its function."""
     value, grads = jax.value_and_grad(loss)(params)
     return optimizer.step(grads, state, params, value=value, value_fn=loss)
 
 
-def _start(optimizer: Optimizer, params: Any) -> Any:
+def _start(optimizer: Optimizer, params: Params) -> OptState:
     """The first state without weak types, which the Trainer removes too.
 
     `jnp.asarray(0)` is weakly typed. After a step it may not be, and JAX would compile again.
     """
 
-    def strong(leaf: Any) -> Any:
+    def strong(leaf: Array) -> Array:
         is_weak = getattr(leaf, "weak_type", False)
         return jax.lax.convert_element_type(leaf, leaf.dtype) if is_weak else leaf
 
@@ -78,7 +84,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
     _rests = ("test_init_needs_shapes_alone",)
 
     @abstractmethod
-    def build(self, *, learning_rate: float) -> Any:
+    def build(self, *, learning_rate: float) -> object:
         """Gradient descent or a variant: an object of the library, or the adapter itself.
 
         Args:
@@ -92,7 +98,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
         optimizer = self._found()
         return {"optimizer": optimizer, "state": _tree.eval_shape(optimizer.init, _params())}
 
-    def _ready(self) -> tuple[Optimizer, Any, Any]:
+    def _ready(self) -> tuple[Optimizer, Params, OptState]:
         self.need("test_it_is_found_and_is_an_optimizer")
         optimizer, params = self._found(), _params()
         return optimizer, params, _start(optimizer, params)
@@ -101,7 +107,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
 
     def test_it_is_found_and_is_an_optimizer(self) -> None:
         """`as_optimizer` finds the adapter, and its methods accept their arguments."""
-        optimizer: Any = self._found()
+        optimizer = self._found()
         takes(optimizer.init, "init(params)", None)
         call = "step(grads, state, params, value=value, value_fn=value_fn)"
         takes(optimizer.step, call, None, None, None, value=None, value_fn=None)
@@ -145,7 +151,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
         optimizer, params, state = self._ready()
         value, grads = jax.value_and_grad(_loss)(params)
 
-        def step(grads: object) -> Any:
+        def step(grads: Params) -> tuple[Params, OptState]:
             return snapshot(optimizer.step(grads, state, params, value=value, value_fn=_loss))
 
         with left_alone("a step", grads=grads, state=state, params=params, value=value):
@@ -266,7 +272,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
         optimizer, params, _ = self._ready()
         many = _tree.map(lambda leaf: jnp.stack([leaf, leaf + 1]), params)
 
-        def step(params: object) -> Any:
+        def step(params: Params) -> Params:
             return _step(optimizer, params, _start(optimizer, params))[0]
 
         with traced("step"):
@@ -281,7 +287,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
         sharding = two_devices()
         optimizer = self._ready()[0]
 
-        def step(params: object) -> Any:
+        def step(params: Params) -> Params:
             return _step(optimizer, params, _start(optimizer, params), _sum_of_squares)[0]
 
         params = {"w": jnp.arange(8.0)}
@@ -304,19 +310,19 @@ class _Steps:
     COUNT = 2
     optimizer: Optimizer
     traces: list[None] = field(default_factory=list[None])
-    compiled: Callable[[Any, Any], Any] = field(init=False)
+    compiled: Callable[[Params, OptState], tuple[Params, OptState]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.compiled = jax.jit(self._scanned)
 
-    def _scanned(self, params: Any, state: Any) -> Any:
+    def _scanned(self, params: Params, state: OptState) -> tuple[Params, OptState]:
         self.traces.append(None)
 
-        def step(carry: Any, _: Any) -> Any:
+        def step(carry: tuple[Params, OptState], _: object) -> tuple[tuple[Params, OptState], None]:
             return _step(self.optimizer, *carry), None
 
         return jax.lax.scan(step, (params, state), length=self.COUNT)[0]
 
 
-def _sum_of_squares(params: Any) -> Any:
+def _sum_of_squares(params: Params) -> Array:
     return jnp.sum(jnp.square(params["w"]))

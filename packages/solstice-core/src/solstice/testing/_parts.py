@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from solstice._arguments import number, whole
 from solstice._trainer import Trainer
-from solstice.compat import Model, Optimizer
+from solstice.compat import Model, Optimizer, OptState, Params, State
 from solstice.experiments import ClassificationExperiment
 
 CLASSES, FEATURES = 3, 6
@@ -31,27 +32,19 @@ class Sgd:
         self.rate = number("rate", self.rate)
         self.momentum = number("momentum", self.momentum)
 
-    def init(self, params: Any, /) -> Any:
+    def init(self, params: Params, /) -> OptState:
         """`opt_state = optimizer.init(params)`: the velocity, zeros at first."""
         return jax.tree.map(jnp.zeros_like, params)
 
     def step(
-        self,
-        grads: Any,
-        state: Any,
-        params: Any,
-        /,
-        *,
-        value: object = None,
-        value_fn: object = None,
-        **extra: Any,
-    ) -> tuple[Any, Any]:
+        self, grads: Params, state: OptState, params: Params, /, **extra: object
+    ) -> tuple[Params, OptState]:
         """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
-        del value, value_fn, extra
+        del extra
         state = jax.tree.map(lambda v, g: self.momentum * v + g, state, grads)
         return jax.tree.map(lambda p, v: p - self.rate * v, params, state), state
 
-    def eval_params(self, state: Any, params: Any, /) -> Any:
+    def eval_params(self, state: OptState, params: Params, /) -> Params:
         """`params = optimizer.eval_params(opt_state, params)`: the same params."""
         del state
         return params
@@ -67,14 +60,14 @@ class Linear:
     def __post_init__(self) -> None:
         self.size = whole("size", self.size)
 
-    def init(self, key: Any, x: Any, /) -> tuple[Any, Any]:
+    def init(self, key: Array, x: Array, /) -> tuple[Params, State]:
         """`params, state = model.init(key, x)`: a kernel and a bias."""
         kernel = 0.1 * jax.random.normal(key, (x.shape[-1], self.size))
         return {"kernel": kernel, "bias": jnp.zeros(self.size)}, ()
 
     def forward(
-        self, params: Any, state: Any, x: Any, /, *, train: bool, key: object = None
-    ) -> tuple[Any, Any]:
+        self, params: Params, state: State, x: Array, /, *, train: bool, key: object = None
+    ) -> tuple[Array, State]:
         """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
         del train, key
         return x @ params["kernel"] + params["bias"], state

@@ -38,8 +38,8 @@ class Run:
     """
 
     experiment: Experiment
-    train_ds: Any
-    val_ds: Any = None
+    train_ds: object
+    val_ds: object = None
     callbacks: Iterable[Callback] = ()
     num_epochs: int | None = None
     max_steps: int | None = None
@@ -130,7 +130,7 @@ def _in_a_process(
 @contextmanager
 def importable(module: str) -> Generator[None, None, None]:
     """New processes can import the module under the name that pytest gave it."""
-    file: Any = getattr(sys.modules.get(module), "__file__", None)
+    file = getattr(sys.modules.get(module), "__file__", None)
     root = None if file is None else str(Path(file).resolve().parents[module.count(".")])
     if root is None:
         yield
@@ -205,7 +205,7 @@ def _memory(callbacks: Iterable[Callback]) -> dict[str, Any]:
     return found
 
 
-def _by_path(value: object) -> Any:
+def _by_path(value: object) -> object:
     """An Equinox module as a dict by path, which can be written; other values unchanged."""
     is_module = isinstance(value, eqx.Module)
     return dict(_tree.leaves_by_path(value)) if is_module else value

@@ -1,9 +1,5 @@
 """Base of the suites: kinds of checks, their dependencies, and unsupported features."""
 
-# The trees here have leaves of any type, so pyright cannot check them.
-# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
-
 import contextlib
 import functools
 import itertools
@@ -23,12 +19,6 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
             config.update("jax_num_cpu_devices", 2)
 
 
-def optional(check: _F) -> _F:
-    """Marks a check that may be declared in `unsupported` by its name."""
-    check.tier = "optional"  # pyright: ignore[reportFunctionMemberAccess]
-    return check
-
-
 def feature(name: str) -> Callable[[_F], _F]:
     """Marks a check of a feature; the feature's name in `unsupported` declares all its checks."""
 
@@ -39,12 +29,16 @@ def feature(name: str) -> Callable[[_F], _F]:
     return mark
 
 
+optional = feature("optional")
+"""Marks a check that may be declared in `unsupported` by its name."""
+
+
 def rests_on(*names: str) -> Callable[[_F], _F]:
     """Marks a check that is skipped if one of these checks fails, as it would fail for that."""
 
     def mark(check: _F) -> _F:
         @functools.wraps(check)
-        def resting(self: Any) -> None:
+        def resting(self: "Conformance") -> None:
             self.need(*names)
             check(self)
 
@@ -68,7 +62,7 @@ class Conformance:
     _known: ClassVar[dict[str, bool]] = {}
     _shared: ClassVar[dict[Any, Any]] = {}
 
-    def __init_subclass__(cls, *, is_suite: bool = False, **options: Any) -> None:
+    def __init_subclass__(cls, *, is_suite: bool = False, **options: object) -> None:
         super().__init_subclass__(**options)
         if is_suite:
             cls._suite = cls
@@ -114,7 +108,7 @@ class Conformance:
     def _tell(self, request: pytest.FixtureRequest) -> None:
         """Adds a summary of the suite to the end of pytest's report."""
         manager = request.config.pluginmanager
-        summary: Any = manager.get_plugin(_Summary.NAME)
+        summary = manager.get_plugin(_Summary.NAME)
         if summary is None:
             summary = _Summary()
             manager.register(summary, _Summary.NAME)
@@ -198,7 +192,7 @@ def _may_be_declared(check: Callable[..., None], tier: str) -> Callable[..., Non
     name = check.__name__ if tier == "optional" else tier
 
     @functools.wraps(check)
-    def declarable(self: object) -> None:
+    def declarable(self: "Conformance") -> None:
         try:
             check(self)
         except Exception as error:
@@ -210,7 +204,7 @@ def _may_be_declared(check: Callable[..., None], tier: str) -> Callable[..., Non
 
 def _must_fail(check: Callable[..., None], reason: str) -> Callable[..., None]:
     @functools.wraps(check)
-    def declared(self: object) -> None:
+    def declared(self: "Conformance") -> None:
         try:
             check(self)
         except (Exception, pytest.skip.Exception):

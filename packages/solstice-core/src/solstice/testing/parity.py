@@ -68,7 +68,7 @@ class Net:
         layers: by a name common to all nets, the kind of a layer and its path in the Params.
     """
 
-    model: Any
+    model: object
     layout: Layout
     layers: Mapping[str, tuple[str, str]]
 
