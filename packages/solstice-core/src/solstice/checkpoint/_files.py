@@ -39,20 +39,6 @@ def safetensors() -> ModuleType:
     return library
 
 
-def check_store(folder: Path, who: str) -> None:
-    """Checks before a run that checkpoints can be written into a folder.
-
-    Raises:
-        CheckpointError: a file is in the way, or it must not be written to.
-        ImportError: safetensors is not installed.
-    """
-    safetensors()
-    try:
-        check_folder(folder, who)
-    except OSError as error:
-        raise CheckpointError(str(error)) from error
-
-
 def as_bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The array for safetensors: contiguous, or as bytes if its dtype is unknown there."""
     array = np.ascontiguousarray(array).reshape(np.shape(array))

@@ -182,7 +182,7 @@ class History(Callback):
             ImportError: pandas is not installed.
         """
         try:
-            pandas = importlib.import_module("pandas")
+            pandas: Any = importlib.import_module("pandas")
         except ImportError as error:
             raise ImportError(
                 "history.to_pandas() needs pandas: `pip install pandas`, or use `history.rows`, "
@@ -313,23 +313,3 @@ def _by_metric(names: list[str]) -> list[str]:
 
 def _moment(epoch: int, step: int) -> list[str]:
     return [str(epoch + 1), f"{step:,}"] if step else ["-", "-"]  # an evaluation by itself
-
-
-def as_json(row: Mapping[str, Any]) -> str:
-    """A row as JSON; NaN and infinity are written in Python's notation."""
-    return json.dumps({name: _plain(value) for name, value in row.items()})
-
-
-def _plain(value: object) -> Any:
-    return np.asarray(value).tolist() if hasattr(value, "dtype") else value
-
-
-def as_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for a CSV file: numbers without loss of precision, arrays as JSON."""
-    return {
-        name: json.dumps(_plain(value)) if np.ndim(value) else value for name, value in row.items()
-    }
-
-
-def _is_number(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, numbers.Real)

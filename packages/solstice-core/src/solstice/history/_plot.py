@@ -34,7 +34,7 @@ def draw(runs: Mapping[str, History], *, only: Collection[str] | None, smooth: f
     rows = -(-len(metrics) // columns)
     figure = Picture(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
     for index, metric in enumerate(metrics):
-        axes = figure.add_subplot(rows, columns, index + 1)
+        axes: Any = figure.add_subplot(rows, columns, index + 1)
         axes.set_title(metric)
         for order, (name, history) in enumerate(runs.items()):
             colours = _COLOURS[order % len(_COLOURS)], _COLOURS[(order + 1) % len(_COLOURS)]

@@ -66,7 +66,7 @@ class LearningRates:
         from solstice._picture import Picture, save
 
         figure = Picture(figsize=(5, 3.4), layout="constrained")
-        axes = figure.add_subplot()
+        axes: Any = figure.add_subplot()
         axes.plot(self.rates, self.losses, color="#0072B2")
         axes.axvline(
             self.suggestion, color="#D55E00", linestyle="--", label=f"{self.suggestion:.1e}"
@@ -79,7 +79,7 @@ class LearningRates:
 
 def find_learning_rate(
     experiment: Experiment,
-    train_ds: object,
+    train_ds: Any,
     *,
     batch_size: int | None = None,
     lowest: float = 1e-6,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -113,8 +113,8 @@ def plan(
         )
     owner, step, inputs = _traced(experiment, method, batch)
     donated = (0,) if method == "train_step" else ()
-    jitted = jax.jit(step.program.packed_call, donate_argnums=donated, keep_unused=True)
-    compiled = jitted.lower(list(step.types), inputs).compile()
+    jitted = jax.jit(step.program.call, donate_argnums=donated, keep_unused=True)
+    compiled = cast("Any", jitted).lower(list(step.types), inputs).compile()
     return StepPlan(
         f"{owner}.{method}",
         step.cost.flops,

@@ -43,7 +43,7 @@ class Replay:
 def replay(
     directory: str | PathLike[str],
     experiment: Experiment,
-    train_ds: object,
+    train_ds: Any,
     *,
     batch_size: int | None = None,
 ) -> Replay:

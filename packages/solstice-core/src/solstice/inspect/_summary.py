@@ -126,15 +126,6 @@ def summary(experiment: Experiment, batch: Batch = None, *, depth: int | None = 
     )
 
 
-def size_text(nbytes: float) -> str:
-    """A readable size such as `1.5 MB`, in powers of 1,000."""
-    units = ["bytes", "kB", "MB", "GB", "TB"]
-    while nbytes >= 999.5 and len(units) > 1:
-        nbytes /= 1000
-        units.pop(0)
-    return f"{nbytes:,.3g} {units[0]}"
-
-
 def _arrays(tree: object) -> dict[str, Any]:
     leaves = _tree.leaves_by_slashes(tree).items()
     return {path: leaf for path, leaf in leaves if hasattr(leaf, "dtype") and hasattr(leaf, "size")}
@@ -146,7 +137,7 @@ def _ids(tree: object) -> set[int]:
 
 def _changes(plan: Plan, batch: Batch) -> dict[str, bool]:
     """By path, whether a step changes an array: else it is the same variable in the jaxpr."""
-    jaxpr = jax.make_jaxpr(plan.program.packed_call)(list(plan.types), batch).jaxpr
+    jaxpr: Any = jax.make_jaxpr(plan.program.call)(list(plan.types), batch).jaxpr
     paths = list(_arrays(plan.program.merge(plan.types)))
     pairs = zip(paths, jaxpr.invars, jaxpr.outvars, strict=False)  # batch and outputs come after
     return {path: old is not new for path, old, new in pairs}

@@ -95,7 +95,7 @@ class Logger(Callback):
     def write(self, row: dict[str, Any]) -> None:
         """Writes a row; called in a background thread, one row after the other."""
 
-    def takes(self, value: object) -> bool:
+    def takes(self, value: Any) -> bool:
         """Whether the tool accepts a value; others are left out, and a warning names them once."""
         del value
         return True
@@ -182,7 +182,7 @@ class Logger(Callback):
         self._newest.append(row)
         self._rows += 1
 
-    def _submit(self, task: Callable[..., None], *arguments: object) -> None:
+    def _submit(self, task: Callable[..., None], *arguments: Any) -> None:
         if not self._is_open:
             self.open(self._start)
             self._is_open = self._has_begun = True

@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Collection, Mapping
-from types import ModuleType
 from typing import Any
 
 from solstice._arguments import mapping, text, text_or_none
@@ -53,7 +52,7 @@ class MLflow(Logger):
         self._params = mapping("params", params, '{"rate": 0.1}')
         tracking_uri = text_or_none("tracking_uri", tracking_uri, "sqlite:///mlflow.db")
         self._tools = _tools()
-        self._client = self._tools.MlflowClient(tracking_uri)
+        self._client: Any = self._tools.MlflowClient(tracking_uri)
         self._there: dict[str, set[tuple[int, str]]] = {}
 
     def __repr__(self) -> str:
@@ -126,9 +125,10 @@ class MLflow(Logger):
         return (metric.step, repr(metric.value)) in self._there[metric.key]
 
 
-def _tools() -> ModuleType:
+def _tools() -> Any:
     try:
         import mlflow  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise is_missing("mlflow", "MLflow") from error
-    return mlflow
+    tools: Any = mlflow
+    return tools

@@ -166,7 +166,7 @@ class TensorBoard(Logger):
             self._submit(self._write_arrays, _params(record.experiment), record.step)
             self._shown_at = record.step
 
-    def _begin_file(self, **options: object) -> None:
+    def _begin_file(self, **options: Any) -> None:
         """Opens an event file with a unique name: tensorboardX names files by the second only."""
         self._files += 1
         suffix = f".{self._files:06}.{uuid.uuid4().hex[:8]}"

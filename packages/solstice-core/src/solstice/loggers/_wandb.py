@@ -5,7 +5,6 @@ import uuid
 from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from solstice._arguments import mapping, text, text_or_none
@@ -50,7 +49,7 @@ class WandB(Logger):
         config: Mapping[str, Any] | None = None,
         every: int | None = None,
         only: Collection[str] | None = None,
-        **options: object,
+        **options: Any,
     ) -> None:
         super().__init__(every=every, only=only)
         self.project = text("project", project, "digits")
@@ -135,9 +134,10 @@ def _same(one: str, other: str) -> bool:
     return one == other or json.loads(one) == json.loads(other)
 
 
-def _tools() -> ModuleType:
+def _tools() -> Any:
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise is_missing("wandb", "WandB") from error
-    return wandb
+    tools: Any = wandb
+    return tools
