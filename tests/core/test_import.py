@@ -40,6 +40,30 @@ solstice.Trainer(callbacks=[solstice.callbacks.ProgressBar()])
 print(json.dumps([sorted(sys.modules), sorted(set(sys.modules) - before)]))
 """
 
+KERNEL = """
+import sys
+import jax, numpy as np
+import solstice
+before = [m for m in sys.modules if m.startswith("solstice.")]
+
+class Sum(solstice.Experiment):
+    total: jax.Array
+
+    def train_step(self, batch):
+        return solstice.replace(self, total=self.total + batch.sum()), {"loss": batch.sum()}
+
+    def eval_step(self, batch):
+        return self, {"loss": batch.sum()}
+
+trainer = solstice.Trainer()
+trainer.fit(Sum(jax.numpy.zeros(())), [np.ones(3)], [np.ones(3)])
+print(*sorted(before))
+print(*sorted(m for m in sys.modules if m.startswith("solstice.")))
+"""
+"""A run on the core alone, with the modules that are loaded before and after it."""
+
+READY_MADE = "callbacks checkpoint compat experiments history inspect loggers metrics testing"
+
 MODULES = [solstice, solstice.callbacks, solstice.compat, solstice.data, solstice.experiments]
 MODULES += [solstice.metrics]
 
@@ -52,6 +76,18 @@ def imported():
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return json.loads(done.stdout)
+
+
+def test_the_ready_made_parts_load_on_first_use():
+    done = subprocess.run(
+        [sys.executable, "-c", KERNEL], capture_output=True, text=True, check=True
+    )
+    at_import, after_a_run = (
+        {name for name in READY_MADE.split() if f"solstice.{name}" in line.split()}
+        for line in done.stdout.splitlines()
+    )
+    assert at_import == set()
+    assert after_a_run == {"history", "checkpoint"}  # of the Trainer's own History
 
 
 @pytest.mark.parametrize("heavy", HEAVY)

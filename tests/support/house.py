@@ -14,6 +14,24 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
+FLOORS = (
+    "_arguments _batch _better _console _errors _finite _hints _hooks _left_out _numbers _paths "
+    "_picture _plain _rates _replace _schema _stored _sums _text_table _tree _types",
+    "_callback _compiles _experiment _history_rows _metrics _monitor _record _saver data",
+    "_engine _sources",
+    "_loop",
+    "__init__ _options _own_history _runs _train _trainer",
+    "__main__ callbacks checkpoint compat experiments history inspect loggers metrics new_adapter",
+    "testing",
+)
+"""The files and folders of the package: each imports from its own floor and from those before it.
+
+The fifth floor completes what `import solstice` loads. The ready-made parts are above it.
+"""
+
+ON_FIRST_USE = ("_loop/_resume.py",)
+"""Modules that a function of their own floor imports, so that they may import ready-made parts."""
+
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "packages/solstice-core/src/solstice"
 PAGE = ROOT / "docs/house.md"
@@ -78,11 +96,50 @@ def private_imports() -> list[str]:
     return found
 
 
+def unit_of(module: Module) -> str:
+    """The folder of a module, or its own name if it is in none."""
+    return module.folder[0] if module.folder else module.path.stem
+
+
+class _AtImport(ast.NodeVisitor):
+    """The files and folders that a module loads when it is imported."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        """Skips a function, whose imports run with its first call."""
+
+    def visit_If(self, node: ast.If) -> None:
+        if "TYPE_CHECKING" not in ast.dump(node.test):
+            self.generic_visit(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        package, *parts = (node.module or "").split(".")
+        if package == "solstice":
+            self.found |= {parts[0]} if parts else {alias.name for alias in node.names}
+
+
+def climbs() -> list[str]:
+    """Imports from a higher floor, when a module is loaded."""
+    floor = {unit: n for n, units in enumerate(FLOORS) for unit in units.split()}
+    found: list[str] = []
+    for module in (m for m in modules() if m.name not in ON_FIRST_USE):
+        visitor, unit = _AtImport(), unit_of(module)
+        visitor.visit(module.tree)
+        found += [
+            f"{module.name} imports {other}"
+            for other in sorted(visitor.found)
+            if floor[other] > floor[unit]
+        ]
+    return found
+
+
 def folder_cycles() -> list[tuple[str, str]]:
     """Pairs of folders, or of files beside them, that import each other."""
     edges: set[tuple[str, str]] = set()
     for module in modules():
-        here = module.folder[0] if module.folder else module.path.stem
+        here = unit_of(module)
         edges |= {(here, parts[0]) for parts in imported(module) if parts and parts[0] != here}
     return sorted({(a, b) for a, b in edges if a < b and (b, a) in edges})
 

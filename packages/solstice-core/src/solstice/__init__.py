@@ -1,18 +1,9 @@
 """Solstice organises JAX deep-learning code: Experiment, Metrics, Trainer, for any framework."""
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 
-from solstice import (
-    callbacks,
-    checkpoint,
-    compat,
-    data,
-    experiments,
-    history,
-    inspect,
-    loggers,
-    metrics,
-)
 from solstice._callback import Callback, Phase
 from solstice._engine import run_steps
 from solstice._errors import CompileBudgetError, DataError, ExperimentError
@@ -22,28 +13,58 @@ from solstice._record import Compilation, Record, Snapshot, Stop, Times
 from solstice._replace import replace
 from solstice._train import test, train
 from solstice._trainer import Trainer
-from solstice.experiments import (
-    AutoencoderExperiment,
-    BinaryClassificationExperiment,
-    ClassificationExperiment,
-    GANExperiment,
-    LanguageModelExperiment,
-    MultilabelClassificationExperiment,
-    RegressionExperiment,
-    VAEExperiment,
-)
-from solstice.history import History, compare, read_history
-from solstice.inspect import (
-    Replay,
-    find_learning_rate,
-    plan,
-    replay,
-    summary,
-    watch_compiles,
-)
-from solstice.metrics import ClassificationMetrics
+
+if TYPE_CHECKING:
+    from solstice import (
+        callbacks,
+        checkpoint,
+        compat,
+        data,
+        experiments,
+        history,
+        inspect,
+        loggers,
+        metrics,
+    )
+    from solstice.experiments import (
+        AutoencoderExperiment,
+        BinaryClassificationExperiment,
+        ClassificationExperiment,
+        GANExperiment,
+        LanguageModelExperiment,
+        MultilabelClassificationExperiment,
+        RegressionExperiment,
+        VAEExperiment,
+    )
+    from solstice.history import History, compare, read_history
+    from solstice.inspect import (
+        Replay,
+        find_learning_rate,
+        plan,
+        replay,
+        summary,
+        watch_compiles,
+    )
+    from solstice.metrics import ClassificationMetrics
 
 __version__ = _version("solstice-core")
+
+_LAZY = {
+    "callbacks": "",
+    "checkpoint": "",
+    "compat": "",
+    "data": "",
+    "experiments": "AutoencoderExperiment BinaryClassificationExperiment ClassificationExperiment "
+    "GANExperiment LanguageModelExperiment MultilabelClassificationExperiment "
+    "RegressionExperiment VAEExperiment",
+    "history": "History compare read_history",
+    "inspect": "Replay find_learning_rate plan replay summary watch_compiles",
+    "loggers": "",
+    "metrics": "ClassificationMetrics",
+}
+"""The ready-made parts, which load on first use, and their names here."""
+
+_HOMES = {name: module for module, names in _LAZY.items() for name in names.split()}
 
 __all__ = [
     "AutoencoderExperiment",
@@ -91,3 +112,17 @@ __all__ = [
     "train",
     "watch_compiles",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return _import_module(f"solstice.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'solstice' has no attribute {name!r}")
+    # Kept here, so that the next use is a plain lookup.
+    globals()[name] = found = getattr(_import_module(f"solstice.{_HOMES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,10 +1,15 @@
-"""Options: the options of a Trainer, checked."""
+"""Options: the options of a Trainer, checked, and what follows from them for a run."""
 
+import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from solstice._arguments import whole, whole_or_none
+from solstice._errors import DataError
+from solstice._loop import Limits, Validation
+from solstice._sources import Source, open_source
+from solstice._types import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,65 @@ class Options:
         if tried is None:
             return options
         return replace(options, limit_train_batches=tried, limit_val_batches=tried)
+
+    def limits(self, num_epochs: int | None, max_steps: int | None) -> Limits:
+        """The limits of a training run."""
+        max_steps = whole_or_none("max_steps", max_steps)
+        num_epochs = whole_or_none("num_epochs", num_epochs)
+        if self.fast_dev_run:
+            return Limits(1, self.fast_dev_run)
+        return Limits(1 if num_epochs is None and max_steps is None else num_epochs, max_steps)
+
+    def training_source(
+        self, train_ds: Dataset, batch_size: int | None, num_epochs: int | None
+    ) -> Source:
+        """The training data of a run."""
+        few = self.overfit_batches
+        limit = few or self.limit_train_batches
+        source = open_source(train_ds, "train_ds", batch_size, shuffle=few is None, limit=limit)
+        source.keep_states(1)  # because the first batch is read before the run starts
+        if few is not None:
+            # Copies, because a data set may reuse its memory for each batch.
+            batches = [copy.deepcopy(batch) for batch in source.epoch(0)]
+            source = open_source(batches, "train_ds", limit=self.limit_train_batches)
+        _check_rereadable(source, num_epochs)
+        return source
+
+    def validation(
+        self,
+        val_ds: Dataset,
+        batch_size: int | None,
+        train_ds: Dataset,
+        num_epochs: int | None,
+    ) -> Validation | None:
+        """The validation of a run; None without a validation set.
+
+        Raises:
+            ValueError: `val_every_n_steps` has no validation set.
+        """
+        every = self.val_every_n_steps
+        if val_ds is not None:
+            val = open_source(
+                val_ds, "val_ds", batch_size, limit=self.limit_val_batches, like=train_ds
+            )
+            _check_rereadable(val, None if every else num_epochs)
+            return Validation(val, every)
+        if every:
+            raise ValueError(
+                f"val_every_n_steps={every} needs a validation set: "
+                f"write `trainer.fit(exp, train_ds, val_ds)`"
+            )
+        return None
+
+
+def _check_rereadable(source: Source, num_epochs: int | None) -> None:
+    """Raises a DataError if a generator, which is read only once, must serve several epochs."""
+    if source.is_generator and source.limit is None and num_epochs is not None and num_epochs > 1:
+        raise DataError(
+            f"{source.name} is a generator, a one-shot iterator, and num_epochs={num_epochs} reads "
+            f"it {num_epochs} times. Pass the function that makes it instead: "
+            f"`{source.name}=my_generator` without the call, or a list"
+        )
 
 
 def _num_tried(fast_dev_run: object) -> int | None:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 from solstice._callback import Callback
 from solstice._experiment import Experiment
 from solstice._trainer import Trainer
-from solstice.callbacks import ProgressBar
 
 _E = TypeVar("_E", bound=Experiment)
 
@@ -81,4 +80,8 @@ test.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  (so that p
 
 
 def _or_usual(callbacks: Iterable[Callback] | None) -> Iterable[Callback]:
-    return [ProgressBar()] if callbacks is None else callbacks
+    if callbacks is not None:
+        return callbacks
+    from solstice.callbacks import ProgressBar
+
+    return [ProgressBar()]

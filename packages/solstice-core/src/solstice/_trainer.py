@@ -1,51 +1,44 @@
 """The Trainer: the loop over epochs, batches and callbacks."""
 
-import copy
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from solstice._arguments import switch, whole_or_none
+from solstice._arguments import switch
 from solstice._batch import arrays_of
 from solstice._callback import Callback
 from solstice._console import Text
 from solstice._engine import (
-    BuffersByKind,
     check_processes,
     interrupts_guarded,
     warn_of_spread_state,
 )
-from solstice._errors import DataError
 from solstice._experiment import Experiment, check_experiment
 from solstice._loop import (
-    Ended,
     Hooks,
-    Limits,
     Run,
     Stages,
     Training,
-    Validation,
     as_callbacks,
     check_callbacks,
-    ended,
     evaluate,
-    find_saved,
     first_batch,
     predict,
-    reported,
+    saved_run,
     train,
 )
 from solstice._options import Options
+from solstice._own_history import histories_in, own_history
 from solstice._record import Record
+from solstice._runs import Runs
 from solstice._sources import Source, open_source
-from solstice._types import Mode, Outputs
-from solstice.history import History
+from solstice._types import Dataset, Mode, Outputs
+
+if TYPE_CHECKING:
+    from solstice.history import History
 
 _E = TypeVar("_E", bound=Experiment)
-
-_MAX_SIZE = 256
-"""Largest array in the Trainer's default History, because each checkpoint stores the history."""
 
 
 class Trainer:
@@ -116,11 +109,9 @@ class Trainer:
         if self._options.fast_dev_run:
             self.callbacks = [c for c in self.callbacks if not c.has_side_effects]
         self._kept: list[Callback] = []
-        if not any(isinstance(callback, History) for callback in self.callbacks):
-            self._kept.append(History(max_size=_MAX_SIZE))
-        self._memory: dict[str, BuffersByKind] = {}
-        self._newest: Run | Ended | None = None
-        self._training: Run | None = None
+        if not histories_in(self.callbacks):
+            self._kept.append(own_history())
+        self._runs = Runs()
 
     def __repr__(self) -> str:
         names = ", ".join(type(callback).__name__ for callback in self.callbacks)
@@ -134,19 +125,18 @@ class Trainer:
             AttributeError: the Trainer has not run yet.
             RuntimeError: a compiled call failed, and the Experiment is lost.
         """
-        if self._newest is None:
+        if self._runs.newest is None:
             raise AttributeError("this Trainer has no Experiment before its first run: call `fit`")
-        return self._newest.experiment
+        return self._runs.newest.experiment
 
     @property
-    def history(self) -> History:
+    def history(self) -> "History":
         """`trainer.history`: the metrics of the newest training run, and of evaluations since.
 
         This is the `solstice.History` among the callbacks. Without one, the Trainer uses its own,
         with the metrics of each epoch and arrays of up to 256 numbers.
         """
-        there = [c for c in [*self.callbacks, *self._kept] if isinstance(c, History)]
-        return there[0]
+        return histories_in([*self.callbacks, *self._kept])[0]
 
     def explain(self) -> str:
         """`print(trainer.explain())`: how the newest run is cut into compiled calls, and why.
@@ -157,15 +147,15 @@ class Trainer:
         Raises:
             AttributeError: the Trainer has not run yet.
         """
-        if self._newest is None:
+        if self._runs.newest is None:
             raise AttributeError("this Trainer has nothing to explain before its first run")
-        return Text(self._newest.explain())
+        return Text(self._runs.newest.explain())
 
     def fit(
         self,
         experiment: _E,
-        train_ds: Any,
-        val_ds: Any = None,
+        train_ds: Dataset,
+        val_ds: Dataset = None,
         *,
         num_epochs: int | None = None,
         max_steps: int | None = None,
@@ -206,14 +196,14 @@ class Trainer:
             ExperimentError: a step breaks the contract of its return value.
         """
         _check_experiment(experiment)
-        options, limits = self._options, self._limits(num_epochs, max_steps)
-        source = self._training_source(train_ds, batch_size)
-        _check_rereadable(source, limits.num_epochs)
+        options = self._options
+        limits = options.limits(num_epochs, max_steps)
+        source = options.training_source(train_ds, batch_size, limits.num_epochs)
         callbacks = check_callbacks([*self._kept, *self.callbacks])
-        saved = None if options.fast_dev_run else find_saved(resume, callbacks)
+        saved = None if options.fast_dev_run else saved_run(resume, callbacks)
         training = Training(
             source,
-            self._validation(val_ds, batch_size, train_ds, limits.num_epochs),
+            options.validation(val_ds, batch_size, train_ds, limits.num_epochs),
             limits,
             options.sanity_val_batches,
             saved,
@@ -222,9 +212,9 @@ class Trainer:
         hooks = Hooks(callbacks, "train", saved and saved.stop)
         stages = self._stages()
         with interrupts_guarded(saves=hooks.saves) as guard:
-            with self._preparing(hooks, training.start, experiment):
+            with self._runs.preparing(hooks, training.start, experiment):
                 run = training.run(experiment, hooks, stages, guard)
-            with self._running(run):
+            with self._runs.running(run):
                 run.start()
                 if saved is not None:
                     saved.restore_callbacks(hooks)
@@ -232,7 +222,7 @@ class Trainer:
         return cast("_E", run.experiment)
 
     def validate(
-        self, experiment: Experiment, val_ds: Any, *, batch_size: int | None = None
+        self, experiment: Experiment, val_ds: Dataset, *, batch_size: int | None = None
     ) -> dict[str, Any]:
         """`metrics = trainer.validate(exp, val_ds)`: the metrics of `eval_step` over a data set.
 
@@ -251,13 +241,13 @@ class Trainer:
         return self._run_evaluation(experiment, val_ds, "val", batch_size)
 
     def test(
-        self, experiment: Experiment, test_ds: Any, *, batch_size: int | None = None
+        self, experiment: Experiment, test_ds: Dataset, *, batch_size: int | None = None
     ) -> dict[str, Any]:
         """`metrics = trainer.test(exp, test_ds)`: like `validate`, in the mode "test"."""
         return self._run_evaluation(experiment, test_ds, "test", batch_size)
 
     def predict(
-        self, experiment: Experiment, ds: Any, *, batch_size: int | None = None
+        self, experiment: Experiment, ds: Dataset, *, batch_size: int | None = None
     ) -> Iterator[Outputs]:
         """`for outputs in trainer.predict(exp, ds): ...`: the outputs of `predict_step`, by batch.
 
@@ -280,44 +270,11 @@ class Trainer:
         source = open_source(ds, "ds", batch_size)
         return self._predict(experiment, source)
 
-    def _limits(self, num_epochs: int | None, max_steps: int | None) -> Limits:
-        max_steps = whole_or_none("max_steps", max_steps)
-        num_epochs = whole_or_none("num_epochs", num_epochs)
-        if self._options.fast_dev_run:
-            return Limits(1, self._options.fast_dev_run)
-        return Limits(1 if num_epochs is None and max_steps is None else num_epochs, max_steps)
-
-    def _training_source(self, train_ds: Any, batch_size: int | None) -> Source:
-        few = self._options.overfit_batches
-        limit = few or self._options.limit_train_batches
-        source = open_source(train_ds, "train_ds", batch_size, shuffle=few is None, limit=limit)
-        source.keep_states(1)  # because the first batch is read before the run starts
-        if few is None:
-            return source
-        # Copies, because a data set may reuse its memory for each batch.
-        batches = [copy.deepcopy(batch) for batch in source.epoch(0)]
-        return open_source(batches, "train_ds", limit=self._options.limit_train_batches)
-
-    def _validation(
-        self, val_ds: Any, batch_size: int | None, train_ds: Any, num_epochs: int | None
-    ) -> Validation | None:
-        every, limit = self._options.val_every_n_steps, self._options.limit_val_batches
-        if val_ds is not None:
-            val = open_source(val_ds, "val_ds", batch_size, limit=limit, like=train_ds)
-            _check_rereadable(val, None if every else num_epochs)
-            return Validation(val, every)
-        if every:
-            raise ValueError(
-                f"val_every_n_steps={every} needs a validation set: "
-                f"write `trainer.fit(exp, train_ds, val_ds)`"
-            )
-        return None
-
     def _stages(self) -> Stages:
-        return Stages(self._options.steps_per_call, self._options.prefetch, self._memory)
+        return Stages(self._options.steps_per_call, self._options.prefetch, self._runs.memory)
 
     def _run_evaluation(
-        self, experiment: Experiment, ds: Any, mode: Mode, batch_size: int | None
+        self, experiment: Experiment, ds: Dataset, mode: Mode, batch_size: int | None
     ) -> dict[str, Any]:
         _check_experiment(experiment)
         limit = self._options.limit_val_batches if mode == "val" else None
@@ -336,64 +293,17 @@ class Trainer:
         """A run that does not train, after `on_fit_start`."""
         hooks = Hooks(check_callbacks([*self._kept, *self.callbacks]), mode)
         stages, start = self._stages(), Record(mode=mode, steps_per_epoch=source.length)
-        with self._preparing(hooks, start, experiment):
+        with self._runs.preparing(hooks, start, experiment):
             if mode != "predict":
                 experiment = experiment.setup(arrays_of(first_batch(source)))
             stage = stages.stage(source, experiment, method, hooks)
             run = Run(stage, hooks, start, stages, experiment=experiment)
-        with self._running(run):
+        with self._runs.running(run):
             run.start()
             yield run
 
-    @contextmanager
-    def _preparing(
-        self, hooks: Hooks, at: Record, experiment: Experiment
-    ) -> Generator[None, None, None]:
-        """Within, a run is prepared. If that fails, an earlier run stays the newest."""
-        try:
-            with reported(hooks, at, experiment):
-                yield
-        except BaseException:
-            self._newest = self._newest or Ended(experiment, "the run ended before its first step")
-            raise
 
-    @contextmanager
-    def _running(self, run: Run) -> Generator[None, None, None]:
-        """Within, a run is the newest of this Trainer."""
-        outer, before = self._training, self._newest
-        histories = [c for c in run.hooks.callbacks if isinstance(c, History)]
-        rows = [history.rows for history in histories]
-        self._newest, self._training = run, run if run.state.trains else outer
-        try:
-            with ended(run):
-                yield
-        except BaseException:
-            # A run that failed before its first epoch leaves `experiment` and `history` unchanged.
-            if not run.has_begun and before is not None:
-                self._newest = before
-                for history, there in zip(histories, rows, strict=True):
-                    history.rows = there
-            raise
-        finally:
-            if self._newest is run:
-                self._newest = Ended.of(run)
-            if outer is not None:  # a callback called the Trainer in the middle of `fit`
-                self._newest = outer
-            self._training = outer
-            run.stages.close()
-
-
-def _check_experiment(experiment: Any) -> None:
+def _check_experiment(experiment: Experiment) -> None:
     check_experiment(experiment)
     check_processes()
     warn_of_spread_state(experiment)
-
-
-def _check_rereadable(source: Source, num_epochs: int | None) -> None:
-    """Raises a DataError if a generator, which is read only once, must serve several epochs."""
-    if source.is_generator and source.limit is None and num_epochs is not None and num_epochs > 1:
-        raise DataError(
-            f"{source.name} is a generator, a one-shot iterator, and num_epochs={num_epochs} reads "
-            f"it {num_epochs} times. Pass the function that makes it instead: "
-            f"`{source.name}=my_generator` without the call, or a list"
-        )

@@ -14,7 +14,7 @@ from solstice._loop._loop import evaluate as evaluate
 from solstice._loop._loop import predict as predict
 from solstice._loop._loop import train as train
 from solstice._loop._prepare import Training as Training
-from solstice._loop._resume import find_saved as find_saved
+from solstice._loop._prepare import saved_run as saved_run
 from solstice._loop._run import Run as Run
 from solstice._loop._stages import Stages as Stages
 from solstice._loop._stages import first_batch as first_batch

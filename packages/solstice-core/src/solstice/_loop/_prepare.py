@@ -1,20 +1,37 @@
 """A training run, from its data sets and its Experiment, or from a checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING
 
 from solstice._batch import arrays_of
+from solstice._callback import Callback
 from solstice._engine import Guard
 from solstice._experiment import Experiment
 from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits
 from solstice._loop._loop import evaluate
 from solstice._loop._monitored import check_monitors
-from solstice._loop._resume import SavedRun, resumed
 from solstice._loop._run import Run
 from solstice._loop._stages import Stages, first_batch
 from solstice._loop._validation import Validation
 from solstice._record import Record
 from solstice._sources import Source
+
+if TYPE_CHECKING:
+    from solstice._loop._resume import SavedRun
+
+
+def saved_run(
+    resume: str | PathLike[str] | None, callbacks: Sequence[Callback]
+) -> "SavedRun | None":
+    """The saved run to continue; None to start a new run."""
+    if resume is None:
+        return None
+    from solstice._loop._resume import find_saved  # only runs that resume load the checkpoints
+
+    return find_saved(resume, callbacks)
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,7 @@ class Training:
     validation: Validation | None
     limits: Limits
     sanity_val_batches: int | None = None
-    saved: SavedRun | None = None
+    saved: "SavedRun | None" = None
     strict: bool = False
 
     def run(self, experiment: Experiment, hooks: Hooks, stages: Stages, guard: Guard) -> Run:
@@ -46,8 +63,7 @@ class Training:
             self._try_validation(self.validation.source, experiment, stages, hooks.nested())
         if self.saved is not None:
             validation = self.validation and self.validation.source
-            stage, at = resumed(
-                self.saved,
+            stage, at = self.saved.resumed(
                 stage,
                 stages,
                 hooks,

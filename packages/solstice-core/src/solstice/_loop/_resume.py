@@ -67,6 +67,43 @@ class SavedRun:
         over = limits.reached(moment, self.position.stop)
         return self.position.epoch if over else moment.epoch
 
+    def resumed(
+        self,
+        stage: Stage,
+        stages: Stages,
+        hooks: Hooks,
+        start: Record,
+        limits: Limits,
+        *,
+        validation: Source | None,
+        strict: bool,
+    ) -> tuple[Stage, Record]:
+        """The stage and the moment with which this run continues.
+
+        The callbacks are restored later, after `on_fit_start`.
+
+        Args:
+            stage: the stage of the training data, with a new Experiment.
+            stages: makes another stage if the steps per call differ.
+            hooks: the callbacks of the run.
+            start: the moment at which a new run would start.
+            limits: when the run ends.
+            validation: the validation set, or None.
+            strict: whether a caveat is an error.
+        """
+        computation, size = stages.computation, self.position.steps_per_call
+        if size != stage.stepper.sizes.steps_per_call:
+            # The saved number, because a program with another number may round differently.
+            experiment = stage.stepper.share_experiment()
+            stage = stages.stage(stage.source, experiment, "train_step", hooks, steps_per_call=size)
+        computation.begin_with(stage.stepper.share_experiment())
+        caveats = self.other_programs(stage.stepper, computation)
+        at, more = self.restore(stage, hooks, start, limits, validation)
+        self.report([*caveats, *more], strict)
+        # The run continues with the scalars of the checkpoint, so a later resume compares these.
+        computation.scalars |= self.position.computation.get("scalars", {})
+        return stage, at
+
     def restore(
         self,
         stage: Stage,
@@ -205,12 +242,8 @@ def _remembers(callback: Callback) -> bool:
         return True
 
 
-def find_saved(
-    resume: str | PathLike[str] | None, callbacks: Sequence[Callback]
-) -> SavedRun | None:
+def find_saved(resume: str | PathLike[str], callbacks: Sequence[Callback]) -> SavedRun | None:
     """The saved run to continue; None to start a new run."""
-    if resume is None:
-        return None
     path: Path | None = local_path(resume, "resume")
     if resume in ("last", "best"):
         path = _asked(cast("Literal['last', 'best']", resume), callbacks)
@@ -276,42 +309,3 @@ def _read(path: Path, rows: Callable[[Any], list[Any]]) -> tuple[dict[str, Any],
         return manifest, Position.of(manifest["note"], rows)
     except SchemaError as error:
         raise CheckpointError(f"{path / 'manifest.json'}: {error}") from error
-
-
-def resumed(
-    saved: SavedRun,
-    stage: Stage,
-    stages: Stages,
-    hooks: Hooks,
-    start: Record,
-    limits: Limits,
-    *,
-    validation: Source | None,
-    strict: bool,
-) -> tuple[Stage, Record]:
-    """The stage and the moment with which a saved run continues.
-
-    The callbacks are restored later, after `on_fit_start`.
-
-    Args:
-        saved: the saved run.
-        stage: the stage of the training data, with a new Experiment.
-        stages: makes another stage if the steps per call differ.
-        hooks: the callbacks of the run.
-        start: the moment at which a new run would start.
-        limits: when the run ends.
-        validation: the validation set, or None.
-        strict: whether a caveat is an error.
-    """
-    computation, size = stages.computation, saved.position.steps_per_call
-    if size != stage.stepper.sizes.steps_per_call:
-        # The saved number, because a program with another number may round differently.
-        experiment = stage.stepper.share_experiment()
-        stage = stages.stage(stage.source, experiment, "train_step", hooks, steps_per_call=size)
-    computation.begin_with(stage.stepper.share_experiment())
-    caveats = saved.other_programs(stage.stepper, computation)
-    at, more = saved.restore(stage, hooks, start, limits, validation)
-    saved.report([*caveats, *more], strict)
-    # The run continues with the scalars of the checkpoint, so a later resume compares these.
-    computation.scalars |= saved.position.computation.get("scalars", {})
-    return stage, at

@@ -10,12 +10,12 @@ import numpy as np
 from solstice import _tree
 from solstice._batch import is_numeric
 from solstice._callback import named
+from solstice._errors import CheckpointError
 from solstice._loop._computation import ComputationNote
 from solstice._loop._owners import Owner
 from solstice._plain import from_plain, to_plain
 from solstice._schema import SchemaError, read
 from solstice._sources import SourcePosition
-from solstice.checkpoint import CheckpointError, held
 
 VERSION = 1
 
@@ -96,6 +96,8 @@ class Position:
 
     def note(self) -> dict[str, Any]:
         """The position as the note of a checkpoint."""
+        from solstice.checkpoint import held  # only runs that save load the checkpoints
+
         states = [[n, to_plain(s, f"{n}.state_dict()", held)] for n, s in self.callbacks.items()]
         owners = {name: vars(owner) for name, owner in self.owners.items()}
         now = {"callbacks": {}, "owners": owners, "saved_at": time.time()}
