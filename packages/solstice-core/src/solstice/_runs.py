@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from solstice._engine import BuffersByKind
 from solstice._experiment import Experiment
 from solstice._loop import Ended, Hooks, Run, ended, reported
-from solstice._own_history import histories_in
 from solstice._record import Record
 
 
@@ -39,18 +38,13 @@ class Runs:
     def running(self, run: Run) -> Generator[None, None, None]:
         """Within, a run is the newest of this Trainer."""
         outer, before = self._training, self.newest
-        histories = histories_in(run.hooks.callbacks)
-        rows = [history.rows for history in histories]
         self.newest, self._training = run, run if run.state.trains else outer
         try:
             with ended(run):
                 yield
         except BaseException:
-            # A run that failed before its first epoch leaves `experiment` and `history` unchanged.
-            if not run.has_begun and before is not None:
-                self.newest = before
-                for history, there in zip(histories, rows, strict=True):
-                    history.rows = there
+            if not run.has_begun:  # a run that failed before its first epoch
+                self.newest = before or run
             raise
         finally:
             if self.newest is run:

@@ -83,6 +83,7 @@ class History(Callback):
         self.max_size = whole_or_none("max_size", max_size, 0, "numbers")
         self._left_out = LeftOut()
         self.rows: list[dict[str, Any]] = AppendOnly()
+        self._replaced: list[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -237,7 +238,16 @@ class History(Callback):
         """Starts a new table for a training run; an evaluation adds to the old one."""
         self._left_out = LeftOut()
         if record.mode == "train":
-            self.rows = AppendOnly()
+            self._replaced, self.rows = self.rows, AppendOnly()
+
+    def on_epoch_start(self, record: Record) -> None:
+        """Drops the rows of the run before."""
+        self._replaced = None
+
+    def on_exception(self, record: Record, error: BaseException) -> None:
+        """Restores the rows of the run before, if this one failed before its first epoch."""
+        if self._replaced is not None:
+            self._replaced, self.rows = None, self._replaced
 
     def on_step_end(self, record: Record) -> None:
         """Adds a row of the training steps since the previous one."""
