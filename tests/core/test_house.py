@@ -1,5 +1,8 @@
 """The rules that keep the house as docs/house.md describes it."""
 
+import ast
+import re
+
 import house
 import pytest
 
@@ -26,6 +29,20 @@ def test_a_private_module_is_imported_in_its_folder_alone():
 
 def test_folders_import_each_other_in_one_direction():
     assert house.folder_cycles() == []
+
+
+def test_the_code_in_docstrings_is_python():
+    blocks: dict[str, str] = {}
+    for module in house.modules():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node) or ""
+                for i, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL)):
+                    name = getattr(node, "name", "module")
+                    blocks[f"{module.name} {name} {i}"] = code
+    assert len(blocks) > 20
+    for name, code in blocks.items():
+        compile(code, name, "exec")
 
 
 @pytest.mark.parametrize(

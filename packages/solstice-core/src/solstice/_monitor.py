@@ -22,8 +22,8 @@ class Monitor:
         phase = solstice.Phase.MONITOR
 
         def __init__(self, monitor):
-            self.monitor, self._monitor = monitor, Monitor(monitor)
-            self.monitor, self.mode = , self._monitor.mode
+            self._monitor = Monitor(monitor)
+            self.monitor, self.mode = monitor, self._monitor.mode
 
         def on_fit_start(self, record):
             self._monitor.check(record)
@@ -64,7 +64,7 @@ class Monitor:
             who: who monitors, for the message.
 
         Raises:
-            ValueError: there is no validation set, and the metric is one of "val/".
+            ValueError: the name starts with "val/", and there is no validation set.
         """
         if record.mode == "train" and not record.has_validation and self.monitor.startswith("val/"):
             raise ValueError(

@@ -5,8 +5,8 @@ from solstice.testing import parity
 
 parity.assert_parity(
     {
-        "linen": parity.Net(linen_mlp, parity.FLAX, {"hidden": ("dense", "Dense_0"), ...}),
-        "haiku": parity.Net(haiku_mlp, parity.HAIKU, {"hidden": ("dense", "mlp/linear"), ...}),
+        "linen": parity.Net(linen_mlp, parity.FLAX, {"hidden": ("dense", "Dense_0")}),
+        "haiku": parity.Net(haiku_mlp, parity.HAIKU, {"hidden": ("dense", "mlp/linear")}),
     },
     optax.adam(1e-3),
     batches,
