@@ -1,4 +1,4 @@
-"""The Trainer: the loop over epochs, batches and callbacks."""
+"""The Trainer: checks the arguments of a run, starts it, and keeps the newest one."""
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -56,7 +56,7 @@ class Trainer:
     Args:
         callbacks: `solstice.Callback` objects; none by default.
         limit_train_batches: the most training batches per epoch.
-        limit_val_batches: the most batches per evaluation.
+        limit_val_batches: the most batches per validation; `test` and `predict` use all.
         val_every_n_steps: validate at every n-th training step of the run, instead of after each
             epoch.
         prefetch: the number of batches that a thread reads ahead, for slow data sets. 0 uses no
@@ -64,7 +64,7 @@ class Trainer:
         steps_per_call: the most steps in one compiled call. By default chosen from the step's
             cost and the size of a batch (1 to 512); `trainer.explain()` shows the choice.
         fast_dev_run: run everything once, quickly: one epoch of one batch (True) or of n batches
-            (a number n), and evaluations of the same length. Callbacks with side effects, such as
+            (a number n), and validations of the same length. Callbacks with side effects, such as
             loggers and checkpoints, are left out, and `resume` is ignored.
         overfit_batches: train on the first n batches only, always in the same order. A model that
             cannot overfit them has a bug.
@@ -178,8 +178,8 @@ class Trainer:
             resume: continue a saved run as if it had never ended: "last" or "best" of the
                 `solstice.callbacks.Checkpoint` among the callbacks, or the path of a checkpoint.
                 Keep all other arguments; `num_epochs` and `max_steps` count from the start of the
-                saved run. If nothing is saved yet, "last" starts a new run. A line on standard
-                error says where the run continues.
+                saved run. If nothing is saved yet, "last" starts a new run. The logger "solstice"
+                names the checkpoint.
             strict_resume: raise an error, instead of a warning, if the resumed run may differ from
                 an uninterrupted one.
 
