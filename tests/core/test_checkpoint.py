@@ -346,7 +346,7 @@ def test_a_newer_version_is_told(tmp_path):
     from solstice.checkpoint import _files
 
     folder = checkpoint.save(tmp_path / "run", run())
-    manifest = _files.unseal(folder / "manifest.json")
+    manifest = _files.read_manifest(folder / "manifest.json").text
     (folder / "manifest.json").write_text(_files.seal({**manifest, "version": 2}))
     with pytest.raises(CheckpointError, match=r"Upgrade solstice-core"):
         checkpoint.load(folder, like=run())

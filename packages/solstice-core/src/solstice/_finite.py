@@ -10,15 +10,11 @@ from solstice import _tree
 
 def nonfinite(tree: object) -> list[str]:
     """The paths of arrays with NaN or infinity; reads back one boolean per array."""
-    floating = [(path, leaf) for path, leaf in _tree.leaves_by_path(tree) if _is_floating(leaf)]
+    floating = [(path, leaf) for path, leaf in _tree.leaves_by_path(tree) if _tree.is_inexact(leaf)]
     if not floating:
         return []
     bad = jax.device_get(_any_bad([leaf for _, leaf in floating]))
     return [path for (path, _), is_bad in zip(floating, bad, strict=True) if is_bad]
-
-
-def _is_floating(leaf: object) -> bool:
-    return _tree.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 @jax.jit

@@ -91,9 +91,8 @@ def _hooks(base: type[Any]) -> tuple[str, ...]:
     return tuple(n for n, value in _public(base).items() if inspect.isfunction(value))
 
 
-def _public(owner: Any) -> dict[str, Any]:
-    found = dict(cast("dict[str, Any]", vars(owner)))
-    return {name: value for name, value in found.items() if not name.startswith("_")}
+def _public(owner: object) -> dict[str, Any]:
+    return {name: value for name, value in vars(owner).items() if not name.startswith("_")}
 
 
 def _strangers(callback: object, base: type[Any]) -> Iterator[str]:
@@ -105,8 +104,7 @@ def _strangers(callback: object, base: type[Any]) -> Iterator[str]:
 
 def _between(callback: object, base: type[Any]) -> list[type]:
     """The classes of a callback below the base class, which a user may have written."""
-    kinds: tuple[type, ...] = type(callback).__mro__
-    return [kind for kind in kinds if kind not in base.__mro__]
+    return [kind for kind in type(callback).__mro__ if kind not in base.__mro__]
 
 
 def _check_name(callback: object, base: type[Any], name: str) -> None:
@@ -122,10 +120,9 @@ def _check_name(callback: object, base: type[Any], name: str) -> None:
         warn(message, stacklevel=4)
 
 
-def _check_setting(callback: Any, base: type[Any], name: str) -> None:
+def _check_setting(callback: object, base: type[Any], name: str) -> None:
     """Warns of an attribute like `evry = 100`, which would have no effect and no error."""
-    kind = cast("type[object]", type(callback))
-    if name == "mode" and not _names_modes(getattr(kind, name, None)):
+    if name == "mode" and not _names_modes(getattr(type(callback), name, None)):
         return  # such as the direction of a `monitor`
     settings = [setting for setting in _public(base) if setting not in _hooks(base)]
     for close in difflib.get_close_matches(name, settings, 1, _ALIKE):

@@ -83,9 +83,7 @@ def _array_to_plain(value: AnyArray | np.generic, where: str) -> dict[str, objec
             f"{where} holds a typed PRNG key: keep `jax.random.key_data(key)`, and wrap it again "
             f"with `jax.random.wrap_key_data`"
         )
-    is_numpy = isinstance(value, np.ndarray | np.generic)
-    why = why_not_plain(value) if is_numpy else None
-    if why:
+    if isinstance(value, np.ndarray | np.generic) and (why := why_not_plain(value)):
         raise TypeError(f"{where} holds {why}")
     array = np.asarray(value)
     kind = "scalar" if isinstance(value, np.generic) else "array"

@@ -43,6 +43,11 @@ def is_array(leaf: object) -> TypeGuard[AnyArray | np.generic]:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic)
 
 
+def is_inexact(leaf: object) -> TypeGuard[AnyArray | np.generic]:
+    """Whether a leaf is an array of floating-point or complex numbers."""
+    return is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
 def is_key(leaf: AnyArray | np.generic) -> TypeGuard[Array]:
     """Whether an array holds typed PRNG keys, such as those of `jax.random.key`."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -111,11 +111,6 @@ class _Format:
     version: int
 
 
-def unseal(path: Path) -> dict[str, Any]:
-    """The content of a manifest as plain JSON; a CheckpointError if it is damaged."""
-    return read_manifest(path).text
-
-
 def read_manifest(path: Path) -> Manifest:
     """The checked manifest; a CheckpointError names the file and the entry."""
     found = _sealed(path)

@@ -33,7 +33,6 @@ from solstice.checkpoint._files import (
     from_bytes,
     read_manifest,
     safetensors,
-    unseal,
 )
 from solstice.checkpoint._places import newest
 from solstice.checkpoint._rows import with_folder
@@ -123,7 +122,7 @@ def manifest(path: str | PathLike[str]) -> dict[str, Any]:
         CheckpointError: there is no checkpoint, or the manifest is damaged.
     """
     folder = _found(path)
-    about = unseal(folder / MANIFEST)
+    about = read_manifest(folder / MANIFEST).text
     try:
         return {**about, "note": with_folder(about.get("note"), folder)}
     except RecursionError:

@@ -10,7 +10,6 @@ from jax import Array
 
 from solstice import _tree
 from solstice._arguments import whole
-from solstice._types import AnyArray
 from solstice.compat._protocols import Optimizer, OptState, Params, has_updated
 from solstice.compat._registry import adapt_argument
 
@@ -56,8 +55,9 @@ def norms_of(tree: Params, depth: int = 1) -> dict[str, Array]:
             skipped, so depth 1 distinguishes the layers in Flax's `{"params": {...}}`.
     """
     depth = whole("depth", depth, 0, "levels")
-    leaves = {p: x for p, x in _tree.leaves_by_slashes(tree).items() if _is_floating(x)}
-    squares = {tuple(path.split("/")): _sum_of_squares(leaf) for path, leaf in leaves.items()}
+    leaves = _tree.leaves_by_slashes(tree).items()
+    arrays = {path: jnp.asarray(leaf) for path, leaf in leaves if _tree.is_inexact(leaf)}
+    squares = {tuple(path.split("/")): _sum_of_squares(array) for path, array in arrays.items()}
     start = _common(list(squares))
     sums: dict[str, Array] = {"": jnp.zeros((), jnp.float32)}
     for path, square in squares.items():
@@ -101,11 +101,7 @@ class _Tracking:
         return has_updated(self.optimizer, before[0], after[0])
 
 
-def _is_floating(leaf: object) -> bool:
-    return _tree.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def _sum_of_squares(leaf: AnyArray) -> Array:
+def _sum_of_squares(leaf: Array) -> Array:
     return jnp.sum(jnp.square(jnp.abs(leaf).astype(jnp.float32)))
 
 

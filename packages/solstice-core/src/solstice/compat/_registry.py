@@ -161,10 +161,8 @@ def _prefixes(obj: object) -> Iterator[str]:
     modules = [cls.__module__ for cls in type(obj).__mro__]
     if isinstance(obj, tuple) and obj:  # a bare (init, apply) pair, or a (module, state) pair
         first = cast("tuple[Any, ...]", obj)[0]
-        is_function = isinstance(first, types.FunctionType)
-        modules += (
-            [first.__module__] if is_function else [c.__module__ for c in type(first).__mro__]
-        )
+        owners = [first] if isinstance(first, types.FunctionType) else type(first).__mro__
+        modules += [owner.__module__ for owner in owners]
     for module in dict.fromkeys(modules):
         yield from prefixes_of(module)
 

@@ -47,8 +47,8 @@ class LearningRates:
         suggestion: the rate at which the loss falls fastest, before its minimum.
     """
 
-    rates: Any
-    losses: Any
+    rates: np.ndarray[Any, Any]
+    losses: np.ndarray[Any, Any]
     suggestion: float
 
     def __repr__(self) -> str:
@@ -144,7 +144,7 @@ def find_learning_rate(
     return LearningRates(rates, found, float(rates[suggested]))
 
 
-def _check_enough(losses: "_Losses", rates: Any, first: int) -> None:
+def _check_enough(losses: "_Losses", rates: np.ndarray[Any, Any], first: int) -> None:
     """Raises a ValueError if too few rates were tried to estimate a slope."""
     tried = len(losses.smoothed)
     if tried >= first + 3:
@@ -170,7 +170,7 @@ def _noise_of(raw: list[float], smooth: float) -> float:
     return float(deviation) * math.sqrt((1 - smooth) / (1 + smooth))
 
 
-def _steepest(losses: Any, noise: float, first: int, smooth: float) -> int | None:
+def _steepest(losses: np.ndarray[Any, Any], noise: float, first: int, smooth: float) -> int | None:
     """The index of the steepest fall of the smoothed losses; None if they do not fall.
 
     It is after a tenth of the fall, to ignore a flat start, and before the minimum by the delay of

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import equinox as eqx
 import jax
+from jax.stages import Compiled
 
 from solstice import _tree
 from solstice._arguments import choice
@@ -179,7 +180,7 @@ def _set_up(given: Any, batch: Batch) -> Experiment:
         ) from error
 
 
-def _memory_of(compiled: Any) -> tuple[int | None, int | None, int | None, int | None]:
+def _memory_of(compiled: Compiled) -> tuple[int | None, int | None, int | None, int | None]:
     """Bytes of outputs, temporaries, program and all together; None where XLA does not say."""
     found = compiled.memory_analysis()
     if found is None:
@@ -189,7 +190,7 @@ def _memory_of(compiled: Any) -> tuple[int | None, int | None, int | None, int |
     return output, temporary, program, found.argument_size_in_bytes + output + temporary + program
 
 
-def _moved_by(compiled: Any) -> int | None:
+def _moved_by(compiled: Compiled) -> int | None:
     found: dict[str, float] | None = compiled.cost_analysis()
     return int(found["bytes accessed"]) if found and "bytes accessed" in found else None
 

@@ -66,11 +66,7 @@ class MLflow(Logger):
             self._client.update_run(self.run_id, status="RUNNING")
             return
         found = self._client.get_experiment_by_name(self.experiment)
-        where = (
-            self._client.create_experiment(self.experiment)
-            if found is None
-            else found.experiment_id
-        )
+        where = found.experiment_id if found else self._client.create_experiment(self.experiment)
         run = self._client.create_run(where, run_name=self._name)
         self.run_id = run.info.run_id
         params = self._names.of(self._params)
@@ -91,10 +87,8 @@ class MLflow(Logger):
     def name_of(self, metric: str) -> str:
         """The name with letters, digits and `_-. /` only, and without path parts of dots."""
         parts = [part for part in _REFUSED.sub("_", metric).split("/") if part]
-        return (
-            "/".join(part if part.strip(".") else "_" for part in parts)[:_LONGEST].rstrip("/")
-            or "_"
-        )
+        name = "/".join(part if part.strip(".") else "_" for part in parts)[:_LONGEST]
+        return name.rstrip("/") or "_"
 
     def takes(self, value: object) -> bool:
         """Whether the value is a number; MLflow has no arrays."""

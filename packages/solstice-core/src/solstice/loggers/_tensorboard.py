@@ -194,7 +194,7 @@ class TensorBoard(Logger):
         """Writes the hyper-parameters into this run; `add_hparams` would create another run."""
         if not self._hparams:
             return
-        summary: Any = importlib.import_module("tensorboardX.summary")
+        summary = importlib.import_module("tensorboardX.summary")
         for part in summary.hparams(self._hparams, {}):
             self._board.file_writer.add_summary(part)
 
@@ -208,7 +208,7 @@ def _params(experiment: object) -> dict[str, Any]:
     }
 
 
-def _writer_class() -> Any:
+def _writer_class() -> type[Any]:
     try:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:
@@ -231,7 +231,7 @@ def _events(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.glob("events.out.tfevents.*"))
 
 
-def _as_image(value: Any) -> Any:
+def _as_image(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The values scaled to [0, 1]; uint8 unchanged."""
     if value.dtype == np.uint8:
         return value

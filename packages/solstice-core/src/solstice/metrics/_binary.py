@@ -167,7 +167,7 @@ class BinaryCurves(Growing):
         return {
             **_areas(np, positives, negatives),
             "num_out_of_range": (mask & neither).sum(),
-            "num_nan": (mask & _nan(self.scores)).sum(),
+            "num_nan": (mask & np.asarray(has_nan(self.scores))).sum(),
         }
 
     def roc_curve(self) -> tuple[Any, Any, Any]:
@@ -194,7 +194,7 @@ class BinaryCurves(Growing):
     def _steps(self) -> tuple[Any, Any, Any]:
         """The distinct scores, highest first, and the positives and negatives at each."""
         scores, targets = np.asarray(self.scores), np.asarray(self.targets)
-        kept = np.asarray(self.mask) & (targets < 2) & ~_nan(self.scores)
+        kept = np.asarray(self.mask) & (targets < 2) & ~np.asarray(has_nan(self.scores))
         targets = targets[kept]
         values, at = np.unique(scores[kept].astype(np.float64), return_inverse=True)
         counts = [
@@ -325,10 +325,6 @@ def _place(scores: Array, from_logits: bool) -> Array:
         return jax.nn.sigmoid(scores / 4)
     p = jnp.where(scores > 0, jnp.minimum(scores, 1), 0)  # a division by -0.0 would be -inf
     return 1 / (1 + jnp.sqrt(jnp.sqrt((1 - p) / p)))
-
-
-def _nan(scores: AnyArray) -> np.ndarray[Any, Any]:
-    return np.asarray(has_nan(scores))
 
 
 def _correlation(

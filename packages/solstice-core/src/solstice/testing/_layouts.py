@@ -177,31 +177,32 @@ def _places(
 
 def _to_order(place: str, leaf: object, axes: str, wanted: str) -> np.ndarray[Any, Any]:
     value = np.asarray(leaf)
-    axes = _padded(place, value, axes)
-    order = [at for letter in wanted for at, axis in enumerate(axes) if axis == letter]
-    sizes = [_sizes(value, axes, letter) for letter in wanted]
-    ones = [at for at, axis in enumerate(axes) if axis == "1"]
-    return value.transpose(order + ones).reshape([int(np.prod(size)) for size in sizes])
+    sizes, order = _split(place, value, axes, wanted)
+    return value.transpose(order).reshape([int(np.prod(size)) for size in sizes])
 
 
 def _from_order(
     place: str, value: np.ndarray[Any, Any], axes: str, wanted: str, like: AnyArray
 ) -> Array:
-    axes = _padded(place, like, axes)
-    sizes = [_sizes(like, axes, letter) for letter in wanted]
+    sizes, order = _split(place, like, axes, wanted)
     shape = tuple(int(np.prod(size)) for size in sizes)
     if value.shape != shape:
         raise ValueError(
             f"{place} takes {shape} as {', '.join(wanted)}; the weights have {value.shape}"
         )
-    order = [at for letter in wanted for at, axis in enumerate(axes) if axis == letter]
-    ones = [at for at, axis in enumerate(axes) if axis == "1"]
-    whole = value.reshape([n for size in sizes for n in size] + [1] * len(ones))
-    return jnp.asarray(whole.transpose(np.argsort(order + ones)), like.dtype)
+    parts = [n for size in sizes for n in size]
+    whole = value.reshape(parts + [1] * (len(order) - len(parts)))
+    return jnp.asarray(whole.transpose(np.argsort(order)), like.dtype)
 
 
-def _sizes(value: AnyArray, axes: str, letter: str) -> list[int]:
-    return [value.shape[at] for at, axis in enumerate(axes) if axis == letter]
+def _split(
+    place: str, value: AnyArray, axes: str, wanted: str
+) -> tuple[list[list[int]], list[int]]:
+    """The sizes of the parts of each wanted axis, and the order of the axes, with the "1" last."""
+    axes = _padded(place, value, axes)
+    places = [[at for at, axis in enumerate(axes) if axis == letter] for letter in f"{wanted}1"]
+    sizes = [[value.shape[at] for at in places_of_one] for places_of_one in places[:-1]]
+    return sizes, [at for places_of_one in places for at in places_of_one]
 
 
 def _padded(place: str, value: AnyArray, axes: str) -> str:

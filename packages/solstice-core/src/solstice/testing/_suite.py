@@ -75,9 +75,8 @@ class Conformance:
         reasons = {
             name: cls.unsupported.get(name) or cls.unsupported.get(tiers[name]) for name in tiers
         }
-        cls._unsupported = dict(
-            cls.unsupported
-        )  # a copy, because a later change would be neither enforced nor printed
+        # A copy, because a later change would be neither enforced nor printed.
+        cls._unsupported = dict(cls.unsupported)
         cls._declared = {name: reason for name, reason in reasons.items() if reason}
         cls._known, cls._shared = {}, {}
         for name, check in _checks(cls._suite):
