@@ -126,11 +126,31 @@ class Hooks:
         """
         return Hooks(self.callbacks, "val", outer=self)
 
-    def request(self, stop: Stop) -> None:
+    def start(self) -> "Hooks":
+        """These hooks without a request to stop, for another validation."""
+        self._stop = None
+        return self
+
+    def _request(self, stop: Stop) -> None:
         """Keeps a request to stop, if it is the first."""
         self._stop = self._stop or stop
         if self._outer is not None:
-            self._outer.request(stop)
+            self._outer._request(stop)
+
+    def _take(self, error: Stop | StopIteration, callback: Callback, hook: str) -> None:
+        """Keeps a request to stop, and refuses a StopIteration."""
+        name = f"{type(callback).__name__}.{hook}"
+        if isinstance(error, StopIteration):  # it would silently end a generator of the Trainer
+            raise RuntimeError(
+                f"{name} raised StopIteration: the iterator of a `next(...)` in it is exhausted. "
+                f"To end the run write `raise solstice.Stop(...)`"
+            ) from error
+        if hook in _AT_STEPS and not callback.can_stop:
+            raise RuntimeError(
+                f"{name} asked to stop, and its `can_stop = False` promises that it does not: "
+                f"remove that line"
+            ) from error
+        self._request(error)
 
     def check_settings(self) -> None:
         """Refuses callbacks with changed settings, because the run reads them only once.
@@ -182,8 +202,10 @@ class Hooks:
         found: dict[str, Any] = {}
         for callback in those:
             values: Any = None
-            with _Called(self, callback, "measure"):
+            try:
                 values = callback.measure(cast("Record", record))
+            except (Stop, StopIteration) as error:
+                self._take(error, callback, "measure")
             if values is not None and not isinstance(values, Mapping):
                 raise TypeError(
                     f"{type(callback).__name__}.measure must return values by name, such as "
@@ -197,14 +219,21 @@ class Hooks:
         return 1 + self._readers.index(id(callback))
 
     def notify(
-        self, hook: str, make_record: Callable[[], Record], phases: Collection[Phase] = tuple(Phase)
+        self, hook: str, make_record: Callable[[], Record], phases: Collection[Phase] = ()
     ) -> None:
-        """Calls a hook, not of a step; the record is made only if a callback has the hook."""
-        listeners = [c for c in _those_with(hook, self.listeners) if c.phase in phases]
+        """Calls a hook, not of a step, in these phases, or in all.
+
+        The record is made only if a callback has the hook.
+        """
+        listeners = _those_with(hook, self.listeners)
+        if phases:
+            listeners = [callback for callback in listeners if callback.phase in phases]
         record = make_record() if listeners else None
         for callback in listeners:
-            with _Called(self, callback, hook):
+            try:
                 getattr(callback, hook)(record)
+            except (Stop, StopIteration) as error:
+                self._take(error, callback, hook)
 
     def notify_step_start(
         self, record: Record, count: int, given: Callable[[str, Callback], Any]
@@ -215,8 +244,10 @@ class Hooks:
                 asked = {
                     name: given(name, callback) for name in callback.needs if name in _NEEDS_BEFORE
                 }
-                with _Called(self, callback, "on_step_start"):
+                try:
                     callback.on_step_start(changed(record, given=asked))
+                except (Stop, StopIteration) as error:
+                    self._take(error, callback, "on_step_start")
 
     def is_due(self, count: int) -> bool:
         """Whether any `on_step_end` is due at the `count`-th step."""
@@ -226,18 +257,27 @@ class Hooks:
         return False
 
     def notify_step_end(
-        self, phase: Phase, record: Record, count: int, given: Callable[[str, Callback], Any]
+        self,
+        phases: Collection[Phase],
+        record: Record,
+        count: int,
+        given: Callable[[str, Callback], Any],
     ) -> None:
-        """Calls `on_step_end` of those in a phase whose cadence includes the `count`-th step."""
-        for callback, every in self._at_end[phase]:
-            if count % every == 0:
-                asked = {
+        """Calls `on_step_end` of those in these phases whose cadence includes a step."""
+        for phase in phases:
+            for callback, every in self._at_end[phase]:
+                if count % every:
+                    continue
+                needs = callback.needs
+                asked = needs and {
                     name: given(name, callback)
-                    for name in callback.needs
+                    for name in needs
                     if name != "snapshot" or record.mode == "train"
                 }
-                with _Called(self, callback, "on_step_end"):
+                try:  # here and not in a function, which would cost time at each step
                     callback.on_step_end(changed(record, given=asked) if asked else record)
+                except (Stop, StopIteration) as error:
+                    self._take(error, callback, "on_step_end")
 
     def notify_exception(self, record: Record, error: BaseException) -> None:
         """Calls `on_exception` of all; an exception that one raises becomes a note of `error`."""
@@ -246,35 +286,6 @@ class Hooks:
                 callback.on_exception(record, error)
             except Exception as second:
                 error.add_note(f"{type(callback).__name__}.on_exception raised {second!r}")
-
-
-class _Called:
-    """Within, a hook of a callback runs: `Stop` becomes a request.
-
-    It is a context, and no function, so that a traceback has one frame less for each hook.
-    """
-
-    def __init__(self, hooks: Hooks, callback: Callback, hook: str) -> None:
-        self._at = hooks, callback, hook
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        hooks, callback, hook = self._at
-        if isinstance(error, Stop):
-            if hook in _AT_STEPS and not callback.can_stop:
-                raise RuntimeError(
-                    f"{type(callback).__name__}.{hook} asked to stop, and its `can_stop = False` "
-                    f"promises that it does not: remove that line"
-                ) from error
-            hooks.request(error)
-        elif isinstance(error, StopIteration):  # it would silently end a generator of the Trainer
-            raise RuntimeError(
-                f"{type(callback).__name__}.{hook} raised StopIteration: the iterator of a "
-                f"`next(...)` in it is exhausted. To end the run write `raise solstice.Stop(...)`"
-            ) from error
-        return isinstance(error, Stop)
 
 
 def _settings_of(callback: Callback) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class Run:
         self.state = RunState(stage, hooks, start, stages.computation, source, experiment)
         self._limits = limits or Limits()
         self._validation = validation
+        self._nested = hooks.nested() if validation else None
 
     @property
     def experiment(self) -> Experiment:
@@ -189,10 +190,11 @@ class Run:
         no callback with a state is called for it. A callback in the middle of its hook has an
         inconsistent state.
         """
-        first = self.state.count + 1
-        for step in range(first, first + len(call)):
-            stops = self.hooks.stop is not None  # from `on_step_start`; one step is still run
-            if not (stops or self.hooks.is_due(step) or self.validates_at(step)):
+        first, is_due = self.state.count + 1, self.hooks.is_due
+        every = self._validation and self._validation.every
+        stops = self.hooks.stop is not None  # from `on_step_start`; one step is still run
+        for step in range(first, first + len(call)):  # plain code, because it runs at every step
+            if not (stops or is_due(step) or (every is not None and step % every == 0)):
                 continue
             self.state.move_to(call, step - first + 1)
             is_whole = call.before is None and not self.hooks.is_remembered(step)
@@ -203,8 +205,7 @@ class Run:
 
     def notify_step(self, step: int, *phases: Phase) -> None:
         """Calls `on_step_end` of the callbacks of these phases that are due at a step."""
-        for phase in phases:
-            self.hooks.notify_step_end(phase, self.state.at, step, self.state.after_step)
+        self.hooks.notify_step_end(phases, self.state.at, step, self.state.after_step)
 
     def outputs_of(self, call: Call) -> BlockOutputs:
         """The outputs of a call, up to the step at which a hook asked to stop."""
@@ -249,7 +250,7 @@ class Run:
     def validation(self) -> "Run":
         """The run of a validation at this moment. A request to stop takes effect after it."""
         at, source = self.state.at, cast("Validation", self._validation).source
-        hooks, epoch = self.hooks.nested(), at.epoch
+        hooks, epoch = cast("Hooks", self._nested).start(), at.epoch
         stage = self.stages.stage(source, self.experiment, "eval_step", hooks, epoch=epoch)
         start = changed(at, mode="val", given={}, epoch_step=0, num_examples=0)
         start = changed(start, steps_per_epoch=source.length)
