@@ -527,3 +527,25 @@ def test_a_saver_must_find():
 
     with pytest.raises(TypeError, match="find"):
         Forgets()
+
+
+def test_a_start_that_is_refused_leaves_the_folder_unlocked(tmp_path):
+    assert run(tmp_path, 1) == 2
+    with pytest.raises(CheckpointError, match="another run") as refused:
+        run(tmp_path, 1, resume=None)
+    assert refused.tb, "the frames hold what the failed start had opened"
+    assert run(tmp_path, 2) == 4
+
+
+def test_a_run_within_a_run_needs_a_checkpoint_of_its_own(tmp_path):
+    saver = Checkpoint(tmp_path, overwrite=True)
+
+    class Inner(solstice.Callback):
+        modes = ("train",)
+
+        def on_epoch_start(self, record):
+            fit([saver], 1)
+
+    with pytest.raises(CheckpointError, match="a folder of its own"):
+        fit([Inner(), saver], 1)
+    assert steps(tmp_path) == [2]

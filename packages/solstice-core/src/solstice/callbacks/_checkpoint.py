@@ -1,9 +1,6 @@
 """Checkpoint: saves a run while it trains, so that it can be resumed."""
 
-import math
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -13,10 +10,11 @@ from solstice._arguments import positive, switch, whole, whole_or_none
 from solstice._better import better
 from solstice._monitor import Monitor
 from solstice._paths import local_path
-from solstice._record import Record, Snapshot
+from solstice._record import Record
 from solstice._saver import Saver
 from solstice.callbacks._lock import FolderLock
-from solstice.callbacks._saved import Folder, Saved
+from solstice.callbacks._saved import Folder
+from solstice.callbacks._saving import Retention, Saving, of_newest_run
 from solstice.checkpoint import CheckpointError
 
 
@@ -84,22 +82,18 @@ class Checkpoint(Saver):
         overwrite: bool = False,
     ) -> None:
         self.directory = local_path(directory, "directory")
-        self._folder = Folder(self.directory)
-        self._first, self._serial = 0, 0
-        self._lock: FolderLock[Checkpoint] | None = None
         self.every = whole_or_none("every", every, 1, "steps")
-        self._monitor = None if monitor is None else Monitor(monitor, mode)
         self.monitor, self.mode = monitor, better(monitor or "", mode)
         self._minutes = None if minutes is None else positive("minutes", minutes)
         self._every_epochs = whole_or_none("every_epochs", every_epochs, 1, "epochs")
-        self._keep = whole("keep", keep, 1, "checkpoints")
-        self._keep_best = whole("keep_best", keep_best, 0, "checkpoints")
+        self._retention = Retention(
+            whole("keep", keep, 1, "checkpoints"),
+            whole("keep_best", keep_best, 0, "checkpoints"),
+            None if monitor is None else Monitor(monitor, mode),
+        )
         self._overwrite = switch("overwrite", overwrite)
-        self._measured: tuple[int, float] | None = None
-        self._saved_at: tuple[int, int] | None = None
-        self._latest = 0.0
-        self._writer: ThreadPoolExecutor | None = None
-        self._writing: Future[None] | None = None
+        self._folder = Folder(self.directory)
+        self._run: Saving | None = None
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.directory)!r})"
@@ -125,9 +119,9 @@ class Checkpoint(Saver):
             ValueError: `which` is "best" and there is no `monitor`.
             CheckpointError: `which` is "best" and no checkpoint has a value of `monitor`.
         """
-        folder = self._folder if self._lock is not None else Folder(self.directory)
+        folder = Folder(self.directory) if self._run is None else self._folder
         found = self._find(which, folder)
-        saved = [] if found is not None or self._lock is not None else folder.saved()
+        saved = [] if found is not None or self._run is not None else folder.saved()
         if saved:
             raise CheckpointError(
                 f"{str(self.directory)!r} has {len(saved)} checkpoints, and none has a value of "
@@ -142,71 +136,68 @@ class Checkpoint(Saver):
                 f"{self!r} does not know which checkpoint is best: write "
                 f'`Checkpoint({str(self.directory)!r}, monitor="val/loss")`'
             )
-        self._wait()
-        if self._lock is None and folder.has_left():
+        if self._run is not None:
+            self._run.wait()
+        elif folder.has_left():
             with (
                 suppress(CheckpointError, OSError),  # another process writes, and will clean up
                 closing(FolderLock(folder.path, self, _clash)),
             ):
                 folder.settle()
-        saved = self._of_this_run(folder.saved(strict=True))
-        ranked = saved if which == "last" else self._ranked(saved)[::-1]
-        return ranked[-1].path if ranked else None
-
-    def _of_this_run(self, saved: list[Saved]) -> list[Saved]:
-        """The checkpoints without those of an overwritten run, which may not be removed yet."""
-        first = self._first if self._lock is not None else 0
-        first = max([first, *(s.first for s in saved[-1:])])
-        return [s for s in saved if s.serial >= first]
+        saved = folder.saved(strict=True)
+        own = of_newest_run(saved) if self._run is None else self._run.of_this_run(saved)
+        newest_last = own if which == "last" else self._retention.best_first(own)[::-1]
+        return newest_last[-1].path if newest_last else None
 
     def on_fit_start(self, record: Record) -> None:
         """Locks the folder, removes half-written checkpoints, and checks for an earlier run."""
         if record.mode != "train":
             return
-        if self._monitor is not None:
-            self._monitor.check(record, type(self).__name__)
-        self._release()
+        if self._retention.monitor is not None:
+            self._retention.monitor.check(record, type(self).__name__)
+        self._close()  # a run whose `on_exception` a second Ctrl-C cut short
         self._folder = Folder(self.directory.absolute())
         checkpoint.check_writable(self._folder.path / ".new", repr(self))
-        self._lock = FolderLock(self._folder.path, self, _clash)
-        self._folder.settle()
-        self._measured, self._saved_at, self._latest = None, None, time.monotonic()
+        with ExitStack() as held:
+            lock = held.enter_context(closing(FolderLock(self._folder.path, self, _clash)))
+            self._folder.settle()
+            self._check_empty(record)
+            self._run = Saving(self._folder, lock, self._retention, record)
+            held.pop_all()  # from here, the run closes the lock
+
+    def _check_empty(self, record: Record) -> None:
+        """Raises if a new run would write between the checkpoints of an earlier one."""
         there = self._folder.saved()
-        self._first = there[-1].first if there else 0
-        self._serial = there[-1].serial + 1 if there else 0
-        if record.step == 0 and there:
-            if not self._overwrite:
-                raise CheckpointError(
-                    f"{self.directory} has the checkpoints of another run, up to "
-                    f'{there[-1].path.name}. Continue it with `fit(..., resume="last")`, give '
-                    f"this run another folder, or write `overwrite=True` to remove them"
-                )
-            self._first = self._serial
+        if record.step == 0 and there and not self._overwrite:
+            raise CheckpointError(
+                f"{self.directory} has the checkpoints of another run, up to "
+                f'{there[-1].path.name}. Continue it with `fit(..., resume="last")`, give '
+                f"this run another folder, or write `overwrite=True` to remove them"
+            )
 
     def on_step_end(self, record: Record) -> None:
         """Saves every `every` steps."""
         if record.mode == "train":
-            self._save(record, is_closed=False)
+            self._saving().save(record, is_closed=False)
 
     def on_call_end(self, record: Record) -> None:
         """Saves if `minutes` have passed, or a signal ends the run."""
         if record.mode != "train":
             return
-        elapsed = time.monotonic() - self._latest
-        is_due = self._minutes is not None and elapsed >= 60 * self._minutes
+        run = self._saving()
+        is_due = self._minutes is not None and run.seconds >= 60 * self._minutes
         if is_due or record.interrupted:
-            self._save(record, is_closed=False)
+            run.save(record, is_closed=False)
         if record.interrupted:  # the process may exit next, so the write must finish
-            self._wait()
+            run.wait()
 
     def on_epoch_end(self, record: Record) -> None:
         """Reads the monitored metric, and saves every `every_epochs` epochs."""
-        value = None if self._monitor is None else self._monitor.value(record)
-        if value is not None:
-            self._measured = record.step, value
+        if self._run is not None:  # else it is an evaluation outside of `fit`
+            self._run.measure(record)
         due = self._every_epochs is not None and (record.epoch + 1) % self._every_epochs == 0
         if record.mode == "train" and due:
-            self._save(record, is_closed=True)
+            self._saving().save(record, is_closed=True)
 
     def on_fit_end(self, record: Record) -> None:
         """Waits for the last write."""
@@ -218,70 +209,19 @@ class Checkpoint(Saver):
         if record.mode == "train":
             self._close()
 
-    def _save(self, record: Record, *, is_closed: bool) -> None:
-        """Submits a snapshot to the writer thread, after the write before it."""
-        moment = record.step, int(is_closed)
-        # Two conditions may ask for the same step, such as `every` and `minutes`.
-        if self._saved_at is not None and moment <= self._saved_at:
-            return
-        self._wait()
-        snapshot = record.snapshot
-        measured = self._measured is not None and self._measured[0] == record.step
-        value = self._measured[1] if measured and self._measured else None
-        if self._writer is None:
-            self._writer = ThreadPoolExecutor(1, thread_name_prefix="solstice-checkpoint")
-        self._writing = self._writer.submit(self._write, snapshot, record.step, value)
-        self._saved_at, self._latest = moment, time.monotonic()
-
-    def _write(self, snapshot: Snapshot, step: int, value: float | None) -> None:
-        """Writes a checkpoint and removes old ones; runs in the thread."""
-        about = {
-            "serial": self._serial,
-            "first": self._first,
-            "value": None if value is None or math.isnan(value) else value.hex(),
-            "monitor": self.monitor,
-        }
-        note = {**snapshot.note, "checkpoint": about}
-        checkpoint.save(self._folder.path / f"step-{step}", snapshot.experiment, note=note)
-        self._serial += 1
-        self._rotate()
-
-    def _rotate(self) -> None:
-        there = self._folder.saved()
-        own = self._of_this_run(there)
-        stay = {*own[-self._keep :], *self._ranked(own)[: self._keep_best]}
-        for saved in there:
-            # A link means that the user has moved the checkpoint, so only `overwrite` removes it.
-            if saved not in stay and (saved not in own or not saved.path.is_symlink()):
-                checkpoint.remove(saved.path)
-
-    def _wait(self) -> None:
-        """Waits for the current write, and raises its error."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+    def _saving(self) -> Saving:
+        """The run that saves now."""
+        if self._run is None:
+            raise CheckpointError(
+                f"{self!r} saved another run within this one, and gave the folder up at its end: "
+                f"give each run a Checkpoint and a folder of its own"
+            )
+        return self._run
 
     def _close(self) -> None:
-        try:
-            self._wait()
-        finally:
-            if self._writer is not None:
-                self._writer.shutdown()
-                self._writer = None
-            self._release()
-
-    def _release(self) -> None:
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            lock.close()
-
-    def _ranked(self, saved: list[Saved]) -> list[Saved]:
-        """The checkpoints with a value of this monitor, best first; ties in order of writing."""
-        if self._monitor is None:
-            return []
-        valued = [(s.value, s) for s in saved if s.value is not None and s.monitor == self.monitor]
-        rank = self._monitor.rank
-        return [s for _, s in sorted(valued, key=lambda pair: (rank(pair[0]), pair[1].serial))]
+        run, self._run = self._run, None
+        if run is not None:
+            run.close()
 
 
 def _clash(one: Checkpoint, other: Checkpoint) -> str:

@@ -92,7 +92,7 @@ class _File(Logger):
         rows = self._lines()[self._head :]
         was = start.about.get("path")
         if len(rows) < start.rows and (not rows or was == str(self.path)):
-            self._rows = len(rows)
+            self._logged.count = len(rows)
             warn(
                 f"{self!r} has {len(rows):,} of the {start.rows:,} rows that the resumed run had "
                 f"written to {was!r}: the others will be missing. To keep them, restart with "

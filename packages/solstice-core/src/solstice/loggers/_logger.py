@@ -1,9 +1,7 @@
 """Logger: base class that writes rows in a thread, and resumes without duplicate rows."""
 
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +11,7 @@ from solstice._history_rows import MOMENT, column_of, metrics_in, read_rows, row
 from solstice._left_out import LeftOut
 from solstice._record import Record
 from solstice._schema import read
+from solstice._worker import Worker
 from solstice.loggers._names import Names
 
 
@@ -42,6 +41,20 @@ class _State:
     rows: int
     newest: list[dict[str, Any]]
     about: dict[str, Any]
+
+
+@dataclass
+class _Logged:
+    """The number of rows of a run, and the rows of its newest step."""
+
+    count: int = 0
+    newest: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def add(self, row: dict[str, Any]) -> None:
+        if self.newest and self.newest[-1]["step"] != row["step"]:
+            self.newest = []
+        self.newest.append(row)
+        self.count += 1
 
 
 class Logger(Callback):
@@ -82,10 +95,8 @@ class Logger(Callback):
         self._start = Start("more")
         self._is_open = False
         self._has_begun = False
-        self._rows = 0
-        self._newest: list[dict[str, Any]] = []
-        self._writer: ThreadPoolExecutor | None = None
-        self._writing: deque[Future[None]] = deque()
+        self._logged = _Logged()
+        self._worker = Worker("solstice-logger")
 
     @abstractmethod
     def open(self, start: Start) -> None:
@@ -122,7 +133,7 @@ class Logger(Callback):
         """Notes whether the run is new; `load_state_dict` changes this for a resumed one."""
         if record.mode == "train":
             self._start = Start("new", step=record.step)
-            self._rows, self._newest, self._has_begun = 0, [], False
+            self._logged, self._has_begun = _Logged(), False
         else:
             self._start = Start("more", step=record.step, about=self.about())
         self._left_out = LeftOut()
@@ -148,16 +159,17 @@ class Logger(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The number of rows and the newest ones; all of them are written before it returns."""
-        self._wait()
+        self._worker.wait()
         about = self.about() if self._has_begun else self._start.about
-        return {"rows": self._rows, "newest": self._newest, "about": about}
+        return {"rows": self._logged.count, "newest": self._logged.newest, "about": about}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues after these rows, if any was logged."""
         at = read(_State, state, f"{type(self).__name__}.state_dict()")
-        self._rows, self._newest = at.rows, read_rows(at.newest, "the state of a logger")
-        if self._rows or at.about:
-            self._start = Start("resumed", self._start.step, self._rows, self._newest, at.about)
+        newest = read_rows(at.newest, "the state of a logger")
+        self._logged = _Logged(at.rows, newest)
+        if at.rows or at.about:
+            self._start = Start("resumed", self._start.step, at.rows, newest, at.about)
 
     def log(self, row: dict[str, Any]) -> None:
         """`logger.log({**moment, "loss": 0.5})`: pass a row to the thread."""
@@ -177,36 +189,21 @@ class Logger(Callback):
         kept = {column_of(named[name]): value for name, value in kept.items()}
         row = {name: row[name] for name in MOMENT} | kept
         self._submit(self.write, row)
-        if self._newest and self._newest[-1]["step"] != row["step"]:
-            self._newest = []
-        self._newest.append(row)
-        self._rows += 1
+        self._logged.add(row)
 
     def _submit(self, task: Callable[..., None], *arguments: Any) -> None:
         if not self._is_open:
             self.open(self._start)
             self._is_open = self._has_begun = True
-            self._writer = ThreadPoolExecutor(1, thread_name_prefix="solstice-logger")
-        while self._writing and self._writing[0].done():
-            self._writing.popleft().result()
-        assert self._writer is not None
-        self._writing.append(self._writer.submit(task, *arguments))
-
-    def _wait(self) -> None:
-        """Waits until all rows are written, and raises an error of the thread."""
-        while self._writing:
-            self._writing.popleft().result()
+        self._worker.submit(task, *arguments)
 
     def _end(self, error: BaseException | None) -> None:
         if not self._is_open:
             return
         try:
-            self._wait()
+            self._worker.close()
         finally:
             self._is_open = False
-            if self._writer is not None:
-                self._writer.shutdown()
-            self._writing.clear()
             self.close(error)
 
 

@@ -1,0 +1,143 @@
+"""Saving: the checkpoints of one run, written in a thread, and which of them are kept."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from solstice import checkpoint
+from solstice._monitor import Monitor
+from solstice._record import Record, Snapshot
+from solstice._worker import Worker
+from solstice.callbacks._lock import FolderLock
+from solstice.callbacks._saved import Folder, Saved
+
+
+@dataclass(frozen=True)
+class Retention:
+    """`Retention(keep=2, keep_best=1, monitor=None)`: the checkpoints that a run keeps.
+
+    Attributes:
+        keep: number of newest ones.
+        keep_best: number of best ones in addition.
+        monitor: the metric that ranks them; None for no ranking.
+    """
+
+    keep: int
+    keep_best: int
+    monitor: Monitor | None
+
+    def best_first(self, saved: list[Saved]) -> list[Saved]:
+        """The checkpoints with a value of this monitor, best first; ties in order of writing."""
+        if self.monitor is None:
+            return []
+        name, rank = self.monitor.monitor, self.monitor.rank
+        valued = [(s.value, s) for s in saved if s.value is not None and s.monitor == name]
+        return [s for _, s in sorted(valued, key=lambda pair: (rank(pair[0]), pair[1].serial))]
+
+    def kept(self, saved: list[Saved]) -> set[Saved]:
+        """The newest and the best of the checkpoints of a run, which are given oldest first."""
+        return {*saved[-self.keep :], *self.best_first(saved)[: self.keep_best]}
+
+
+def of_newest_run(saved: list[Saved], first: int = 0) -> list[Saved]:
+    """The checkpoints, oldest first, without those of an overwritten run.
+
+    Args:
+        saved: all checkpoints of a folder; those of an overwritten run may not be removed yet.
+        first: the serial of the first checkpoint of a run that saves now.
+    """
+    first = max([first, *(s.first for s in saved[-1:])])
+    return [s for s in saved if s.serial >= first]
+
+
+class Saving:
+    """`Saving(folder, lock, retention, record)`: save one run into a folder, until `close`.
+
+    Args:
+        folder: the folder.
+        lock: the lock of the folder; `close` closes it.
+        retention: which checkpoints to keep.
+        record: the record of `on_fit_start`. A run from step 0 overwrites earlier ones.
+    """
+
+    def __init__(
+        self, folder: Folder, lock: FolderLock[Any], retention: Retention, record: Record
+    ) -> None:
+        there = folder.saved()
+        self._folder, self._lock, self._retention = folder, lock, retention
+        self._worker = Worker("solstice-checkpoint")
+        self._serial = there[-1].serial + 1 if there else 0
+        self._first = there[-1].first if there and record.step > 0 else self._serial
+        self._measured: tuple[int, float] | None = None
+        self._saved_at: tuple[int, int] | None = None
+        self._latest = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """The time since the newest checkpoint, or since the start."""
+        return time.monotonic() - self._latest
+
+    def of_this_run(self, saved: list[Saved]) -> list[Saved]:
+        """The checkpoints of this run, oldest first."""
+        return of_newest_run(saved, self._first)
+
+    def measure(self, record: Record) -> None:
+        """Reads the monitored metric at the end of an epoch, for a checkpoint of the same step."""
+        monitor = self._retention.monitor
+        value = None if monitor is None else monitor.value(record)
+        if value is not None:
+            self._measured = record.step, value
+
+    def save(self, record: Record, *, is_closed: bool) -> None:
+        """Submits a snapshot to the thread, after the write before it.
+
+        Args:
+            record: the moment to save.
+            is_closed: whether its epoch has ended.
+        """
+        moment = record.step, int(is_closed)
+        # Two conditions may ask for the same step, such as `every` and `minutes`.
+        if self._saved_at is not None and moment <= self._saved_at:
+            return
+        # A snapshot copies all weights: two that wait at once would take twice the memory.
+        self._worker.wait()
+        at, value = self._measured or (None, None)
+        self._worker.submit(
+            self._write, record.snapshot, record.step, value if at == record.step else None
+        )
+        self._saved_at, self._latest = moment, time.monotonic()
+
+    def _write(self, snapshot: Snapshot, step: int, value: float | None) -> None:
+        """Writes a checkpoint and removes old ones; runs in the thread."""
+        monitor = self._retention.monitor
+        about = {
+            "serial": self._serial,
+            "first": self._first,
+            "value": None if value is None or math.isnan(value) else value.hex(),
+            "monitor": None if monitor is None else monitor.monitor,
+        }
+        note = {**snapshot.note, "checkpoint": about}
+        checkpoint.save(self._folder.path / f"step-{step}", snapshot.experiment, note=note)
+        self._serial += 1
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        there = self._folder.saved()
+        own = self.of_this_run(there)
+        kept = self._retention.kept(own)
+        for saved in there:
+            # A link means that the user has moved the checkpoint, so only `overwrite` removes it.
+            if saved not in kept and (saved not in own or not saved.path.is_symlink()):
+                checkpoint.remove(saved.path)
+
+    def wait(self) -> None:
+        """Waits for the current write, and raises its error."""
+        self._worker.wait()
+
+    def close(self) -> None:
+        """Waits for the last write, raises its error, and releases the folder."""
+        try:
+            self._worker.close()
+        finally:  # after the last write, because the next owner removes half-written checkpoints
+            self._lock.close()
