@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import jax
@@ -56,7 +57,7 @@ class Block:
     def __len__(self) -> int:
         return self.size
 
-    @property
+    @cached_property  # because it is read at each step that a callback sees
     def num_examples(self) -> int:
         """Examples in each batch: the length of axis 0 of the first array that has one."""
         return next((x.shape[1] for x in _tree.leaves(self.stacked) if x.ndim > 1), 1)

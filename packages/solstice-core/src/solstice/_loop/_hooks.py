@@ -102,7 +102,8 @@ class Hooks:
         self.listeners = [callback for callback in callbacks if mode in callback.modes]
         self._at_start = _at_cadence("on_step_start", self.listeners)
         at_end = _at_cadence("on_step_end", self.listeners)
-        self._at_end = {p: [at for at in at_end if at[0].phase == p] for p in Phase}
+        # By the number of the phase: the hash of an enum is slow, at each step.
+        self._at_end = [[at for at in at_end if at[0].phase == p] for p in Phase]
         self._ends = tuple({every for _, every in at_end})
         self._remembering = {
             every

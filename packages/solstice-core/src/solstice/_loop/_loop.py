@@ -7,6 +7,8 @@ from solstice._callback import Phase
 from solstice._loop._run import Run
 from solstice._types import Outputs
 
+_PHASES = tuple(Phase)  # because iterating over an enum is slow, at each step
+
 
 def train(run: Run) -> None:
     """Trains until the limits of the run are reached, or a callback asks to stop."""
@@ -36,10 +38,10 @@ def evaluate(run: Run) -> dict[str, Any]:
         for call in calls:
             with run.hooks_of(call):
                 for step in run.due_steps(call):
-                    run.notify_step(step, *Phase)
+                    run.notify_step(step, *_PHASES)
             run.end_call(call)
     metrics = run.end_epoch()
-    run.notify_epoch_end(*Phase)
+    run.notify_epoch_end(*_PHASES)
     return metrics
 
 
@@ -50,8 +52,8 @@ def predict(run: Run) -> Iterator[Outputs]:
         for call in calls:
             with run.hooks_of(call):
                 for step in run.due_steps(call):
-                    run.notify_step(step, *Phase)
+                    run.notify_step(step, *_PHASES)
             yield from run.outputs_of(call)
             run.end_call(call)
     run.end_epoch()
-    run.notify_epoch_end(*Phase)
+    run.notify_epoch_end(*_PHASES)
