@@ -605,6 +605,50 @@ def test_a_trainer_may_run_again_after_a_stop_and_an_exception():
     assert trainer.fit(zero(), TRAIN).total == trainer.experiment.total == 12
 
 
+def test_predictions_that_end_within_fit_leave_its_experiment_the_newest():
+    ends = Callback()
+    trainer, seen = solstice.Trainer([ends]), []
+    predictions = trainer.predict(zero(), TRAIN)
+    next(predictions)
+
+    def ends_them(record):
+        predictions.close()
+        trainer.validate(zero(), VAL)
+        seen.append(float(trainer.experiment.total))
+
+    ends.modes, ends.on_epoch_end = ("train",), ends_them
+    assert trainer.fit(zero(), TRAIN).total == trainer.experiment.total == 12
+    assert seen == [12]
+
+
+def test_predictions_that_begin_within_fit_may_end_after_it():
+    begins, held = Callback(), []
+    trainer = solstice.Trainer([begins])
+
+    def begins_them(record):
+        held.append(trainer.predict(zero(), TRAIN))
+        next(held[0])
+
+    begins.modes, begins.on_epoch_end = ("train",), begins_them
+    assert trainer.fit(zero(), TRAIN).total == trainer.experiment.total == 12
+    assert len(list(held[0])) == len(TRAIN) - 1
+    assert trainer.experiment.total == 12
+    trainer.validate(zero(), VAL)
+    assert trainer.experiment.total == 0
+
+
+def test_a_fit_within_fit_needs_another_trainer():
+    fits = Callback()
+    trainer, inner = solstice.Trainer([fits]), solstice.Trainer()
+    fits.modes = ("train",)
+    fits.on_epoch_end = lambda record: trainer.fit(zero(), VAL)
+    with pytest.raises(RuntimeError, match=r"is training already.*solstice\.Trainer\(\)\.fit"):
+        trainer.fit(zero(), TRAIN)
+    assert trainer.history.names() == ["train/mean"]
+    fits.on_epoch_end = lambda record: inner.fit(zero(), VAL)
+    assert trainer.fit(zero(), TRAIN).total == trainer.experiment.total == 12
+
+
 # Callbacks that cannot be used
 
 

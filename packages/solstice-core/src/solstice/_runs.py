@@ -34,22 +34,40 @@ class Runs:
             self.newest = self.newest or Ended(experiment, "the run ended before its first step")
             raise
 
+    def check_idle(self) -> None:
+        """Refuses a `fit` within `fit`, whose rows and callbacks would be those of both runs.
+
+        Raises:
+            RuntimeError: a training run goes on.
+        """
+        if self._training is not None:
+            raise RuntimeError(
+                "this Trainer is training already, and its history and callbacks belong to that "
+                "run: a callback that trains needs its own, `solstice.Trainer().fit(...)`"
+            )
+
     @contextmanager
     def running(self, run: Run) -> Generator[None, None, None]:
-        """Within, a run is the newest of this Trainer."""
-        outer, before = self._training, self.newest
-        self.newest, self._training = run, run if run.state.trains else outer
+        """Within, a run goes on. It is the newest, unless it is an evaluation within `fit`.
+
+        Runs need not end in the order of their start, because `predict` is an iterator.
+        """
+        before = self.newest
+        if self._training is None:
+            self.newest = run
+        if run.state.trains:
+            self._training = run
         try:
             with ended(run):
                 yield
         except BaseException:
-            if not run.has_begun:  # a run that failed before its first epoch
-                self.newest = before or run
+            # A run that failed before its first epoch leaves `trainer.experiment` unchanged.
+            if not run.has_begun and before is not None and self.newest is run:
+                self.newest = before
             raise
         finally:
             if self.newest is run:
                 self.newest = Ended.of(run)
-            if outer is not None:  # a callback called the Trainer in the middle of `fit`
-                self.newest = outer
-            self._training = outer
+            if self._training is run:
+                self._training = None
             run.stages.close()

@@ -194,8 +194,10 @@ class Trainer:
                 `strict_resume` refuses it.
             DataError: a data set or a batch cannot be used, or a one-shot iterator is exhausted.
             ExperimentError: a step breaks the contract of its return value.
+            RuntimeError: this Trainer is training already.
         """
         _check_experiment(experiment)
+        self._runs.check_idle()
         options = self._options
         limits = options.limits(num_epochs, max_steps)
         source = options.training_source(train_ds, batch_size, limits.num_epochs)
