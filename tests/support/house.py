@@ -16,7 +16,8 @@ from pathlib import Path
 
 FLOORS = (
     "_arguments _batch _better _console _errors _finite _hints _hooks _left_out _numbers _paths "
-    "_picture _plain _rates _replace _schema _stored _sums _text_table _tree _types",
+    "_picture _plain _rates _replace _schema _stored _sums _text_table _tree _types "
+    "_worker",
     "_callback _compiles _experiment _history_rows _metrics _monitor _record _saver data",
     "_engine _sources",
     "_loop",
@@ -130,9 +131,9 @@ def climbs() -> list[str]:
         found += [
             f"{module.name} imports {other}"
             for other in sorted(visitor.found)
-            if floor[other] > floor[unit]
+            if floor.get(other, 0) > floor.get(unit, 0)
         ]
-    return found
+    return [*found, *(f"{unit} has no floor" for unit in {*map(unit_of, modules())} - {*floor})]
 
 
 def folder_cycles() -> list[tuple[str, str]]:
