@@ -33,7 +33,7 @@ def class_hint(labels: object) -> str:
     return _rows_hint(code, array) if array.ndim == 2 else _integers_hint(code, array)
 
 
-def class_range_hint(labels: object, num_classes: int) -> str:
+def class_range_hint(labels: AnyArray, num_classes: int) -> str:
     """How to bring integers outside [0, num_classes) inside."""
     values = np.unique(labels)
     bad = values[(values < 0) | (values >= num_classes)]
@@ -141,7 +141,7 @@ def third_part_hint(part: object) -> str:
     return _WEIGHTS if hint == _WEIGHTS else around
 
 
-def pair_hint(scores: object, labels: object, from_logits: bool = False) -> str:
+def pair_hint(scores: object, labels: Any, from_logits: bool = False) -> str:
     """How to convert scores and labels to shape [n]."""
     code, one = _flat(*_form("scores", scores))
     if one is not None and one.ndim == 2 and one.shape[1] == 2:
@@ -154,7 +154,7 @@ def pair_hint(scores: object, labels: object, from_logits: bool = False) -> str:
     return f". Write `{code}` for the scores{hint}" if code != "scores" else hint
 
 
-def predictions_hint(preds: object, labels: object) -> str:
+def predictions_hint(preds: object, labels: Any) -> str:
     """How to convert predictions and labels to shape [n]."""
     code, one = _flat(*_form("preds", preds))
     if one is None or one.ndim not in (1, 2) or one.shape[:1] != np.shape(labels)[:1]:

@@ -185,7 +185,7 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> object:
     return np.asarray(value).item() if np.ndim(value) == 0 else np.asarray(value)
 
 

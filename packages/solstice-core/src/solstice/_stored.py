@@ -100,7 +100,8 @@ def from_stored(stored: Stored, like: Any) -> object:
     # What is committed to no device goes to where a step has its other arrays, and so must stay.
     sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
     if stored.kind == "key":
-        key = jax.random.wrap_key_data(jnp.asarray(array), impl=stored.impl)
+        data = jnp.asarray(array)
+        key: jax.Array = cast("Any", jax.random).wrap_key_data(data, impl=stored.impl)
         return key if sharding is None else jax.device_put(key, sharding)
     if stored.kind == "array":
         if getattr(like, "weak_type", False) and array.ndim == 0:

@@ -55,7 +55,7 @@ def is_key(leaf: AnyArray | np.generic) -> TypeGuard[Array]:
 
 def _as_key(data: Array, like: Array) -> Array:
     # `jax.device_put(key, may_alias=False)` shares the memory of a key on several devices.
-    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
+    return cast("Any", jax.random).wrap_key_data(data, impl=jax.random.key_impl(like))
 
 
 def _copy_of_shards(x: Array) -> Array:

@@ -60,7 +60,7 @@ def checksum(array: np.ndarray[Any, Any]) -> str:
     """The SHA-256 of an array's bytes, dtype and shape."""
     digest = hashlib.sha256(f"{array.dtype.name} {list(array.shape)} ".encode())
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    digest.update(memoryview(flat))
+    digest.update(flat.data)
     return digest.hexdigest()
 
 

@@ -102,7 +102,7 @@ class TensorBoard(Logger):
         """The name with letters, digits and `_-./` only; tensorboardX would change it silently."""
         return _REFUSED.sub("_", metric)
 
-    def takes(self, value: object) -> bool:
+    def takes(self, value: Any) -> bool:
         """Whether the value is a number or an array of one to four axes."""
         return is_number(value) or 1 <= np.ndim(value) <= 4
 

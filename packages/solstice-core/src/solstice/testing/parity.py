@@ -153,7 +153,7 @@ def _compare(first: str, expected: _Run, name: str, found: _Run, tolerance: floa
                 )
 
 
-def _close(one: object, other: object, tolerance: float) -> bool:
+def _close(one: Any, other: Any, tolerance: float) -> bool:
     if isinstance(one, str):
         return one == other
     return np.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True)
