@@ -8,7 +8,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, ShapeDtypeStruct
 from jax.typing import ArrayLike
 
 from solstice import _tree
@@ -122,8 +122,9 @@ def total_from(saved: Mapping[str, ArrayLike], traced: Traced, grows: bool) -> P
     return total if grows else pack(total)
 
 
-def _zeros(like: Any) -> np.ndarray:
-    return np.zeros(like.shape, like.dtype)
+def _zeros(like: ShapeDtypeStruct) -> np.ndarray[Any, Any]:
+    dtype: Any = like.dtype
+    return np.zeros(like.shape, dtype)
 
 
 def _types(tree: PyTree) -> tuple[Structure, list[object]]:
