@@ -60,8 +60,14 @@ class Doubling(solstice.Experiment):
         return self, {"sum": sum(part.sum() for part in self.parts) * batch}
 
 
+class CheckedDoubling(Doubling):
+    def check_batch(self, batch: Any) -> None:
+        assert len(self.parts) == 10
+
+
+@pytest.mark.parametrize("kind", [Doubling, CheckedDoubling])
 @pytest.mark.parametrize("val", [None, [np.float32(1)]], ids=["alone", "with validation"])
-def test_there_are_never_three_states(monkeypatch: pytest.MonkeyPatch, val: Any):
+def test_there_are_never_three_states(monkeypatch: pytest.MonkeyPatch, val: Any, kind: Any):
     """The one given, which stays valid, and the newest: a copy of it replaces it part by part."""
     held: list[int] = []
     copies = _tree.copies
@@ -73,7 +79,7 @@ def test_there_are_never_three_states(monkeypatch: pytest.MonkeyPatch, val: Any)
 
     part = jnp.ones(2**20)
     before = sum(x.nbytes for x in jax.live_arrays()) - part.nbytes
-    start = Doubling([part + index for index in range(10)])
+    start = kind([part + index for index in range(10)])
     del part
     monkeypatch.setattr(_tree, "copies", and_look)
     trained = solstice.Trainer().fit(start, [np.float32(2)] * 3, val, num_epochs=3)
@@ -81,3 +87,22 @@ def test_there_are_never_three_states(monkeypatch: pytest.MonkeyPatch, val: Any)
     assert max(held) - before < 2.2 * 10 * 4 * 2**20
     assert [float(part[0]) for part in start.parts] == [*range(1, 11)]
     assert [float(part[0]) for part in trained.parts] == [512.0 * n for n in range(1, 11)]
+
+
+def test_a_check_of_batches_may_read_arrays():
+    read: list[tuple[float, float]] = []
+
+    class Reads(Doubling):
+        def check_batch(self, batch: Any) -> None:
+            read.append((float(self.parts[0]), float(batch)))
+            if batch > 3:
+                raise ValueError("too large")
+
+    start = Reads([jnp.ones(())])
+    batches = [np.float32(2), np.float32(3)]
+    solstice.Trainer(steps_per_call=1).fit(start, batches, num_epochs=2)
+    assert read == [(1, 2), (1, 3), (6, 2), (6, 3)]  # the arrays at the start of each epoch
+    with pytest.raises(ValueError, match="too large") as caught:
+        solstice.Trainer().fit(start, [*batches, np.float32(4)])
+    assert caught.value.__context__ is None
+    assert "after step 2" in caught.value.__notes__[-1]

@@ -11,6 +11,7 @@ from solstice._callback import Phase
 from solstice._compiles import compiled_so_far, reasons
 from solstice._engine import Block, BlockOutputs, Feeder, Guard, end_if_asked
 from solstice._experiment import Experiment, overrides
+from solstice._loop._batch_check import BatchCheck, hollow
 from solstice._loop._cadence import Cadence, cadence_of
 from solstice._loop._explain import explanation
 from solstice._loop._hooks import Hooks
@@ -65,6 +66,7 @@ class Run:
         self._limits = limits or Limits()
         self._validation = validation
         self._nested = hooks.nested() if validation else None
+        self._hollow: Experiment | None = None  # made once, because it takes a copy of each array
 
     @property
     def experiment(self) -> Experiment:
@@ -289,7 +291,12 @@ class Run:
         has_check = overrides(self.stage.stepper.kind, "check_batch")
         if self.state.at.mode == "predict" or not has_check:
             return _accept
-        return self.state.experiment.check_batch
+        experiment = self.state.experiment
+        if not self.state.trains:
+            return experiment.check_batch
+        if self._hollow is None:
+            self._hollow = hollow(experiment)
+        return BatchCheck(self.state, self._hollow)
 
 
 def _accept(batch: Batch) -> None:
