@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array, ShapeDtypeStruct
 
 from solstice import _tree
+from solstice._arguments import is_deleted
 from solstice._batch import arrays_of, describe_batch, is_traced
 from solstice._engine._eager import line_of
 from solstice._engine._pack import as_jax, unpack
@@ -108,7 +109,8 @@ def _stacked(batches: Batch) -> Batch:
     if isinstance(batches, list | Iterator):
         raise DataError(
             f"batches must be stacked, one array for each leaf; they are a "
-            f"{type(cast('object', batches)).__name__} of batches. Write {_STACK}"
+            f"{type(cast('object', batches)).__name__} of batches. Write {_STACK}, and "
+            f"`tuple(...)` around it if a batch is a list itself"
         )
     arrays = arrays_of(_tree.map(_as_array, batches))
     lengths = {np.shape(leaf)[:1] for leaf in _tree.leaves(arrays)}
@@ -123,9 +125,14 @@ def _stacked(batches: Batch) -> Batch:
 
 
 def _as_array(leaf: Any) -> Any:
-    """Numbers and tensors as arrays of NumPy; text, which no step sees, unchanged."""
-    ready: Any = Array | np.ndarray | str | bytes
-    return leaf if isinstance(leaf, ready) else np.asarray(leaf)
+    """Numbers and tensors as arrays of NumPy; others, such as text, unchanged: no step sees them.
+
+    A data set is not an array, though NumPy could make one of its batches.
+    """
+    if is_deleted(leaf):
+        raise DataError(f"an array of batches, of shape {list(leaf.shape)}, has been deleted")
+    is_data = hasattr(leaf, "__array__") or isinstance(leaf, int | float | complex)
+    return np.asarray(leaf) if is_data and not isinstance(leaf, Array) else leaf
 
 
 def _first(stacked: Batch) -> Batch:
