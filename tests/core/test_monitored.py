@@ -123,6 +123,25 @@ def test_what_there_is_may_be_monitored(kind, name, mode):
     assert stopping.best is not None
 
 
+@pytest.mark.parametrize(
+    ("make", "modes", "words"),
+    [
+        (EarlyStopping, ("val",), "without 'train', and it starts with `fit`"),
+        (EarlyStopping, ("train",), "without 'val', and it monitors 'val/loss'"),
+        (EarlyStopping, ("test",), "without 'val'"),
+        (Checkpoint, ["val", "test"], "without 'train', and it saves the training"),
+    ],
+)
+def test_modes_without_what_a_callback_needs_are_refused(make, modes, words, tmp_path):
+    callback = make("val/loss" if make is EarlyStopping else tmp_path / "a")
+    callback.modes = modes
+    experiment = Mean(lambda batch: {"loss": jnp.mean(batch)})
+    with pytest.raises(ValueError, match=rf'{words}.*write `modes = \("train".*"\)`'):
+        Trainer([callback]).fit(experiment, BATCHES, BATCHES)
+    callback.modes = ("train", "val", "test")
+    Trainer([callback]).fit(experiment, BATCHES, BATCHES)
+
+
 def test_an_array_is_refused_before_the_first_step():
     assert "array of 1 axes" in refused(EarlyStopping("val/rows"), OUTS["beside"])
 

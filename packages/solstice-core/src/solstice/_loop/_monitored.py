@@ -17,6 +17,7 @@ from solstice._engine import PROGRAMS, Traced, metrics_like, unpack
 from solstice._loop._hooks import overrides_hook
 from solstice._metrics import Metrics, by_name
 from solstice._monitor import no_metric, no_scalar
+from solstice._types import MODES
 
 _STEPS = {"train": "train_step", "val": "eval_step"}
 
@@ -45,8 +46,10 @@ def check_monitors(callbacks: Sequence[Callback], steps: Mapping[str, object]) -
 
     Raises:
         KeyError: there is no such metric; the message lists the metrics.
-        ValueError: the metric is an array.
+        ValueError: the metric is an array, or a callback does not see it.
     """
+    for callback in callbacks:
+        _check_modes(callback)
     watched = [c for c in callbacks if isinstance(_asked(c, "monitor"), str) or _asked(c, "_only")]
     if not watched:
         return
@@ -60,6 +63,26 @@ def check_monitors(callbacks: Sequence[Callback], steps: Mapping[str, object]) -
             _check(callback, mode, name, expected)
         if not measured:
             _check_only(callback, there)
+
+
+def _check_modes(callback: Callback) -> None:
+    """Refuses `modes` without one that a callback needs, because its hooks would not be called."""
+    needed = dict[str, str]()
+    mode = str(_asked(callback, "monitor")).partition("/")[0]
+    if mode in _STEPS:
+        needed[mode] = f"monitors {_asked(callback, 'monitor')!r}"
+        if overrides_hook(callback, "on_fit_start"):
+            needed.setdefault("train", "starts with `fit`")
+    if callback.saves:
+        needed.setdefault("train", "saves the training")
+    missing = next((mode for mode in needed if mode not in callback.modes), None)
+    if missing is not None:
+        modes = tuple(mode for mode in MODES if mode in {*callback.modes, *needed})
+        line = f"modes = {modes}".replace("'", '"')
+        raise ValueError(
+            f"{type(callback).__name__}.modes is {tuple(callback.modes)}, without {missing!r}, and "
+            f"it {needed[missing]}: write `{line}`"
+        )
 
 
 def _asked(callback: Callback, name: str) -> Any:
