@@ -47,8 +47,8 @@ class Metrics(eqx.Module):
     def merge(self, other: Any, /) -> Self:
         """`total = total.merge(batch_metrics)`: the metrics of both sets of examples.
 
-        `other` is of the same class.
-        Must be associative, and work under `jax.jit`, in `jax.lax.scan` and on the host.
+        `other` is of the same class. `merge` must be associative, and work under `jax.jit`, in
+        `jax.lax.scan` and on the host.
         """
 
     @abstractmethod

@@ -26,7 +26,7 @@ _STACK = "`jax.tree.map(lambda *x: jnp.stack(x), *batches)`"
 
 
 def run_steps(experiment: _E, batches: Batch) -> tuple[_E, Metrics | None]:
-    """`exp, metrics = solstice.run_steps(exp, batches)`: a `train_step` for each stacked batch.
+    """`exp, metrics = solstice.run_steps(exp, batches)`: one `train_step` per stacked batch.
 
     ```python
     batches = jax.tree.map(lambda *x: jnp.stack(x), *list_of_batches)
@@ -41,13 +41,13 @@ def run_steps(experiment: _E, batches: Batch) -> tuple[_E, Metrics | None]:
     a `jax.checkpoint`, so that a gradient stores only the states between steps. `check_batch` and
     callbacks are not called.
 
-    An Experiment usually holds functions, so `jax.jit` refuses it as an argument or a result: write
+    `jax.jit` refuses an Experiment with functions or texts among its leaves: write
     `eqx.filter_jit(solstice.run_steps)`.
 
     Args:
         experiment: the Experiment before the first step. It is not changed, and stays valid.
-        batches: a batch whose arrays have one more axis in front, of the length of the number of
-            batches. Steps see None in place of text.
+        batches: a batch whose arrays have one more axis in front: axis 0 is the number of steps.
+            Steps see None in place of text.
 
     Returns:
         The Experiment after the last step, and its metrics: merged over the steps as by a Trainer,

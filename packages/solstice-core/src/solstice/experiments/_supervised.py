@@ -52,8 +52,8 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
     ```
 
     The ready-made Experiments with one loss are built on it, and those of other packages can be.
-    Its steps are final: to change what is learnt, write a `Task`. A kind of its own is a subclass
-    with an `__init__` that creates the task:
+    Its steps are final: to change the loss or the metrics, write a `Task`. For a new kind of
+    Experiment, write a subclass with an `__init__` that creates the task:
 
     ```python
     class RankingExperiment(SupervisedExperiment[Ranking]):

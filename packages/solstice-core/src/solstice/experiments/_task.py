@@ -83,7 +83,7 @@ class Task(eqx.Module):
         """`task.check_values(batch, mask)`: raise a `DataError` for invalid values. Optional.
 
         It runs on the host, for every batch, before the step, so it should be cheap. Arguments are
-        those of `split`; `solstice.experiments.counted` gives the targets that count.
+        those of `split`; `solstice.experiments.counted(targets, mask)` has the unmasked targets.
         """
         del batch, mask
 
@@ -102,14 +102,14 @@ class Task(eqx.Module):
     def losses(self, outputs: ModelOutputs, targets: Targets, mask: Array) -> Array:
         """`losses = task.losses(outputs, targets, mask)`: shape [n, ...], not averaged.
 
-        The user's `loss` replaces it. `mask` is boolean: that of `split`, or of shape [n] and true.
+        The user's `loss` replaces it. `mask` is boolean: that of `split`, or all True of shape [n].
         """
 
     def weights(self, targets: Targets, mask: AnyArray | None, losses: Array) -> AnyArray | None:
         """`weights = task.weights(targets, mask, losses)`: the weight of each loss. Optional.
 
-        The loss is the weighted mean. Weights have the first axes of the losses, and hold for all
-        others; None gives all losses the same weight. By default, the mask is the weight.
+        The loss is the weighted mean. Weights have the first axes of the losses, and are broadcast
+        over the rest; None gives all losses the same weight. By default, they are the mask.
         """
         del targets, losses
         return mask
