@@ -358,6 +358,8 @@ def test_what_was_not_asked_for_is_not_there_and_the_error_says_what_to_write(as
     for other in set(NEEDS) - {asked}:
         with pytest.raises(AttributeError, match=rf'write `needs = \("{other}",\)`'):
             getattr(record, other)
+    with pytest.raises(AttributeError, match="Only `on_compile` has it"):
+        _ = record.compilation
 
 
 def test_the_other_moments_have_what_they_have_unasked():

@@ -560,3 +560,15 @@ def test_a_check_of_a_path_says_what_saving_would(tmp_path):
             with pytest.raises(CheckpointError) as caught:
                 saves(tmp_path / path, *([run()] if saves is checkpoint.save else ["Mine"]))
         assert words in str(caught.value)
+
+
+def test_an_experiment_without_values_is_refused_with_the_way_to_give_them(tmp_path):
+    def make():
+        net = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+        return solstice.ClassificationExperiment(net, Sgd(), num_classes=2)
+
+    batch = np.zeros((4, 2), np.float32), np.zeros(4, int)
+    checkpoint.save(tmp_path / "a", make().setup(batch))
+    with pytest.raises(CheckpointError, match=r"no values yet: `like=exp\.setup\(batch\)`"):
+        checkpoint.load(tmp_path / "a", like=make())
+    checkpoint.load(tmp_path / "a", like=make().setup(batch))

@@ -195,6 +195,23 @@ def test_a_monitor_without_its_mode_is_told_how_to_be_named(monitor):
 
 
 @pytest.mark.parametrize(
+    ("monitor", "meant"),
+    [
+        ("accuracy", "val/accuracy"),
+        ("val_loss", "val/loss"),
+        ("valid_loss", "val/loss"),
+        ("validation_loss", "val/loss"),
+        ("training_loss", "train/loss"),
+        ("value_error", "val/value_error"),
+    ],
+)
+def test_a_name_of_another_library_is_answered_with_ours(monitor, meant):
+    with pytest.raises(ValueError, match=f"Write '{meant}'$"):
+        EarlyStopping(monitor)
+    EarlyStopping(meant)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"mode": "auto"}, 'mode must be "min" or "max"; it is \'auto\''),

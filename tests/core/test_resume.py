@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -410,6 +411,14 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_good(whole, tmp_path
     same(run(tmp_path / "a", resume=tmp_path / "a" / "step-9"), whole())
 
 
+def test_a_folder_of_checkpoints_is_answered_with_the_newest(tmp_path):
+    for name in ("step-9", "step-10", ".step-11.new"):
+        checkpoint.save(tmp_path / name, {"w": np.zeros(1)})
+    newest = re.escape(repr(str(tmp_path / "step-10")))
+    with pytest.raises(CheckpointError, match=rf"no manifest\.json\. It has.*{newest}$"):
+        checkpoint.load(tmp_path, like={"w": np.zeros(1)})
+
+
 def test_resuming_needs_something_to_resume(tmp_path):
     ds = batches((X, Y), 5)
     with pytest.raises(ValueError, match="asks a Checkpoint callback, and there is none"):
@@ -418,6 +427,8 @@ def test_resuming_needs_something_to_resume(tmp_path):
         solstice.Trainer([Checkpoint(tmp_path)]).fit(experiment(), ds, resume="best")
     with pytest.raises(CheckpointError, match="is not a checkpoint: it has no manifest"):
         solstice.Trainer().fit(experiment(), ds, resume=tmp_path / "nothing")
+    with pytest.raises(TypeError, match='resume must be "last", "best" or a path; it is True'):
+        solstice.Trainer().fit(experiment(), ds, resume=True)
     exp = experiment().setup((X, Y))
     checkpoint.save(tmp_path / "weights", exp)
     with pytest.raises(CheckpointError, match="is not a checkpoint of a run"):

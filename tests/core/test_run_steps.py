@@ -221,6 +221,15 @@ def test_batches_that_are_not_stacked_are_refused(batches: Any, message: str):
         solstice.run_steps(start(), batches)
 
 
+def test_a_single_batch_is_refused_with_the_line_that_stacks():
+    net = eqx.nn.Linear(5, 2, key=jax.random.key(0))
+    batch = X[0], np.zeros(8, int)
+    exp = solstice.ClassificationExperiment(net, optax.sgd(0.1), num_classes=2).setup(batch)
+    with pytest.raises(solstice.DataError) as info:
+        solstice.run_steps(exp, batch)
+    assert "stacked batches: `jax.tree.map(lambda *x: jnp.stack(x)" in info.value.__notes__[-1]
+
+
 def test_the_line_of_the_error_stacks_a_list():
     exp, _ = solstice.run_steps(start(), stacked(LIST))
     assert bits(exp) == bits(solstice.run_steps(start(), (X, Y))[0])

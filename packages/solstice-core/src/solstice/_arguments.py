@@ -119,18 +119,6 @@ def choice(name: str, value: object, allowed: Collection[_S]) -> _S:
     raise ValueError(_message(name, f"{', '.join(others)} or {last}", value))
 
 
-def monitored(monitor: object) -> tuple[str, str]:
-    """`monitored("val/loss") == ("val", "loss")`: the mode and the name of a metric.
-
-    Raises:
-        ValueError: the name has another form.
-    """
-    split, _, metric = monitor.partition("/") if isinstance(monitor, str) else ("", "", "")
-    if split not in ("train", "val") or not metric:
-        raise ValueError(_message("monitor", 'named as in "train/loss" or "val/loss"', monitor))
-    return split, metric
-
-
 def text(name: str, value: object, such_as: str) -> str:
     """`text("metric", metric, "loss")`: non-empty text.
 

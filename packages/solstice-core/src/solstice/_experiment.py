@@ -99,10 +99,13 @@ def check_experiment(experiment: Any) -> None:
             f"experiment must be an Experiment; it is the class {kind}: write `{kind}(...)`"
         )
     if not isinstance(experiment, Experiment):
-        raise TypeError(
-            f"experiment must be a solstice.Experiment; it is a {kind}. Write "
-            f"`class {kind}(solstice.Experiment)` with train_step and eval_step"
+        advice = (
+            f"Write `class {kind}(solstice.Experiment)`"
+            if hasattr(experiment, "train_step")
+            else "It is the first argument: `solstice.ClassificationExperiment(model, optimizer)`, "
+            "another ready-made one, or a class of your own"
         )
+        raise TypeError(f"experiment must be a solstice.Experiment; it is a {kind}. {advice}")
     if any(is_deleted(leaf) for leaf in _tree.leaves(experiment)):
         for path, leaf in _tree.leaves_by_path(experiment):
             check_alive(f"`{path}` of the {kind} that is the experiment", leaf)

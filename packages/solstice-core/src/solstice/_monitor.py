@@ -2,12 +2,13 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from solstice._arguments import monitored
+from solstice._arguments import shown
 from solstice._better import Direction, better
 from solstice._record import Record
 
@@ -52,7 +53,7 @@ class Monitor:
     mode: Direction
 
     def __init__(self, monitor: str, mode: Direction | None = None) -> None:
-        monitored(monitor)
+        _check_name(monitor)
         object.__setattr__(self, "monitor", monitor)
         object.__setattr__(self, "mode", better(monitor, mode))
 
@@ -109,6 +110,24 @@ class Monitor:
     def rank(self, value: float) -> float:
         """`sorted(values, key=monitor.rank)`: the best value first."""
         return value if self.mode == "min" else -value
+
+
+def _check_name(monitor: object) -> None:
+    """Raises a ValueError if a name is not one as in "val/loss"."""
+    split, _, metric = monitor.partition("/") if isinstance(monitor, str) else ("", "", "")
+    if split not in ("train", "val") or not metric:
+        raise ValueError(
+            f'monitor must be named as in "train/loss" or "val/loss"; it is {shown(monitor)}'
+            f"{_meant(monitor)}"
+        )
+
+
+def _meant(monitor: object) -> str:
+    """Advice for a name without its mode, or with the mode as in other libraries."""
+    if not isinstance(monitor, str) or not monitor.isidentifier():
+        return ""
+    found = re.fullmatch(r"(train|val)(?:ing|id|idation)?_(.+)", monitor)
+    return f". Write {'/'.join(found.groups()) if found else f'val/{monitor}'!r}"
 
 
 def no_metric(who: str, monitor: str, metrics: Iterable[str]) -> str:

@@ -178,11 +178,18 @@ class Record:
     def _get(self, name: str) -> Any:
         if name not in self.given:
             raise AttributeError(
-                f"this record has no {name!r}: only some moments have it, and at a step only "
-                f'callbacks that need it: write `needs = ("{name}",)` in the class of yours'
+                f"this record has no {name!r}. {_cure(name)}. `help(solstice.Callback)` has the "
+                f"fields of each hook"
             )
         value = self.given[name]
         return value.make() if isinstance(value, Lazy) else value
+
+
+def _cure(name: str) -> str:
+    """Advice for a field that a record does not have."""
+    if name == "compilation":
+        return "Only `on_compile` has it"
+    return f'For the hooks of steps, write `needs = ("{name}",)` in the class of the callback'
 
 
 def changed(record: Record, **values: Any) -> Record:

@@ -62,6 +62,9 @@ def run_steps(experiment: _E, batches: Batch) -> tuple[_E, Metrics | None]:
     stacked = _stacked(batches)
     try:
         traced, arrays = _trace(experiment.setup(_first(stacked)), stacked)
+    except DataError as error:
+        error.add_note(f"solstice.run_steps needs stacked batches: {_STACK}")
+        raise
     except jax.errors.JAXTypeError as error:
         raise ExperimentError(
             f"{type(experiment).__name__}.train_step cannot be compiled: {line_of(error)}. Write "

@@ -244,6 +244,8 @@ def _remembers(callback: Callback) -> bool:
 
 def find_saved(resume: str | PathLike[str], callbacks: Sequence[Callback]) -> SavedRun | None:
     """The saved run to continue; None to start a new run."""
+    if not isinstance(cast("Any", resume), str | PathLike):
+        raise TypeError(f'resume must be "last", "best" or a path; it is {resume!r:.60}')
     path: Path | None = local_path(resume, "resume")
     if resume in ("last", "best"):
         path = _asked(cast("Literal['last', 'best']", resume), callbacks)

@@ -139,9 +139,18 @@ def _sealed(path: Path) -> object:
         return json.loads(body)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path.parent} is not a checkpoint: it has no {path.name}"
+            f"{path.parent} is not a checkpoint: it has no {path.name}{_within(path)}"
         ) from error
     except RecursionError:
         raise CheckpointError(f"{path} is damaged: it is nested too deeply") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _within(path: Path) -> str:
+    """Advice if the folder without a manifest has checkpoints, as that of a `Checkpoint` does."""
+    found = [m.parent for m in path.parent.glob(f"*/{path.name}") if m.parent.name[0] != "."]
+    if not found:
+        return ""
+    newest = max(found, key=lambda folder: (len(folder.name), folder.name))  # step-9, step-10
+    return f". It has checkpoints in it: give the path of one, such as {str(newest)!r}"

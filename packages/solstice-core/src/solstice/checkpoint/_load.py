@@ -222,9 +222,11 @@ def _check_words(
         for path in differ
     }
     if real:
+        is_empty = mine.get(real[0]) == "None"  # as in an Experiment before its first batch
+        unless = " (if the Experiment has no values yet: `like=exp.setup(batch)`)" * is_empty
         raise CheckpointError(
             f"{folder} is of another tree: {found[real[0]]} in the tree to load it into. Make "
-            f"`like` as it was, or load a part: `only='*.params*'`"
+            f"`like` as it was{unless}, or load a part: `only='*.params*'`"
         )
     if differ and not are_names_alike:
         raise CheckpointError(

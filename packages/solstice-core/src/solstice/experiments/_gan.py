@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from solstice._arguments import function_or_none, whole
+from solstice._arguments import whole
 from solstice._batch import is_traced, num_rows
 from solstice._replace import replace
+from solstice._signatures import called_with
 from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs
 from solstice.compat import adapt_argument
 from solstice.experiments._checks import (
@@ -28,6 +29,8 @@ from solstice.experiments._learner import Learner
 from solstice.experiments._losses import binary_cross_entropy
 from solstice.experiments._ready_made import ReadyMadeExperiment
 from solstice.metrics import Mean, MetricsCollection
+
+_LOSS = "loss=optax.sigmoid_binary_cross_entropy"
 
 GANLoss: TypeAlias = Callable[[Array, Array], Array]
 """`losses = loss(logits, is_real)`: shape [n]; small where the logits are right."""
@@ -107,7 +110,7 @@ class GANExperiment(ReadyMadeExperiment):
         self.generator = Learner(generator, optimizer, seed=keys[0], sample_input=latents)
         self.discriminator = Learner(discriminator, other, seed=keys[1], sample_input=sample_input)
         self.latent_size = latent_size
-        self.loss = function_or_none("loss", loss, "loss=optax.sigmoid_binary_cross_entropy")
+        self.loss = called_with("loss", loss, _LOSS, "logits", "is_real")
 
     @property
     def step(self) -> Array:

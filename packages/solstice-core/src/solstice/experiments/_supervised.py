@@ -8,11 +8,12 @@ import numpy as np
 from jax import Array
 
 from solstice import _tree
-from solstice._arguments import function_or_none, instance, whole
+from solstice._arguments import instance, whole
 from solstice._batch import describe_batch, is_traced, num_rows
 from solstice._errors import DataError
 from solstice._metrics import Metrics
 from solstice._replace import replace
+from solstice._signatures import called_with
 from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Outputs, Targets
 from solstice.compat import OptState, Params, State
 from solstice.experiments._checks import check_lengths, check_mask, shape_of, spread, unmasked
@@ -100,9 +101,10 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
         micro_batches: int = 1,
     ) -> None:
         self.task = _checked(task)
-        self.loss = function_or_none("loss", loss, "loss=optax.huber_loss")
-        example = "metrics=lambda outputs, targets, mask: ..."
-        self.metrics = function_or_none("metrics", metrics, example)
+        self.loss = called_with("loss", loss, "loss=optax.huber_loss", "outputs", "targets")
+        names = ("outputs", "targets", "mask")
+        example = f"metrics=lambda {', '.join(names)}: ..."
+        self.metrics = called_with("metrics", metrics, example, *names)
         self.micro_batches = whole("micro_batches", micro_batches)
         self.learner = Learner(
             model, optimizer, seed=seed, sample_input=sample_input, free_axes=task.free_axes
