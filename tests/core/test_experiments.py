@@ -1,5 +1,8 @@
 """The ready-made Experiments: their losses, what is masked, their options, what they refuse."""
 
+from dataclasses import FrozenInstanceError
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -851,3 +854,19 @@ class Last:
 
     def forward(self, params, state, x, /, *, train, key=None):
         return jnp.broadcast_to(params["logits"], (*x.shape, 300)), state
+
+
+def test_a_step_that_assigns_a_field_is_answered_with_replace():
+    class Assigns(solstice.Experiment):
+        weight: Any
+
+        def train_step(self, batch):
+            self.weight = self.weight + batch.sum()
+            return self, {}
+
+        def eval_step(self, batch):
+            return self, {}
+
+    with pytest.raises(FrozenInstanceError) as info:
+        solstice.Trainer().fit(Assigns(np.float32(0)), [np.ones(2, np.float32)])
+    assert any("solstice.replace(self, weight=...)" in note for note in info.value.__notes__)

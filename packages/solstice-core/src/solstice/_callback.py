@@ -39,13 +39,14 @@ class Callback:
             print(record.step, record.metrics["loss"])
     ```
 
-    The hooks are called in this order, each with a `Record`; `record.mode` is "train" in training.
-    At one moment, callbacks run by their `phase`, and within a phase in the order of the Trainer's
-    list.
+    Each hook receives a `Record`; `record.mode` is "train" in training. A run calls `on_fit_start`,
+    `on_epoch_start`, `on_step_start`, `on_step_end`, `on_call_end`, `on_epoch_end`, `on_fit_end`,
+    in this order. At one moment, callbacks run by their `phase`, and within a phase in the order of
+    the Trainer's list.
 
-    The Trainer refuses a method that starts with "on_" and is not a hook, because nothing would
-    call it. If a callback has an attribute `monitor`, such as "val/loss", `fit` refuses a name that
-    is not among the metrics of the steps.
+    The Trainer refuses a method named `on_...` that is not a hook, since nothing would call it. If
+    a callback has an attribute `monitor`, such as "val/loss", `fit` refuses a name that is not
+    among the metrics of the steps.
 
     Attributes:
         every: call `on_step_start` and `on_step_end` at every n-th step; None is never. In training
@@ -79,16 +80,22 @@ class Callback:
         """Before the first step of a run, in every mode. The record has `experiment`."""
 
     def on_epoch_start(self, record: Record) -> None:
-        """Before the first step of an epoch or an evaluation. The record has `experiment`."""
+        """Before an epoch or an evaluation. The record has `experiment`.
+
+        In training, it also has `snapshot`.
+        """
 
     def on_step_start(self, record: Record) -> None:
-        """Before a step. Of `needs`, the record has "batch" and "experiment"."""
+        """Before a step. The record has the batch and the Experiment, if they are in `needs`."""
 
     def on_step_end(self, record: Record) -> None:
         """After a step. The record has the fields in `needs`."""
 
     def on_epoch_end(self, record: Record) -> None:
-        """After an epoch or an evaluation. The record has `metrics` and `experiment`."""
+        """After an epoch or an evaluation. The record has `metrics` and `experiment`.
+
+        In training, it also has `snapshot`; in the mode "predict", there are no `metrics`.
+        """
 
     def on_fit_end(self, record: Record) -> None:
         """After a run that ended normally or by `Stop`. The record has `experiment`."""
@@ -98,6 +105,7 @@ class Callback:
 
         The number of steps per call depends on the speed of the machine. Use this hook to save or
         to show, not for anything that must be the same in every run.
+
         `record.metrics` are those of the epoch so far. In training, the record has `snapshot`.
         If a signal ends a run with a callback that `saves`, a last call of this hook has
         `record.interrupted`, and `on_exception` follows. The snapshot is then of the newest moment

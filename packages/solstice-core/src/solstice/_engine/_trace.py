@@ -1,7 +1,7 @@
 """Tracing: a step becomes a plan before anything runs, and a digest that other processes share."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import FrozenInstanceError, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -189,3 +189,9 @@ def _explain(error: Exception, function: Callable[..., Any], method: str, batch:
             f'{given}. Write `x, y = batch["x"], batch["y"]` with your names'
         ) from error
     error.add_note(given)
+    if isinstance(error, FrozenInstanceError):  # of an Experiment, a Metrics or a net of Equinox
+        name = str(error).split("'")[1::2] or ["params"]
+        error.add_note(
+            f"Modules never change in place: write `self = solstice.replace(self, {name[0]}=...)` "
+            f"and return `self`. In an `__init__`, declare the field in the class: `{name[0]}: Any`"
+        )
