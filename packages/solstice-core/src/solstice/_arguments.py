@@ -113,7 +113,7 @@ def choice(name: str, value: object, allowed: Collection[_S]) -> _S:
         ValueError: it is something else.
     """
     for word in allowed:
-        if isinstance(value, str) and value == word:
+        if isinstance(value, str) and value == word:  # an array would compare by element
             return word
     *others, last = (f'"{word}"' for word in allowed)
     raise ValueError(_message(name, f"{', '.join(others)} or {last}", value))
@@ -272,7 +272,7 @@ def _index(value: Any) -> int | None:
     if isinstance(value, bool | np.bool_):
         return None
     try:
-        return operator.index(value)
+        return operator.index(value)  # takes True for 1, hence the check above
     except Exception:  # a TypeError, or an error of the value, such as of a deleted array
         return None
 

@@ -47,6 +47,7 @@ def _listen() -> None:
             _heard.count += 1
             _heard.seconds += duration_secs
 
+    # Once (`cache`): a second listener would count each program twice.
     jax.monitoring.register_event_duration_secs_listener(hear)
 
 
@@ -59,6 +60,7 @@ class Reasons:
     def of(self, name: str, now: "dict[str, Kind]") -> tuple[str, ...]:
         """The differences of `now` from the most similar earlier inputs; adds `now` to these."""
         before = self._seen.setdefault(name, deque(maxlen=_REMEMBERED))
+        # Newest first, because `min` takes the first of several that are equally similar.
         differences = [_differences(old, now) for old in reversed(before)]
         before.append(now)
         if not differences:

@@ -42,7 +42,7 @@ def say(text: str, level: int = logging.INFO) -> None:
     Without other handlers, "solstice: nothing was profiled" is printed to standard error.
     """
     with suppress(OSError, ValueError):  # of `logging`, which reports errors to a closed stream
-        _LOGGER.log(level, "%s", text, stacklevel=2)
+        _LOGGER.log(level, "%s", text, stacklevel=2)  # a text may have a `%`
 
 
 def write_line(text: str, stream: Any) -> None:

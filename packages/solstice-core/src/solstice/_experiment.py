@@ -107,6 +107,7 @@ def check_experiment(experiment: Any) -> None:
         )
         raise TypeError(f"experiment must be a solstice.Experiment; it is a {kind}. {advice}")
     if any(is_deleted(leaf) for leaf in _tree.leaves(experiment)):
+        # Paths are slow to make, so only for the message.
         for path, leaf in _tree.leaves_by_path(experiment):
             check_alive(f"`{path}` of the {kind} that is the experiment", leaf)
 

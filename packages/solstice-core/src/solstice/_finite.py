@@ -19,4 +19,5 @@ def nonfinite(tree: object) -> list[str]:
 
 @jax.jit
 def _any_bad(leaves: list[Any]) -> jax.Array:
+    # One array, because each transfer to the host has a cost.
     return jnp.stack([~jnp.isfinite(leaf).all() for leaf in leaves])

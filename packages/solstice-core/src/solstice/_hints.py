@@ -185,7 +185,7 @@ def _form(name: str, given: object) -> tuple[str, AnyArray | None]:
 def _stacked(rows: Any) -> AnyArray | None:
     try:
         return np.asarray(rows)
-    except jax.errors.TracerArrayConversionError:
+    except jax.errors.TracerArrayConversionError:  # a list of traced numbers
         return jnp.asarray(rows)
     except ValueError:  # rows of unequal lengths
         return None

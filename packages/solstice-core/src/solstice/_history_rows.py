@@ -80,4 +80,4 @@ def as_cells(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_number(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, numbers.Real)
+    return not isinstance(value, bool) and isinstance(value, numbers.Real)  # True is a Real

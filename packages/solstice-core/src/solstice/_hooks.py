@@ -108,7 +108,7 @@ def _between(callback: object, base: type[Any]) -> list[type]:
 
 
 def _check_name(callback: object, base: type[Any], name: str) -> None:
-    if not _is_method(inspect.getattr_static(callback, name)):
+    if not _is_method(inspect.getattr_static(callback, name)):  # runs no property of the user
         _check_setting(callback, base, name)
         return
     hook, mode = _meant(name, base)

@@ -66,6 +66,7 @@ class Means(Metrics):
         return type(self)(self.sums + other.sums, self.count + other.count)
 
     def compute(self) -> dict[str, Any]:
+        # NumPy divides in float64, which JAX does not have by default.
         xp = jnp if self.sums.is_traced else np
         count = self.count.floats(xp)["count"]
         with np.errstate(invalid="ignore"):  # the mean of no examples is NaN

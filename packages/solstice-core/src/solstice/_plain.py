@@ -24,6 +24,7 @@ def to_plain(
     Raises:
         TypeError: it contains something else.
     """
+    # By its exact type, because an IntEnum would come back as a number.
     if value is None or isinstance(value, str) or type(value) in (bool, int):
         return value
     if type(value) is float:
@@ -37,6 +38,7 @@ def to_plain(
         return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, Mapping):
         pairs = cast("Mapping[Any, Any]", value).items()
+        # Pairs, because JSON has only text for keys, and a dict is the mark of a kind here.
         return {"dict": [[to_plain(k, where), to_plain(v, where, rows)] for k, v in pairs]}
     if _tree.is_array(value):
         return _array_to_plain(value, where)
@@ -74,7 +76,7 @@ def from_plain(plain: object, rows: Callable[[Any], list[Any]] = _unread) -> Any
 def _array_from_plain(name: str, shape: list[int], data: str) -> np.ndarray[Any, Any]:
     dtype = dtype_of(name)
     stored = np.frombuffer(base64.b64decode(data), dtype.newbyteorder("<"))
-    return stored.reshape(shape).astype(dtype)
+    return stored.reshape(shape).astype(dtype)  # a copy: `frombuffer` is read-only
 
 
 def _array_to_plain(value: AnyArray | np.generic, where: str) -> dict[str, object]:

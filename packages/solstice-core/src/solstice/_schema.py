@@ -95,7 +95,7 @@ def _fields(kind: type[Any]) -> dict[str, tuple[Any, bool]]:
 
 
 def _is_whole(value: object) -> bool:
-    return type(value) is int and 0 <= value < _LARGEST
+    return type(value) is int and 0 <= value < _LARGEST  # a bool is an int too
 
 
 def _is_float(value: object) -> bool:

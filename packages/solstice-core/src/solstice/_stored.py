@@ -105,6 +105,7 @@ def from_stored(stored: Stored, like: Any) -> object:
         return key if sharding is None else jax.device_put(key, sharding)
     if stored.kind == "array":
         if getattr(like, "weak_type", False) and array.ndim == 0:
+            # Only a Python number makes a weak type.
             return jax.device_put(jnp.asarray(array.item()), sharding)
         # A copy of its own, which may be donated: JAX reads aligned NumPy memory in place.
         return jax.device_put(array, sharding, may_alias=False)

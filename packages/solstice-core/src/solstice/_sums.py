@@ -184,6 +184,7 @@ def solstice_add_totals(one: Array, other: Array) -> Array:
     rough = total + more
     share = rough - total
     error = (total - (rough - share)) + (more - share) + (lost + more_lost)
+    # The error of an infinite sum is NaN, which would replace infinity.
     new = jnp.where(jnp.isfinite(rough), rough + error, rough)
     return _stacked(new, jnp.where(jnp.isfinite(new), error - (new - rough), 0))
 
@@ -198,6 +199,7 @@ def _stacked(one: Array, other: Array) -> Array:
 
 def _carried(low: Array, high: Array, more_low: Array, more_high: Array) -> _Pair:
     total = low + more_low
+    # The lower word has wrapped around if the sum is below an addend.
     return total, high + more_high + (total < more_low).astype(high.dtype)
 
 

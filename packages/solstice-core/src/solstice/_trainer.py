@@ -219,7 +219,7 @@ class Trainer:
             with self._runs.running(run):
                 run.start()
                 if saved is not None:
-                    saved.restore_callbacks(hooks)
+                    saved.restore_callbacks(hooks)  # after `on_fit_start`, which resets them
                 train(run)
         return cast("_E", run.experiment)
 
@@ -270,6 +270,7 @@ class Trainer:
         """
         _check_experiment(experiment)
         source = open_source(ds, "ds", batch_size)
+        # Not a generator itself, which would raise these errors only when it is read.
         return self._predict(experiment, source)
 
     def _stages(self) -> Stages:

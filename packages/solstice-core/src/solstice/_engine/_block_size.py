@@ -119,6 +119,7 @@ def _most_steps(cost: Cost, step_bytes: int) -> tuple[int, str]:
         ),
     ]
     count, reason = min(choices, key=lambda choice: choice[0])
+    # A batch beyond the limit gives 0, and a block has at least one step.
     return max(count, 1), reason
 
 
@@ -171,7 +172,8 @@ class BlockSize:
         """
         if not self._adapts:
             return
+        # A coarse clock may report 0 seconds for a short call.
         fits = int(steps * min(SECONDS_PER_CALL / max(seconds, 1e-9), _GROWTH))
         is_slow = was_awaited and seconds > SECONDS_PER_CALL
         if is_slow or fits > self.room:
-            self.room = min(max(fits, 1), self.most)
+            self.room = min(max(fits, 1), self.most)  # `fits` is 0 for a slow step

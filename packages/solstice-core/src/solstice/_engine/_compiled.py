@@ -179,6 +179,7 @@ class CompiledStepper:
             self._is_shared = False
         ends: list[Array] = []
         kept: list[PyTree] = []
+        # Before the calls: if one fails, those before it still read the buffer.
         block.slot.mark_in_use(ends, count, time.monotonic())
         with interrupts_held():  # because the old arrays are gone before the new ones are assigned
             for rows, steps in calls(self._steps, block.placed, count):
@@ -213,5 +214,6 @@ class StackedOutputs:
     def __getitem__(self, index: int, /) -> Outputs:
         host = self._host or jax.device_get(self._outputs)  # one transfer for all steps
         self._host = host
+        # `calls` makes one call of all steps, or one call for each step.
         call, row = (0, index) if len(host) == 1 else (index, 0)
         return unpack(_tree.row(host[call], row))

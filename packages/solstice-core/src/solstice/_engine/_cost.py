@@ -44,7 +44,7 @@ def cost_of(jaxpr: Any) -> Cost:
         has_convolution |= any(cost.has_convolution for cost in inner)
         is_known &= all(cost.is_known for cost in inner)
         is_known &= not equation.primitive.name.startswith(_UNKNOWN)
-        is_known &= not equation.primitive.name.endswith(_UNKNOWN)
+        is_known &= not equation.primitive.name.endswith(_UNKNOWN)  # such as `pure_callback`
     return Cost(flops, has_convolution, is_known)
 
 
@@ -52,9 +52,11 @@ def _flops(equation: Any) -> int:
     size = sum(size_of(out.aval) for out in equation.outvars)
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
+        # Each contracted element costs a multiplication and an addition.
         return 2 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
     if equation.primitive.name == "conv_general_dilated":
         kernel = equation.invars[1].aval
+        # An element of the result is a product with the kernel of one output feature.
         features = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
         return 2 * size * size_of(kernel) // max(features, 1)
     return size

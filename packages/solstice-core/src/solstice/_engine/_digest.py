@@ -20,6 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal  # pyright: ignore[repor
 
 from solstice import _tree
 
+# A `repr` with an address would differ in every process.
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 
 _PRINTS = ("debug_callback", "debug_print")
@@ -104,6 +105,7 @@ class _Writer:
         self._within: list[int] = []
 
     def text(self, text: str) -> None:
+        # With the length, else "ab", "c" and "a", "bc" would have the same digest.
         self.digest.update(f"{len(text)}:{text}".encode())
 
     def value(self, value: Any) -> None:
@@ -160,6 +162,7 @@ class _Writer:
 
     def _array(self, value: Any) -> None:
         if _tree.is_key(value):
+            # NumPy cannot read typed keys.
             self.text(str(jax.random.key_impl(value)))
             value = jax.random.key_data(value)
         array = np.asarray(value)
@@ -203,6 +206,7 @@ class _Writer:
     def _literal(self, literal: Any) -> None:
         array = np.asarray(literal.val)
         if array.ndim == 0:
+            # 7 digits: more would show 0.1 of float32 as 0.100000001.
             self.numbers[f"{array.item():.7g}" if array.dtype.kind == "f" else str(array)] += 1
         self.text(str(getattr(literal.aval, "dtype", "")))
         self.value(literal.val)
@@ -211,7 +215,7 @@ class _Writer:
 def _is_empty(cell: types.CellType) -> bool:
     try:
         cell.cell_contents  # noqa: B018, which raises if it is empty
-    except ValueError:
+    except ValueError:  # of a variable that has no value yet
         return True
     return False
 

@@ -92,6 +92,7 @@ class EagerStepper:
     @property
     def traced(self) -> "Code":
         """The code of the step, since it cannot be traced."""
+        # Without arrays, because training changes them.
         constants = [x for x in _tree.leaves(self._experiment) if not eqx.is_array_like(x)]
         return Code(digest_of_code(undecorated(getattr(self.kind, self._method)), constants))
 
@@ -167,6 +168,7 @@ class OneOutput(list[Outputs]):
 def line_of(error: Exception) -> str:
     """The user's line at which tracing failed: the last one outside of libraries."""
     frames = traceback.extract_tb(error.__traceback__)
+    # The last frame of all comes first, as the fallback if all are in libraries.
     frame = [*frames[-1:], *(f for f in frames if "site-packages" not in f.filename)][-1]
     source = linecache.getline(frame.filename, frame.lineno or 0).strip()
     return f"{type(error).__name__} at {frame.filename}:{frame.lineno}, `{source}`"

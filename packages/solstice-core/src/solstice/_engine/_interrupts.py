@@ -103,6 +103,7 @@ def interrupts_held() -> Generator[None, None, None]:
 
 def begin_wait() -> None:
     """Starts a wait for data, which a signal may cut short."""
+    # First: a signal that came after the check and before this line would cut no wait short.
     _here.waits = True
     if _guards:
         end_if_asked()

@@ -23,7 +23,7 @@ class _Constant:
         return isinstance(other, _Constant) and is_same_constant(self.value, other.value)
 
     def __hash__(self) -> int:
-        return hash(type(self.value))
+        return hash(type(self.value))  # the value may be unhashable
 
 
 def is_same_constant(old: object, new: object) -> bool:
@@ -59,6 +59,7 @@ def unpack(tree: PyTree) -> PyTree:
 
 def type_of(x: Any) -> ShapeDtypeStruct:
     """The shape, JAX's dtype, and whether the type is weak."""
+    # Typed PRNG keys have an extended dtype, which is refused by default.
     dtype = jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True)
     return ShapeDtypeStruct(x.shape, dtype, weak_type=is_weak(x))
 

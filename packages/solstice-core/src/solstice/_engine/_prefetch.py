@@ -40,6 +40,7 @@ def prefetched(batches: Iterator[Batch], count: int) -> Generator[Batch, None, N
         except BaseException as error:  # raised again in the thread that trains
             put((_END, error))
 
+    # A daemon, because a data set that never returns must not keep the process alive.
     thread = threading.Thread(target=read, name="solstice-prefetch", daemon=True)
     try:
         thread.start()  # inside `try`, because Ctrl-C may come while it starts

@@ -234,7 +234,7 @@ def _keep_type(old: Array, new: Any) -> Array:
 
 def _is_array(leaf: object) -> bool:
     if isinstance(leaf, np.generic):  # a scalar of NumPy
-        return leaf.dtype.kind not in "OSUmM"
+        return leaf.dtype.kind not in "OSUmM"  # kinds that JAX does not have: objects, text, times
     return is_numeric(leaf)
 
 

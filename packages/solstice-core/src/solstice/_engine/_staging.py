@@ -142,12 +142,13 @@ class Feeder:
         began = time.perf_counter()
         try:
             begin_wait()
+            # Only this call is a wait: a signal must not cut `check_batch` short.
             batch = next(self._batches, None)
             end_wait()
             self._times.data += time.perf_counter() - began
             if batch is not None:
                 self._check(batch)
-        except Exception as error:
+        except Exception as error:  # not Ctrl-C, which ends the run at once
             self._error = error  # raised by `take`, after the earlier batches have been trained
             return None
         finally:
@@ -280,7 +281,7 @@ class _Buffer:
                 if is_numeric(leaf):
                     return False
             elif getattr(leaf, "shape", None) == shape and leaf.dtype == dtype:
-                memory[index] = leaf
+                memory[index] = leaf  # also converts to JAX's dtype, such as float64 to float32
             else:
                 return False
         return True

@@ -124,6 +124,7 @@ def run_block(
             if steps.loops
             else step((first, kept))
         )
+    # The step counter is the token, because no later call donates it, unlike the arrays.
     token, arrays, totals = state
     return token, replace(carry, arrays=arrays, totals=totals), kept
 
@@ -152,6 +153,7 @@ def compiled(steps: Steps) -> Call:
     jitted = cast("_Run", jax.jit(run, donate_argnums=0 if steps.donates else ()))
 
     def call(carry: Carry, batches: Batch, count: int) -> tuple[Array, Carry, Results]:
+        # Totals that grow have a new shape in each call, and each would compile a program.
         given = [] if steps.grows else carry.totals
         # The count is an argument, so blocks of any length are the same program.
         token, arrays, totals, kept = jitted(

@@ -138,7 +138,7 @@ def _attempt_with_constants(
             more = (set(changed.indices) & numbers) - traced
             if not more:
                 raise ExperimentError(str(changed)) from None
-            traced |= more
+            traced |= more  # more in every turn, so the loop ends
         except Exception:
             if isinstance(first, jax.errors.JAXTypeError) or "concrete" in str(first):
                 raise
@@ -151,6 +151,7 @@ def _settle(program: Program, types: list[ShapeDtypeStruct], batch: Batch, turns
     new = [type_of(aval) for aval in jaxpr.out_avals[: len(types)]]
     settled = [_settle_type(old, after) for old, after in zip(types, new, strict=True)]
     if settled != types and turns > 1:  # a new type of one number may change that of another
+        # A limit, because a step that swaps an int and a float would alternate for ever.
         return _settle(program, settled, batch, turns - 1)
     program.check_drift(settled, new)
     return Plan(program, tuple(settled), outputs, cost_of(jaxpr.jaxpr), is_traced(jaxpr.consts))
@@ -160,6 +161,7 @@ def _settle_type(old: ShapeDtypeStruct, new: ShapeDtypeStruct) -> ShapeDtypeStru
     return new if is_weak(old) and old.shape == new.shape else old
 
 
+# The types of two wrappers, because their classes have no public name.
 _JIT_WRAPPERS: tuple[Any, ...] = (type(jax.jit(lambda: None)), type(eqx.filter_jit(lambda: None)))
 
 

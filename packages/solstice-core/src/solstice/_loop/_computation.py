@@ -126,7 +126,7 @@ def _is_scalar_array(leaf: Any) -> bool:
 
 
 def _is_same(one: _Scalar, other: _Scalar) -> bool:
-    return one == other or (one != one and other != other)
+    return one == other or (one != one and other != other)  # NaN stays NaN
 
 
 def _noted(step: StepCode) -> dict[str, Any]:

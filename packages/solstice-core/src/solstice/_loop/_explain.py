@@ -31,6 +31,7 @@ def explanation(mode: str, stage: Stage, hooks: Hooks, every: int | None) -> str
         for callback in watchers_between(callbacks)
     ]
     lines += [f"  a call ends {_when(every)}: validation"] if every else []
+    # Not over the whole period: it is the product of coprime cadences.
     longest = max(cadence.room(position) for position in range(min(cadence.period, 1000)))
     lines.append(f"  most calls at once: {longest}" if many else f"  longest call: {longest} steps")
     if slots.sizes.room < longest:

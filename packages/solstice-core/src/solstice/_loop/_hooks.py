@@ -11,7 +11,7 @@ from solstice._metrics import on_host
 from solstice._record import Record, Stop, changed
 from solstice._types import MODES, Mode
 
-_NEEDS_BEFORE = ("batch", "experiment")
+_NEEDS_BEFORE = ("batch", "experiment")  # the others exist only after the step
 
 
 _AT_STEPS = ("on_step_start", "on_step_end")
@@ -61,6 +61,7 @@ def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
         if not callback.modes:
             raise ValueError(f"{name}.modes is empty, so no hook would be called: {list(MODES)}")
         check_hooks(callback, Callback)
+    # `sorted` is stable, so callbacks of one phase keep the user's order.
     return sorted(callbacks, key=lambda callback: callback.phase)
 
 
@@ -105,11 +106,13 @@ class Hooks:
         # By the number of the phase: the hash of an enum is slow, at each step.
         self._at_end = [[at for at in at_end if at[0].phase == p] for p in Phase]
         self._ends = tuple({every for _, every in at_end})
+        # Reading metrics empties an accumulator of the callback, which a saved run has too.
         self._remembering = {
             every
             for callback, every in [*self._at_start, *at_end]
             if "metrics" in callback.needs or overrides_hook(callback, "state_dict")
         }
+        # By identity, because two callbacks may be equal.
         self._readers = [id(c) for c, _ in at_end if "metrics" in c.needs]
         self._settings = [_settings_of(callback) for callback in callbacks]
         self._stop = stop
@@ -273,6 +276,7 @@ class Hooks:
                 asked = needs and {
                     name: given(name, callback)
                     for name in needs
+                    # An evaluation cannot be resumed, so it has none.
                     if name != "snapshot" or record.mode == "train"
                 }
                 try:  # here and not in a function, which would cost time at each step
@@ -285,7 +289,7 @@ class Hooks:
         for callback in self.listeners:
             try:
                 callback.on_exception(record, error)
-            except Exception as second:
+            except Exception as second:  # the next callback may have a file to close
                 error.add_note(f"{type(callback).__name__}.on_exception raised {second!r}")
 
 

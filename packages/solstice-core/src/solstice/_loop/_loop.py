@@ -21,6 +21,7 @@ def train(run: Run) -> None:
                         run.notify_step(step, Phase.LOG)
                         if run.validates_at(step):
                             evaluate(run.validation())
+                        # After the validation, because they compare its metrics.
                         run.notify_step(step, Phase.MONITOR, Phase.SAVE)
                 run.end_call(call)
         run.end_epoch()

@@ -93,6 +93,7 @@ def _check_only(callback: Callback, there: Mapping[str, _Expected | None]) -> No
     """Warns of names in `only=` that no step gives, because they would silently show nothing."""
     names = {name for expected in there.values() if expected for name in expected.axes}
     missing = [name for name in _asked(callback, "_only") or () if name not in names]
+    # A step whose metrics are unknown may give the missing one.
     if missing and all(there.values()):
         close = difflib.get_close_matches(str(missing[0]), names, 1)
         warn(
@@ -147,6 +148,7 @@ def _of_shapes(like: Metrics) -> dict[str, int]:
 
 def _of_ones(like: Metrics) -> dict[str, int]:
     """The metrics computed from ones, for a `compute` that needs NumPy or Python values."""
+    # Warnings about ones say nothing about the user's run.
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _axes(jax.tree.map(_ones, like))

@@ -103,6 +103,7 @@ def _public(module: str) -> str:
 
 def _checksum(value: Any, where: str) -> str:
     if isinstance(value, dict):
+        # The order of settings is not a setting.
         value = sorted(cast("dict[str, Any]", value).items())
     return hashlib.sha256(repr(to_plain(value, where)).encode()).hexdigest()[:16]
 

@@ -73,6 +73,7 @@ class Training:
                 strict=self.strict,
             )
         elif hooks.takes_snapshots:
+            # It reads scalars back from the device, so only for a run that is saved.
             stages.computation.begin_with(experiment)
         check_monitors(hooks.callbacks, stages.computation.steps)
         return Run(

@@ -269,6 +269,7 @@ def _asked(which: Literal["last", "best"], callbacks: Sequence[Callback]) -> Pat
             f"`Trainer([solstice.callbacks.Checkpoint('runs/a')])`, or give the path of a "
             f"checkpoint. A callback of your own that saves is a `solstice.callbacks.Saver`"
         )
+    # Two Savers may find the same folder.
     found = list(dict.fromkeys(_found(which, savers)))
     if not found:
         those = " and ".join(map(repr, savers))
@@ -301,6 +302,7 @@ def _found(which: Literal["last", "best"], savers: Sequence[Saver]) -> list[Path
 
 def _moment(path: Path) -> tuple[float, int]:
     """The time at which a run was saved, and its step, for choosing the newest."""
+    # Without the rows of the history, which may be many.
     _, position = _read(path, lambda _: [])
     return (0.0, 0) if position is None else (position.saved_at, position.step)
 

@@ -109,7 +109,9 @@ class Stages:
         most, first = stepper.sizes.steps_per_block, stepper.sizes.first_steps
         buffers = self._buffers.get(method)
         if buffers is None or buffers.sizes.most != most:
+            # The user's number holds, however long a call takes.
             sizes = BlockSize(most, None if self._steps_per_call else first)
+            # Taken out, because a run within a callback must not fill the same buffers.
             buffers = StagingBuffers(sizes, self._memory.pop(method, None))
             self._buffers[method] = buffers
         return buffers

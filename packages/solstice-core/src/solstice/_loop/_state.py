@@ -197,7 +197,7 @@ class RunState:
         if name == "experiment":
             return self._stepper.share_experiment()
         if name == "snapshot":
-            return Lazy(self.snapshot)
+            return Lazy(self.snapshot)  # it costs a copy of the weights, so only if it is read
         if name == "metrics":
             return self._with_measured(self._take_metrics(self._hooks.reader(callback)))
         call, index = self.epoch.call, self.epoch.count - 1
@@ -255,6 +255,7 @@ class RunState:
         if not self.trains:
             return {}
         moment = self.count, self.epoch.has_ended
+        # Once, because Throughput restarts its clock in `measure`.
         if self.epoch.measured[0] != moment:
             self.epoch.measured = moment, self._hooks.measured(self.of_epoch)
         return self.epoch.measured[1]

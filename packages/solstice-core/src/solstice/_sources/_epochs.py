@@ -63,6 +63,7 @@ class Epochs:
         for part in parts:
             part.set_epoch(number)
         if is_keras(data):
+            # A function may make a new data set for each epoch, whose hooks start from epoch 0.
             self._turns = self._turns if self._turns.data is data else _Turns(data)
             self._turns.begin(number)
         return bool(parts) or is_keras(data)
@@ -120,6 +121,7 @@ def _of_epoch(function: Callable[..., Any], name: str) -> tuple[Callable[[int], 
     if place is None:
         return lambda number: function(), False
     epoch, before = parameters[place], [p.default for p in parameters[:place]]
+    # By name if possible, so that parameters before it keep their own defaults.
     if epoch.kind is epoch.KEYWORD_ONLY or (before and epoch.kind is epoch.POSITIONAL_OR_KEYWORD):
         return lambda number: function(**{epoch.name: number}), True
     return lambda number: function(*before, number), True

@@ -50,10 +50,12 @@ def checksum(tree: Any) -> str:
     """A checksum of the arrays of a tree, or of a sample if the tree is large."""
     arrays = [array for leaf in _tree.leaves(tree) if is_numeric(array := _as_array(leaf))]
     is_whole = sum(array.nbytes for array in arrays) <= _WHOLE
+    # With their number, because a sample would miss added arrays.
     digest = hashlib.sha256(f"{len(arrays)}".encode())
     for array in arrays if is_whole else _spaced(arrays):
         seen = _as_seen(array if is_whole else _sample(array))
         digest.update(f" {seen.dtype} {array.shape} ".encode())
+        # A view, because `tobytes` would copy up to the whole data set.
         numbers: Any = np.ascontiguousarray(seen).reshape(-1).view(np.uint8)
         digest.update(numbers)
     return digest.hexdigest()[:16]

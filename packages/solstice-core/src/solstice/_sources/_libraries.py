@@ -76,6 +76,7 @@ class _Rows:
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch whose order the next pass has."""
         if self._shuffle:
+            # By default, each epoch would write its order to a file in the cache.
             self._ordered = self._data.shuffle(
                 seed=epoch, keep_in_memory=True, load_from_cache_file=False
             )

@@ -72,11 +72,11 @@ def opened(data: Any, start: int = 0) -> tuple[Iterator[Batch], Memory | None]:
             batches.load_state_dict({**batches.state_dict(), "batch": start})
             return batches, None
         return (data[index] for index in range(start, len(data))), None
-    if not hasattr(data, "__iter__") or is_keras(data):
+    if not hasattr(data, "__iter__") or is_keras(data):  # Keras may iterate for ever
         return (data[index] for index in range(len(data))), None
     iterator = cast("Iterator[Batch]", iter(data))
     stateful = hasattr(iterator, "set_state") or hasattr(iterator, "load_state_dict")
-    if not stateful or isinstance(iterator, BatchIterator):
+    if not stateful or isinstance(iterator, BatchIterator):  # found by index, without a state
         return iterator, None
     return iterator, Memory(iterator, outlives_epochs=iterator is data)
 

@@ -56,6 +56,7 @@ class Reader:
         self._forget_other_epochs(number)
         if self._peeked is None:
             batches = self.open(number)
+            # A copy, because the data set may reuse its memory for the next batch.
             self._peeked = _Peeked(number, own(next(batches)), batches)
         return self._peeked.first
 

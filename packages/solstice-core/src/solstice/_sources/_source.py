@@ -271,7 +271,7 @@ class Source:
         batch: Any = next(rest, END)
         if batch is END:
             return False
-        batch = own(batch)
+        batch = own(batch)  # the data set may reuse its memory
         self._returned = chain(batch, rest)
         return self._is_same(batch, expected)
 

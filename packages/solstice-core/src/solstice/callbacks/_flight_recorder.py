@@ -33,6 +33,7 @@ class FlightRecorder(Callback):
     def __init__(self, directory: str | PathLike[str], *, every: int = 200) -> None:
         self.directory = local_path(directory, "directory")
         self._folder = self.directory
+        # It looks at the end of calls, and so makes none shorter.
         self.every = None
         self._apart = whole("every", every, 1, "steps")
         self._held: list[tuple[int, Snapshot]] = []

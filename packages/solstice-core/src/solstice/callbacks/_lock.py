@@ -33,6 +33,7 @@ class FolderLock(Generic[_T]):
 
     def __init__(self, folder: Path, owner: _T, clash: Callable[[_T, _T], str]) -> None:
         self._owner = owner
+        # One folder may be given by several paths.
         self._place = Path(os.path.realpath(folder))
         self._handle: int | None = None
         with _guard:
@@ -89,6 +90,7 @@ def _locked(path: Path) -> int:
     locked file is the one at the path.
     """
     while True:
+        # Not through a link, because the file is emptied below.
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             _lock(handle)

@@ -135,6 +135,7 @@ class Throughput(Callback):
 
     def _begin(self, record: Record, now: float) -> None:
         self._since, self._step, self._examples = now, record.step, record.num_examples
+        # A copy, because the run goes on adding to its times.
         self._times = Times(**vars(record.times))
 
 

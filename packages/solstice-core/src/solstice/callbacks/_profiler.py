@@ -55,6 +55,7 @@ class Profiler(Callback):
         if self._began is None:
             if record.step - self._run_began >= self._after:
                 _wait(record)
+                # After the wait, so that the trace has no earlier steps.
                 jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
                 self._began = record.step
         elif record.step - self._began >= self._steps:

@@ -251,6 +251,7 @@ def _tqdm(out: TextIO | None) -> Any:
     in_notebook = out is sys.stderr and _in_notebook()
     if not in_notebook and not is_terminal(out):
         return None
+    # Without ipywidgets, `tqdm.notebook` fails at its first bar.
     rich = in_notebook and importlib.util.find_spec("ipywidgets") is not None
     try:
         return importlib.import_module("tqdm.notebook" if rich else "tqdm").tqdm
@@ -269,7 +270,7 @@ def _columns(out: TextIO | None) -> int | None:
         return None
     try:
         return os.get_terminal_size(cast("TextIO", out).fileno()).columns
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):  # a pipe, a closed file, None
         return None
 
 

@@ -100,7 +100,7 @@ class Saving:
         # Two conditions may ask for the same step, such as `every` and `minutes`.
         if self._saved_at is not None and moment <= self._saved_at:
             return
-        # A snapshot copies all weights: two that wait at once would take twice the memory.
+        # A snapshot holds a copy of the weights until it is written; two would take twice as much.
         self._worker.wait()
         at, value = self._measured or (None, None)
         self._worker.submit(
@@ -114,6 +114,7 @@ class Saving:
         about = {
             "serial": self._serial,
             "first": self._first,
+            # Not as a number, because JSON has no infinity.
             "value": None if value is None or math.isnan(value) else value.hex(),
             "monitor": None if monitor is None else monitor.monitor,
         }

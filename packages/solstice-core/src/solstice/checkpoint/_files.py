@@ -41,6 +41,7 @@ def safetensors() -> ModuleType:
 
 def as_bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The array for safetensors: contiguous, or as bytes if its dtype is unknown there."""
+    # `ascontiguousarray` alone would give an array without axes one.
     array = np.ascontiguousarray(array).reshape(np.shape(array))
     if array.dtype.name in _PLAIN:
         return array
@@ -133,6 +134,7 @@ def _sealed(path: Path) -> object:
         text = path.read_bytes().decode()
         head, body = text.split("\n", 1)
         given = json.loads(head)["sha256"]
+        # The head is compared as a whole, because its checksum covers only the body.
         whole = body.endswith("\n") and head == json.dumps({"sha256": given})
         if not whole or hashlib.sha256(body[:-1].encode()).hexdigest() != given:
             raise ValueError("its checksum is another")

@@ -87,6 +87,7 @@ class AppendOnly(list[_T]):
         with self._lock:
             folder = place.parent.parent
             file = self._files.get(folder, _File())
+            # A snapshot that is saved late has fewer rows than a later one has written.
             if file.count > count or not (file.count and file.share(new)):
                 file = _File()
             lines = [json.dumps(to_plain(item, where)) for item in self[file.count : count]]

@@ -109,9 +109,9 @@ def _replace(
             _to_disk(new / name)
         _to_disk(new)
         if place.exists():
-            place.rename(old)
+            place.rename(old)  # a rename cannot replace a folder with files in it
         new.rename(place)
-        _to_disk(place.parent)
+        _to_disk(place.parent)  # else a power failure may undo the rename
     finally:
         shutil.rmtree(new, ignore_errors=True)
         finish_renaming(place)

@@ -93,6 +93,7 @@ class Batches:
             raise IndexError(f"batch {index} of {len(self)}")
         part: Any = slice(position * self.batch_size, (position + 1) * self.batch_size)
         order = self._order()
+        # A slice gives views of the arrays, and rows by number a copy.
         rows = part if order is None else order[part]
         return jax.tree.unflatten(self._treedef, [leaf[rows] for leaf in self._leaves])
 
@@ -105,6 +106,7 @@ class Batches:
         if not self.shuffle:
             return None
         if self._ordered != self.epoch:
+            # Not the sum, which would give epoch 1 of seed 0 the order of epoch 0 of seed 1.
             rng = np.random.default_rng([self.seed, self.epoch])
             self._ordered, self._rows = self.epoch, rng.permutation(self._length)
         return self._rows

@@ -89,7 +89,7 @@ class History(Callback):
         return len(self.rows)
 
     def __bool__(self) -> bool:
-        return True
+        return True  # else `history or other` would replace an empty History
 
     def __repr__(self) -> str:
         """The epochs as a table, with the metrics that fit in a line."""
@@ -194,6 +194,7 @@ class History(Callback):
     def to_csv(self, path: str | PathLike[str]) -> None:
         """`history.to_csv("metrics.csv")`: write a column for each metric; arrays become JSON."""
         columns = dict.fromkeys([*MOMENT, *(name for row in self.rows for name in row)])
+        # Without `newline`, Windows would end each line twice.
         with local_path(path, "path").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(columns))
             writer.writeheader()

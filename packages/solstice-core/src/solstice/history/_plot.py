@@ -32,6 +32,7 @@ def draw(runs: Mapping[str, History], *, only: Collection[str] | None, smooth: f
     metrics = metrics[: len(metrics) - len(left_out)]
     columns = min(len(metrics), _COLUMNS)
     rows = -(-len(metrics) // columns)
+    # Without pyplot, which would hold each figure until it is closed.
     figure = Picture(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
     for index, metric in enumerate(metrics):
         axes: Any = figure.add_subplot(rows, columns, index + 1)
