@@ -108,5 +108,5 @@ def _num_tried(fast_dev_run: object) -> int | None:
     """The number of batches of a `fast_dev_run`; None for a normal run."""
     if isinstance(fast_dev_run, bool | np.bool_):
         return 1 if fast_dev_run else None
-    is_off = type(fast_dev_run) is int and fast_dev_run == 0
+    is_off = type(fast_dev_run) is int and fast_dev_run == 0  # 0.0 is refused, like all floats
     return None if is_off else whole("fast_dev_run", fast_dev_run, 1, "batches, True or False")

@@ -297,6 +297,7 @@ class Trainer:
         hooks = Hooks(check_callbacks([*self._kept, *self.callbacks]), mode)
         stages, start = self._stages(), Record(mode=mode, steps_per_epoch=source.length)
         with self._runs.preparing(hooks, start, experiment):
+            # A batch to predict may have no targets, which `setup` may need.
             if mode != "predict":
                 experiment = experiment.setup(arrays_of(first_batch(source)))
             stage = stages.stage(source, experiment, method, hooks)

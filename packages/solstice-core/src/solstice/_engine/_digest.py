@@ -23,7 +23,7 @@ from solstice import _tree
 # A `repr` with an address would differ in every process.
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 
-_PRINTS = ("debug_callback", "debug_print")
+_PRINTS = ("debug_callback", "debug_print")  # added and removed between resumes
 """Operations that only print."""
 
 _NO_NUMBERS = frozenset({
@@ -186,7 +186,7 @@ class _Writer:
         self.operations[name] += 1
         self.text(name)
         self._variables(equation.invars, names)
-        for key, parameter in sorted(equation.params.items()):
+        for key, parameter in sorted(equation.params.items()):  # in a fixed order
             if key not in _NO_NUMBERS:
                 self.text(key)
                 self.value(parameter)

@@ -80,6 +80,7 @@ class Run:
     def start(self) -> None:
         """Calls `on_fit_start`, with an Experiment that is set up."""
         ahead = _BLOCKS_AHEAD * self.stage.stepper.sizes.steps_per_block + self.stage.prefetch
+        # A state is a copy for each batch, so only for a run that may be saved.
         self.stage.source.keep_states(ahead if self.hooks.takes_snapshots else 0)
         self.hooks.notify("on_fit_start", self.state.of_run)
 
@@ -289,6 +290,7 @@ class Run:
 
     def _check(self) -> Callable[[Batch], None]:
         has_check = overrides(self.stage.stepper.kind, "check_batch")
+        # A batch to predict may have no targets, which a check would miss.
         if self.state.at.mode == "predict" or not has_check:
             return _accept
         experiment = self.state.experiment

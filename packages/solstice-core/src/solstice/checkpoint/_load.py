@@ -317,6 +317,7 @@ def _type_of_like(like: Any, kind: str) -> str:
 _MAIN = "__main__."
 _NAME = re.compile(r"^[\w.<>]+")
 _KINDS = {"array": "a JAX", "numpy": "a NumPy", "scalar": "a NumPy scalar"}
+# A dtype has the short name of an implementation: `key<fry>`.
 _IMPLEMENTATIONS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
 
 

@@ -46,6 +46,7 @@ class EquinoxModel:
     def __post_init__(self) -> None:
         self.unpack = switch("unpack", self.unpack)
         key = jax.eval_shape(lambda: jax.random.key(0))
+        # Shapes alone, because a function may make a large model.
         shapes = cast("Any", eqx.filter_eval_shape(self._values, key))
         module, layers = _pair(shapes) if _is_pair(shapes) else (None, None)
         if not isinstance(module, eqx.Module) or not callable(module):
@@ -84,6 +85,7 @@ class EquinoxModel:
             keys = None
             if self._takes_key and key is not None:
                 keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
+            # One state for the batch: BatchNorm reduces over `axis_name`, so it is not mapped.
             return jax.vmap(one, out_axes=(0, None), axis_name=self.axis_name)(x, keys)
 
         def one(example: object, key: Array | None) -> tuple[Any, Any]:

@@ -107,6 +107,7 @@ def prefix_fault(claim: Claim) -> str:
 
 def _cure_of(claim: Claim, error: BaseException) -> str:
     module, framework = claim.value.partition(":")[0].strip(), claim.prefix.partition(".")[0]
+    # A limit, because causes may form a cycle.
     failed = next((e for e in islice(_chain(error), 100) if isinstance(e, ImportError)), None)
     missing = (failed.name or "") if isinstance(failed, ModuleNotFoundError) else ""
     if missing and f"{module}.".startswith(f"{missing}."):
@@ -153,7 +154,7 @@ def _is_installed(package: str) -> bool:
 
 def _words(error: BaseException) -> str:
     try:
-        text = str(error)
+        text = str(error)  # may fail itself
     except Exception:
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -72,6 +72,7 @@ def mixed_precision(model: object, policy: object) -> Model:
     """
     if isinstance(policy, str):
         policy = _read(policy)
+    # A class has the methods too.
     if not isinstance(policy, Policy) or isinstance(policy, type):
         raise TypeError(
             f"policy must be a text or an object with the methods cast_to_param, cast_to_compute "
@@ -164,4 +165,5 @@ class _Casting:
         """`outputs, state = model.forward(params, state, x, train=True, key=key)`."""
         params, x = self.policy.cast_to_compute((params, x))
         outputs, new_state = self.model.forward(params, state, x, train=train, key=key)
+        # The engine refuses a state whose dtypes change.
         return self.policy.cast_to_output(outputs), _tree.map(_tree.in_dtype_of, new_state, state)

@@ -62,7 +62,7 @@ def norms_of(tree: Params, depth: int = 1) -> dict[str, Array]:
     sums: dict[str, Array] = {"": jnp.zeros((), jnp.float32)}
     for path, square in squares.items():
         name = "/".join(path[start : start + depth])
-        for part in {"", name}:
+        for part in {"", name}:  # a set: at depth 0 both are the total
             sums[part] = sums.get(part, 0.0) + square
     return {name: jnp.sqrt(total) for name, total in sums.items()}
 
@@ -102,7 +102,7 @@ class _Tracking:
 
 
 def _sum_of_squares(leaf: Array) -> Array:
-    return jnp.sum(jnp.square(jnp.abs(leaf).astype(jnp.float32)))
+    return jnp.sum(jnp.square(jnp.abs(leaf).astype(jnp.float32)))  # params may be complex
 
 
 def _common(paths: list[tuple[str, ...]]) -> int:

@@ -95,7 +95,7 @@ def adapt_argument(name: str, kind: Kind, given: object) -> Any:
     try:
         return adapt(kind, given, {})
     except (TypeError, AdapterError) as error:
-        if type(error) not in (TypeError, AdapterError):
+        if type(error) not in (TypeError, AdapterError):  # a subclass may take other arguments
             raise
         raise type(error)(f"{name}: {error}") from error
 

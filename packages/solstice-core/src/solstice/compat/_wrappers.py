@@ -126,7 +126,8 @@ class _Averaging:
         if not self.debias:
             return _tree.map(partial(_incremental, 1 - self.decay), point, average)
         # 1 at the first step, and 1 - decay in the end: the average of Adam, already divided.
-        log_decay = math.log(self.decay) if self.decay else -math.inf
+        log_decay = math.log(self.decay) if self.decay else -math.inf  # log(0) raises
+        # 1 - decay ** updates would lose its digits at a decay near 1.
         share = (1 - self.decay) / -jnp.expm1(updates.astype(jnp.float32) * log_decay)
 
         def moved(mean: Array, to: Array) -> Array:

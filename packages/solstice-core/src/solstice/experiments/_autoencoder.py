@@ -205,6 +205,7 @@ class VAEExperiment(SupervisedExperiment[VAETask]):
         size, beta = whole("latent_size", latent_size), not_negative("beta", beta)
         loss = function_or_none("loss", options.pop("loss", None), "loss=optax.squared_error")
         function_or_none("activation", activation, "activation=jax.nn.sigmoid")
+        # The default loss takes logits, so their sigmoid are the features.
         if loss is None and activation is None:
             activation = jax.nn.sigmoid
         model = _pair_of(encoder, decoder, size)
@@ -274,6 +275,7 @@ class _Pair:
         self, params: Params, state: State, x: Inputs, /, *, train: bool, key: Array | None = None
     ) -> tuple[tuple[ModelOutputs, ModelOutputs], State]:
         """`(decoded, codes), state = model.forward(params, state, x, train=True, key=key)`."""
+        # Three keys, because the latents must not depend on the masks of Dropout.
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
         codes, one = self.encoder.forward(
             params["encoder"], state["encoder"], x, train=train, key=keys[0]

@@ -51,6 +51,7 @@ def pair_of(batch: Batch) -> tuple[Inputs, Targets]:
     """
     parts = batch if is_sequence(batch) else ()
     holds_masked = any(isinstance(part, Masked) for part in parts)
+    # A Masked in the pair would mask the features or the targets alone.
     if len(parts) == 2 and not holds_masked:
         return parts[0], parts[1]
     hint = ""

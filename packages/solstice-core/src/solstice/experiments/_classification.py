@@ -306,6 +306,7 @@ def _weights_of(
     """The weight of each example's loss, by its class; 0 for masked examples."""
     if class_weights is None:
         return mask
+    # Boolean labels would select weights by a mask.
     weights = class_weights[labels.astype(jnp.int32)]
     return weights if mask is None else jnp.where(mask, weights, 0)
 

@@ -25,6 +25,7 @@ def constants_of(function: Callable[[Any], Any], argument: Any, arrays: Any) -> 
         The paths. Arrays that are not traced are ignored, and so are those used only inside
         `jax.lax.stop_gradient`.
     """
+    # By identity, because `==` of tracers is another operation.
     paths = {id(leaf): path for path, leaf in _tree.leaves_by_path(arrays) if _is_traced(leaf)}
     if not paths:
         return []
@@ -41,6 +42,7 @@ def _is_traced(leaf: Any) -> bool:
 def _needed(jaxpr: Any, outputs: Iterable[Any]) -> set[int]:
     """The ids of the variables through which a gradient of the outputs flows."""
     needed = {id(var) for var in outputs if _has_gradient(var)}
+    # Backwards, because an equation follows those that make its inputs.
     for equation in reversed(jaxpr.eqns):
         wanted = [id(var) in needed for var in equation.outvars]
         if any(wanted) and equation.primitive.name != "stop_gradient":

@@ -149,7 +149,7 @@ class Loss:
         (state, total, weight, sums), outputs = over_parts(add, start, batch, parts)
 
         def mean(sum_: Array, param: Array) -> Array:
-            return quotient(sum_, weight).astype(param.dtype)
+            return quotient(sum_, weight).astype(param.dtype)  # sums are in float32 or wider
 
         grads = _tree.map(mean, sums, params)
         return quotient(total, weight), grads, state, outputs

@@ -157,7 +157,12 @@ class LanguageModelExperiment(SupervisedExperiment[LanguageModelTask]):
             return prompts.astype(jnp.int32)
         program, arrays = program_of(self, _generate, "generate")
         tokens, bad = _compiled(program)(
-            arrays, prompts.astype(jnp.int32), num_tokens, key, jnp.float32(temperature)
+            # The temperature is an array, so that another one compiles nothing.
+            arrays,
+            prompts.astype(jnp.int32),
+            num_tokens,
+            key,
+            jnp.float32(temperature),
         )
         if bad:
             raise FloatingPointError(
@@ -207,7 +212,7 @@ def _generate(
         # positions from `index` on, which are still 0.
         logits = at_least_float32(jnp.take(exp(tokens[:, :-1]), index - 1, axis=1))
         bad |= jnp.isnan(logits).any()
-        warm = jnp.where(temperature > 0, temperature, 1)
+        warm = jnp.where(temperature > 0, temperature, 1)  # no division by 0
         drawn = jax.random.categorical(jax.random.fold_in(key, index), logits / warm)
         chosen = jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1))
         return tokens.at[:, index].set(chosen.astype(tokens.dtype)), bad

@@ -197,6 +197,7 @@ class Learner(eqx.Module):
         Raises:
             DataError: `setup` has not run.
         """
+        # In training too, for its error if `setup` has not run.
         params = self.eval_params()
         return self._forward(self.params if train else params, self.state, train, key)
 
@@ -218,6 +219,7 @@ class Learner(eqx.Module):
 
     def _initial(self, x: Inputs) -> dict[str, Any]:
         """The initial values of the fields that depend on the inputs."""
+        # The steps need another key than the weights.
         init_key, key = jax.random.split(self.key)
         with floating_expected(x):
             params, state = self.model.init(init_key, x)

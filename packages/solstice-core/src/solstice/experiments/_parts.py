@@ -37,6 +37,7 @@ def over_parts(
 
     carry, outputs = jax.lax.scan(add, start, (jnp.arange(full), _tree.map(stacked, batch)))
     merged = _tree.row(outputs, 0)
+    # After the loop, because merged metrics may grow, and a carry cannot.
     for index in range(1, full):
         merged = merged.merge(_tree.row(outputs, index))
     if rest:

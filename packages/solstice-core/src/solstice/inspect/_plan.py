@@ -114,6 +114,7 @@ def plan(
         )
     owner, step, inputs = _traced(experiment, method, batch)
     donated = (0,) if method == "train_step" else ()
+    # JAX would leave inputs out that the step does not use, though they take memory.
     jitted = jax.jit(step.program.call, donate_argnums=donated, keep_unused=True)
     compiled = cast("Any", jitted).lower(list(step.types), inputs).compile()
     return StepPlan(

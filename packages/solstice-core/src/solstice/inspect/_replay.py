@@ -73,7 +73,7 @@ def replay(
     Trainer([watch], limit_train_batches=flight.steps_per_epoch or None).fit(
         experiment,
         train_ds,
-        max_steps=flight.failed_at + 1,
+        max_steps=flight.failed_at + 1,  # a step that raised was not counted
         batch_size=batch_size,
         resume=directory,
     )

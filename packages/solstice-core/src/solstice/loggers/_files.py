@@ -130,7 +130,7 @@ class _File(Logger):
     def _append(self, line: str) -> None:
         assert self._file is not None
         self._file.write(line)
-        self._file.flush()
+        self._file.flush()  # after each row, so that a killed process loses none
 
 
 class JSONLines(_File):

@@ -115,6 +115,7 @@ class MLflow(Logger):
             return False
         if metric.key not in self._there:
             history = self._client.get_metric_history(self.run_id, metric.key)
+            # As text, because NaN is not equal to itself.
             self._there[metric.key] = {(point.step, repr(point.value)) for point in history}
         return (metric.step, repr(metric.value)) in self._there[metric.key]
 

@@ -120,7 +120,7 @@ def for_compute(metrics: object) -> tuple[SimpleNamespace, ModuleType]:
     traced = any(isinstance(leaf, Tracer) for leaf in _tree.leaves(metrics))
     xp: ModuleType = jnp if traced else np
     numbers: dict[str, Any] = {}
-    read: Any = metrics if traced else jax.device_get(metrics)
+    read: Any = metrics if traced else jax.device_get(metrics)  # one transfer
     for field in dataclasses.fields(read):
         name, value = field.name, getattr(read, field.name)
         if _is_sums(value):
@@ -133,6 +133,7 @@ def for_compute(metrics: object) -> tuple[SimpleNamespace, ModuleType]:
 def divide(xp: ModuleType, numerator: AnyArray, denominator: AnyArray) -> AnyArray:
     """The quotient in floating point; 0 where the denominator is 0."""
     there = denominator != 0
+    # NumPy would warn of a division by 0 that the outer `where` drops.
     return xp.where(there, numerator / xp.where(there, denominator, 1.0), 0.0)
 
 

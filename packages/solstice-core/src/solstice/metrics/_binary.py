@@ -333,6 +333,7 @@ def _correlation(
     """Correlation of Matthews (1975), from shares, because products of counts overflow."""
     share = [divide(xp, number, total) for number in (right, guessed, positive)]
     spread = share[1] * (1 - share[1]) * share[2] * (1 - share[2])
+    # Rounding may make `spread` negative.
     return divide(xp, share[0] - share[1] * share[2], xp.sqrt(xp.maximum(spread, 0.0)))
 
 

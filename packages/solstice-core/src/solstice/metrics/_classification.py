@@ -181,6 +181,7 @@ def _agreement(xp: ModuleType, m: SimpleNamespace) -> dict[str, Any]:
     beyond = right - chance
     return {
         "cohen_kappa": divide(xp, beyond, xp.where(chance < 1, 1 - chance, 0.0)),
+        # Rounding may make `spread` negative.
         "matthews_corrcoef": divide(xp, beyond, xp.sqrt(xp.maximum(spread, 0.0))),
     }
 

@@ -155,6 +155,7 @@ def two_devices() -> jax.sharding.NamedSharding:
 
 def double_precision() -> AbstractContextManager[None]:
     """The context of `jax_enable_x64`, in which an accidental float64 is not narrowed."""
+    # Older versions have it in `jax.experimental` only.
     place = "jax" if hasattr(jax, "enable_x64") else "jax.experimental"
     enable: Callable[..., AbstractContextManager[None]] = import_module(place).enable_x64
     return enable(True)

@@ -84,6 +84,7 @@ def _words_of_module(module: str) -> dict[str, dict[str, str]]:
     """The descriptions of all suites of a module by name, from one new process."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "words.json"
+        # Not a fork, which would copy the locks that JAX's threads hold.
         process = multiprocessing.get_context("spawn").Process(target=_write, args=(module, file))
         with importable(module), _on_the_cpu():
             process.start()

@@ -107,6 +107,7 @@ def _in_a_process(
     make_run: Callable[[], Run], folder: Path, kill_at: int | None, timeout: float | None
 ) -> None:
     folder.mkdir(exist_ok=True)
+    # Not a fork, which would copy the locks that JAX's threads hold.
     process = multiprocessing.get_context("spawn").Process(
         target=_train, args=(make_run, folder, kill_at)
     )

@@ -177,7 +177,7 @@ def _recorded(check: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(check)
     def recorded(self: Any) -> None:
-        self._known[check.__name__] = False
+        self._known[check.__name__] = False  # stays if the check raises
         check(self)
         self._known[check.__name__] = True
 
