@@ -174,6 +174,7 @@ def kept_arguments(callback: Any) -> dict[str, Any]:
     kept = cast("dict[str, Any]", vars(callback))
     with suppress(TypeError, ValueError):  # not every constructor has a signature
         names = inspect.signature(cast("Any", type(callback))).parameters
+        # An ellipsis for what is not stored, because None is a setting.
         given: dict[str, Any] = {name: kept.get(name, kept.get(f"_{name}", ...)) for name in names}
         return {name: value for name, value in given.items() if is_setting(value)}
     return {}

@@ -30,6 +30,7 @@ def class_hint(labels: object) -> str:
         return _names_hint(code)
     if array is None or array.ndim not in (1, 2):
         return ""
+    # Not of shape [n, 1], which `_flat` has cut: its `argmax` would be 0 for all.
     return _rows_hint(code, array) if array.ndim == 2 else _integers_hint(code, array)
 
 

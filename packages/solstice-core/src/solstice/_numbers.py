@@ -35,7 +35,7 @@ def to_little_endian(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def name_of(dtype: np.dtype[Any]) -> str:
     """The name of a dtype: "float32", or ">float32" if it is big-endian."""
-    is_big = dtype != dtype.newbyteorder("<")
+    is_big = dtype != dtype.newbyteorder("<")  # a dtype's own name has no byte order
     return f">{dtype.name}" if is_big else dtype.name
 
 

@@ -47,7 +47,7 @@ def replace(module: _M, /, **changes: Any) -> _M:
         elif hasattr(module, name):
             object.__setattr__(new, name, getattr(module, name))
     for cls in type(module).__mro__:
-        check = cls.__dict__.get("__check_init__")
+        check = cls.__dict__.get("__check_init__")  # of each class, as in Equinox
         if check is not None:
             check(new)
     return new

@@ -109,6 +109,7 @@ def _stacked(batches: Batch) -> Batch:
     Raises:
         DataError: their leaves do not have the same number of batches in front.
     """
+    # A list is a tree too, and would be one batch of many leaves.
     if isinstance(batches, list | Iterator):
         raise DataError(
             f"batches must be stacked, one array for each leaf; they are a "

@@ -75,6 +75,7 @@ def matched(saved: Mapping[str, Owner], now: Mapping[str, Owner]) -> dict[str, s
 
     The most similar pairs come first; pairs of equal similarity keep their order.
     """
+    # By class and place alone, two callbacks of one class would swap their states.
     pairs = [(one, other) for other in saved for one in now if saved[other].fits(now[one])]
     found: dict[str, str] = {}
     for one, other in sorted(pairs, key=lambda pair: -now[pair[0]].likeness(saved[pair[1]])):

@@ -59,6 +59,7 @@ class Training:
         experiment = experiment.setup(arrays_of(first_batch(self.source)))
         stage = stages.stage(self.source, experiment, "train_step", hooks)
         at = self.start
+        # Before `resumed`, which compares the step of the validation too.
         if self.validation is not None:
             self._try_validation(self.validation.source, experiment, stages, hooks.nested())
         if self.saved is not None:

@@ -96,6 +96,7 @@ class SavedRun:
             # The saved number, because a program with another number may round differently.
             experiment = stage.stepper.share_experiment()
             stage = stages.stage(stage.source, experiment, "train_step", hooks, steps_per_call=size)
+        # Before `restore`, because the scalars that are given now are compared.
         computation.begin_with(stage.stepper.share_experiment())
         caveats = self.other_programs(stage.stepper, computation)
         at, more = self.restore(stage, hooks, start, limits, validation)

@@ -100,6 +100,7 @@ class Position:
 
         states = [[n, to_plain(s, f"{n}.state_dict()", held)] for n, s in self.callbacks.items()]
         owners = {name: vars(owner) for name, owner in self.owners.items()}
+        # The wall clock, because runs of several processes are compared by it.
         now = {"callbacks": {}, "owners": owners, "saved_at": time.time()}
         fields: dict[str, Any] = {**vars(self), **now}
         plain = {name: to_plain(value, name) for name, value in fields.items()}

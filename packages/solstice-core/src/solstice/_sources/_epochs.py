@@ -59,6 +59,7 @@ class Epochs:
 
     def _name(self, data: Any, number: int) -> bool:
         """Sets the epoch of a data set and its parts; returns whether any of them takes it."""
+        # A loader does not pass the epoch on to its sampler, whose order would stay the same.
         parts = _with_set_epoch(data, _PARTS)
         for part in parts:
             part.set_epoch(number)
@@ -141,6 +142,7 @@ def _place_of_epoch(
     """The index of the parameter `epoch`, else of the only required one; None if there is none."""
     if isinstance(function, partial) and "epoch" in cast("partial[Any]", function).keywords:
         return None  # the user has set the epoch
+    # Also with a default: `def batches(epoch=0)` would repeat epoch 0.
     named = [i for i, p in enumerate(parameters) if p.name == "epoch"]
     required = [i for i, p in enumerate(parameters) if _is_required(p)]
     alone = (

@@ -177,6 +177,7 @@ class Source:
             validation: the validation set of the same `fit`, or None.
         """
         changes = self._changes(position, validation)
+        # In the order of their cost: the last reads all earlier batches again.
         how, read = (
             self._by_state(epoch, index, position, changes, is_closed)
             or self._by_index(epoch, index, is_closed)

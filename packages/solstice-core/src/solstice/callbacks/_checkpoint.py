@@ -156,6 +156,7 @@ class Checkpoint(Saver):
         if self._retention.monitor is not None:
             self._retention.monitor.check(record, type(self).__name__)
         self._close()  # a run whose `on_exception` a second Ctrl-C cut short
+        # Absolute, because the thread would follow a later change of the working directory.
         self._folder = Folder(self.directory.absolute())
         checkpoint.check_writable(self._folder.path / ".new", repr(self))
         with ExitStack() as held:

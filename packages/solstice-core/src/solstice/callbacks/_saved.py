@@ -10,7 +10,7 @@ from solstice import checkpoint
 from solstice._schema import read
 from solstice.checkpoint import CheckpointError
 
-_STEP = re.compile(r"step-[0-9]+")
+_STEP = re.compile(r"step-[0-9]+")  # not a user's copy, such as `step-2-keep`
 _LEFT = re.compile(r"\.(step-[0-9]+)\.(new|old)(-[0-9]+)?")
 
 

@@ -94,6 +94,7 @@ def _load(
     chosen = [
         name
         for name, leaf in zip(paths, leaves, strict=True)
+        # `fnmatch.fnmatch` would ignore the case on Windows.
         if is_stored(leaf) and (only is None or fnmatch.fnmatchcase(name, only))
     ]
     if only is None:

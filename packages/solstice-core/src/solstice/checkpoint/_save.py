@@ -84,7 +84,7 @@ def write(
     except OSError as error:
         raise CheckpointError(f"the checkpoint {path} could not be written: {error}") from error
     except Exception as error:
-        if type(error).__name__ != "SafetensorError":
+        if type(error).__name__ != "SafetensorError":  # by name, as it is imported when used
             raise
         raise CheckpointError(f"the checkpoint {path} could not be written: {error}") from error
     return path

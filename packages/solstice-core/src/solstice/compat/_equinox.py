@@ -45,7 +45,7 @@ class EquinoxModel:
 
     def __post_init__(self) -> None:
         self.unpack = switch("unpack", self.unpack)
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.eval_shape(lambda: jax.random.key(0))  # nothing runs on a device
         # Shapes alone, because a function may make a large model.
         shapes = cast("Any", eqx.filter_eval_shape(self._values, key))
         module, layers = _pair(shapes) if _is_pair(shapes) else (None, None)

@@ -256,6 +256,7 @@ class _Losses(Callback):
         self.raw.append(loss)
         self._mean = self._smooth * self._mean + (1 - self._smooth) * loss
         mean = self._mean / (1 - self._smooth**record.step)  # corrects for the start at 0
+        # Only above 0: a log-likelihood may be negative, and has no multiple to exceed.
         if not math.isfinite(mean) or mean > _DIVERGED * self._least > 0:
             raise Stop("the loss diverges")
         self.smoothed.append(mean)

@@ -146,7 +146,7 @@ class Logger(Callback):
 
     def on_epoch_end(self, record: Record) -> None:
         """Logs the metrics of the epoch or the evaluation."""
-        if record.epoch_step > 0:
+        if record.epoch_step > 0:  # an epoch without steps has no metrics
             self.log(row_of(record, "epoch", record.metrics))
 
     def on_fit_end(self, record: Record) -> None:

@@ -46,7 +46,7 @@ class Mean(Additive):
         numbers, shares = _weighted(values, weights)
         weight = jnp.sum(shares)
         if weights is not None and jnp.asarray(weights).dtype != bool:
-            shares = jnp.where(shares >= 0, shares, jnp.nan)
+            shares = jnp.where(shares >= 0, shares, jnp.nan)  # a compiled step cannot raise
         # A value without weight may be NaN, and NaN * 0 is NaN.
         total = jnp.sum(jnp.where(shares == 0, 0, numbers * shares))
         self.sums = Totals({"total": total, "weight": weight})

@@ -43,6 +43,7 @@ _Loss: TypeAlias = Callable[[Params], Array]
 
 
 def _loss(params: Params) -> Any:
+    # In the dtype of the params, because float32 targets would promote bfloat16.
     parts = _tree.map(lambda p, t: jnp.sum(jnp.square(p - t.astype(p.dtype))), params, TARGET)
     return sum(_tree.leaves(parts))
 
