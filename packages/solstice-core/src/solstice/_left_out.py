@@ -28,6 +28,7 @@ class LeftOut:
             after: the advice, a sentence, or a function that makes it from the new values.
         """
         found = {name: described(thing) for name, thing in things.items()}
+        # With its type, because a value of another type may need other advice.
         new = {name: text for name, text in found.items() if (name, text) not in self._named}
         if new:
             self._named |= {*new.items()}

@@ -19,7 +19,7 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> list[s
 def size_text(size: float, unit: str = "B", smallest: str = "bytes") -> str:
     """A readable size such as `1.5 MB`, in powers of 1,000."""
     units = [smallest, *(f"{prefix}{unit}" for prefix in ("k", "M", "G", "T", "P"))]
-    while size >= 999.5 and len(units) > 1:
+    while size >= 999.5 and len(units) > 1:  # `.3g` prints 1e+03 from there on
         size /= 1000
         units.pop(0)
     return f"{size:,.3g} {units[0]}"

@@ -171,7 +171,7 @@ class CompiledStepper:
         ]
         arrays = self._steps.program.split(experiment)
         self._carry = Carry(arrays, merged, np.array([saved is None for saved in totals]))
-        self._is_shared = True
+        self._is_shared = True  # the caller holds these arrays too
 
     def _run(self, block: Block, count: int) -> "StackedOutputs":
         if self._steps.donates and self._is_shared:  # donation destroys an array for all owners

@@ -139,6 +139,7 @@ class Program:
 
     def trace(self, types: Sequence[ShapeDtypeStruct], batch: Batch) -> tuple[Any, PyTree]:
         """The jaxpr of a step and the shapes of its packed outputs."""
+        # The jitted step, because the compiled loop then finds its trace in JAX's cache.
         make = jax.make_jaxpr(self.traced_call, return_shape=True)
         jaxpr, shapes = cast("Any", make)(list(types), batch)
         return jaxpr, shapes[1]

@@ -82,6 +82,7 @@ def _sums(merge: Any) -> tuple[bool, ...]:
     """
     half = len(merge.invars) // 2
     places = zip(merge.outvars, merge.invars[:half], merge.invars[half:], strict=True)
+    # By identity, because a literal among the variables has no hash.
     added = {id(out): pair for e in merge.eqns for out, *pair in _additions(e)}
     return tuple(added.get(id(out)) in ([one, other], [other, one]) for out, one, other in places)
 

@@ -215,6 +215,7 @@ class SavedRun:
     def other_programs(self, stepper: Stepper, computation: Computation) -> list[str]:
         """The reasons why the next steps may compute other numbers than the saved run."""
         at, found = self.position, list[str]()
+        # Other numbers are trip counts of one program; 1 is a program without a loop.
         if (at.steps_per_call == 1) != (stepper.sizes.steps_per_call == 1):
             found.append(
                 f"steps_per_call was {at.steps_per_call}, and is {stepper.sizes.steps_per_call}"

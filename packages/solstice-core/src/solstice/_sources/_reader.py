@@ -103,7 +103,7 @@ class Reader:
                 f"iterable of batches"
             )
         self._opened += 1
-        self.states.clear()
+        self.states.clear()  # they are of another epoch
         return cast("Any", made)
 
     def read(
@@ -118,6 +118,7 @@ class Reader:
                 break
             index += 1
             if self.kept_states and memory is not None:
+                # By number, because batches are read ahead of the steps.
                 self.states[index] = memory.get()
                 self.states.pop(index - self.kept_states - 1, None)
             yield to_numpy(batch, self._name)

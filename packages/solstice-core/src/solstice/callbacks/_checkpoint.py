@@ -144,6 +144,7 @@ class Checkpoint(Saver):
                 closing(FolderLock(folder.path, self, _clash)),
             ):
                 folder.settle()
+        # A damaged checkpoint must not be passed over in silence.
         saved = folder.saved(strict=True)
         own = of_newest_run(saved) if self._run is None else self._run.of_this_run(saved)
         newest_last = own if which == "last" else self._retention.best_first(own)[::-1]

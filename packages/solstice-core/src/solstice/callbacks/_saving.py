@@ -126,6 +126,7 @@ class Saving:
     def _remove_old(self) -> None:
         there = self._folder.saved()
         own = self.of_this_run(there)
+        # Those of an overwritten run too: this run now has a checkpoint of its own.
         kept = self._retention.kept(own)
         for saved in there:
             # A link means that the user has moved the checkpoint, so only `overwrite` removes it.

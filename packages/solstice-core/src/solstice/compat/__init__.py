@@ -113,10 +113,11 @@ def register(prefix: str, adapter: type[Any]) -> None:
     _registry.register(prefix, adapter)
 
 
+# A type checker would take any name for one that exists.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> type[Any]:
-        if name.startswith("_") or not name.isidentifier():
+        if name.startswith("_") or not name.isidentifier():  # as IPython and `inspect` ask for
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         adapter = _registry.adapter_class(name)
         globals()[name] = adapter

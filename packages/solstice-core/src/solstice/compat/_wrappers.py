@@ -110,7 +110,7 @@ class _Averaging:
         before, average, updates = state
         new, inner = self.optimizer.step(grads, before, params, **extra)
         moved = self._moved(average, self.optimizer.eval_params(inner, new), updates + 1)
-        # Steps that only gather gradients would make the average shorter.
+        # To count steps that only gather gradients would shorten the average.
         is_update = has_updated(self.optimizer, before, inner)
         if is_update is True:
             return new, (inner, moved, updates + 1)

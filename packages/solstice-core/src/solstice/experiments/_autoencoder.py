@@ -205,7 +205,7 @@ class VAEExperiment(SupervisedExperiment[VAETask]):
         size, beta = whole("latent_size", latent_size), not_negative("beta", beta)
         loss = function_or_none("loss", options.pop("loss", None), "loss=optax.squared_error")
         function_or_none("activation", activation, "activation=jax.nn.sigmoid")
-        # The default loss takes logits, so their sigmoid are the features.
+        # The default loss takes logits, so the features are their sigmoid.
         if loss is None and activation is None:
             activation = jax.nn.sigmoid
         model = _pair_of(encoder, decoder, size)

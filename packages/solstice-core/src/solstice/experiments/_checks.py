@@ -87,6 +87,7 @@ def check_lengths(x: Inputs, targets: Targets) -> None:
     """Raises a DataError if targets differ from the inputs in length."""
     for y in _arrays(targets):
         length = shape_of(y)[:1]
+        # The shape of an array first: to read a tree costs more, in every batch.
         if length and shape_of(x)[:1] != length and num_rows(x) != length[0]:
             raise DataError(
                 f"features and targets must have the same number of examples on axis 0; there are "

@@ -66,6 +66,7 @@ class ClassificationTask(Task):
         return _weights_of(self.class_weights, targets, mask)
 
     def metrics(self, outputs: Array, targets: Array, mask: Array) -> ClassificationMetrics:
+        # `WithLoss` replaces this loss of 0.
         return ClassificationMetrics(outputs, targets, 0.0, self.num_classes, mask=mask)
 
     def predictions(self, outputs: Array) -> Array:

@@ -51,6 +51,7 @@ def _is_key(key: object) -> TypeGuard[Array]:
 
 def _is_seed(seed: object) -> TypeGuard[ArrayLike]:
     if isinstance(seed, int):
+        # `jax.random.key` takes no more bits.
         return not isinstance(seed, bool) and -(2**63) <= seed < 2**63
     kinds = jax.Array | np.ndarray | np.generic
     return isinstance(seed, kinds) and is_of(seed, jnp.integer) and shape_of(seed) == ()

@@ -156,13 +156,9 @@ class LanguageModelExperiment(SupervisedExperiment[LanguageModelTask]):
         if num_tokens == 0:
             return prompts.astype(jnp.int32)
         program, arrays = program_of(self, _generate, "generate")
+        # The temperature is an array, so that another one compiles nothing.
         tokens, bad = _compiled(program)(
-            # The temperature is an array, so that another one compiles nothing.
-            arrays,
-            prompts.astype(jnp.int32),
-            num_tokens,
-            key,
-            jnp.float32(temperature),
+            arrays, prompts.astype(jnp.int32), num_tokens, key, jnp.float32(temperature)
         )
         if bad:
             raise FloatingPointError(

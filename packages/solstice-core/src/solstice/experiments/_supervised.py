@@ -202,7 +202,7 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
         x, _, _ = _split(self.task, *unmasked(batch))
         num_rows(x)
         self.learner.check_inputs(x)
-        # The Trainer checks values before it compiles the step, and nobody else does.
+        # A traced batch has no values: the Trainer has checked them before.
         if not is_traced(batch):
             self.check_batch(batch)
         return self

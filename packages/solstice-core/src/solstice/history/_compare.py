@@ -37,6 +37,7 @@ def compare(
         TypeError: `runs` is a single run, or an entry is not a run.
         ValueError: no run has a metric to draw.
     """
+    # Here, because matplotlib is optional, and slow to import.
     from solstice._picture import save
     from solstice.history._plot import draw
 

@@ -229,6 +229,7 @@ class History(Callback):
             ImportError: matplotlib is not installed.
             ValueError: there is no metric to draw.
         """
+        # Here, because matplotlib is optional, and slow to import.
         from solstice._picture import save
         from solstice.history._plot import draw
 

@@ -63,7 +63,7 @@ class LearningRates:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        from solstice._picture import Picture, save
+        from solstice._picture import Picture, save  # matplotlib is optional
 
         figure = Picture(figsize=(5, 3.4), layout="constrained")
         axes: Any = figure.add_subplot()

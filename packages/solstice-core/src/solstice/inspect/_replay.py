@@ -70,6 +70,7 @@ def replay(
     """
     flight = _recorded(local_path(directory, "directory"))
     watch = _Watch(flight.error)
+    # The run may have been limited to fewer batches than the data set has.
     Trainer([watch], limit_train_batches=flight.steps_per_epoch or None).fit(
         experiment,
         train_ds,

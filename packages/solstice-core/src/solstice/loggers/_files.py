@@ -63,7 +63,7 @@ class _File(Logger):
         lines = self._lines()
         if start.kind == "resumed":
             lines = lines[: self._head + start.rows]
-        self._replace("".join(lines))
+        self._replace("".join(lines))  # without an unfinished last line
 
     @abstractmethod
     def _text_of(self, row: dict[str, Any]) -> str | None:

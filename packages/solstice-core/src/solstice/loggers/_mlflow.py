@@ -88,7 +88,7 @@ class MLflow(Logger):
         """The name with letters, digits and `_-. /` only, and without path parts of dots."""
         parts = [part for part in _REFUSED.sub("_", metric).split("/") if part]
         name = "/".join(part if part.strip(".") else "_" for part in parts)[:_LONGEST]
-        return name.rstrip("/") or "_"
+        return name.rstrip("/") or "_"  # the cut may leave a slash, which MLflow refuses
 
     def takes(self, value: object) -> bool:
         """Whether the value is a number; MLflow has no arrays."""

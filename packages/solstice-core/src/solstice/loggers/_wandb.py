@@ -85,7 +85,7 @@ class WandB(Logger):
             project=self.project,
             dir=str(self._folder),
             id=self._id,
-            resume="allow",
+            resume="allow",  # creates the run too, if W&B does not have it
             config=self._config,
             **self._options,
         )

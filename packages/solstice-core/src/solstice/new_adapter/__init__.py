@@ -30,7 +30,7 @@ def write_package(name: str, folder: Path) -> Path:
             f"it is {name!r}"
         )
     package = local_path(folder, "folder") / f"solstice-{name.replace('_', '-')}"
-    package.mkdir(parents=True)
+    package.mkdir(parents=True)  # raises if it exists, so nothing is overwritten
     for source in sorted(path for path in _TEMPLATE.rglob("*") if path.is_file()):
         if "__pycache__" in source.parts:
             continue
