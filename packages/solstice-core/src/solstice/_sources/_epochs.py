@@ -57,7 +57,7 @@ class Epochs:
         """Called when an epoch has been read to its end."""
         self._turns.end(number)
 
-    def _name(self, data: Any, number: int) -> bool:
+    def _name(self, data: object, number: int) -> bool:
         """Sets the epoch of a data set and its parts; returns whether any of them takes it."""
         # A loader does not pass the epoch on to its sampler, whose order would stay the same.
         parts = _with_set_epoch(data, _PARTS)
@@ -77,7 +77,7 @@ class _Turns:
     hooks of the earlier epochs are called too, without reading these.
     """
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: object) -> None:
         self.data = data
         self._begun = self._ended = 0
 

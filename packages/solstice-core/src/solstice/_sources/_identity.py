@@ -9,6 +9,7 @@ import numpy as np
 
 from solstice import _tree
 from solstice._batch import is_numeric
+from solstice._types import AnyArray
 from solstice.data import Batches
 
 _WHOLE = 2**26
@@ -19,7 +20,7 @@ _SAMPLE = 2**12
 is also the sample of the arrays of a larger list."""
 
 
-def identity_of(data: Any) -> dict[str, Any]:
+def identity_of(data: object) -> dict[str, Any]:
     """The identity of a data set in memory; {} for others, which would have to be read."""
     if isinstance(data, Batches):
         return {"kind": "arrays", "describe": data.describe(), "checksum": checksum(data.arrays)}
@@ -46,7 +47,7 @@ def differences(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> li
     return found
 
 
-def checksum(tree: Any) -> str:
+def checksum(tree: object) -> str:
     """A checksum of the arrays of a tree, or of a sample if the tree is large."""
     arrays = [array for leaf in _tree.leaves(tree) if is_numeric(array := _as_array(leaf))]
     is_whole = sum(array.nbytes for array in arrays) <= _WHOLE
@@ -61,14 +62,14 @@ def checksum(tree: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _as_array(leaf: Any) -> Any:
+def _as_array(leaf: object) -> np.ndarray[Any, Any] | None:
     try:
         return np.asarray(leaf)
     except Exception:  # any error of a tensor: reading the batch will raise it
         return None
 
 
-def _as_seen(array: Any) -> Any:
+def _as_seen(array: AnyArray) -> AnyArray:
     """An array in JAX's dtype, as a step sees it."""
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
@@ -82,7 +83,7 @@ def _sample(array: Any) -> Any:
     return array.flat[_places(array.size)]
 
 
-def _places(count: int) -> Any:
+def _places(count: int) -> np.ndarray[Any, Any]:
     ends = np.arange(min(_SAMPLE, count))
     spaced = np.linspace(0, max(count - 1, 0), min(_SAMPLE, count)).astype(int)
     return np.unique(np.concatenate([ends, count - 1 - ends, spaced]))

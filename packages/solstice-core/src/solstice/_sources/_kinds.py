@@ -10,7 +10,7 @@ from solstice._sources._positions import is_seekable
 from solstice.data import Masked
 
 
-def is_examples(data: Any) -> bool:
+def is_examples(data: object) -> bool:
     """Whether `data` is arrays of examples: an array, a dict, or a tuple with an array in it.
 
     A list is a list of batches, and a tuple of tuples or dicts may be one too.
@@ -35,7 +35,7 @@ def is_array(data: Any) -> bool:
     return all(hasattr(data, name) for name in attributes) and len(data.shape) > 0
 
 
-def check_kind(data: Any, name: str) -> None:
+def check_kind(data: object, name: str) -> None:
     is_text = isinstance(data, str | bytes)
     if is_text or (not isinstance(data, Iterable) and not callable(data) and not is_seekable(data)):
         raise DataError(

@@ -10,13 +10,13 @@ _LIBRARIES = ("tensorflow_datasets", "tensorflow", "grain", "torchdata", "torch"
 """Libraries with special rules. A type that derives from two counts as the first."""
 
 
-def library_of(data: Any) -> str | None:
+def library_of(data: object) -> str | None:
     """The library of a data set, such as "torch" for a DataLoader; None if it is unknown."""
     roots = {kind.__module__.partition(".")[0] for kind in type(data).__mro__}
     return next((name for name in _LIBRARIES if name in roots), None)
 
 
-def how_to_batch(data: Any, name: str) -> str | None:
+def how_to_batch(data: object, name: str) -> str | None:
     """The line to write for a data set of single examples; None if it gives batches."""
     library = library_of(data)
     if library == "datasets":
@@ -37,7 +37,7 @@ def in_batches(data: Any, batch_size: int, *, shuffle: bool) -> Any:
     return _Stream(data.with_format("numpy"), batch_size)
 
 
-def is_random_access(data: Any) -> bool:
+def is_random_access(data: object) -> bool:
     """Whether `data[17]` is batch 17, although the data set is also iterable."""
     return isinstance(data, _Rows)
 
@@ -56,7 +56,7 @@ def is_keras(data: Any) -> bool:
     return hasattr(data, "__len__")
 
 
-def resumes(data: Any) -> str:
+def resumes(data: object) -> str:
     """How exactly a run can resume within an epoch, in words."""
     library = library_of(data)
     if library == "grain":

@@ -42,7 +42,7 @@ class Memory:
         state = owner.get_state() if hasattr(owner, "get_state") else owner.state_dict()
         return copy.deepcopy(state)
 
-    def set(self, state: Any) -> None:
+    def set(self, state: object) -> None:
         """Restores a state."""
         owner = self.owner
         if hasattr(owner, "set_state"):
@@ -51,7 +51,7 @@ class Memory:
             owner.load_state_dict(state)
 
 
-def is_seekable(data: Any) -> bool:
+def is_seekable(data: object) -> bool:
     """Whether `data[17]` is batch 17 of `len(data)`."""
     if isinstance(data, Batches | Sequence) or is_random_access(data) or is_keras(data):
         return True

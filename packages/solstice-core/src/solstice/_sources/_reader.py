@@ -40,7 +40,7 @@ class Reader:
         kept_states: the number of states to keep.
     """
 
-    def __init__(self, data: Any, name: str, limit: int | None) -> None:
+    def __init__(self, data: object, name: str, limit: int | None) -> None:
         self._data = data
         self._name = name
         self._limit = limit
@@ -107,7 +107,7 @@ class Reader:
         return cast("Any", made)
 
     def read(
-        self, made: Any, batches: Iterator[Batch], memory: Memory | None, start: int
+        self, made: object, batches: Iterator[Batch], memory: Memory | None, start: int
     ) -> Generator[Batch, None, None]:
         """The batches of an iterator whose first batch is number `start` of the epoch."""
         self.memory = memory
@@ -125,7 +125,7 @@ class Reader:
         if index == 0:
             raise DataError(self._why_empty(made))
 
-    def _next(self, batches: Iterator[Batch], index: int) -> Any:
+    def _next(self, batches: Iterator[Batch], index: int) -> Batch:
         try:
             return next(batches, END)
         except Exception as error:

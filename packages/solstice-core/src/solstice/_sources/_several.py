@@ -13,7 +13,7 @@ _PARTS: Any = (tuple, list, Mapping, Masked, str, bytes)
 """Types of batches and of their parts."""
 
 
-def check_single(data: Any, name: str, batch_size: int | None, like: Any = None) -> None:
+def check_single(data: object, name: str, batch_size: int | None, like: object = None) -> None:
     """Refuses a dict, a list or a tuple of data sets.
 
     Args:
@@ -65,7 +65,7 @@ def _keys(data: Any, like: Any, *, are_batches: bool) -> list[Any]:
     return []
 
 
-def _is_data_set(child: Any) -> bool:
+def _is_data_set(child: object) -> bool:
     """Whether it is an iterable of batches or a function that makes one, not a part of a batch."""
     has_type = hasattr(child, "shape") and hasattr(child, "dtype")  # such as a sparse matrix
     if isinstance(child, _PARTS) or hasattr(child, "__array__") or has_type:
@@ -73,14 +73,14 @@ def _is_data_set(child: Any) -> bool:
     return isinstance(child, Iterable) or callable(child) or is_seekable(child)
 
 
-def _is_list_of_batches(child: Any) -> bool:
+def _is_list_of_batches(child: object) -> bool:
     """Whether it is a list of tuples or dicts; a feature is a list of arrays, numbers or text."""
     if not isinstance(child, list) or not child:
         return False
     return all(isinstance(batch, tuple | Mapping) for batch in cast("list[Any]", child))
 
 
-def _are_like(data: Any, every: Iterable[Any], like: Any) -> bool:
+def _are_like(data: Any, every: Iterable[Any], like: object) -> bool:
     """Whether each part, but not the whole, has the structure of `like` or is a list of these."""
     if isinstance(data, list) or is_array(like) or not is_tree_of_arrays(like):
         return False
@@ -90,5 +90,5 @@ def _are_like(data: Any, every: Iterable[Any], like: Any) -> bool:
     return not is_whole and all(_tree.structure(part) == one for part in parts)
 
 
-def _parts(child: Any) -> list[Any]:
+def _parts(child: object) -> list[Any]:
     return cast("list[Any]", child) if isinstance(child, list) else [child]

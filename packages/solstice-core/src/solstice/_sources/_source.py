@@ -253,9 +253,9 @@ class Source:
         read = self._skip(index) if index else read
         return f"by reading {count:,} batches again", read
 
-    def _skip(self, count: int) -> Any:
+    def _skip(self, count: int) -> Batch:
         """Reads `count` batches; returns the last, `END` if there are fewer, None if 0."""
-        read: Any = None
+        read: Batch = None
         for _ in range(count):
             read = next(cast("Iterator[Batch]", self._returned), END)
             if read is END:
@@ -269,7 +269,7 @@ class Source:
     def _goes_on_with(self, expected: str) -> bool:
         """Whether the next batch, which is still yielded later, has this fingerprint."""
         rest = cast("Generator[Batch, None, None]", self._returned)
-        batch: Any = next(rest, END)
+        batch = next(rest, END)
         if batch is END:
             return False
         batch = own(batch)  # the data set may reuse its memory
@@ -304,7 +304,7 @@ class Source:
         self._returned = chain(own(first), self._returned)
         return False
 
-    def _is_same(self, batch: Any, expected: str | None) -> bool:
+    def _is_same(self, batch: object, expected: str | None) -> bool:
         if batch is END:
             return False
         return expected is None or fingerprint(to_numpy(batch, self.name)) == expected

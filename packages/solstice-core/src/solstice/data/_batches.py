@@ -5,9 +5,9 @@ import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
+from solstice import _tree
 from solstice._arguments import check_alive, switch, whole
 from solstice._errors import DataError
 from solstice._types import Batch
@@ -36,7 +36,7 @@ class Batches:
 
     def __init__(
         self,
-        arrays: Any,
+        arrays: Batch,
         batch_size: int,
         *,
         shuffle: bool = False,
@@ -46,8 +46,7 @@ class Batches:
         self.batch_size = whole("batch_size", batch_size, 1, "examples", error=DataError)
         self.seed = whole("seed", seed, 0, error=DataError)
         self.shuffle, self.drop_last = switch("shuffle", shuffle), switch("drop_last", drop_last)
-        leaves: list[Any] = jax.tree.leaves(arrays)
-        self._treedef: Any = jax.tree.structure(arrays)
+        leaves, self._treedef = _tree.flatten(arrays)
         for leaf in leaves:
             if not hasattr(leaf, "shape") or len(leaf.shape) == 0:
                 raise DataError(
@@ -64,12 +63,12 @@ class Batches:
         self._length = lengths[0]
         self.epoch = 0
         self._ordered: int | None = None
-        self._rows: Any = None
+        self._rows: np.ndarray[Any, Any] | None = None
 
     @property
-    def arrays(self) -> Any:
+    def arrays(self) -> Batch:
         """`data.arrays`: all examples, as NumPy arrays in the given tree."""
-        return jax.tree.unflatten(self._treedef, self._leaves)
+        return _tree.unflatten(self._treedef, self._leaves)
 
     def set_epoch(self, epoch: int) -> None:
         """`data.set_epoch(3)`: the next pass gives the order of epoch 3."""
@@ -91,17 +90,17 @@ class Batches:
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        part: Any = slice(position * self.batch_size, (position + 1) * self.batch_size)
+        part = slice(position * self.batch_size, (position + 1) * self.batch_size)
         order = self._order()
         # A slice gives views of the arrays, and rows by number a copy.
         rows = part if order is None else order[part]
-        return jax.tree.unflatten(self._treedef, [leaf[rows] for leaf in self._leaves])
+        return _tree.unflatten(self._treedef, [leaf[rows] for leaf in self._leaves])
 
     def __iter__(self) -> "BatchIterator":
         epoch = copy.copy(self)  # because `set_epoch` must not change a pass in progress
         return BatchIterator(epoch)
 
-    def _order(self) -> Any:
+    def _order(self) -> np.ndarray[Any, Any] | None:
         """The order of the epoch's examples, computed once; None without shuffling."""
         if not self.shuffle:
             return None

@@ -72,7 +72,7 @@ def pad_batch(batch: Batch, size: int) -> Masked:
     counts = np.ones(length, bool) if mask is None else mask
     padding = np.zeros((size - length, *counts.shape[1:]), bool)
 
-    def filled(leaf: Any) -> Any:
+    def filled(leaf: object) -> np.ndarray[Any, Any]:
         return np.asarray(leaf)[rows]
 
     return Masked(_tree.map(filled, batch), np.concatenate([counts, padding]))
