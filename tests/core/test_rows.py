@@ -111,8 +111,8 @@ def test_a_save_writes_the_new_rows_alone(tmp_path, monkeypatch, has_links):
     assert Counted.written == 30
     files = {(tmp_path / f"step-{i}" / "rows-1.jsonl").stat().st_ino for i in range(30)}
     assert len(files) == (1 if has_links else 30)
-    sizes = {(tmp_path / f"step-{i}" / "manifest.json").stat().st_size // 20 for i in (1, 29)}
-    assert len(sizes) == 1
+    first, last = ((tmp_path / f"step-{i}" / "manifest.json").stat().st_size for i in (1, 29))
+    assert last - first < 20
     # In a folder of its own, another saver starts afresh, once.
     for step in range(3):
         save(tmp_path / "b" / f"step-{step}", {"rows": rows})
