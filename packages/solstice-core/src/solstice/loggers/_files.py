@@ -12,12 +12,13 @@ from typing import Any, TextIO
 from solstice._console import warn
 from solstice._history_rows import MOMENT, as_cells, as_json
 from solstice._paths import check_file, check_regular, local_path
-from solstice._record import Record
-from solstice.loggers._logger import Logger, Start
+from solstice.loggers._logger import Placed, Start
 
 
-class _File(Logger):
+class _File(Placed):
     """A text file with a line for each row, and optionally a header line."""
+
+    _check = staticmethod(check_file)
 
     _head = 0
     """Number of lines before the first row."""
@@ -29,20 +30,12 @@ class _File(Logger):
         every: int | None = None,
         only: Collection[str] | None = None,
     ) -> None:
-        super().__init__(every=every, only=only)
         self.path = local_path(path, "path")
-        self._at = self.path
+        super().__init__(self.path, every=every, only=only)
         self._file: TextIO | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
-
-    def on_fit_start(self, record: Record) -> None:
-        """Resolves the path, so that a later change of the working directory has no effect."""
-        super().on_fit_start(record)
-        if record.mode == "train" or not self._at.is_absolute():
-            self._at = self.path.absolute()
-        check_file(self._at, repr(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Checks that the file is that of the resumed run.
@@ -68,10 +61,6 @@ class _File(Logger):
     @abstractmethod
     def _text_of(self, row: dict[str, Any]) -> str | None:
         """The line of a row in the current file; None if the file cannot have this row."""
-
-    @abstractmethod
-    def write(self, row: dict[str, Any]) -> None:
-        """Writes the line of a row."""
 
     def close(self, error: BaseException | None) -> None:
         """Closes the file."""
@@ -193,7 +182,7 @@ class CSV(_File):
         if not {*row} <= {*self._columns}:
             rows = list(csv.DictReader(self._lines()))
             self._columns = list(dict.fromkeys([*MOMENT, *self._columns, *row]))
-            self._replace(self._text([dict.fromkeys(self._columns), *rows], head=True))
+            self._replace(self._text(rows, head=True))
         self._append(self._text([row]))
 
     def _text_of(self, row: dict[str, Any]) -> str | None:
@@ -209,7 +198,6 @@ class CSV(_File):
         writer = csv.DictWriter(out, self._columns, restval="")
         if head:
             writer.writeheader()
-            rows = rows[1:]
         writer.writerows(map(as_cells, rows))
         return out.getvalue()
 

@@ -1,14 +1,17 @@
 """Logger: base class that writes rows in a thread, and resumes without duplicate rows."""
 
+import importlib
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from solstice._arguments import names, whole_or_none
 from solstice._callback import Callback
 from solstice._history_rows import MOMENT, column_of, metrics_in, read_rows, row_of
 from solstice._left_out import LeftOut
+from solstice._paths import check_folder
 from solstice._record import Record
 from solstice._schema import read
 from solstice._worker import Worker
@@ -207,6 +210,29 @@ class Logger(Callback):
             self.close(error)
 
 
+class Placed(Logger):
+    """A logger of local files, by default in a folder.
+
+    Args:
+        path: the user's path, maybe relative.
+        every: as for `Logger`.
+        only: as for `Logger`.
+    """
+
+    _check = staticmethod(check_folder)
+
+    def __init__(self, path: Path, *, every: int | None, only: Collection[str] | None) -> None:
+        super().__init__(every=every, only=only)
+        self._given = self._at = path
+
+    def on_fit_start(self, record: Record) -> None:
+        """Resolves the path, so that a later change of the working directory has no effect."""
+        super().on_fit_start(record)
+        if record.mode == "train" or not self._at.is_absolute():
+            self._at = self._given.absolute()
+        self._check(self._at, repr(self))
+
+
 def numbers_of(row: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a row: `{"train/loss": 0.5}`, or "train_steps/loss" for a "steps" row."""
     split = row["mode"] + ("_steps" if row["span"] == "steps" else "")
@@ -218,6 +244,15 @@ def is_number(value: object) -> bool:
     return isinstance(value, bool | int | float)
 
 
-def is_missing(package: str, logger: str) -> ImportError:
-    """The ImportError for a logger whose package is not installed."""
-    return ImportError(f"solstice.loggers.{logger} needs {package}: `pip install {package}`")
+def imported(package: str, logger: str) -> Any:
+    """The package of a logger.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"solstice.loggers.{logger} needs {package}: `pip install {package}`"
+        ) from error

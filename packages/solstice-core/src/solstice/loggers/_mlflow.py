@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from solstice._arguments import mapping, text, text_or_none
-from solstice.loggers._logger import Logger, Start, is_missing, is_number, numbers_of
+from solstice.loggers._logger import Logger, Start, imported, is_number, numbers_of
 
 _REFUSED = re.compile(r"[^/\w. -]")
 _LONGEST = 200
@@ -51,7 +51,7 @@ class MLflow(Logger):
         self._name = text_or_none("name", name, "first")
         self._params = mapping("params", params, '{"rate": 0.1}')
         tracking_uri = text_or_none("tracking_uri", tracking_uri, "sqlite:///mlflow.db")
-        self._tools = _tools()
+        self._tools = imported("mlflow", "MLflow")
         self._client: Any = self._tools.MlflowClient(tracking_uri)
         self._there: dict[str, set[tuple[int, str]]] = {}
 
@@ -66,9 +66,9 @@ class MLflow(Logger):
             self._client.update_run(self.run_id, status="RUNNING")
             return
         found = self._client.get_experiment_by_name(self.experiment)
-        where = found.experiment_id if found else self._client.create_experiment(self.experiment)
-        run = self._client.create_run(where, run_name=self._name)
-        self.run_id = run.info.run_id
+        create = self._client.create_experiment
+        where = create(self.experiment) if found is None else found.experiment_id
+        self.run_id = self._client.create_run(where, run_name=self._name).info.run_id
         params = self._names.of(self._params)
         for name, value in self._params.items():
             self._client.log_param(self.run_id, params[name], value)
@@ -87,8 +87,8 @@ class MLflow(Logger):
     def name_of(self, metric: str) -> str:
         """The name with letters, digits and `_-. /` only, and without path parts of dots."""
         parts = [part for part in _REFUSED.sub("_", metric).split("/") if part]
-        name = "/".join(part if part.strip(".") else "_" for part in parts)[:_LONGEST]
-        return name.rstrip("/") or "_"  # the cut may leave a slash, which MLflow refuses
+        name = "/".join(part if part.strip(".") else "_" for part in parts)
+        return name[:_LONGEST].rstrip("/") or "_"  # MLflow refuses a slash at the end
 
     def takes(self, value: object) -> bool:
         """Whether the value is a number; MLflow has no arrays."""
@@ -118,12 +118,3 @@ class MLflow(Logger):
             # As text, because NaN is not equal to itself.
             self._there[metric.key] = {(point.step, repr(point.value)) for point in history}
         return (metric.step, repr(metric.value)) in self._there[metric.key]
-
-
-def _tools() -> Any:
-    try:
-        import mlflow  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise is_missing("mlflow", "MLflow") from error
-    tools: Any = mlflow
-    return tools

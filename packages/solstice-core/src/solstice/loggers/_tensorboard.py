@@ -16,17 +16,17 @@ from solstice._arguments import mapping, whole_or_none
 from solstice._console import warn
 from solstice._experiment import params_of
 from solstice._history_rows import metrics_in
-from solstice._paths import check_folder, local_path
+from solstice._paths import local_path
 from solstice._record import Record
 from solstice.loggers._files import free_name
-from solstice.loggers._logger import Logger, Start, is_missing, is_number
+from solstice.loggers._logger import Placed, Start, imported, is_number
 
 _REFUSED = re.compile(r"[^-/\w.]")
 
 _CURVES = {"epoch": "", "steps": "_steps"}
 
 
-class TensorBoard(Logger):
+class TensorBoard(Placed):
     """`TensorBoard("runs/a", every=50)`: log to TensorBoard; then run `tensorboard --logdir runs`.
 
     Scalars are named "train/loss" and "val/loss"; with `every`, those between epochs
@@ -59,9 +59,8 @@ class TensorBoard(Logger):
         hparams: Mapping[str, Any] | None = None,
         histograms: int | None = None,
     ) -> None:
-        super().__init__(every=every, only=only)
         self.directory = local_path(directory, "directory")
-        self._folder = self.directory
+        super().__init__(self.directory, every=every, only=only)
         self._hparams = mapping("hparams", hparams, '{"rate": 0.1}')
         self._histograms = whole_or_none("histograms", histograms, 1, "epochs")
         self._board: Any = None
@@ -69,7 +68,7 @@ class TensorBoard(Logger):
         self._first: str | None = None
         self._shown_at: int | None = None
         self._resumed_with: Any = None
-        _writer_class()
+        imported("tensorboardX", "TensorBoard")
 
     def __repr__(self) -> str:
         return f"TensorBoard({str(self.directory)!r})"
@@ -77,7 +76,7 @@ class TensorBoard(Logger):
     def open(self, start: Start) -> None:
         """Opens an event file; in a resumed run, TensorBoard drops events after the checkpoint."""
         if start.kind == "new":
-            _set_aside(self._folder)
+            _set_aside(self._at)
         if start.kind != "resumed":
             self._begin_file()
             self._write_hparams()
@@ -121,18 +120,15 @@ class TensorBoard(Logger):
     def about(self) -> dict[str, Any]:
         """The folder, its first event file, and the step of the newest histograms."""
         # The name is cached, because each save adds a file and listing them would get slower.
-        if self._first is None or not (self._folder / self._first).exists():
-            self._first = next(iter(_events(self._folder)), None)
+        if self._first is None or not (self._at / self._first).exists():
+            self._first = next(iter(_events(self._at)), None)
         return {"directory": str(self.directory), "shown_at": self._shown_at, "first": self._first}
 
     def on_fit_start(self, record: Record) -> None:
-        """Resolves the folder, and keeps the Experiment of a resumed run for its histograms."""
+        """Keeps the Experiment of a resumed run for its histograms."""
         super().on_fit_start(record)
         if record.mode == "train":
             self._shown_at = None
-        if record.mode == "train" or not self._folder.is_absolute():
-            self._folder = self.directory.absolute()
-        check_folder(self._folder, repr(self))
         is_resumed = record.mode == "train" and record.step > 0
         self._resumed_with = record.experiment if is_resumed and self._histograms else None
 
@@ -143,7 +139,7 @@ class TensorBoard(Logger):
             ValueError: it has the events of another run.
         """
         super().load_state_dict(state)
-        first, there = state["about"].get("first"), _events(self._folder)
+        first, there = state["about"].get("first"), _events(self._at)
         if first in (None, *there):
             return
         was = state["about"]["directory"]
@@ -154,7 +150,7 @@ class TensorBoard(Logger):
             )
         warn(
             f"{self!r} has no events of the resumed run: those up to step {self._start.step:,} "
-            f"will be missing. To keep them, restart with those of {was!r} in {self._folder}",
+            f"will be missing. To keep them, restart with those of {was!r} in {self._at}",
             stacklevel=2,
         )
 
@@ -170,7 +166,9 @@ class TensorBoard(Logger):
         """Opens an event file with a unique name: tensorboardX names files by the second only."""
         self._files += 1
         suffix = f".{self._files:06}.{uuid.uuid4().hex[:8]}"
-        self._board = _writer_class()(str(self._folder), filename_suffix=suffix, **options)
+        self._board = imported("tensorboardX", "TensorBoard").SummaryWriter(
+            str(self._at), filename_suffix=suffix, **options
+        )
 
     def _show(self, tag: str, value: Any, step: int) -> None:
         axes = np.ndim(value)
@@ -206,14 +204,6 @@ def _params(experiment: object) -> dict[str, Any]:
         for path, leaf in _tree.leaves_by_slashes(params_of(experiment)).items()
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
     }
-
-
-def _writer_class() -> type[Any]:
-    try:
-        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingTypeStubs]
-    except ImportError as error:
-        raise is_missing("tensorboardX", "TensorBoard") from error
-    return SummaryWriter
 
 
 def _set_aside(directory: Path) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 from solstice._arguments import mapping, text, text_or_none
 from solstice._history_rows import as_json
-from solstice._paths import check_folder, local_path
-from solstice._record import Record
-from solstice.loggers._logger import Logger, Start, is_missing, is_number, numbers_of
+from solstice._paths import local_path
+from solstice.loggers._logger import Placed, Start, imported, is_number, numbers_of
 
 
-class WandB(Logger):
+class WandB(Placed):
     """`WandB("digits", mode="offline")`: log to a run of a Weights & Biases project.
 
     Metrics are named "train/loss" and "val/loss", over "step"; with `every`, those between epochs
@@ -51,39 +50,30 @@ class WandB(Logger):
         only: Collection[str] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(every=every, only=only)
-        self.project = text("project", project, "digits")
         self.directory = local_path(directory, "directory")
-        self._folder = self.directory
+        super().__init__(self.directory, every=every, only=only)
+        self.project = text("project", project, "digits")
         self.run: Any = None
         name, mode = text_or_none("name", name, "first"), text_or_none("mode", mode, "offline")
         self._options: dict[str, Any] = {"name": name, "mode": mode, **options}
         self._config = mapping("config", config, '{"rate": 0.1}')
         self._id: str | None = None
         self._ahead: list[str] = []
-        _tools()
+        imported("wandb", "WandB")
 
     def __repr__(self) -> str:
         return f"WandB({self.project!r}, id={self._id!r})"
 
-    def on_fit_start(self, record: Record) -> None:
-        """Resolves the folder, so that a later change of the working directory has no effect."""
-        super().on_fit_start(record)
-        if record.mode == "train" or not self._folder.is_absolute():
-            self._folder = self.directory.absolute()
-        check_folder(self._folder, repr(self))
-
     def open(self, start: Start) -> None:
         """Creates a run, or continues the run of a resumed one."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        wandb = _tools()
+        self._at.mkdir(parents=True, exist_ok=True)
         self._id = start.about.get("id") or uuid.uuid4().hex[:8]
         self._ahead = []
         if start.kind == "resumed" and self._written.exists():
             self._ahead = self._written.read_text().splitlines()[start.rows :]
-        self.run = wandb.init(
+        self.run = imported("wandb", "WandB").init(
             project=self.project,
-            dir=str(self._folder),
+            dir=str(self._at),
             id=self._id,
             resume="allow",  # creates the run too, if W&B does not have it
             config=self._config,
@@ -127,17 +117,8 @@ class WandB(Logger):
     @property
     def _written(self) -> Path:
         """A file of the rows logged so far, since W&B cannot be queried while offline."""
-        return self._folder / f"solstice-{self._id}.jsonl"
+        return self._at / f"solstice-{self._id}.jsonl"
 
 
 def _same(one: str, other: str) -> bool:
     return one == other or json.loads(one) == json.loads(other)
-
-
-def _tools() -> Any:
-    try:
-        import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise is_missing("wandb", "WandB") from error
-    tools: Any = wandb
-    return tools
