@@ -297,3 +297,10 @@ def test_outputs_of_float64_and_int64_are_kept():
     found = one.empty().merge(one).merge(one).compute()
     np.testing.assert_array_equal(found["ids"], [*ids, *ids])
     np.testing.assert_array_equal(found["scores"], [*scores, *scores])
+
+
+def test_a_typed_key_is_refused_as_what_it_is():
+    with pytest.raises(TypeError, match="values must be an array of real numbers; it is Array"):
+        metrics.Mean(jax.random.key(0))
+    with pytest.raises(TypeError, match=r"values must be an array of real numbers; it is key<fry>"):
+        metrics.Mean(jax.random.split(jax.random.key(0)))

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from solstice._numbers import KINDS, kind_of
+
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound=str)
 
@@ -198,16 +200,12 @@ def real(name: str, value: _T) -> _T:
         TypeError: it holds something else, such as text, None or complex numbers.
         ValueError: the array has been deleted.
     """
-    if _type_of(name, value) not in ("bool", "int", "float"):
-        raise TypeError(_message(name, "an array of real numbers", value))
-    return value
+    return _holding(("bool", "int", "float"), name, value, "an array of real numbers")
 
 
 def numeric(name: str, value: _T) -> _T:
     """`numeric("scores", scores)`: like `real`, with complex numbers."""
-    if not _type_of(name, value):
-        raise TypeError(_message(name, "an array of numbers", value))
-    return value
+    return _holding(KINDS, name, value, "an array of numbers")
 
 
 def integers(name: str, value: _T) -> _T:
@@ -217,10 +215,7 @@ def integers(name: str, value: _T) -> _T:
         TypeError: it holds something else, such as floats.
         ValueError: the array has been deleted.
     """
-    kind = _type_of(name, value)
-    if kind not in ("bool", "int"):
-        raise TypeError(_message(name, "an array of integers", value))
-    return value
+    return _holding(("bool", "int"), name, value, "an array of integers")
 
 
 def classes(name: str, value: _T) -> _T:
@@ -285,7 +280,9 @@ def _not_whole(value: Any) -> str:
 def _float(value: Any) -> float | None:
     """A real number as a float; None if it is not one, or is too large."""
     is_number = isinstance(value, numbers.Real) or (
-        hasattr(value, "dtype") and getattr(value, "shape", None) == () and _is_real(value.dtype)
+        hasattr(value, "dtype")
+        and getattr(value, "shape", None) == ()
+        and kind_of(value.dtype) in ("int", "float")
     )
     if not is_number or isinstance(value, bool | np.bool_):
         return None
@@ -293,10 +290,6 @@ def _float(value: Any) -> float | None:
         return float(value)
     except Exception:  # too large, traced or deleted
         return None
-
-
-def _is_real(dtype: np.dtype[Any]) -> bool:
-    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating))
 
 
 def _is_several(value: object) -> TypeGuard[Iterable[object]]:
@@ -308,6 +301,12 @@ def _is_named(value: object) -> TypeGuard[Mapping[str, Any]]:
     return is_mapping and all(isinstance(x, str) for x in cast("Mapping[object, object]", value))
 
 
+def _holding(kinds: Collection[str], name: str, value: _T, expected: str) -> _T:
+    if _type_of(name, value) not in kinds:
+        raise TypeError(_message(name, expected, value))
+    return value
+
+
 def _type_of(name: str, value: object) -> str:
     """The kind of numbers in an array: "bool", "int", "float", "complex"; "" for other values."""
     leaves = jax.tree.leaves(value)
@@ -317,15 +316,7 @@ def _type_of(name: str, value: object) -> str:
         dtype = _dtype_of(value, leaves)
     except Exception:  # a ragged list, or not an array at all
         return ""
-    kinds = {
-        "bool": jnp.bool_,
-        "int": jnp.integer,
-        "float": jnp.floating,
-        "complex": jnp.complexfloating,
-    }
-    found = (word for word, kind in kinds.items() if jnp.issubdtype(dtype, kind))
-    # NumPy says that durations ("m") are integers.
-    return "" if dtype.kind == "m" else next(found, "")
+    return kind_of(dtype)
 
 
 def _dtype_of(value: object, leaves: list[Any]) -> np.dtype[Any]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from solstice._numbers import kind_of
 from solstice._types import AnyArray
 
 _SEVERAL_CLASSES = ". Labels of several classes are for ClassificationExperiment"
@@ -233,9 +234,8 @@ def _integers_hint(code: str, array: AnyArray) -> str:
     if _are_whole(known):
         return f". Make them integers by `{code}.astype(int)`"
     if len(known) == len(array) and known.min() >= 0 and known.max() <= 1:
-        return (
-            f". Probabilities of the second class become classes by `({code} >= 0.5).astype(int)`"
-        )
+        second = f"`({code} >= 0.5).astype(int)`"
+        return f". Probabilities of the second class become classes by {second}"
     return ". Numbers are for RegressionExperiment"
 
 
@@ -272,13 +272,11 @@ def _is_text(array: AnyArray) -> bool:
 
 
 def _is_real(array: AnyArray) -> bool:
-    return array.dtype == bool or any(
-        jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.floating)
-    )
+    return kind_of(array.dtype) in ("bool", "int", "float")
 
 
 def _is_whole(array: AnyArray) -> bool:
-    return array.dtype == bool or jnp.issubdtype(array.dtype, jnp.integer)
+    return kind_of(array.dtype) in ("bool", "int")
 
 
 def _is_within(array: AnyArray, limit: int) -> bool:

@@ -2,11 +2,27 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 _CLASSES = (np.ndarray, np.memmap)
 """Allowed classes. Others mean more than their numbers: a mask, a unit, another product."""
+
+
+KINDS = {
+    "bool": jnp.bool_,
+    "int": jnp.integer,
+    "float": jnp.floating,
+    "complex": jnp.complexfloating,
+}
+
+
+def kind_of(dtype: np.dtype[Any]) -> str:
+    """The kind of the numbers of a dtype: "bool", "int", "float", "complex"; "" for others."""
+    found = (word for word, kind in KINDS.items() if jnp.issubdtype(dtype, kind))
+    # NumPy says that durations ("m") are integers.
+    return "" if getattr(dtype, "kind", "") == "m" else next(found, "")
 
 
 def why_not_plain(array: np.ndarray[Any, Any] | np.generic) -> str | None:

@@ -36,8 +36,10 @@ class _Sums(eqx.Module):
     The key of `words` has the names and shapes, so the path in a checkpoint has them too.
     """
 
-    words: eqx.AbstractVar[dict[str, Array]]
-    shapes: eqx.AbstractVar[_Shapes]
+    words: dict[str, Array]
+    """Of `Counts`, the lower 32 bits, and the upper 32 bits with the sign, in uint32; of `Totals`,
+    the sums and their rounding errors. The shape is [2, length]."""
+    shapes: _Shapes = eqx.field(static=True)
 
     @property
     def is_traced(self) -> bool:
@@ -86,10 +88,6 @@ class Counts(_Sums):
         ValueError: there are no counts, or those to add have other names or shapes.
     """
 
-    words: dict[str, Array]
-    """The lower 32 bits, and the upper 32 bits with the sign: uint32 of shape [2, length]."""
-    shapes: _Shapes = eqx.field(static=True)
-
     def __init__(self, counts: Mapping[str, ArrayLike | Words]) -> None:
         words = {n: _words(n, x) for n, x in _given("counts", counts, '{"hits": hits}').items()}
         self.shapes = _shapes({name: pair.low for name, pair in words.items()})
@@ -137,10 +135,6 @@ class Totals(_Sums):
     Raises:
         ValueError: there are no totals, or those to add have other names or shapes.
     """
-
-    words: dict[str, Array]
-    """The sums and their rounding errors, of shape [2, length]."""
-    shapes: _Shapes = eqx.field(static=True)
 
     def __init__(self, totals: Mapping[str, ArrayLike]) -> None:
         given = _given("totals", totals, '{"loss": jnp.sum(losses)}')
@@ -212,15 +206,12 @@ def exact_sum(values: ArrayLike, mask: Array | None = None) -> Words:
     low, high = _words("values", values)
     if mask is not None:
         low, high = jnp.where(mask, low, 0), jnp.where(mask, high, 0)
-    zero = jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.uint32)
-    return Words(*_reduced((low, high), zero, tuple(range(low.ndim))))
 
-
-def _reduced(words: _Pair, zero: _Pair, axes: tuple[int, ...]) -> _Pair:
     def add(one: _Pair, other: _Pair) -> _Pair:
         return _carried(*one, *other)
 
-    return jax.lax.reduce(words, zero, add, axes)
+    zero = jnp.zeros((), jnp.uint32)
+    return Words(*jax.lax.reduce((low, high), (zero, zero), add, tuple(range(low.ndim))))
 
 
 def _given(name: str, named: object, such_as: str) -> dict[str, Any]:

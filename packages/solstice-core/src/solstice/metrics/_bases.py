@@ -33,11 +33,15 @@ class Additive(Metrics):
             ValueError: `other` is configured differently.
         """
         check_alike(self, other)
+        return self._plus(other)
+
+    def _plus(self, other: Any) -> Self:
+        """`merge` for metrics that are alike."""
         return jax.tree.map(_added, self, other, is_leaf=_is_sums)
 
     def empty(self) -> Self:
         """`metrics.empty()`: metrics of zero examples with the same static settings."""
-        return _tree.map(zeros_like, self)
+        return _tree.map(_zeros, self)
 
 
 class Growing(Metrics):
@@ -57,7 +61,7 @@ class Growing(Metrics):
 
     def empty(self) -> Self:
         """`metrics.empty()`: metrics of zero examples, with arrays of length 0."""
-        return _tree.map(_none_of, self)
+        return _tree.row(self, slice(0))
 
 
 def _is_sums(node: object) -> bool:
@@ -68,9 +72,8 @@ def _added(one: Any, other: Any) -> Any:
     return one + other if _is_sums(one) else jnp.add(one, other)
 
 
-def zeros_like(array: Array) -> Array:
-    """Zeros of the shape and dtype of an array."""
-    return jnp.zeros(array.shape, array.dtype)
+def _zeros(array: Array) -> Array:
+    return jnp.zeros_like(array)
 
 
 def as_stored(values: ArrayLike) -> AnyArray:
@@ -90,10 +93,6 @@ def _joined(one: AnyArray, other: AnyArray) -> AnyArray:
     if on_host and not any(isinstance(x, Tracer) for x in (one, other)):
         return np.concatenate([one, other])
     return jnp.concatenate([one, other])
-
-
-def _none_of(array: Array) -> Array:
-    return array[:0]
 
 
 def check_alike(one: Metrics, other: object) -> None:
@@ -137,8 +136,37 @@ def divide(xp: ModuleType, numerator: AnyArray, denominator: AnyArray) -> AnyArr
     return xp.where(there, numerator / xp.where(there, denominator, 1.0), 0.0)
 
 
-def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
+def scores_of(
+    xp: ModuleType, right: AnyArray, guessed: AnyArray, holding: AnyArray
+) -> dict[str, AnyArray]:
+    """Precision, recall and F1, from the numbers of right and all predictions, and of labels."""
+    return {
+        "precision": divide(xp, right, guessed),
+        "recall": divide(xp, right, holding),
+        "f1": divide(xp, 2.0 * right, guessed + holding),
+    }
+
+
+def averaged(
+    xp: ModuleType, each: dict[str, AnyArray], holding: AnyArray, unit: str
+) -> dict[str, Any]:
+    """Scores of each class or label: their means, plain and by frequency, and each by itself."""
+    weights = divide(xp, holding, holding.sum())
+    return {
+        **{f"{name}_macro": values.mean() for name, values in each.items()},
+        **{f"{name}_weighted": (values * weights).sum() for name, values in each.items()},
+        **{
+            f"{name}_{unit}_{index}": values[index]
+            for index in range(holding.shape[-1])
+            for name, values in each.items()
+        },
+    }
+
+
+def as_mask(mask: ArrayLike | None, shape: tuple[int, ...], *, by_row: bool = False) -> Array:
     """The mask as a boolean array of this shape; all true for None.
+
+    With `by_row`, a mask of shape [n] covers whole rows.
 
     Raises:
         ValueError: it has another shape, or numbers other than 0 and 1, such as weights. Traced
@@ -147,6 +175,8 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
     if mask is None:
         return jnp.ones(shape, bool)
     given = jnp.asarray(real("mask", mask))
+    if by_row and given.shape == shape[:1]:
+        given = jnp.broadcast_to(given.reshape(-1, *[1] * (len(shape) - 1)), shape)
     if given.shape != shape or not _is_mask(given):
         raise ValueError(
             f"the mask must have the shape {list(shape)}, booleans that are true where an entry "

@@ -1,9 +1,11 @@
 """Mean, Sum, Collect, and combinations of several metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import methodcaller
 from typing import Any, Self
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -11,7 +13,6 @@ from jax.typing import ArrayLike
 
 from solstice._arguments import instance, numeric, real
 from solstice._metrics import Metrics
-from solstice._replace import replace
 from solstice._sums import Counts, Totals, as_given, at_least_float32, exact_sum
 from solstice._types import AnyArray
 from solstice.metrics._bases import (
@@ -127,7 +128,34 @@ class Collect(Growing):
         return {name: np.asarray(self.arrays[name])[kept] for name in self.names}
 
 
-class MetricsCollection(Metrics):
+def _merged(one: Metrics, other: Metrics) -> Metrics:
+    return one.merge(other)
+
+
+class _Composite(Metrics):
+    """Metrics whose fields are metrics or hold some: each is merged with its counterpart."""
+
+    def merge(self, other: Self, /) -> Self:
+        """`total = total.merge(metrics)`: merges each part with its counterpart.
+
+        Raises:
+            ValueError: `other` has other parts or is configured differently.
+        """
+        check_alike(self, other)
+        return self._mapped(_merged, other)
+
+    def empty(self) -> Self:
+        """`metrics.empty()`: metrics of zero examples; every part needs an `empty`."""
+        return self._mapped(methodcaller("empty"))
+
+    def _mapped(self, change: Callable[..., Metrics], *others: Self) -> Self:
+        def is_part(node: object) -> bool:
+            return node is not self and isinstance(node, Metrics)
+
+        return jax.tree.map(change, self, *others, is_leaf=is_part)
+
+
+class MetricsCollection(_Composite):
     """`MetricsCollection(loss=Mean(losses), digit=ClassificationMetrics(...))`: several metrics.
 
     `compute()` returns "digit.accuracy" and so on. Metrics with a single value appear under the
@@ -150,21 +178,6 @@ class MetricsCollection(Metrics):
         self.parts = parts
         self.names = tuple(parts)
 
-    def merge(self, other: Self, /) -> Self:
-        """`total = total.merge(metrics)`: merges each part with the part of the same name.
-
-        Raises:
-            ValueError: `other` has other parts or is configured differently.
-        """
-        check_alike(self, other)
-        merged = {name: self.parts[name].merge(other.parts[name]) for name in self.names}
-        return type(self)(**merged)
-
-    def empty(self) -> Self:
-        """`metrics.empty()`: metrics of zero examples; every part needs an `empty`."""
-        parts: dict[str, Any] = self.parts
-        return type(self)(**{name: parts[name].empty() for name in self.names})
-
     def compute(self) -> Mapping[str, Any]:
         """`metrics.compute()["digit.accuracy"]`: the values of all parts by name."""
         values: dict[str, Any] = {}
@@ -175,7 +188,7 @@ class MetricsCollection(Metrics):
         return values
 
 
-class WithLoss(Metrics):
+class WithLoss(_Composite):
     """`WithLoss(ClassificationMetrics(...), losses, weights)`: metrics together with a loss.
 
     `compute()` returns the values of `metrics` and "loss", the weighted mean of the losses. It
@@ -202,29 +215,10 @@ class WithLoss(Metrics):
         shares = None if weights is None else _broadcast(weights, losses)
         self.loss = Mean(losses, shares)
 
-    def merge(self, other: Self, /) -> Self:
-        """`total = total.merge(metrics)`: merges the metrics and the loss.
-
-        Raises:
-            ValueError: `other` is configured differently.
-        """
-        check_alike(self, other)
-        return replace(
-            self, metrics=self.metrics.merge(other.metrics), loss=self.loss.merge(other.loss)
-        )
-
-    def empty(self) -> Self:
-        """`metrics.empty()`: metrics of zero examples; the metrics need an `empty`."""
-        metrics: Any = self.metrics
-        return replace(self, metrics=metrics.empty(), loss=self.loss.empty())
-
     def compute(self) -> Mapping[str, Any]:
         """`metrics.compute()["loss"]`: the loss and the values of the metrics by name."""
-        return {"loss": self.loss.compute()["mean"], **_without(self.metrics.compute(), "loss")}
-
-
-def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != name}
+        loss = {"loss": self.loss.compute()["mean"]}
+        return loss | {**self.metrics.compute()} | loss
 
 
 def _broadcast(weights: ArrayLike, losses: ArrayLike) -> Array:

@@ -19,10 +19,12 @@ from solstice.metrics._bases import (
     Growing,
     as_mask,
     as_stored,
+    averaged,
     count,
     divide,
     for_compute,
     has_nan,
+    scores_of,
     tally,
 )
 
@@ -106,17 +108,17 @@ class BinaryMetrics(Additive):
         m, xp = for_compute(self)
         wrong_positives = m.num_negative - m.right_negatives
         guessed = m.right_positives + wrong_positives
-        recall = divide(xp, m.right_positives, m.num_positive)
+        scores = scores_of(xp, m.right_positives, guessed, m.num_positive)
         specificity = divide(xp, m.right_negatives, m.num_negative)
         total = m.num_positive + m.num_negative
         there = xp.minimum(m.num_positive, 1) + xp.minimum(m.num_negative, 1)
         return {
             "accuracy": divide(xp, m.right_positives + m.right_negatives, total),
-            "precision": divide(xp, m.right_positives, guessed),
-            "recall": recall,
+            "precision": scores["precision"],
+            "recall": scores["recall"],
             "specificity": specificity,
-            "f1": divide(xp, 2.0 * m.right_positives, guessed + m.num_positive),
-            "balanced_accuracy": divide(xp, recall + specificity, there),
+            "f1": scores["f1"],
+            "balanced_accuracy": divide(xp, scores["recall"] + specificity, there),
             "matthews_corrcoef": _correlation(
                 xp, m.right_positives, guessed, m.num_positive, total
             ),
@@ -244,10 +246,7 @@ class MultilabelMetrics(Additive):
         self.threshold = threshold = probability("threshold", threshold)
         _check_pair(scores, targets, 2)
         scores, (positive, negative) = at_least_float32(scores), _classes(targets)
-        rows = None if mask is None else jnp.asarray(real("mask", mask))
-        if rows is not None and rows.shape == scores.shape[:1]:
-            rows = jnp.broadcast_to(rows[:, None], scores.shape)
-        given, nan = as_mask(rows, scores.shape), has_nan(scores)
+        given, nan = as_mask(mask, scores.shape, by_row=True), has_nan(scores)
         counts = given & (positive | negative)
         guessed = jnp.where(nan, negative, scores >= threshold)  # NaN is always a wrong guess
         entries = counts & (guessed == positive)
@@ -269,29 +268,13 @@ class MultilabelMetrics(Additive):
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["f1_macro"]`: floats by name, and two integer counts."""
         m, xp = for_compute(self)
-
-        def scores(right: AnyArray, guessed: AnyArray, holding: AnyArray) -> dict[str, Any]:
-            both = guessed + holding
-            return {
-                "precision": divide(xp, right, guessed),
-                "recall": divide(xp, right, holding),
-                "f1": divide(xp, 2.0 * right, both),
-            }
-
-        each = scores(m.right, m.guessed, m.holding)
-        micro = scores(m.right.sum(), m.guessed.sum(), m.holding.sum())
-        weights = divide(xp, m.holding, m.holding.sum())
+        each = scores_of(xp, m.right, m.guessed, m.holding)
+        micro = scores_of(xp, m.right.sum(), m.guessed.sum(), m.holding.sum())
         return {
             "accuracy": divide(xp, m.right_entries, m.num_entries),
             "subset_accuracy": divide(xp, m.right_examples, m.num_examples),
             **{f"{name}_micro": value for name, value in micro.items()},
-            **{f"{name}_macro": values.mean() for name, values in each.items()},
-            **{f"{name}_weighted": (values * weights).sum() for name, values in each.items()},
-            **{
-                f"{name}_label_{index}": values[index]
-                for index in range(m.right.shape[-1])
-                for name, values in each.items()
-            },
+            **averaged(xp, each, m.holding, "label"),
             "num_out_of_range": self.counts.values()["out_of_range"],
             "num_nan": self.counts.values()["num_nan"],
         }

@@ -15,11 +15,13 @@ from solstice.metrics._bases import (
     Additive,
     as_classes,
     as_mask,
+    averaged,
     count,
     divide,
     for_compute,
     has_nan,
     highest,
+    scores_of,
     tally,
 )
 
@@ -82,7 +84,7 @@ class ClassificationMetrics(Additive):
         mask: ArrayLike | None = None,
         top_k: int | None = None,
     ) -> None:
-        given, labels = preds, targets
+        given = preds, targets
         num_classes = whole("num_classes", num_classes)
         top_k = None if top_k is None else whole("top_k", top_k, most=num_classes)
         preds = jnp.asarray(real("preds", preds))
@@ -102,7 +104,7 @@ class ClassificationMetrics(Additive):
             raise ValueError(
                 f"expected preds of shape [n] or [n, {num_classes}] and targets of shape [n]; "
                 f"they are {list(preds.shape)} and {list(targets.shape)}"
-                f"{predictions_hint(given, labels)}"
+                f"{predictions_hint(*given)}"
             )
         if loss.shape not in ((), targets.shape):
             raise ValueError(
@@ -136,12 +138,7 @@ class ClassificationMetrics(Additive):
         """`metrics.compute()["accuracy"]`: floats by name and two integer counts."""
         m, xp = for_compute(self)
         exact = self.counts.values()
-        by_class = {
-            "precision": divide(xp, m.correct, m.predicted),
-            "recall": divide(xp, m.correct, m.labelled),
-            "f1": divide(xp, 2.0 * m.correct, m.predicted + m.labelled),
-        }
-        weights = divide(xp, m.labelled, m.labelled.sum())
+        by_class = scores_of(xp, m.correct, m.predicted, m.labelled)
         top_k = {}
         if self.top_k is not None:
             top_k[f"top_{self.top_k}_accuracy"] = divide(xp, m.in_top_k, m.count)
@@ -153,13 +150,7 @@ class ClassificationMetrics(Additive):
                 xp, by_class["recall"].sum(), xp.minimum(m.labelled, 1).sum()
             ),
             **_agreement(xp, m),
-            **{f"{name}_macro": values.mean() for name, values in by_class.items()},
-            **{f"{name}_weighted": (values * weights).sum() for name, values in by_class.items()},
-            **{
-                f"{name}_class_{index}": values[index]
-                for index in range(self.num_classes)
-                for name, values in by_class.items()
-            },
+            **averaged(xp, by_class, m.labelled, "class"),
             "num_out_of_range": exact["out_of_range"],
             "num_nan": exact["num_nan"],
         }

@@ -54,7 +54,7 @@ class ConfusionMatrix(Additive):
         *,
         mask: ArrayLike | None = None,
     ) -> None:
-        given, labels = preds, targets
+        given = preds, targets
         num_classes = whole("num_classes", num_classes)
         preds = jnp.asarray(real("preds", preds))
         targets = jnp.asarray(classes("targets", targets))
@@ -65,8 +65,7 @@ class ConfusionMatrix(Additive):
             raise ValueError(
                 f"with num_classes={num_classes}, preds must be of shape [n] or "
                 f"[n, {num_classes}], and targets of shape [n]; they are {list(preds.shape)} and "
-                f"{list(targets.shape)}"
-                f"{predictions_hint(given, labels)}"
+                f"{list(targets.shape)}{predictions_hint(*given)}"
             )
         counts = as_mask(mask, targets.shape)
         rows, columns = as_classes(targets, num_classes), as_classes(preds, num_classes)

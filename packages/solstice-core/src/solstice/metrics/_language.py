@@ -1,7 +1,6 @@
 """Metrics of language models: loss, perplexity and accuracy per token."""
 
 import math
-from types import ModuleType
 from typing import Any
 
 import equinox as eqx
@@ -92,13 +91,15 @@ class LanguageModelMetrics(Additive):
         m, xp = for_compute(self)
         exact = self.counts.values()
         loss = divide(xp, m.loss_sum, m.num_tokens)
+        with np.errstate(over="ignore"):  # the loss of a diverged model overflows to infinity
+            perplexity = xp.exp(loss)
         by_bytes = {}
         if self.has_bytes:
             by_bytes["bits_per_byte"] = divide(xp, m.loss_sum / math.log(2), m.num_bytes)
         return {
             "loss": loss,
             "bits_per_token": loss / math.log(2),
-            "perplexity": _exp(xp, loss),
+            "perplexity": perplexity,
             "accuracy": divide(xp, m.correct, m.num_tokens),
             **by_bytes,
             "num_tokens": exact["num_tokens"],
@@ -109,8 +110,3 @@ class LanguageModelMetrics(Additive):
 def _whole(numbers: ArrayLike) -> AnyArray:
     given = as_given(numbers)
     return given.astype(np.int32) if jnp.issubdtype(given.dtype, jnp.inexact) else given
-
-
-def _exp(xp: ModuleType, loss: AnyArray) -> AnyArray:
-    with np.errstate(over="ignore"):  # the loss of a diverged model overflows to infinity
-        return xp.exp(loss)

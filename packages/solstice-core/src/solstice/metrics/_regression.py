@@ -1,25 +1,21 @@
 """Metrics of regression: errors, R2 and correlation."""
 
 from types import ModuleType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from solstice import _tree
 from solstice._arguments import real
-from solstice._metrics import Metrics
 from solstice._replace import replace
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice._types import AnyArray
-from solstice.metrics._bases import as_mask, check_alike, count, divide, for_compute, zeros_like
-
-_R = TypeVar("_R", bound="RegressionMetrics")
+from solstice.metrics._bases import Additive, as_mask, count, divide, for_compute
 
 
-class RegressionMetrics(Metrics):
+class RegressionMetrics(Additive):
     """`RegressionMetrics(preds, targets, mask=mask)`: mean errors, R2 and correlation.
 
     `compute()` returns, over all merged numbers:
@@ -68,7 +64,7 @@ class RegressionMetrics(Metrics):
                 f"preds and targets must have the same shape; they are {list(one.shape)} and "
                 f"{list(other.shape)}{_squeezed(one, other)}"
             )
-        counts = _mask(mask, one.shape)
+        counts = as_mask(mask, one.shape, by_row=True)
         nan = counts & (jnp.isnan(one) | jnp.isnan(other))
         counts &= ~nan
         infinite = counts & (jnp.isinf(one) | jnp.isinf(other))
@@ -98,18 +94,27 @@ class RegressionMetrics(Metrics):
             }
         )
 
-    def merge(self, other: Self, /) -> Self:
-        """`total = total.merge(metrics)`: the metrics of the pairs of both.
-
-        Raises:
-            ValueError: `other` is not a RegressionMetrics.
-        """
-        check_alike(self, other)
-        return _merged(self, other)
-
-    def empty(self) -> Self:
-        """`metrics.empty()`: metrics of zero pairs."""
-        return _tree.map(zeros_like, self)
+    def _plus(self, other: Any) -> Self:
+        counts, dtype = self.counts + other.counts, self.origin.dtype
+        mine, theirs, both = (c.floats()["count"] for c in (self.counts, other.counts, counts))
+        share = (theirs / jnp.maximum(both, 1)).astype(dtype)
+        weight = mine.astype(dtype) * share
+        origin = jnp.where(mine > 0, self.origin, other.origin)
+        apart = (other.origin - origin) + (
+            other.means.floats()["mean"] - self.means.floats()["mean"]
+        )
+        between = {
+            "spread": weight * jnp.square(apart),
+            "product": weight * apart[0] * apart[1],
+            "absolute": jnp.zeros_like(weight),
+        }
+        return replace(
+            self,
+            counts=counts,
+            origin=origin,
+            means=self.means + Totals({"mean": share * apart}),
+            sums=self.sums + other.sums + Totals(between),
+        )
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["rmse"]`: floats by name and two integer counts."""
@@ -144,27 +149,6 @@ def _difference(one: Array, other: Array) -> tuple[Array, Array]:
     return apart, (one - (apart + share)) + (share - other)
 
 
-def _merged(a: _R, b: _R) -> _R:
-    counts, dtype = a.counts + b.counts, a.origin.dtype
-    mine, theirs, both = (c.floats()["count"] for c in (a.counts, b.counts, counts))
-    share = (theirs / jnp.maximum(both, 1)).astype(dtype)
-    weight = mine.astype(dtype) * share
-    origin = jnp.where(mine > 0, a.origin, b.origin)
-    apart = (b.origin - origin) + (b.means.floats()["mean"] - a.means.floats()["mean"])
-    between = {
-        "spread": weight * jnp.square(apart),
-        "product": weight * apart[0] * apart[1],
-        "absolute": jnp.zeros_like(weight),
-    }
-    return replace(
-        a,
-        counts=counts,
-        origin=origin,
-        means=a.means + Totals({"mean": share * apart}),
-        sums=a.sums + b.sums + Totals(between),
-    )
-
-
 def _score(xp: ModuleType, error: AnyArray, spread: AnyArray, number: AnyArray) -> AnyArray:
     """1 - error / spread; without spread, 1 if the error is 0 and else 0."""
     of_none = xp.where((error == 0) & (number > 0), 1.0, 0.0)
@@ -178,11 +162,3 @@ def _squeezed(preds: Array, targets: Array) -> str:
         if one.shape == (*other.shape, 1):
             return f". Write `{name}.squeeze(-1)`"
     return ""
-
-
-def _mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
-    """The mask in the shape of the predictions; a mask of shape [n] covers whole rows."""
-    given = None if mask is None else jnp.asarray(real("mask", mask))
-    if given is not None and len(shape) > 1 and given.shape == shape[:1]:
-        given = jnp.broadcast_to(given.reshape(-1, *[1] * (len(shape) - 1)), shape)
-    return as_mask(given, shape)
