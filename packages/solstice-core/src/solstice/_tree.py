@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from solstice._types import AnyArray
 
@@ -152,6 +153,17 @@ def wide(leaf: Array) -> Array:
 def in_dtype_of(leaf: Array, like: Array) -> Array:
     """An array in the dtype of another."""
     return leaf if leaf.dtype == like.dtype else leaf.astype(like.dtype)
+
+
+def floats_as(dtype: DTypeLike, tree: _T) -> _T:
+    """A tree with its floating-point arrays in another dtype."""
+
+    def cast_one(leaf: object) -> object:
+        if is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf.astype(dtype)
+        return leaf
+
+    return map(cast_one, tree)
 
 
 def eval_shape(function: Callable[..., Any], *arguments: object) -> Any:

@@ -61,7 +61,7 @@ class OptaxOptimizer:
         state = self._tx.init(optax.LookaheadParams.init_synced(params) if is_pair else params)
         if isinstance(state, optax.LookaheadState):
             return _Lookahead(state, params)
-        if any(map(_is_lookahead, jax.tree.leaves(state, is_leaf=_is_lookahead))):
+        if _outermost(optax.LookaheadState, state):
             raise TypeError(
                 "optax.lookahead gives updates of two sets of params, so it must be the outermost "
                 "transformation: write `optax.lookahead(optax.chain(...), sync_period, "
@@ -126,13 +126,8 @@ class OptaxOptimizer:
         """`params = optimizer.eval_params(opt_state, params)`."""
         if isinstance(state, _Lookahead):
             return state.slow
-
-        def is_schedule_free(node: Any) -> bool:
-            return isinstance(node, contrib.ScheduleFreeState)
-
-        for node in jax.tree.leaves(state, is_leaf=is_schedule_free):
-            if is_schedule_free(node):
-                params = _averaged_point(node, params)
+        for node in _outermost(contrib.ScheduleFreeState, state):
+            params = _averaged_point(node, params)
         return params
 
     def has_updated(self, before: OptState, after: OptState, /) -> Any:
@@ -144,8 +139,7 @@ class OptaxOptimizer:
         Returns:
             True if every step is an update, else a boolean scalar.
         """
-        within = _conditional(before), _conditional(after)
-        moved = [_has_moved(*pair) for pair in zip(*within, strict=True)]
+        moved = _have_moved(before, after)
         return jnp.stack(moved).any() if moved else True
 
 
@@ -155,13 +149,18 @@ _Conditional: TypeAlias = (
 """The states of transformations that do not update in every step."""
 
 
-def _conditional(state: OptState) -> list[Any]:
-    """The outermost such states in a state."""
+def _outermost(kind: Any, state: OptState) -> list[Any]:
+    """The outermost states of a class in a state."""
 
     def is_one(node: Any) -> bool:
-        return isinstance(node, _Conditional)
+        return isinstance(node, kind)
 
     return [node for node in jax.tree.leaves(state, is_leaf=is_one) if is_one(node)]
+
+
+def _have_moved(before: OptState, after: OptState) -> list[Any]:
+    within = (_outermost(_Conditional, state) for state in (before, after))
+    return [_has_moved(*pair) for pair in zip(*within, strict=True)]
 
 
 def _has_moved(before: Any, after: Any) -> Any:
@@ -173,8 +172,8 @@ def _has_moved(before: Any, after: Any) -> Any:
     else:
         moved = before.gradient_step != after.gradient_step
         within = before.inner_opt_state, after.inner_opt_state
-    for pair in zip(*map(_conditional, within), strict=True):
-        moved &= _has_moved(*pair)
+    for inner in _have_moved(*within):
+        moved &= inner
     return moved
 
 
@@ -183,10 +182,6 @@ class _Lookahead(NamedTuple):
 
     state: optax.LookaheadState
     slow: Params
-
-
-def _is_lookahead(node: Any) -> bool:
-    return isinstance(node, optax.LookaheadState)
 
 
 def _averaged_point(node: contrib.ScheduleFreeState, params: Params) -> Params:

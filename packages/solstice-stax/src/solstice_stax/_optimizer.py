@@ -1,12 +1,10 @@
 """TripleOptimizer: an optimizer of `jax.example_libraries` as a Solstice optimizer."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from solstice.compat import OptState, Params
 
@@ -44,18 +42,10 @@ class TripleOptimizer:
         return jnp.zeros((), jnp.int32), init(params)
 
     def step(
-        self,
-        grads: Params,
-        state: OptState,
-        params: Params,
-        /,
-        *,
-        value: Array | None = None,
-        value_fn: Callable[[Params], Array] | None = None,
-        **extra: Any,
+        self, grads: Params, state: OptState, params: Params, /, **extra: Any
     ) -> tuple[Params, OptState]:
         """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
-        del params, value, value_fn, extra
+        del params, extra
         _, update, get_params = self.triple
         count, inner = state
         inner = update(count, grads, inner)

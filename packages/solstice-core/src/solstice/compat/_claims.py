@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, distribution, distributions
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 Kind = Literal["model", "optimizer", "unknown"]
 
@@ -133,11 +133,8 @@ def _fault(group: str, prefix: str, value: str) -> str:
 def _claim(dist: Distribution, group: str, prefix: str, value: str, fault: str) -> Claim:
     package, shown = names_of(dist)
     found, reference = _GROUP.fullmatch(group), _CLASS.fullmatch(value)
-    kind: Kind = "unknown"
-    if found is not None:
-        kind = "model" if found[1] == "model" else "optimizer"
     return Claim(
-        kind,
+        "unknown" if found is None else cast("Kind", found[1]),
         0 if found is None else int(found[2]),
         prefix,
         value,

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 from jax import Array
 
+from solstice import _tree
 from solstice._arguments import switch
 from solstice._types import Batch
 from solstice.compat._protocols import Params, State, call_arguments, call_in_evaluation
@@ -48,7 +49,7 @@ class EquinoxModel:
         key = jax.eval_shape(lambda: jax.random.key(0))  # nothing runs on a device
         # Shapes alone, because a function may make a large model.
         shapes = cast("Any", eqx.filter_eval_shape(self._values, key))
-        module, layers = _pair(shapes) if _is_pair(shapes) else (None, None)
+        module, layers = _pair(shapes)
         if not isinstance(module, eqx.Module) or not callable(module):
             raise TypeError(
                 f"EquinoxModel takes a callable equinox.Module, a (module, state) pair, or a "
@@ -107,20 +108,16 @@ class EquinoxModel:
         return self.model(key) if callable(self.model) else None
 
 
-def _is_pair(values: object) -> bool:
-    return not isinstance(values, tuple) or len(cast("tuple[Any, ...]", values)) == 2
-
-
 def _pair(values: object) -> tuple[Any, Any]:
-    """The module and its `eqx.nn.State`, or None if it has no State."""
-    return cast("tuple[Any, Any]", values) if isinstance(values, tuple) else (values, None)
+    """The module and its `eqx.nn.State`, None if there is none; (None, None) of a longer tuple."""
+    if not isinstance(values, tuple):
+        return values, None
+    pair = cast("tuple[Any, Any]", values)
+    return pair if len(pair) == 2 else (None, None)
 
 
 def _has_state(module: object) -> bool:
-    def is_index(node: object) -> bool:
-        return isinstance(node, eqx.nn.StateIndex)
-
-    return any(map(is_index, jax.tree.leaves(module, is_leaf=is_index)))
+    return bool(_tree.nodes_by_slashes(module, lambda node: isinstance(node, eqx.nn.StateIndex)))
 
 
 def _arrays(tree: object) -> State:

@@ -80,16 +80,8 @@ def in_order() -> list[Claim]:
 
 def describe(claim: Claim, health: str = "", *, is_broken: bool = False) -> AdapterInfo:
     """The info of a claim without an import."""
-    return AdapterInfo(
-        name=claim.class_name,
-        wraps=claim.prefix,
-        kind=claim.kind,
-        where=claim.value,
-        distribution=claim.distribution,
-        protocol=claim.version,
-        health=health,
-        is_broken=is_broken,
-    )
+    names = claim.class_name, claim.prefix, claim.kind, claim.value, claim.distribution
+    return AdapterInfo(*names, claim.version, health, is_broken)
 
 
 def examine(claim: Claim) -> AdapterInfo:
@@ -97,7 +89,8 @@ def examine(claim: Claim) -> AdapterInfo:
     same = claims_of_prefix(claim.kind, claim.prefix)
     if claim not in same:
         return describe(claim, "hidden by an adapter of this process")
-    if not claim.fault and not is_spoken(claim) and any(map(is_spoken, _siblings(claim, same))):
+    has_spoken = any(is_spoken(c) for c in same if c.package == claim.package)
+    if not claim.fault and not is_spoken(claim) and has_spoken:
         return describe(claim, "not used: its package also has one for this protocol version")
     try:
         _check_class(claim)
@@ -107,10 +100,6 @@ def examine(claim: Claim) -> AdapterInfo:
     except AdapterError as error:
         return describe(claim, str(error), is_broken=True)
     return describe(claim, "ok")
-
-
-def _siblings(claim: Claim, same: list[Claim]) -> list[Claim]:
-    return [c for c in same if c.package == claim.package]
 
 
 def _check_class(claim: Claim) -> None:

@@ -126,24 +126,15 @@ class _Dtypes:
 
     def cast_to_param(self, x: _T) -> _T:
         """The dtype that params are kept in."""
-        return _cast(x, self.params)
+        return _tree.floats_as(self.params, x)
 
     def cast_to_compute(self, x: _T) -> _T:
         """The dtype that the model computes in."""
-        return _cast(x, self.compute)
+        return _tree.floats_as(self.compute, x)
 
     def cast_to_output(self, x: _T) -> _T:
         """The dtype of the model's outputs."""
-        return _cast(x, self.output)
-
-
-def _cast(tree: _T, dtype: np.dtype[Any]) -> _T:
-    def one(leaf: object) -> object:
-        if _tree.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf.astype(dtype)
-        return leaf
-
-    return _tree.map(one, tree)
+        return _tree.floats_as(self.output, x)
 
 
 @jax.tree_util.register_static

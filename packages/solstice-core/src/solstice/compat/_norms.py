@@ -1,6 +1,7 @@
 """Norms of params, gradients and updates by subtree."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +11,8 @@ from jax import Array
 
 from solstice import _tree
 from solstice._arguments import whole
-from solstice.compat._protocols import Optimizer, OptState, Params, has_updated
+from solstice._types import AnyArray
+from solstice.compat._protocols import Around, Optimizer, OptState, Params
 from solstice.compat._registry import adapt_argument
 
 
@@ -55,10 +57,10 @@ def norms_of(tree: Params, depth: int = 1) -> dict[str, Array]:
             skipped, so depth 1 distinguishes the layers in Flax's `{"params": {...}}`.
     """
     depth = whole("depth", depth, 0, "levels")
-    leaves = _tree.leaves_by_slashes(tree).items()
-    arrays = {path: jnp.asarray(leaf) for path, leaf in leaves if _tree.is_inexact(leaf)}
-    squares = {tuple(path.split("/")): _sum_of_squares(array) for path, array in arrays.items()}
-    start = _common(list(squares))
+    leaves = {p: x for p, x in _tree.leaves_by_slashes(tree).items() if _tree.is_inexact(x)}
+    squares = {tuple(path.split("/")): _sum_of_squares(leaf) for path, leaf in leaves.items()}
+    levels = zip(*(path[:-1] for path in squares), strict=False)
+    start = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
     sums: dict[str, Array] = {"": jnp.zeros((), jnp.float32)}
     for path, square in squares.items():
         name = "/".join(path[start : start + depth])
@@ -69,10 +71,9 @@ def norms_of(tree: Params, depth: int = 1) -> dict[str, Array]:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class _Tracking:
+class _Tracking(Around):
     """An optimiser that stores the norms of its newest step; its state is (inner state, Norms)."""
 
-    optimizer: Optimizer
     depth: int
 
     def init(self, params: Params, /) -> OptState:
@@ -92,24 +93,6 @@ class _Tracking:
         update = norms_of(_tree.map(difference, new, params), self.depth)
         return new, (inner, Norms(norms_of(grads, self.depth), update))
 
-    def eval_params(self, state: OptState, params: Params, /) -> Params:
-        """`params = optimizer.eval_params(opt_state, params)`."""
-        return self.optimizer.eval_params(state[0], params)
 
-    def has_updated(self, before: OptState, after: OptState, /) -> bool | Array:
-        """`optimizer.has_updated(before, after)`: see `Optimizer`."""
-        return has_updated(self.optimizer, before[0], after[0])
-
-
-def _sum_of_squares(leaf: Array) -> Array:
+def _sum_of_squares(leaf: AnyArray) -> Array:
     return jnp.sum(jnp.square(jnp.abs(leaf).astype(jnp.float32)))  # params may be complex
-
-
-def _common(paths: list[tuple[str, ...]]) -> int:
-    """The number of top levels with a single entry, without the level of the leaves."""
-    level = 0
-    while paths and len({path[level : level + 1] for path in paths}) == 1:
-        if any(len(path) <= level + 1 for path in paths):
-            break
-        level += 1
-    return level

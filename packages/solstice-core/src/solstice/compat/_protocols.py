@@ -1,6 +1,7 @@
 """The protocols of adapters, Model and Optimizer, version 1."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import jax
@@ -134,6 +135,21 @@ def has_updated(optimizer: Optimizer, before: OptState, after: OptState) -> bool
     """Whether the step between two states has updated the params: True, or a boolean array."""
     ask = getattr(optimizer, "has_updated", None)
     return True if ask is None else ask(before, after)
+
+
+@dataclass(frozen=True)
+class Around:
+    """An optimiser around another, whose state is the first part of its own."""
+
+    optimizer: Optimizer
+
+    def eval_params(self, state: OptState, params: Params, /) -> Params:
+        """`params = optimizer.eval_params(opt_state, params)`."""
+        return self.optimizer.eval_params(state[0], params)
+
+    def has_updated(self, before: OptState, after: OptState, /) -> bool | Array:
+        """`optimizer.has_updated(before, after)`: see `Optimizer`."""
+        return has_updated(self.optimizer, before[0], after[0])
 
 
 def call_arguments(x: Batch, *, unpack: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -87,7 +87,7 @@ def adapt(kind: Kind, obj: object, options: dict[str, Any]) -> Any:
         raise TypeError(f"as_{kind} was given the class {obj.__name__}; give an instance of it")
     if options:
         return _make(kind, obj, options)
-    return _MEMO.get_or_make(kind, obj)
+    return _made_once(kind, obj)
 
 
 def adapt_argument(name: str, kind: Kind, given: object) -> Any:
@@ -113,8 +113,7 @@ def _make(kind: Kind, obj: object, options: dict[str, Any]) -> Any:
 
 def _claim_for(kind: Kind, obj: object) -> Claim:
     prefixes = list(_prefixes(obj))
-    claimed = [(prefix, claims_of_prefix(kind, prefix)) for prefix in prefixes]
-    claimed = [(prefix, found) for prefix, found in claimed if found]
+    claimed = [(prefix, found) for prefix in prefixes if (found := claims_of_prefix(kind, prefix))]
     usable = [(prefix, found) for prefix, found in claimed if any(map(is_spoken, found))]
     for prefix, found in usable or claimed:
         return the_only(found, f"{prefix!r} ({kind}s)")
@@ -124,13 +123,13 @@ def _claim_for(kind: Kind, obj: object) -> Claim:
 def _nothing_claims(kind: Kind, obj: object, prefixes: list[str]) -> Exception:
     function = f"as_{kind}"
     shown = f"{type(obj).__module__}.{type(obj).__qualname__}"
-    other: Kind = "optimizer" if kind == "model" else "model"
+    article, other = ("an", "optimizer") if kind == "model" else ("a", "model")
     for prefix in prefixes:
         if any(not claim.fault for claim in claims_of_prefix(other, prefix)) or (
             prefix in KNOWN and KNOWN[prefix][0] == other
         ):
             return TypeError(
-                f"{function} was given {_article(other)}: {shown}. Use as_{other}; an Experiment "
+                f"{function} was given {article} {other}: {shown}. Use as_{other}; an Experiment "
                 f"takes the model first, and then the optimizer"
             )
         if prefix in KNOWN:
@@ -220,36 +219,31 @@ def missing(adapter: object, kind: Kind) -> list[str]:
     return [name for name in methods if not hasattr(adapter, name)]
 
 
-def _article(kind: Kind) -> str:
-    return "an optimizer" if kind == "optimizer" else "a model"
+_made: dict[tuple[Kind, int | tuple[int, ...]], tuple[Any, Any]] = {}
+"""A weak reference to the adapter of each object, and the object: the entry keeps it alive, so that
+its id cannot be reused by another one."""
 
 
-class _Memo:
-    """A cache that returns the same adapter for the same object while the adapter is alive.
+def _made_once(kind: Kind, obj: object) -> Any:
+    """The adapter of an object, the same while it is alive.
 
     Adapters compare by identity, so Experiments with the same bare model share compiled programs
     only if they share its adapter. Objects are keyed by identity too, because a Linen module with a
     list has no hash, and an Optax transformation is a tuple, which cannot be weakly referenced.
     """
-
-    def __init__(self) -> None:
-        self._entries: dict[tuple[Kind, int | tuple[int, ...]], tuple[Any, Any]] = {}
-
-    def get_or_make(self, kind: Kind, obj: object) -> Any:
-        key = kind, _identity(obj)
-        reference, _ = self._entries.get(key, (lambda: None, None))
-        adapter = reference()
-        if adapter is not None:
-            return adapter
-        adapter = _make(kind, obj, {})
-
-        def forget(dead: object) -> None:
-            if self._entries.get(key, (None,))[0] is dead:
-                del self._entries[key]
-
-        # The entry keeps the object alive, so that its id cannot be reused by another object.
-        self._entries[key] = weakref.ref(adapter, forget), obj
+    key = kind, _identity(obj)
+    reference, _ = _made.get(key, (lambda: None, None))
+    adapter = reference()
+    if adapter is not None:
         return adapter
+    adapter = _make(kind, obj, {})
+
+    def forget(dead: object) -> None:
+        if _made.get(key, (None,))[0] is dead:
+            del _made[key]
+
+    _made[key] = weakref.ref(adapter, forget), obj
+    return adapter
 
 
 def _identity(obj: object) -> int | tuple[int, ...]:
@@ -257,6 +251,3 @@ def _identity(obj: object) -> int | tuple[int, ...]:
     if isinstance(obj, tuple):
         return tuple(id(part) for part in cast("tuple[Any, ...]", obj))
     return id(obj)
-
-
-_MEMO = _Memo()

@@ -14,7 +14,7 @@ from jax import Array
 
 from solstice import _tree
 from solstice._arguments import names, share, switch
-from solstice.compat._protocols import Optimizer, OptState, Params, has_updated
+from solstice.compat._protocols import Around, Optimizer, OptState, Params, has_updated
 from solstice.compat._registry import adapt_argument
 
 
@@ -91,10 +91,9 @@ def skip_nonfinite(optimizer: object) -> Optimizer:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class _Averaging:
+class _Averaging(Around):
     """An optimiser and an average of its params. Its state is (inner state, average, updates)."""
 
-    optimizer: Optimizer
     decay: float
     debias: bool
 
@@ -116,10 +115,7 @@ class _Averaging:
             return new, (inner, moved, updates + 1)
         is_update |= _differ(new, params)  # a part of them may have an optimiser of its own
 
-        def chosen(after: Array, kept: Array) -> Array:
-            return jnp.where(is_update, after, kept)
-
-        average = _tree.map(chosen, moved, average)
+        average = _tree.map(partial(jnp.where, is_update), moved, average)
         return new, (inner, average, jnp.where(is_update, updates + 1, updates))
 
     def _moved(self, average: Params, point: Params, updates: Array) -> Params:
@@ -139,10 +135,6 @@ class _Averaging:
     def eval_params(self, state: OptState, params: Params, /) -> Params:
         """`params = optimizer.eval_params(opt_state, params)`: the average."""
         return _tree.map(_tree.in_dtype_of, state[1], params)
-
-    def has_updated(self, before: OptState, after: OptState, /) -> bool | Array:
-        """`optimizer.has_updated(before, after)`: see `Optimizer`."""
-        return has_updated(self.optimizer, before[0], after[0])
 
 
 @jax.tree_util.register_static
@@ -176,31 +168,24 @@ class _Freezing:
         return None
 
     def step(
-        self,
-        grads: Params,
-        state: OptState,
-        params: Params,
-        /,
-        *,
-        value_fn: Callable[[Params], Array] | None = None,
-        **extra: Any,
+        self, grads: Params, state: OptState, params: Params, /, **extra: Any
     ) -> tuple[Params, OptState]:
         """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
         trained, kept = self._split(params)
-        if value_fn is not None:
-            whole = value_fn
+        whole = extra.get("value_fn")
+        if whole is not None:
 
             def of_trained(part: Params) -> Array:
-                return whole(_joined(part, kept))
+                return whole(eqx.combine(part, kept))
 
             extra["value_fn"] = of_trained
         trained, state = self.optimizer.step(self._split(grads)[0], state, trained, **extra)
-        return _joined(trained, kept), state
+        return eqx.combine(trained, kept), state
 
     def eval_params(self, state: OptState, params: Params, /) -> Params:
         """`params = optimizer.eval_params(opt_state, params)`."""
         trained, kept = self._split(params)
-        return _joined(self.optimizer.eval_params(state, trained), kept)
+        return eqx.combine(self.optimizer.eval_params(state, trained), kept)
 
     def has_updated(self, before: OptState, after: OptState, /) -> bool | Array:
         """`optimizer.has_updated(before, after)`: see `Optimizer`."""
@@ -220,46 +205,28 @@ class _Freezing:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class _Skipping:
+class _Skipping(Around):
     """An optimiser without its steps that are not finite. Its state is (inner state, skipped)."""
-
-    optimizer: Optimizer
 
     def init(self, params: Params, /) -> OptState:
         """`opt_state = optimizer.init(params)`."""
         return self.optimizer.init(params), jnp.zeros((), jnp.int32)
 
     def step(
-        self,
-        grads: Params,
-        state: OptState,
-        params: Params,
-        /,
-        *,
-        value: Array | None = None,
-        **extra: Any,
+        self, grads: Params, state: OptState, params: Params, /, **extra: Any
     ) -> tuple[Params, OptState]:
         """`params, opt_state = optimizer.step(grads, opt_state, params)`."""
         inner, skipped = state
-        given = [*_tree.leaves(grads), *([] if value is None else [value])]
+        given = _tree.leaves((grads, extra.get("value")))
         is_good = jnp.stack([jnp.isfinite(leaf).all() for leaf in given]).all()
-        if value is not None:
-            extra["value"] = value
         new = self.optimizer.step(grads, inner, params, **extra)
 
-        def chosen(after: Array, before: Array) -> Array:
-            return jnp.where(is_good, after, before)
-
-        params, inner = _tree.map(chosen, new, (params, inner))
+        params, inner = _tree.map(partial(jnp.where, is_good), new, (params, inner))
         return params, (inner, skipped + jnp.where(is_good, 0, 1))
-
-    def eval_params(self, state: OptState, params: Params, /) -> Params:
-        """`params = optimizer.eval_params(opt_state, params)`."""
-        return self.optimizer.eval_params(state[0], params)
 
     def has_updated(self, before: OptState, after: OptState, /) -> bool | Array:
         """`optimizer.has_updated(before, after)`: see `Optimizer`."""
-        return has_updated(self.optimizer, before[0], after[0]) & (before[1] == after[1])
+        return super().has_updated(before, after) & (before[1] == after[1])
 
 
 def _incremental(step: float, new: Array, mean: Array) -> Array:
@@ -271,7 +238,3 @@ def _differ(one: Params, other: Params) -> Array:
     """Whether any number of two trees is another; NaN always is."""
     pairs = zip(_tree.leaves(one), _tree.leaves(other), strict=True)
     return reduce(jnp.logical_or, [jnp.any(a != b) for a, b in pairs])
-
-
-def _joined(one: Params, other: Params) -> Params:
-    return eqx.combine(one, other)

@@ -4,9 +4,9 @@
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,6 @@ from solstice.testing._model_calls import ModelCalls
 from solstice.testing._nets import KEY, Net, on_each_net, on_the_most
 from solstice.testing._parts import Sgd, train
 from solstice.testing._suite import optional, rests_on
-
-_T = TypeVar("_T")
 
 _FEATURES = (
     "test_statistics_move_in_training",
@@ -115,7 +113,9 @@ class ModelTransforms(ModelCalls, is_suite=True):
 
         A float32 State stays float32 in training with bfloat16 Params.
         """
-        params, state, x = _half((net.params, net.state, jnp.asarray(net.x)))
+        params, state, x = _tree.floats_as(
+            jnp.bfloat16, (net.params, net.state, jnp.asarray(net.x))
+        )
         evaluated, _ = _shapes(Net(net.model, params, state, x), False)
         trained, after = _shapes(Net(net.model, params, net.state, x), True)
         same_types(net.state, after, "no promotion: bfloat16 Params made another State")
@@ -158,24 +158,18 @@ class ModelTransforms(ModelCalls, is_suite=True):
 
     def _steps(self, order: dict[str, Any]) -> "_Steps":
         """The steps for a net, compiled once for all checks."""
-        key = frozenset(order)
-        if key not in self._shared:
-            self._shared[key] = _Steps(self.order(**order))
-        return self._shared[key]
+        return self._once(frozenset(order), lambda: _Steps(self.order(**order)))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Steps:
     """Three steps of hand-written gradient descent and an evaluation."""
 
     net: Net
     traces: list[None] = field(default_factory=list[None])
-    compiled: Callable[[Params, State], tuple[Params, State, Array]] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.compiled = jax.jit(self._scanned)
-
-    def _scanned(self, params: Params, state: State) -> tuple[Params, State, Array]:
+    @partial(jax.jit, static_argnums=0)
+    def compiled(self, params: Params, state: State) -> tuple[Params, State, Array]:
         self.traces.append(None)
         (params, state), _ = jax.lax.scan(self._step, (params, state), self._inputs())
         return params, state, self._evaluated(params, state)
@@ -206,13 +200,6 @@ class _Steps:
 
         (value, state), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return (_tree.map(lambda p, g: p - 0.1 * g, params, grads), state), value
-
-
-def _half(tree: _T) -> _T:
-    def half(leaf: Array) -> Array:
-        return leaf.astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return _tree.map(half, tree)
 
 
 def _single(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
