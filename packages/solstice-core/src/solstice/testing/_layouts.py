@@ -1,5 +1,6 @@
 """Layouts: paths and axes of common layers' weights in each framework."""
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -177,32 +178,30 @@ def _places(
 
 def _to_order(place: str, leaf: object, axes: str, wanted: str) -> np.ndarray[Any, Any]:
     value = np.asarray(leaf)
-    sizes, order = _split(place, value, axes, wanted)
-    return value.transpose(order).reshape([int(np.prod(size)) for size in sizes])
+    order, shape = _order(place, value, axes, wanted)
+    return value.transpose(order).reshape(shape)
 
 
 def _from_order(
     place: str, value: np.ndarray[Any, Any], axes: str, wanted: str, like: AnyArray
 ) -> Array:
-    sizes, order = _split(place, like, axes, wanted)
-    shape = tuple(int(np.prod(size)) for size in sizes)
+    order, shape = _order(place, like, axes, wanted)
     if value.shape != shape:
         raise ValueError(
             f"{place} takes {shape} as {', '.join(wanted)}; the weights have {value.shape}"
         )
-    parts = [n for size in sizes for n in size]
-    whole = value.reshape(parts + [1] * (len(order) - len(parts)))
+    whole = value.reshape([like.shape[at] for at in order])
     return jnp.asarray(whole.transpose(np.argsort(order)), like.dtype)
 
 
-def _split(
+def _order(
     place: str, value: AnyArray, axes: str, wanted: str
-) -> tuple[list[list[int]], list[int]]:
-    """The sizes of the parts of each wanted axis, and the order of the axes, with the "1" last."""
+) -> tuple[list[int], tuple[int, ...]]:
+    """The axes of a leaf in the order of `Weights`, those of length 1 last, and its shape there."""
     axes = _padded(place, value, axes)
-    places = [[at for at, axis in enumerate(axes) if axis == letter] for letter in f"{wanted}1"]
-    sizes = [[value.shape[at] for at in places_of_one] for places_of_one in places[:-1]]
-    return sizes, [at for places_of_one in places for at in places_of_one]
+    groups = [[at for at, axis in enumerate(axes) if axis == letter] for letter in (*wanted, "1")]
+    shape = tuple(math.prod(value.shape[at] for at in group) for group in groups[:-1])
+    return [at for group in groups for at in group], shape
 
 
 def _padded(place: str, value: AnyArray, axes: str) -> str:

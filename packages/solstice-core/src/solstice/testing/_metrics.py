@@ -4,9 +4,9 @@
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial, reduce
 from typing import Any, ClassVar, TypeAlias
 
 import jax
@@ -26,6 +26,28 @@ _Parts: TypeAlias = tuple[int, ...]
 SIZE = 16
 PARTS: list[_Parts] = [(16,), (1, 15), (15, 1), (8, 8), (5, 5, 6), (1, 2, 5, 8), (3, 3, 5, 5)]
 """The sizes of batches. There are few different sizes, because each needs a compilation."""
+
+
+def for_cases(check: Callable[[Any, Batch, _Parts], None]) -> Callable[[Any], None]:
+    """Decorates a check that runs on random examples, cut into batches of random sizes."""
+
+    @functools.wraps(check)
+    def over(self: "MetricsConformance") -> None:
+        @settings(
+            max_examples=self.num_cases,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],  # a busy machine is not a fault
+            database=None,
+            derandomize=True,
+        )
+        @given(st.integers(0, 2**32 - 1), st.sampled_from(PARTS))
+        def run(seed: int, parts: _Parts) -> None:
+            check(self, self.examples(np.random.default_rng(seed), SIZE), parts)
+
+        run()
+
+    del over.__dict__["__wrapped__"]  # otherwise pytest would look for a fixture `examples`
+    return over
 
 
 class MetricsConformance(Conformance, is_suite=True):
@@ -68,38 +90,29 @@ class MetricsConformance(Conformance, is_suite=True):
         assert names, "metrics: compute returns nothing"
         assert all(isinstance(name, str) for name in names), f"metrics: the names are {names}"
 
-    def test_it_agrees_with_its_reference(self) -> None:
+    @for_cases
+    def test_it_agrees_with_its_reference(self, examples: Batch, parts: _Parts) -> None:
         """`compute` over all examples equals the reference."""
+        found, expected = self._computed(self._built(examples)), self.reference(examples)
+        assert expected, "reference: it returns nothing"
+        missing = expected.keys() - found.keys()
+        assert not missing, f"reference: compute does not return {sorted(missing)}"
+        self._alike({name: found[name] for name in expected}, expected, "reference")
 
-        def check(examples: Batch, _: _Parts) -> None:
-            found, expected = self._computed(self._built(examples)), self.reference(examples)
-            assert expected, "reference: it returns nothing"
-            missing = expected.keys() - found.keys()
-            assert not missing, f"reference: compute does not return {sorted(missing)}"
-            self._alike({name: found[name] for name in expected}, expected, "reference")
-
-        self._for_cases(check)
-
-    def test_merge_is_associative(self) -> None:
+    @for_cases
+    def test_merge_is_associative(self, examples: Batch, parts: _Parts) -> None:
         """`(a.merge(b)).merge(c)` equals `a.merge(b.merge(c))`."""
-
-        def check(examples: Batch, _: _Parts) -> None:
-            a, b, c = map(self._built, _cut(examples, (5, 5, 6)))
-            left, right = a.merge(b).merge(c), a.merge(b.merge(c))
-            self._alike(self._computed(left), self._computed(right), "associativity")
-
-        self._for_cases(check)
+        a, b, c = map(self._built, _cut(examples, (5, 5, 6)))
+        left, right = a.merge(b).merge(c), a.merge(b.merge(c))
+        self._alike(self._computed(left), self._computed(right), "associativity")
 
     @rests_on("test_merge_is_associative")
-    def test_splits_do_not_matter(self) -> None:
+    @for_cases
+    def test_splits_do_not_matter(self, examples: Batch, parts: _Parts) -> None:
         """Merged batches of any sizes equal all examples at once."""
-
-        def check(examples: Batch, parts: _Parts) -> None:
-            merged = _merged(map(self._built, _cut(examples, parts)))
-            whole = self._computed(self._built(examples))
-            self._alike(self._computed(merged), whole, f"batches of {parts}")
-
-        self._for_cases(check)
+        merged = _merged(map(self._built, _cut(examples, parts)))
+        whole = self._computed(self._built(examples))
+        self._alike(self._computed(merged), whole, f"batches of {parts}")
 
     def test_it_works_compiled(self) -> None:
         """`build` and `merge` have the same results under `jax.jit`."""
@@ -123,58 +136,46 @@ class MetricsConformance(Conformance, is_suite=True):
                 f"write `solstice.metrics.Counts({{name: jnp.sum(...)}})`"
             )
 
-    def test_nothing_is_nan(self) -> None:
+    @for_cases
+    def test_nothing_is_nan(self, examples: Batch, parts: _Parts) -> None:
         """No value is NaN for a single example or an absent class."""
-
-        def check(examples: Batch, parts: _Parts) -> None:
-            for part in _cut(examples, parts):
-                for name, value in self._computed(self._built(part)).items():
-                    nan = name not in self.may_be_nan and np.any(np.isnan(value))
-                    assert not nan, f"no NaN: {name!r} is {value} of {_length(part)} examples"
-
-        self._for_cases(check)
+        for part in _cut(examples, parts):
+            for name, value in self._computed(self._built(part)).items():
+                nan = name not in self.may_be_nan and np.any(np.isnan(value))
+                assert not nan, f"no NaN: {name!r} is {value} of {_length(part)} examples"
 
     # Features
 
     @feature("order")
     @rests_on("test_splits_do_not_matter")
-    def test_order_does_not_matter(self) -> None:
+    @for_cases
+    def test_order_does_not_matter(self, examples: Batch, parts: _Parts) -> None:
         """The order of examples and of merges does not change the values."""
-
-        def check(examples: Batch, parts: _Parts) -> None:
-            whole = self._computed(self._built(examples))
-            shuffled = _tree.map(lambda leaf: leaf[::-1], examples)
-            batches = list(map(self._built, _cut(shuffled, parts)))
-            self._alike(self._computed(_merged(batches[::-1])), whole, "order")
-
-        self._for_cases(check)
+        whole = self._computed(self._built(examples))
+        shuffled = _tree.map(lambda leaf: leaf[::-1], examples)
+        batches = list(map(self._built, _cut(shuffled, parts)))
+        self._alike(self._computed(_merged(batches[::-1])), whole, "order")
 
     @feature("empty")
-    def test_empty_is_the_identity(self) -> None:
+    @for_cases
+    def test_empty_is_the_identity(self, examples: Batch, parts: _Parts) -> None:
         """A merge with `metrics.empty()` on either side changes nothing."""
-
-        def check(examples: Batch, _: _Parts) -> None:
-            one: Any = self._built(examples)
-            alone = self._computed(one)
-            self._alike(self._computed(one.merge(one.empty())), alone, "identity")
-            self._alike(self._computed(one.empty().merge(one)), alone, "identity")
-
-        self._for_cases(check)
+        one: Any = self._built(examples)
+        alone = self._computed(one)
+        self._alike(self._computed(one.merge(one.empty())), alone, "identity")
+        self._alike(self._computed(one.empty().merge(one)), alone, "identity")
 
     @feature("mask")
-    def test_masked_examples_do_not_count(self) -> None:
+    @for_cases
+    def test_masked_examples_do_not_count(self, examples: Batch, parts: _Parts) -> None:
         """Examples with a false mask have no effect."""
-
-        def check(examples: Batch, _: _Parts) -> None:
-            mask = np.arange(SIZE) % 3 > 0
-            kept = self._built(_tree.map(lambda leaf: leaf[mask], examples))
-            masked = self._built(examples, mask)
-            self._alike(self._computed(masked), self._computed(kept), "mask")
-            none = self._built(examples, np.zeros(SIZE, bool))
-            for merged in (kept.merge(none), none.merge(kept)):
-                self._alike(self._computed(merged), self._computed(kept), "a mask of nothing")
-
-        self._for_cases(check)
+        mask = np.arange(SIZE) % 3 > 0
+        kept = self._built(_tree.map(lambda leaf: leaf[mask], examples))
+        masked = self._built(examples, mask)
+        self._alike(self._computed(masked), self._computed(kept), "mask")
+        none = self._built(examples, np.zeros(SIZE, bool))
+        for merged in (kept.merge(none), none.merge(kept)):
+            self._alike(self._computed(merged), self._computed(kept), "a mask of nothing")
 
     @feature("fixed_size")
     @rests_on("test_splits_do_not_matter")
@@ -236,32 +237,13 @@ class MetricsConformance(Conformance, is_suite=True):
         spread = self._computed(jax.jit(self.build)(jax.device_put(examples, rows)))
         self._alike(spread, alone, f"{count} devices")
 
-    def _for_cases(self, check: Callable[[Batch, _Parts], None]) -> None:
-        """Calls `check` with random examples and batch sizes."""
-
-        @settings(
-            max_examples=self.num_cases,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],  # a busy machine is not a fault
-            database=None,
-            derandomize=True,  # the same cases in every run
-        )
-        @given(st.integers(0, 2**32 - 1), st.sampled_from(PARTS))
-        def run(seed: int, parts: _Parts) -> None:
-            check(self.examples(np.random.default_rng(seed), SIZE), parts)
-
-        run()
-
     def _examples(self) -> Batch:
         return self.examples(np.random.default_rng(0), SIZE)
 
     def _built(self, examples: Batch, mask: AnyArray | None = None) -> Metrics:
         """The result of `build`, compiled for speed; `test_it_works_compiled` compares the two."""
-        known = vars(type(self)).get("_build")
-        if known is None:
-            known = jax.jit(partial(type(self).build, self))
-            type(self)._build = staticmethod(known)  # pyright: ignore[reportAttributeAccessIssue]
-        return known(examples, mask) if mask is not None else known(examples)
+        build = self._once("build", lambda: jax.jit(functools.partial(type(self).build, self)))
+        return build(examples) if mask is None else build(examples, mask)
 
     def _adds_up(self, one: Metrics, path: str) -> bool:
         """Whether `merge` adds this leaf: merging a metric with itself doubles it."""
@@ -290,7 +272,7 @@ def _cut(examples: Batch, parts: _Parts) -> list[Batch]:
 
 
 def _merged(metrics: Iterable[Metrics]) -> Metrics:
-    return reduce(lambda total, one: total.merge(one), metrics)
+    return functools.reduce(lambda total, one: total.merge(one), metrics)
 
 
 def _length(examples: Batch) -> int:

@@ -7,6 +7,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -299,24 +300,19 @@ class OptimizerConformance(Rebuilt, is_suite=True):
 
     def _steps(self) -> "_Steps":
         """The steps of the optimiser, compiled once for all checks."""
-        if "steps" not in self._shared:
-            self._shared["steps"] = _Steps(self._found())
-        return self._shared["steps"]
+        return self._once("steps", lambda: _Steps(self._found()))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Steps:
     """Steps of the optimiser in one compiled call."""
 
     COUNT = 2
     optimizer: Optimizer
     traces: list[None] = field(default_factory=list[None])
-    compiled: Callable[[Params, OptState], tuple[Params, OptState]] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.compiled = jax.jit(self._scanned)
-
-    def _scanned(self, params: Params, state: OptState) -> tuple[Params, OptState]:
+    @partial(jax.jit, static_argnums=0)
+    def compiled(self, params: Params, state: OptState) -> tuple[Params, OptState]:
         self.traces.append(None)
 
         def step(carry: tuple[Params, OptState], _: object) -> tuple[tuple[Params, OptState], None]:

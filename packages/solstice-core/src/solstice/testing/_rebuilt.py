@@ -3,7 +3,6 @@
 import functools
 import json
 import multiprocessing
-import os
 import sys
 import tempfile
 from abc import abstractmethod
@@ -54,12 +53,9 @@ class Rebuilt(Conformance, is_suite=True):
 
 def in_words(tree: Mapping[str, Any]) -> dict[str, str]:
     """The description of a tree by path, which a checkpoint compares on loading."""
-    shapes = {path: f"{x.dtype}{list(x.shape)}" for path, x in _arrays(tree)}
+    leaves = _tree.leaves_by_path(tree)
+    shapes = {path: f"{x.dtype}{list(x.shape)}" for path, x in leaves if hasattr(x, "shape")}
     return {**described(tree), **shapes}
-
-
-def _arrays(tree: object) -> list[tuple[str, Any]]:
-    return [(path, leaf) for path, leaf in _tree.leaves_by_path(tree) if hasattr(leaf, "shape")]
 
 
 def _compare(one: Mapping[str, str], other: Mapping[str, str], where: str) -> None:
@@ -96,16 +92,10 @@ def _words_of_module(module: str) -> dict[str, dict[str, str]]:
 @contextmanager
 def _on_the_cpu() -> Generator[None, None, None]:
     """New processes use the CPU and another hash seed, to find a repr that depends on hashes."""
-    settings = {"JAX_PLATFORMS": "cpu", "PYTHONHASHSEED": "1"}
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        patch.setenv("PYTHONHASHSEED", "1")
         yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _write(module: str, file: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import equinox as eqx
+import pytest
 
 from solstice import _tree, checkpoint
 from solstice._arguments import function, positive, whole
@@ -132,15 +133,10 @@ def _in_a_process(
 def importable(module: str) -> Generator[None, None, None]:
     """New processes can import the module under the name that pytest gave it."""
     file = getattr(sys.modules.get(module), "__file__", None)
-    root = None if file is None else str(Path(file).resolve().parents[module.count(".")])
-    if root is None:
+    roots = [] if file is None else [str(Path(file).resolve().parents[module.count(".")])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, *roots])
         yield
-        return
-    sys.path.append(root)
-    try:
-        yield
-    finally:
-        sys.path.remove(root)
 
 
 def _train(make_run: Callable[[], Run], folder: Path, kill_at: int | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar, cast
 import jax
 import pytest
 
+_T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., None])
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -80,9 +81,7 @@ class Conformance:
         cls._declared = {name: reason for name, reason in reasons.items() if reason}
         cls._known, cls._shared = {}, {}
         for name, check in _checks(cls._suite):
-            reason = cls._declared.get(name)
-            check = _must_fail(check, reason) if reason else _may_be_declared(check, tiers[name])
-            setattr(cls, name, _recorded(check))
+            setattr(cls, name, _recorded(check, tiers[name], cls._declared.get(name)))
 
     def holds(self, name: str) -> bool:
         """Whether a check passes; it runs if it has not run yet."""
@@ -90,6 +89,12 @@ class Conformance:
             with contextlib.suppress(Exception, pytest.skip.Exception, pytest.fail.Exception):
                 getattr(self, name)()
         return self._known[name]
+
+    def _once(self, name: object, make: Callable[[], _T]) -> _T:
+        """The result of `make`, made once for all checks."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
 
     def need(self, *names: str) -> None:
         """Skips the calling check unless these checks pass."""
@@ -172,42 +177,28 @@ def _checks(suite: type) -> Iterator[tuple[str, Callable[..., None]]]:
     return itertools.chain.from_iterable(map(_own_checks, reversed(suite.__mro__)))
 
 
-def _recorded(check: Callable[..., None]) -> Callable[..., None]:
-    """The check; it records whether it passes, for the checks that rest on it."""
+def _recorded(check: Callable[..., None], tier: str, reason: str | None) -> Callable[..., None]:
+    """The check; it records whether it passes, for the checks that rest on it.
+
+    With a `reason` it is declared unsupported, and must fail. If it may be declared, its error
+    shows the line to write.
+    """
+    name = check.__name__
+    line = f'unsupported = {{"{name if tier == "optional" else tier}": "why"}}'
 
     @functools.wraps(check)
     def recorded(self: Any) -> None:
-        self._known[check.__name__] = False  # stays if the check raises
-        check(self)
-        self._known[check.__name__] = True
+        self._known[name] = False
+        try:
+            check(self)
+        except (Exception, pytest.skip.Exception) as error:
+            if reason:
+                pytest.xfail(reason)
+            if tier != "basic" and isinstance(error, Exception):
+                error.add_note(f"If the framework cannot do it: {line}")
+            raise
+        if reason:
+            pytest.fail(f"it is declared unsupported ({reason!r}), but works: remove it")
+        self._known[name] = True
 
     return recorded
-
-
-def _may_be_declared(check: Callable[..., None], tier: str) -> Callable[..., None]:
-    """The check; if it may be declared unsupported, its error shows the line to write."""
-    if tier == "basic":
-        return check
-    name = check.__name__ if tier == "optional" else tier
-
-    @functools.wraps(check)
-    def declarable(self: "Conformance") -> None:
-        try:
-            check(self)
-        except Exception as error:
-            error.add_note(f'If the framework cannot do it: unsupported = {{"{name}": "why"}}')
-            raise
-
-    return declarable
-
-
-def _must_fail(check: Callable[..., None], reason: str) -> Callable[..., None]:
-    @functools.wraps(check)
-    def declared(self: "Conformance") -> None:
-        try:
-            check(self)
-        except (Exception, pytest.skip.Exception):
-            pytest.xfail(reason)
-        pytest.fail(f"it is declared unsupported ({reason!r}), but works: remove it")
-
-    return declared
