@@ -48,19 +48,19 @@ def _read(kind: object, value: object, where: str) -> object:
     if origin in (Union, types.UnionType):
         return _read_one_of(arguments, value, where)
     if origin is Literal:
-        return _checked(isinstance(value, str) and value in arguments, kind, value, where)
+        fits = isinstance(value, str) and value in arguments
+        return _fitting(fits, f"one of {list(arguments)}", value, where)
     if origin is list:
-        items: list[Any] = _checked(isinstance(value, list), list, value, where)
+        items: list[Any] = _checked(list, value, where)
         return [_read(arguments[0], x, f"{where}[{i}]") for i, x in enumerate(items)]
     if origin is dict:
-        table: dict[Any, Any] = _checked(isinstance(value, dict), dict, value, where)
-        _checked(all(isinstance(key, str) for key in table), dict, value, where)
+        table: dict[Any, Any] = _checked(dict, value, where)
         return {key: _read(arguments[1], x, f"{where}[{key!r:.60}]") for key, x in table.items()}
-    return _checked(_PLAIN[kind](value), kind, value, where)
+    return _checked(kind, value, where)
 
 
 def _read_fields(kind: type[_T], value: object, where: str) -> _T:
-    table: dict[str, Any] = _checked(isinstance(value, dict), dict, value, where)
+    table: dict[str, Any] = _checked(dict, value, where)
     found: dict[str, Any] = {}
     for name, (field_kind, is_required) in _fields(kind).items():
         if name in table:
@@ -71,15 +71,12 @@ def _read_fields(kind: type[_T], value: object, where: str) -> _T:
 
 
 def _read_one_of(kinds: tuple[Any, ...], value: object, where: str) -> object:
-    if value is None and type(None) in kinds:
-        return None
     errors: list[SchemaError] = []
     for kind in kinds:
-        if kind is not type(None):
-            try:
-                return _read(kind, value, where)
-            except SchemaError as error:
-                errors.append(error)
+        try:
+            return _read(kind, value, where)
+        except SchemaError as error:
+            errors.append(error)
     raise errors[0]
 
 
@@ -98,31 +95,28 @@ def _is_whole(value: object) -> bool:
     return type(value) is int and 0 <= value < _LARGEST  # a bool is an int too
 
 
-def _is_float(value: object) -> bool:
-    return _is_whole(value) or isinstance(value, float | np.floating)
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in cast("Any", value))
 
 
-_PLAIN: dict[Any, Callable[[Any], bool]] = {
-    bool: lambda value: isinstance(value, bool),
-    int: _is_whole,
-    float: _is_float,
-    str: lambda value: isinstance(value, str),
+_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    int: ("a whole number, 0 or more", _is_whole),
+    float: ("a number", lambda x: _is_whole(x) or isinstance(x, float | np.floating)),
+    str: ("text", lambda value: isinstance(value, str)),
+    list: ("a list", lambda value: isinstance(value, list)),
+    dict: ("a table with names for keys", _is_table),
+    type(None): ("nothing", lambda value: value is None),
 }
 
 
-_WORDS: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number, 0 or more",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "a table with names for keys",
-}
+def _checked(kind: object, value: object, where: str) -> Any:
+    expected, fits = _KINDS[kind]
+    return _fitting(fits(value), expected, value, where)
 
 
-def _checked(fits: bool, kind: object, value: object, where: str) -> Any:
+def _fitting(fits: bool, expected: str, value: object, where: str) -> Any:
     if not fits:
-        expected = _WORDS.get(kind) or f"one of {list(get_args(kind))}"
         raise SchemaError(f"{where} must be {expected}; it is {_shown(value)}")
     return value
 

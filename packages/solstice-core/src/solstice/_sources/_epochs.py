@@ -102,12 +102,8 @@ def _with_set_epoch(data: Any, names: tuple[str, ...], depth: int = _DEPTH) -> l
     if isinstance(data, type):  # a class that makes data sets is not one
         return []
     parts = [getattr(data, name, None) for name in names] if depth else []
-    inner = [
-        found
-        for part in parts
-        if part is not None
-        for found in _with_set_epoch(part, names, depth - 1)
-    ]
+    there = [part for part in parts if part is not None]
+    inner = [found for part in there for found in _with_set_epoch(part, names, depth - 1)]
     own = [data] if callable(getattr(data, "set_epoch", None)) else []
     return list({id(part): part for part in [*own, *inner]}.values())
 
@@ -162,10 +158,8 @@ def _too_many(
     called = called if called.isidentifier() else "f"
     needed = [p for p in parameters if _is_required(p) or p.name == "epoch"]
     values = ["epoch" if p.name == "epoch" else "..." for p in needed]
-    given = ", ".join(
-        value if p.kind is p.POSITIONAL_ONLY else f"{p.name}={value}"
-        for p, value in zip(needed, values, strict=True)
-    )
+    by_name = ["" if p.kind is p.POSITIONAL_ONLY else f"{p.name}=" for p in needed]
+    given = ", ".join(map("".join, zip(by_name, values, strict=True)))
     where = "" if "epoch" in values else ", with `epoch` in place of one `...`"
     return (
         f"{name} is a function that needs {' and '.join(f'`{other}`' for other in others)}, and "

@@ -9,7 +9,6 @@ import numpy as np
 
 from solstice import _tree
 from solstice._batch import is_numeric
-from solstice._types import AnyArray
 from solstice.data import Batches
 
 _WHOLE = 2**26
@@ -49,12 +48,14 @@ def differences(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> li
 
 def checksum(tree: object) -> str:
     """A checksum of the arrays of a tree, or of a sample if the tree is large."""
-    arrays = [array for leaf in _tree.leaves(tree) if is_numeric(array := _as_array(leaf))]
+    arrays: list[Any] = list(filter(is_numeric, map(_as_array, _tree.leaves(tree))))
     is_whole = sum(array.nbytes for array in arrays) <= _WHOLE
     # With their number, because a sample would miss added arrays.
     digest = hashlib.sha256(f"{len(arrays)}".encode())
-    for array in arrays if is_whole else _spaced(arrays):
-        seen = _as_seen(array if is_whole else _sample(array))
+    for array in arrays if is_whole else [arrays[i] for i in _places(len(arrays))]:
+        # A sample neither copies an array nor reads each page of a mapped file.
+        seen: Any = array if is_whole else array.flat[_places(array.size)]
+        seen = seen.astype(jax.dtypes.canonicalize_dtype(seen.dtype), copy=False)  # as in a step
         digest.update(f" {seen.dtype} {array.shape} ".encode())
         # A view, because `tobytes` would copy up to the whole data set.
         numbers: Any = np.ascontiguousarray(seen).reshape(-1).view(np.uint8)
@@ -67,20 +68,6 @@ def _as_array(leaf: object) -> np.ndarray[Any, Any] | None:
         return np.asarray(leaf)
     except Exception:  # any error of a tensor: reading the batch will raise it
         return None
-
-
-def _as_seen(array: AnyArray) -> AnyArray:
-    """An array in JAX's dtype, as a step sees it."""
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
-
-
-def _spaced(arrays: list[Any]) -> list[Any]:
-    return [arrays[i] for i in _places(len(arrays))]
-
-
-def _sample(array: Any) -> Any:
-    """A sample of an array, without copying it or reading each page of a mapped file."""
-    return array.flat[_places(array.size)]
 
 
 def _places(count: int) -> np.ndarray[Any, Any]:

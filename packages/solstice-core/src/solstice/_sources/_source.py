@@ -267,14 +267,16 @@ class Source:
         self._returned = self._reader.open(epoch, start)
 
     def _goes_on_with(self, expected: str) -> bool:
-        """Whether the next batch, which is still yielded later, has this fingerprint."""
-        rest = cast("Generator[Batch, None, None]", self._returned)
-        batch = next(rest, END)
-        if batch is END:
-            return False
-        batch = own(batch)  # the data set may reuse its memory
-        self._returned = chain(batch, rest)
-        return self._is_same(batch, expected)
+        """Whether the next batch has this fingerprint."""
+        return self._is_same(self._peeked(), expected)
+
+    def _peeked(self) -> Any:
+        """The next batch, which is still yielded later; `END` if there is none."""
+        rest = self._returned
+        batch: Any = END if rest is None else own(next(rest, END))  # its memory may be reused
+        if rest is not None and batch is not END:
+            self._returned = chain(batch, rest)
+        return batch
 
     def _changes(self, position: Mapping[str, Any], now: "Source | None") -> list[str]:
         """The differences from the saved run, in words; `now` is the validation set."""
@@ -297,12 +299,10 @@ class Source:
 
     def is_at_end(self) -> bool:
         """Whether the restored epoch has no batch left."""
-        first = next(self._returned, None) if self._returned is not None else None
-        if first is None or self._returned is None:
+        is_end = self._peeked() is END
+        if is_end:
             self._returned = None
-            return True
-        self._returned = chain(own(first), self._returned)
-        return False
+        return is_end
 
     def _is_same(self, batch: object, expected: str | None) -> bool:
         if batch is END:

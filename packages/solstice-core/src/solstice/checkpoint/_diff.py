@@ -24,15 +24,8 @@ def diff(one: object, other: object) -> dict[str, str]:
         CheckpointError: a folder has no checkpoint, or a damaged one.
     """
     first, second = _stored(one), _stored(other)
-    found: dict[str, str] = {}
-    for path in [*first, *(path for path in second if path not in first)]:
-        if path not in first or path not in second:
-            found[path] = f"only in the {'first' if path in first else 'second'}"
-            continue
-        told = _difference(first[path], second[path])
-        if told:
-            found[path] = told
-    return found
+    found = {path: _difference(first.get(path), second.get(path)) for path in {**first, **second}}
+    return {path: words for path, words in found.items() if words}
 
 
 def _stored(given: object) -> dict[str, Stored]:
@@ -41,7 +34,9 @@ def _stored(given: object) -> dict[str, Stored]:
     return {path: to_stored(path, leaf) for path, leaf in stored_leaves(given).items()}
 
 
-def _difference(one: Stored, other: Stored) -> str | None:
+def _difference(one: Stored | None, other: Stored | None) -> str | None:
+    if one is None or other is None:
+        return f"only in the {'second' if one is None else 'first'}"
     kinds = [(leaf.kind, leaf.impl, leaf.array.dtype.name) for leaf in (one, other)]
     if kinds[0] != kinds[1]:
         return f"{_words(one)} and {_words(other)}"

@@ -81,10 +81,8 @@ def write(
         place.parent.mkdir(parents=True, exist_ok=True)
         _settle(place)
         _replace(place, library, stored, words, note)
-    except OSError as error:
-        raise CheckpointError(f"the checkpoint {path} could not be written: {error}") from error
     except Exception as error:
-        if type(error).__name__ != "SafetensorError":  # by name, as it is imported when used
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
         raise CheckpointError(f"the checkpoint {path} could not be written: {error}") from error
     return path

@@ -51,8 +51,8 @@ def compare(
     elif not isinstance(several, Iterable):
         raise TypeError(f"runs must be several runs, such as [one, other]; it is {runs!r:.60}")
     else:
-        listed: list[Any] = list(cast("Iterable[Any]", several))
-        named = {_name(run, index): run for index, run in enumerate(listed, 1)}
+        each = enumerate(cast("Iterable[Any]", several), 1)
+        named = {_name(run, index): run for index, run in each}
     histories = {name: _history(run) for name, run in named.items()}
     return save(draw(histories, only=only, smooth=smooth), path)
 

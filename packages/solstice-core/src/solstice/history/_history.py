@@ -127,15 +127,21 @@ class History(Callback):
         Raises:
             KeyError: the metric does not exist; the message lists the existing ones.
         """
-        choice("span", span, _SPANS)
+        found = self._points(name, choice("span", span, _SPANS))
+        return [row["step"] for row, _ in found], [value for _, value in found]
+
+    def _points(
+        self, name: str, span: Literal["epoch", "steps"]
+    ) -> list[tuple[dict[str, Any], float]]:
+        """The rows that have a metric, and its values."""
         mode, _, metric = text("name", name, "val/loss").partition("/")
         there = [row for row in self.rows if (row["mode"], row["span"]) == (mode, span)]
         column = column_of(metric)
-        found = [(row["step"], float(row[column])) for row in there if is_number(row.get(column))]
+        found = [(row, float(row[column])) for row in there if is_number(row.get(column))]
         if not found:
             names = ", ".join(self.names(span)) or "none"
             raise KeyError(f"there is no metric {name!r} by {span}; there are: {names}")
-        return [step for step, _ in found], [value for _, value in found]
+        return found
 
     def names(self, span: Literal["epoch", "steps"] = "epoch") -> list[str]:
         """`history.names()`: the numeric metrics with their modes, such as "train/loss"."""
@@ -160,21 +166,11 @@ class History(Callback):
         Raises:
             KeyError: the metric does not exist, or all values are NaN.
         """
-        self.series(name)  # raises a KeyError for an unknown metric
-        split, _, metric = name.partition("/")
-        column = column_of(metric)
-        rows = [
-            row
-            for row in self.rows
-            if (row["mode"], row["span"]) == (split, "epoch")
-            and is_number(row.get(column))
-            and not np.isnan(row[column])
-        ]
-        if not rows:
+        known = [(row, value) for row, value in self._points(name, "epoch") if not np.isnan(value)]
+        if not known:
             raise KeyError(f"{name!r} is NaN in all {len(self.rows)} rows")
-        mode = better(name, mode)
-        sign = 1 if mode == "min" else -1
-        return min(rows, key=lambda row: sign * row[column])
+        sign = 1 if better(name, mode) == "min" else -1
+        return min(known, key=lambda point: sign * point[1])[0]
 
     def to_pandas(self) -> Any:
         """`history.to_pandas()`: a `pandas.DataFrame` with the same rows.
@@ -298,13 +294,11 @@ class History(Callback):
         for row in self.rows:
             if row["span"] == "epoch":
                 line = lines.setdefault((row["epoch"], row["step"]), {})
-                line.update(
-                    {
-                        f"{row['mode']}/{name}": f"{value:.4g}"
-                        for name, value in metrics_in(row).items()
-                        if is_number(value)
-                    }
-                )
+                line |= {
+                    f"{row['mode']}/{name}": f"{value:.4g}"
+                    for name, value in metrics_in(row).items()
+                    if is_number(value)
+                }
         table = [
             [*_moment(epoch, step), *(line.get(name, "") for name in names)]
             for (epoch, step), line in lines.items()

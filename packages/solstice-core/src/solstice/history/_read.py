@@ -24,7 +24,8 @@ def read_history(path: str | PathLike[str]) -> History:
     check_regular(path, "the table")
     try:
         text = path.read_text(encoding="utf-8")
-        rows = _from_json(text) if text.startswith("{") else _from_csv(text)
+        is_json = text.startswith("{")
+        rows = [json.loads(line) for line in text.splitlines()] if is_json else _from_csv(text)
         rows = read_rows(rows, "the table")
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise ValueError(
@@ -33,10 +34,6 @@ def read_history(path: str | PathLike[str]) -> History:
     history = History()
     history.rows = rows
     return history
-
-
-def _from_json(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def _from_csv(text: str) -> list[dict[str, Any]]:

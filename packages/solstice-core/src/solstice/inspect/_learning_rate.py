@@ -126,7 +126,7 @@ def find_learning_rate(
     check_experiment(experiment)
     rates = np.geomspace(lowest, highest, steps)
     losses = _Losses(metric, smooth)
-    trial = _Rising(experiment, jnp.asarray(rates, jnp.float32))
+    trial = _Rising(experiment, jnp.asarray(rates, jnp.float32), jnp.zeros((), jnp.int32))
     trial = Trainer([losses]).fit(trial, train_ds, max_steps=steps, batch_size=batch_size)
     trial.check_obeyed()
     found = np.asarray(losses.smoothed)
@@ -191,11 +191,6 @@ class _Rising(Experiment):
     inner: Experiment
     rates: Array
     index: Array
-
-    def __init__(self, inner: Experiment, rates: Array) -> None:
-        self.inner = inner
-        self.rates = rates
-        self.index = jnp.zeros((), jnp.int32)
 
     def setup(self, batch: Batch) -> Self:
         inner = self.inner.setup(batch)

@@ -62,7 +62,7 @@ class StepPlan:
             "memory traffic": self.moved_bytes,
         }
         rows = [("operations", size_text(self.flops, "FLOP", "FLOP"))]
-        rows += [(name, _size_or_unknown(size)) for name, size in sizes.items()]
+        rows += [(n, "unknown" if x is None else size_text(x)) for n, x in sizes.items()]
         lines = [f"  {line}" for line in aligned(rows, left=[0])]
         return "\n".join([f"{self.name}, one step", *lines])
 
@@ -129,11 +129,12 @@ def plan(
 
 def _traced(given: object, method: str, batch: Batch) -> tuple[str, Plan, Batch]:
     """The class of the Experiment, its step, and the types of the arrays in a batch."""
-    leaves, rebuild = _arrays_and_rest((given, batch))
+    arrays, rest = cast("Any", eqx.partition((given, batch), _is_abstract_or_array))
+    leaves, structure = _tree.flatten(arrays)
     found: list[tuple[str, Plan, Batch]] = []
 
     def look(leaves: list[Any]) -> None:
-        given, batch = rebuild(leaves)
+        given, batch = eqx.combine(_tree.unflatten(structure, leaves), rest)
         experiment, seen = _set_up(given, batch), arrays_of(batch)
         owner = type(experiment).__name__
         try:
@@ -147,18 +148,6 @@ def _traced(given: object, method: str, batch: Batch) -> tuple[str, Plan, Batch]
 
     _tree.eval_shape(look, leaves)  # of an Experiment, JAX would keep the structure
     return found[0]
-
-
-def _arrays_and_rest(tree: object) -> tuple[list[Any], Callable[[list[Any]], Any]]:
-    """The arrays of a tree, abstract ones too, and what puts others in their place."""
-    given, structure = _tree.flatten(tree)
-    indices = [i for i, leaf in enumerate(given) if _is_abstract_or_array(leaf)]
-
-    def rebuild(arrays: list[Any]) -> Any:
-        replaced = dict(zip(indices, arrays, strict=True))
-        return _tree.unflatten(structure, [replaced.get(i, leaf) for i, leaf in enumerate(given)])
-
-    return [given[i] for i in indices], rebuild
 
 
 def _is_abstract_or_array(leaf: object) -> bool:
@@ -206,7 +195,3 @@ def _has_loop(jaxpr: Any) -> bool:
 
 def _nbytes(types: Iterable[Any]) -> int:
     return sum(size_of(x) * x.dtype.itemsize for x in types)
-
-
-def _size_or_unknown(nbytes: int | None) -> str:
-    return "unknown" if nbytes is None else size_text(nbytes)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
 from solstice import _tree
 from solstice._arguments import whole_or_none
@@ -17,6 +16,14 @@ from solstice._types import Batch
 
 _ROWS = 40
 """The most subtrees in a table without an explicit depth."""
+
+_TRAINS = {
+    frozenset[bool](): "",
+    frozenset([True]): "yes",
+    frozenset([False]): "no",
+    frozenset([True, False]): "in part",
+}
+"""By whether each array of a subtree changes in a step."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ def summary(experiment: Experiment, batch: Batch = None, *, depth: int | None = 
         plan = prepare(experiment, "train_step", batch)[0]
     leaves = _arrays(experiment)
     moved = {} if plan is None else _changes(plan, batch)
-    params = _ids(params_of(experiment))
+    params = {id(leaf) for leaf in _tree.leaves(params_of(experiment))}
     in_params = {path: leaf for path, leaf in leaves.items() if id(leaf) in params}
     opt_state = [leaf for path, leaf in leaves.items() if "opt_state" in path.split("/")]
     if in_params.keys() == leaves.keys():
@@ -129,10 +136,6 @@ def summary(experiment: Experiment, batch: Batch = None, *, depth: int | None = 
 def _arrays(tree: object) -> dict[str, Any]:
     leaves = _tree.leaves_by_slashes(tree).items()
     return {path: leaf for path, leaf in leaves if hasattr(leaf, "dtype") and hasattr(leaf, "size")}
-
-
-def _ids(tree: object) -> set[int]:
-    return {id(leaf) for leaf in _tree.leaves(tree)}
 
 
 def _changes(plan: Plan, batch: Batch) -> dict[str, bool]:
@@ -159,8 +162,7 @@ def _groups(leaves: dict[str, Any], depth: int | None) -> dict[str, dict[str, An
 
 
 def _part(path: str, leaves: dict[str, Any], moved: dict[str, bool]) -> Part:
-    changes = {moved[p] for p in leaves if p in moved}
-    trains = "" if not changes else "in part" if len(changes) == 2 else _yes(changes.pop())
+    changes = frozenset(moved[p] for p in leaves if p in moved)
     return Part(
         path=path,
         arrays=len(leaves),
@@ -168,23 +170,12 @@ def _part(path: str, leaves: dict[str, Any], moved: dict[str, bool]) -> Part:
         nbytes=_nbytes(leaves.values()),
         dtype=", ".join(sorted({str(leaf.dtype) for leaf in leaves.values()})),
         sharding=", ".join(sorted({_sharding(leaf) for leaf in leaves.values()})),
-        trains=trains,
+        trains=_TRAINS[changes],
     )
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
 def _nbytes(leaves: Iterable[Any]) -> int:
-    return sum(_bytes_of(leaf) for leaf in leaves)
-
-
-def _bytes_of(leaf: Any) -> int:
-    if hasattr(leaf, "nbytes"):
-        return leaf.nbytes
-    is_plain = isinstance(leaf.dtype, np.dtype)  # the dtype of a typed PRNG key is not
-    return leaf.size * (leaf.dtype.itemsize if is_plain else 8)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _sharding(leaf: object) -> str:
