@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from solstice import _tree
@@ -94,5 +95,5 @@ class _Tracking(Around):
         return new, (inner, Norms(norms_of(grads, self.depth), update))
 
 
-def _sum_of_squares(leaf: AnyArray) -> Array:
+def _sum_of_squares(leaf: AnyArray | np.generic) -> Array:
     return jnp.sum(jnp.square(jnp.abs(leaf).astype(jnp.float32)))  # params may be complex
