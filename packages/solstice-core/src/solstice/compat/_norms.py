@@ -7,12 +7,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from solstice import _tree
 from solstice._arguments import whole
-from solstice._types import AnyArray
 from solstice.compat._protocols import Around, Optimizer, OptState, Params
 from solstice.compat._registry import adapt_argument
 
@@ -58,8 +56,9 @@ def norms_of(tree: Params, depth: int = 1) -> dict[str, Array]:
             skipped, so depth 1 distinguishes the layers in Flax's `{"params": {...}}`.
     """
     depth = whole("depth", depth, 0, "levels")
-    leaves = {p: x for p, x in _tree.leaves_by_slashes(tree).items() if _tree.is_inexact(x)}
-    squares = {tuple(path.split("/")): _sum_of_squares(leaf) for path, leaf in leaves.items()}
+    leaves = _tree.leaves_by_slashes(tree).items()
+    arrays = {path: jnp.asarray(leaf) for path, leaf in leaves if _tree.is_inexact(leaf)}
+    squares = {tuple(path.split("/")): _sum_of_squares(leaf) for path, leaf in arrays.items()}
     levels = zip(*(path[:-1] for path in squares), strict=False)
     start = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
     sums: dict[str, Array] = {"": jnp.zeros((), jnp.float32)}
@@ -95,5 +94,5 @@ class _Tracking(Around):
         return new, (inner, Norms(norms_of(grads, self.depth), update))
 
 
-def _sum_of_squares(leaf: AnyArray | np.generic) -> Array:
+def _sum_of_squares(leaf: Array) -> Array:
     return jnp.sum(jnp.square(jnp.abs(leaf).astype(jnp.float32)))  # params may be complex
