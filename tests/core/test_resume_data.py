@@ -180,6 +180,14 @@ CHANGES = {
 }  # fmt: skip
 
 
+def test_numbers_in_batches_are_the_same_batches(tmp_path):
+    ready_made = [(x[:, None], np.float32(y)) for x, y in zip(X, Y, strict=True)]
+    killed(tmp_path, 4, ready_made)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(tmp_path, ready_made, num_epochs=1, strict_resume=True)
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_has_changed_is_said_and_refused_if_asked(tmp_path, name):
     before, after, steps, sentences = CHANGES[name]

@@ -64,7 +64,7 @@ class Block:
 
     def arrays(self, index: int) -> Batch:
         """The arrays of a batch: views of the buffer, which the next block but one overwrites."""
-        return _tree.row(self.stacked, index)
+        return _tree.row(self.stacked, (index, ...))  # `...`, because NumPy else makes numbers
 
 
 class Feeder:
