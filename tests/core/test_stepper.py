@@ -66,3 +66,13 @@ def test_a_total_that_does_not_fit_leaves_the_stepper_unchanged():
         stepper.restore(Adds(jnp.ones(())), [{".other": np.zeros(())}])
     assert float(stepper.share_experiment().total) == 0
     assert stepper.totals() == [None]
+
+
+def test_what_was_restored_stays_valid():
+    stepper = CompiledStepper(Adds(jnp.zeros(())), "train_step", np.ones(3, np.float32))
+    first, second = blocks(2)
+    stepper.run(first)  # so that the copy of the user's arrays is behind it
+    restored = Adds(jnp.asarray(5.0))
+    stepper.restore(restored, [None])
+    stepper.run(second)
+    assert (float(restored.total), float(stepper.share_experiment().total)) == (5, 8)
