@@ -189,8 +189,5 @@ def _plain(leaf: object) -> np.ndarray[Any, Any]:
     if _tree.is_key(leaf):
         return np.asarray(jax.random.key_data(leaf))
     values = np.asarray(leaf)
-    return (
-        values.astype(np.float32)
-        if values.dtype.kind == "V" or values.dtype.itemsize == 2
-        else values
-    )
+    is_half = values.dtype.kind == "V" or values.dtype.itemsize == 2
+    return values.astype(np.float32) if is_half else values
