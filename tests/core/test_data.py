@@ -355,6 +355,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(seed, epoch):
     assert order_of(seed, epoch) == order
     assert order_of(seed, epoch + 1) != order
     assert order_of(seed + 1, epoch) != order
+    assert order_of(seed + 1, epoch) != order_of(seed, epoch + 1)
     assert order != sorted(order)
 
 

@@ -281,3 +281,14 @@ def test_typed_keys_and_numpy_leaves_train():
     key, sub = jax.random.split(jax.random.key(0))
     np.testing.assert_allclose(trained.w, jax.random.normal(sub, (3,)), rtol=1e-6)
     assert trained.key == key
+
+
+def test_numbers_that_take_each_others_type_for_ever_are_named():
+    class Swaps(Base):
+        other: Any = 1
+
+        def train_step(self, batch: Any) -> Any:
+            return solstice.replace(self, w=self.other, other=self.w), {}
+
+    with pytest.raises(solstice.ExperimentError, match=r"changed the type of `.w`"):
+        fit(Swaps, w=2.5)

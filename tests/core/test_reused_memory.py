@@ -257,3 +257,30 @@ def test_a_state_that_goes_on_changing_is_that_of_its_step(
         run(data(), "a", max_steps=steps)
     assert run(data(), "a") == whole
     assert caplog.text.count("continues exactly, by the state of its iterator") == 3
+
+
+def test_a_run_within_a_run_fills_other_memory():
+    class Sums(solstice.Experiment):
+        total: jax.Array
+
+        def train_step(self, batch):
+            return solstice.replace(self, total=self.total + batch.sum()), None
+
+        def eval_step(self, batch):
+            return self, None
+
+    class Within(solstice.Callback):
+        every = 4
+        is_on = False
+
+        def on_step_end(self, record):
+            if self.is_on:
+                self.is_on = False
+                self.trainer.fit(Sums(jnp.zeros(())), [np.full(4, 100, np.float32)] * 12)
+
+    within = Within()
+    trainer = within.trainer = solstice.Trainer([within], steps_per_call=4)
+    ones = [np.ones(4, np.float32)] * 12
+    trainer.fit(Sums(jnp.zeros(())), ones)  # leaves its memory for the next run
+    within.is_on = True
+    assert float(trainer.fit(Sums(jnp.zeros(())), ones).total) == 48
