@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import equinox as eqx
@@ -106,3 +107,33 @@ def test_a_check_of_batches_may_read_arrays():
         solstice.Trainer().fit(start, [*batches, np.float32(4)])
     assert caught.value.__context__ is None
     assert "after step 2" in caught.value.__notes__[-1]
+
+
+class Stops(solstice.Callback):
+    def on_step_end(self, record: solstice.Record) -> None:
+        if record.step == 3:
+            raise solstice.Stop("enough")
+
+
+def broken() -> Iterator[Any]:
+    yield np.float32(1)
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "data", "options"),
+    [
+        ([Stops()], [np.float32(1)] * 4, {}),
+        ([], broken, {}),
+        ([], broken, {"prefetch": 1}),
+        ([], broken, {"steps_per_call": 1}),
+    ],
+    ids=["stop", "data", "prefetch", "next block"],
+)
+def test_no_exception_keeps_a_run(callbacks: Any, data: Any, options: Any):
+    alive: list[int] = []
+    for _ in range(3):
+        with suppress(OSError):
+            solstice.Trainer(callbacks, **options).fit(Doubling([jnp.ones(())]), data)
+        alive.append(len(jax.live_arrays()))
+    assert len({*alive}) == 1, alive

@@ -52,6 +52,7 @@ def prefetched(batches: Iterator[Batch], count: int) -> Generator[Batch, None, N
                 return
             yield batch
     finally:
+        batch = error = None  # because the frames of an error refer to this one
         closed.set()
         if thread.is_alive():  # with a timeout, because the thread may wait for the data set
             thread.join(timeout=2 * _POLL)

@@ -110,9 +110,8 @@ class Feeder:
         if until_end == 0:  # no batch is read that no step uses
             return None
         batch = self._next()
-        if self._error is not None:
-            raise self._error
         if batch is None:
+            self._raise_error()
             return None
         began = time.perf_counter()
         slot = self._slots.next(batch)
@@ -134,6 +133,15 @@ class Feeder:
             batch = None if is_full else self._next()
         placed = self._slots.placement.put(slot.stacked)
         return Block(size, slot.stacked, placed, slot, kept)
+
+    def _raise_error(self) -> None:
+        """Raises the error of the data set, if there is one."""
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # whose frames refer to this object
 
     def _next(self) -> "_FlatBatch | None":
         held, self._held = self._held, None

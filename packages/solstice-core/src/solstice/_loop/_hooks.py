@@ -154,7 +154,7 @@ class Hooks:
                 f"{name} asked to stop, and its `can_stop = False` promises that it does not: "
                 f"remove that line"
             ) from error
-        self._request(error)
+        self._request(error.with_traceback(None))  # its frames refer to the run
 
     def check_settings(self) -> None:
         """Refuses callbacks with changed settings, because the run reads them only once.

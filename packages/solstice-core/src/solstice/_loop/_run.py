@@ -173,8 +173,7 @@ class Run:
         else:
             self.state.rewind(call)
         self._save_at(self.state.interrupted)
-        if self.state.epoch.failure is not None:
-            raise self.state.epoch.failure
+        self.state.epoch.raise_failure()
 
     def _return_after_failure(self, call: Call) -> None:
         count = self.state.epoch.count

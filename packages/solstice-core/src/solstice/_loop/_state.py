@@ -85,6 +85,15 @@ class Epoch:
         """Whether `max_steps` ended it, possibly before its last batch."""
         return self.has_ended and self.totals is not None
 
+    def raise_failure(self) -> None:
+        """Raises the `failure`, if there is one."""
+        error, self.failure = self.failure, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # whose frames refer to the run
+
     def fingerprints(self) -> tuple[str | None, str | None]:
         """Those of the newest batch, and of the next one if it has been read."""
         if self.call is None:
