@@ -138,6 +138,23 @@ def test_values_are_checked_on_the_host_before_the_step(ds):
     make().check_batch(Masked(ds[0], np.zeros(N, bool)))  # masked ones do not count
 
 
+@pytest.mark.parametrize(
+    ("name", "returned", "words"),
+    [
+        ("split", ({"x": X}, MASK), "Wrong.split must return `x, targets, mask`.*returned"),
+        ("split", None, "Wrong.split must return `x, targets, mask`.*returned None"),
+        ("losses", SIZE > 0, r"the loss is bool\[12\].*no gradient"),
+        ("losses", np.arange(N), r"the loss is i\d+\[12\].*no gradient"),
+        ("weights", 2.0, "Wrong.weights must return an array or None; it returned 2.0"),
+        ("weights", "mean", "Wrong.weights must return an array or None; it returned 'mean'"),
+    ],
+)
+def test_wrong_returns_of_a_task_are_named(name, returned, words):
+    wrong = type("Wrong", (Boxes,), {name: lambda self, *given: returned})
+    with pytest.raises((TypeError, ValueError), match=words):
+        make(wrong(jnp.float32(2))).train_step(BATCH)
+
+
 def test_weights_hold_for_all_the_other_axes_of_the_losses():
     class Weighted(Boxes):
         def weights(self, targets, mask, losses):

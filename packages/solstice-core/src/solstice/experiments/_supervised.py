@@ -1,6 +1,6 @@
 """SupervisedExperiment: trains one model on a Task; the base of ready-made Experiments."""
 
-from typing import Generic, Self, TypedDict, TypeVar, final
+from typing import Generic, Self, TypedDict, TypeVar, cast, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -215,11 +215,7 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
         losses = self.loss(outputs, y) if self.loss else self.task.losses(outputs, y, counts)
         check_losses(losses, size)
         weights = self.task.weights(y, mask, losses)
-        if weights is not None and weights.ndim > losses.ndim:
-            raise DataError(
-                f"the loss has one number for each example, but the mask one for each element: "
-                f"{describe_batch(weights)}. Give a mask of shape [n], or a loss without a mean"
-            )
+        _check_weights(self.task, weights, losses)
         weights = None if weights is None else spread(weights, losses)
         metrics = (self.metrics or self.task.metrics)(outputs, y, counts)
         return losses, weights, WithLoss(metrics, losses, weights)
@@ -234,7 +230,13 @@ def _split(
     runs on the host for every batch.
     """
     kind = type(task)
-    x, y, mask = kind.split(task, batch, mask)
+    parts = cast("object", kind.split(task, batch, mask))
+    if not isinstance(parts, tuple) or len(cast("tuple[object, ...]", parts)) != 3:
+        raise TypeError(
+            f"{kind.__name__}.split must return `x, targets, mask`, with None for no mask; it "
+            f"returned {describe_batch(parts)}"
+        )
+    x, y, mask = cast("tuple[Inputs, Targets, AnyArray | None]", parts)
     check_lengths(x, y)
     kind.check(task, x, y)
     check_mask(mask, y)
@@ -247,6 +249,26 @@ def check_losses(losses: Array, size: int) -> None:
         raise ValueError(
             f"the loss must be one number for each of the {size} examples, of shape [n] or "
             f"[n, ...], without a mean; it is {describe_batch(losses)}"
+        )
+    if not jnp.issubdtype(losses.dtype, jnp.inexact):
+        raise ValueError(
+            f"the loss is {describe_batch(losses)}, which has no gradient, so nothing would be "
+            f"learned: compute it from the outputs of the model, in floats"
+        )
+
+
+def _check_weights(task: Task, weights: AnyArray | None, losses: Array) -> None:
+    if weights is None:
+        return
+    if not hasattr(weights, "ndim"):
+        raise TypeError(
+            f"{type(task).__name__}.weights must return an array or None; it returned "
+            f"{weights!r:.60}"
+        )
+    if weights.ndim > losses.ndim:
+        raise DataError(
+            f"the loss has one number for each example, but the mask one for each element: "
+            f"{describe_batch(weights)}. Give a mask of shape [n], or a loss without a mean"
         )
 
 
