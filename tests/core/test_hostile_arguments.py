@@ -125,7 +125,7 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("plan", "experiment"): "anything that can be called may make one",
     ("plan", "batch"): "any tree is a batch",
     ("summary", "batch"): "any tree is a batch",
-    ("run_steps", "batches"): "any tree is a batch; tests/core/test_run_steps.py has what is none",
+    ("run_steps", "batches"): "any tree is a batch; tests/optax/test_run_steps.py has what is none",
     ("mixed_precision", "model"): "as in Learner, and needs a policy",
     ("norms_of", "tree"): "any tree: what is no array does not count",
     ("adapt_argument", "name"): "the code that calls it has it in its source",
