@@ -605,3 +605,25 @@ def test_a_limit_below_one_is_refused(name):
 def test_arrays_give_as_many_steps_as_their_batches(length, batch_size):
     (epoch,) = batches_of(np.zeros(length, np.float32), batch_size=batch_size)
     assert len(epoch) == math.ceil(length / batch_size)
+
+
+@pytest.mark.parametrize(
+    ("mask", "line"),
+    [
+        ([True, False, False, False], r"`solstice\.data\.Masked\(batch, ~x\.mask\)`"),
+        ([[False, True]] * 4, r"`solstice\.data\.Masked\(batch, ~x\.mask\.any\(axis=\(1,\)\)\)`"),
+    ],
+)
+@pytest.mark.parametrize("as_arrays", [True, False])
+def test_masked_entries_of_numpy_are_refused(mask, line, as_arrays):
+    masked = np.ma.masked_array(np.zeros(np.shape(mask), np.float32), mask)
+    data, size = (masked, 2) if as_arrays else ([masked], None)
+    with pytest.raises(DataError, match=line):
+        solstice.Trainer().fit(Null(), data, batch_size=size)
+
+
+def test_a_masked_array_without_masked_entries_is_an_array():
+    numbers = np.arange(4, dtype=np.float32)
+    [[batch]] = batches_of([np.ma.masked_array(numbers, mask=False)])
+    assert type(batch) is np.ndarray
+    assert batch.tolist() == numbers.tolist()

@@ -11,6 +11,13 @@ from solstice import _tree
 from solstice._errors import DataError
 from solstice._types import Batch
 
+_MASKED = (
+    "an array of shape {shape} in {name} is a NumPy masked array with {count} masked "
+    "entries, and JAX has no masks: steps would use the numbers under it. Fill them in, "
+    "`x.filled(0)`; to leave these examples out of the loss and the metrics too, put the batch "
+    "into `solstice.data.Masked(batch, {rows})`"
+)
+
 
 def arrays_of(batch: Batch) -> Batch:
     """The batch as a step sees it: None in place of text and objects, which JAX has no type for."""
@@ -81,3 +88,18 @@ def is_traced(tree: Batch) -> bool:
 def is_sequence(batch: Batch) -> TypeGuard[tuple[Batch, ...] | list[Batch]]:
     """Whether a batch is a tuple or list of parts."""
     return isinstance(batch, tuple | list)
+
+
+def unmasked(array: Any, name: str) -> np.ndarray[Any, Any]:
+    """The numbers of a NumPy masked array.
+
+    Raises:
+        DataError: it has masked entries.
+    """
+    count: int = cast("Any", np.ma).count_masked(array)
+    if count:
+        others = tuple(range(1, array.ndim))  # all axes but that of the examples
+        rows = f"~x.mask.any(axis={others})" if others else "~x.mask"
+        shape = list(array.shape)
+        raise DataError(_MASKED.format(name=name, shape=shape, count=count, rows=rows))
+    return array.data

@@ -7,6 +7,7 @@ import numpy as np
 
 from solstice import _tree
 from solstice._arguments import is_deleted
+from solstice._batch import unmasked
 from solstice._errors import DataError
 from solstice._types import Batch
 
@@ -25,6 +26,8 @@ def to_numpy(batch: Batch, name: str = "batch") -> Batch:
         if isinstance(leaf, _READY):
             if is_deleted(leaf):
                 raise DataError(_DELETED.format(name=name, shape=list(leaf.shape)))
+            if isinstance(leaf, np.ma.MaskedArray):
+                return unmasked(cast("Any", leaf), name)
             return leaf
         try:
             return np.asarray(leaf)

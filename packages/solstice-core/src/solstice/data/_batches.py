@@ -9,6 +9,7 @@ import numpy as np
 
 from solstice import _tree
 from solstice._arguments import check_alive, switch, whole
+from solstice._batch import unmasked
 from solstice._errors import DataError
 from solstice._types import Batch
 
@@ -54,7 +55,12 @@ class Batches:
                     f"`batches((images, labels), {batch_size})`; one leaf is {leaf!r:.80}"
                 )
             check_alive("among arrays", leaf)
-        self._leaves = [np.asarray(leaf) for leaf in leaves]
+        self._leaves = [
+            unmasked(leaf, "the arrays")
+            if isinstance(leaf, np.ma.MaskedArray)
+            else np.asarray(leaf)
+            for leaf in leaves
+        ]
         lengths = [len(leaf) for leaf in self._leaves]
         if len(set(lengths)) != 1:
             raise DataError(
