@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import jax
 
-from solstice.compat import frameworks, print_adapters
+from solstice.compat import frameworks, list_adapters
 
 _LIBRARIES = ["solstice-core", "jax", "jaxlib", "equinox", "numpy"]
 
@@ -27,7 +27,7 @@ def main() -> int:
     print("\n".join([*own, *(line for line in frameworks() if line not in own)]))
     print("devices:", _devices())
     print("adapters:")
-    return print_adapters()
+    return list_adapters(lambda text: print(text, end="", flush=True))
 
 
 def _devices() -> str:

@@ -83,13 +83,14 @@ class Checkpoint(Saver):
     ) -> None:
         self.directory = local_path(directory, "directory")
         self.every = whole_or_none("every", every, 1, "steps")
-        self.monitor, self.mode = monitor, better(monitor or "", mode)
+        watched = None if monitor is None else Monitor(monitor, mode)
+        self.monitor, self.mode = monitor, better("", mode) if watched is None else watched.mode
         self._minutes = None if minutes is None else positive("minutes", minutes)
         self._every_epochs = whole_or_none("every_epochs", every_epochs, 1, "epochs")
         self._retention = Retention(
             whole("keep", keep, 1, "checkpoints"),
             whole("keep_best", keep_best, 0, "checkpoints"),
-            None if monitor is None else Monitor(monitor, mode),
+            watched,
         )
         self._overwrite = switch("overwrite", overwrite)
         self._folder = Folder(self.directory)

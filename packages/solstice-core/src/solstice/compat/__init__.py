@@ -17,7 +17,7 @@ from solstice.compat import _registry
 from solstice.compat._equinox import EquinoxModel
 from solstice.compat._listing import AdapterInfo, adapters
 from solstice.compat._listing import frameworks as frameworks
-from solstice.compat._listing import print_adapters as print_adapters
+from solstice.compat._listing import list_adapters as list_adapters
 from solstice.compat._load import AdapterError
 from solstice.compat._mixed_precision import mixed_precision
 from solstice.compat._norms import Norms, norms_of, track_norms

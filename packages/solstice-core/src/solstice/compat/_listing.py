@@ -1,7 +1,7 @@
 """List of adapters and their health."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 
@@ -59,17 +59,17 @@ def adapters() -> list[AdapterInfo]:
     return [examine(claim) for claim in in_order()]
 
 
-def print_adapters() -> int:
-    """Prints a line for each adapter. Returns an exit code: 1 if one is broken."""
+def list_adapters(write: Callable[[str], object]) -> int:
+    """Writes a line for each adapter. Returns an exit code: 1 if one is broken."""
     are_broken: list[bool] = []
     for claim in in_order():
-        # Printed before the import, so that an adapter which ends the process is visible.
-        print(f"  {describe(claim)}", end="", flush=True)
+        # Written before the import, so that an adapter which ends the process is visible.
+        write(f"  {describe(claim)}")
         info = examine(claim)
-        print(info.health.replace("\n", "\n    "))
+        write(info.health.replace("\n", "\n    ") + "\n")
         are_broken.append(info.is_broken)
     if any(are_broken):
-        print(f"{sum(are_broken)} of {len(are_broken)} adapters are broken")
+        write(f"{sum(are_broken)} of {len(are_broken)} adapters are broken\n")
     return int(any(are_broken))
 
 
