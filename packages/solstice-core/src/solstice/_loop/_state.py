@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -13,11 +13,13 @@ from solstice._engine import Block, BlockOutputs
 from solstice._experiment import Experiment
 from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
-from solstice._loop._snapshot import Position, by_path, owners_of, states_of
 from solstice._loop._stages import Stage
 from solstice._metrics import Metrics, to_host
 from solstice._record import Compilation, Lazy, Record, Snapshot, Times, changed
 from solstice._sources import Source, fingerprint
+
+if TYPE_CHECKING:
+    from solstice._loop._snapshot import Position
 
 LOST = """\
 The Experiment is lost: a compiled call failed, and its inputs were donated to save memory. The \
@@ -273,7 +275,10 @@ class RunState:
         """`record.snapshot`: the run at this moment."""
         return Snapshot(self._stepper.share_experiment(), self._position().note())
 
-    def _position(self) -> Position:
+    def _position(self) -> "Position":
+        # Only runs that save load these modules.
+        from solstice._loop._snapshot import Position, by_path, owners_of, states_of
+
         at, epoch, stop = self.at, self.epoch, self._hooks.stop
         newest, following = epoch.fingerprints()
         # At the end of an epoch there are metrics so far only if `max_steps` ended it.
