@@ -639,6 +639,22 @@ def test_predictions_that_begin_within_fit_may_end_after_it():
     assert trainer.experiment.total == 0
 
 
+def test_the_error_of_a_hook_names_that_of_the_data_set_too():
+    def broken():
+        yield from TRAIN[:2]
+        raise OSError("the disk is gone")
+
+    fails = Callback()
+    fails.on_step_end = lambda record: 1 / 0
+    with pytest.raises(ZeroDivisionError) as caught:
+        solstice.Trainer([fails], steps_per_call=1).fit(zero(), broken)
+    assert not any("disk" in note for note in caught.value.__notes__)  # a batch is read ahead
+    fails.every = 2
+    with pytest.raises(ZeroDivisionError) as caught:
+        solstice.Trainer([fails], steps_per_call=1).fit(zero(), broken)
+    assert any("disk is gone" in note for note in caught.value.__notes__)
+
+
 def test_a_fit_within_fit_needs_another_trainer():
     fits = Callback()
     trainer, inner = solstice.Trainer([fits]), solstice.Trainer()

@@ -165,8 +165,9 @@ class Run:
         """
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             self._return_after_failure(call)
+            self.state.epoch.note_failure(error)
             raise
         if self.hooks.stop is None:
             self.state.move_to(call, len(call))

@@ -96,6 +96,12 @@ class Epoch:
         finally:
             del error  # whose frames refer to the run
 
+    def note_failure(self, error: BaseException) -> None:
+        """Adds the `failure`, if there is one, to the error of a hook, which ends the run first."""
+        if self.failure is not None:
+            error.add_note(f"Reading the next batch failed too: {self.failure!r:.200}")
+            self.failure = None
+
     def fingerprints(self) -> tuple[str | None, str | None]:
         """Those of the newest batch, and of the next one if it has been read."""
         if self.call is None:
