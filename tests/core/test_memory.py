@@ -66,7 +66,13 @@ class CheckedDoubling(Doubling):
         assert len(self.parts) == 10
 
 
-@pytest.mark.parametrize("kind", [Doubling, CheckedDoubling])
+class StackedDoubling(CheckedDoubling):
+    def stacked_check(self) -> Any:
+        limit = float(self.parts[0][0]) + 1
+        return lambda batches: np.testing.assert_array_less(batches, limit + 1)
+
+
+@pytest.mark.parametrize("kind", [Doubling, CheckedDoubling, StackedDoubling])
 @pytest.mark.parametrize("val", [None, [np.float32(1)]], ids=["alone", "with validation"])
 def test_there_are_never_three_states(monkeypatch: pytest.MonkeyPatch, val: Any, kind: Any):
     """The one given, which stays valid, and the newest: a copy of it replaces it part by part."""

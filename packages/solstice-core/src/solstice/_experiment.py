@@ -2,6 +2,7 @@
 
 import difflib
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, Self
 
 import equinox as eqx
@@ -90,6 +91,32 @@ class Experiment(eqx.Module):
         """
         del batch
 
+    def stacked_check(self) -> Callable[[Batch], None] | None:
+        """`check = exp.stacked_check()`: a function that checks many batches at once. Optional.
+
+        ```python
+        def stacked_check(self):
+            def check(batches):
+                if np.isnan(batches["x"]).any():
+                    raise DataError("x contains NaN")
+
+            return check
+        ```
+
+        The Trainer calls `check(batches)` with several batches of the same shapes, stacked: NumPy
+        arrays with one more axis in front, in the dtypes of the step (integers keep their own),
+        and None in place of text. If it raises, each batch is checked by itself, stacked with an
+        axis of one. The batches before the first bad one are trained, and its error is raised.
+        `check_batch` is then called only with the first batch of each structure, shape and dtype.
+
+        Without it, or if it returns None, `check_batch` is called for each batch. A class that
+        overrides `check_batch` alone does not use the `stacked_check` of its bases.
+
+        It is called once per run. The arrays to which `check` refers stay in memory for the run, so
+        it should refer to what it needs, and not to `self`.
+        """
+        return None
+
 
 def check_experiment(experiment: Any) -> None:
     """Raises an error if it is not an Experiment, or has deleted arrays."""
@@ -112,7 +139,7 @@ def check_experiment(experiment: Any) -> None:
             check_alive(f"`{path}` of the {kind} that is the experiment", leaf)
 
 
-_STEPS = ("train_step", "eval_step", "predict_step", "setup", "check_batch")
+_STEPS = ("train_step", "eval_step", "predict_step", "setup", "check_batch", "stacked_check")
 _ELSEWHERE = {
     "training_step": "write `train_step`",
     "test_step": "`trainer.test` measures by `eval_step`",
@@ -138,6 +165,13 @@ def _meant(name: str) -> str | None:
 def overrides(kind: type[Experiment], method: str) -> bool:
     """Whether a class of Experiments overrides `method`."""
     return getattr(kind, method) is not getattr(Experiment, method)
+
+
+def stacked_check_of(experiment: Experiment) -> Callable[[Batch], None] | None:
+    """The `stacked_check` of an Experiment, unless its class overrides `check_batch` below it."""
+    names = {"check_batch", "stacked_check"}
+    newest = next(kind for kind in type(experiment).__mro__ if names & vars(kind).keys())
+    return experiment.stacked_check() if "stacked_check" in vars(newest) else None
 
 
 def params_of(experiment: Any) -> Any:

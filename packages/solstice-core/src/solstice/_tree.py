@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, TypeGuard, TypeVar, cast
 
 import jax
@@ -70,11 +70,17 @@ def copy_in_place(arrays: list[Any]) -> None:
 
     Small arrays are copied together, because each call of a copy has a fixed cost.
     """
+    for part in parts(arrays):
+        arrays[part] = copies(arrays[part])
+
+
+def parts(arrays: list[Any]) -> Iterator[slice]:
+    """Slices of a list, with a few MiB of arrays in each."""
     start = size = 0
     for stop in range(1, len(arrays) + 1):
         size += arrays[stop - 1].nbytes
         if size >= _BYTES_AT_A_TIME or stop == len(arrays):
-            arrays[start:stop] = copies(arrays[start:stop])
+            yield slice(start, stop)
             start, size = stop, 0
 
 

@@ -11,23 +11,17 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
-
-import jax
-import numpy as np
-from jax import Array
+from typing import TypeAlias
 
 from solstice import _tree
 from solstice._batch import is_numeric
 from solstice._engine._block_size import BlockSize
+from solstice._engine._buffer import Buffer, FlatBatch
 from solstice._engine._interrupts import begin_wait, end_wait
 from solstice._engine._placement import SINGLE_DEVICE, Placement, warn_of_spread_batch
 from solstice._errors import DataError
 from solstice._record import Times
 from solstice._types import Batch
-
-_ALIGNMENT = 64
-"""In bytes. JAX on the CPU reads memory of this alignment without a copy."""
 
 _SLOTS = 2
 """Buffers per kind of batch: the device reads one while the other is filled."""
@@ -51,7 +45,7 @@ class Block:
     size: int
     stacked: Batch
     placed: Batch
-    slot: "_Buffer"
+    slot: Buffer
     batches: list[Batch]
 
     def __len__(self) -> int:
@@ -74,6 +68,8 @@ class Feeder:
         batches: the batches, of NumPy or JAX arrays.
         slots: the staging buffers.
         check: called with each batch before its use; raises if it is invalid.
+        stacked_check: called with the stacked batches of each block in place of `check`, which is
+            then called for the first batch of each kind.
         times: the seconds of data, copies and the device are added here.
         clock: returns the time in seconds.
         keep: makes the entries of `Block.batches`; None for none. It may copy, because a batch is
@@ -85,6 +81,7 @@ class Feeder:
         batches: Iterator[Batch],
         slots: "StagingBuffers",
         check: Callable[[Batch], None],
+        stacked_check: Callable[[Batch], None] | None = None,
         times: Times | None = None,
         clock: Callable[[], float] = time.monotonic,
         keep: Callable[[Batch], Batch] | None = None,
@@ -94,8 +91,9 @@ class Feeder:
         self._batches = batches
         self._slots = slots
         self._check = check
+        self._stacked_check = stacked_check
         self._times = times or Times()
-        self._held: _FlatBatch | None = None
+        self._held: FlatBatch | None = None
         self._error: Exception | None = None
 
     def take(self, until_look: int, until_end: int | None = None) -> Block | None:
@@ -113,6 +111,8 @@ class Feeder:
         if batch is None:
             self._raise_error()
             return None
+        if self._stacked_check is not None and self._slots.is_new(batch):
+            self._check(batch.tree)
         began = time.perf_counter()
         slot = self._slots.next(batch)
         self._times.device += time.perf_counter() - began
@@ -131,8 +131,23 @@ class Feeder:
             size += 1
             is_full = sizes.is_full(size, most, self._clock() - start)
             batch = None if is_full else self._next()
+        size = self._checked(slot, size)
+        if size == 0:
+            self._raise_error()
+        slot.convert(size)
         placed = self._slots.placement.put(slot.stacked)
-        return Block(size, slot.stacked, placed, slot, kept)
+        return Block(size, slot.stacked, placed, slot, kept[:size])
+
+    def _checked(self, slot: Buffer, size: int) -> int:
+        """The number of batches before the first that the `stacked_check` refuses."""
+        check = self._stacked_check
+        if check is None or (error := _refusal(check, slot.rows(0, size))) is None:
+            return size
+        alone = (_refusal(check, slot.rows(index, index + 1)) for index in range(size))
+        first = next((pair for pair in enumerate(alone) if pair[1] is not None), (0, error))
+        # In place of an error of the data set, which came after this batch.
+        (good, self._error), self._held = first, None
+        return good
 
     def _raise_error(self) -> None:
         """Raises the error of the data set, if there is one."""
@@ -143,7 +158,7 @@ class Feeder:
         finally:
             del error  # whose frames refer to this object
 
-    def _next(self) -> "_FlatBatch | None":
+    def _next(self) -> FlatBatch | None:
         held, self._held = self._held, None
         if held is not None or self._error is not None:
             return held
@@ -154,28 +169,17 @@ class Feeder:
             batch = next(self._batches, None)
             end_wait()
             self._times.data += time.perf_counter() - began
-            if batch is not None:
+            if batch is not None and self._stacked_check is None:
                 self._check(batch)
         except Exception as error:  # not Ctrl-C, which ends the run at once
             self._error = error  # raised by `take`, after the earlier batches have been trained
             return None
         finally:
             end_wait()
-        return None if batch is None else _FlatBatch(batch)
+        return None if batch is None else FlatBatch(batch)
 
 
-class _FlatBatch:
-    """A batch, flattened once."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.tree = batch
-        self.leaves, self.treedef = _tree.flatten(batch)
-
-    @property
-    def kind(self) -> Hashable:
-        """The structure, shapes and dtypes; batches of one kind fit into one block."""
-        shapes = [(leaf.shape, leaf.dtype) if is_numeric(leaf) else None for leaf in self.leaves]
-        return self.treedef, tuple(shapes)
+BuffersByKind: TypeAlias = dict[Hashable, deque[Buffer]]
 
 
 class StagingBuffers:
@@ -193,7 +197,7 @@ class StagingBuffers:
     def __init__(
         self,
         sizes: BlockSize,
-        rings: "BuffersByKind | None" = None,
+        rings: BuffersByKind | None = None,
         placement: Placement = SINGLE_DEVICE,
     ) -> None:
         self.sizes = sizes
@@ -216,10 +220,14 @@ class StagingBuffers:
         """The number of kinds of batches so far; each has a compiled program."""
         return len(self._seen)
 
-    def next(self, batch: _FlatBatch) -> "_Buffer":
+    def is_new(self, batch: FlatBatch) -> bool:
+        """Whether no buffer has been asked for batches of this kind so far."""
+        return batch.kind not in self._seen
+
+    def next(self, batch: FlatBatch) -> Buffer:
         """A buffer for batches of this kind; waits until no program reads it."""
         kind = batch.kind
-        if kind not in self._seen:  # once per kind, not once per batch
+        if self.is_new(batch):  # once per kind, not once per batch
             self._check_structure(batch)
             self._has_warned = self._has_warned or warn_of_spread_batch(batch.tree)
             self._seen.add(kind)
@@ -227,14 +235,14 @@ class StagingBuffers:
         if ring is None:
             while len(self.rings) >= _SHAPES:
                 self.rings.pop(next(iter(self.rings)))
-            ring = deque(_Buffer(batch, self.sizes.most) for _ in range(_SLOTS))
+            ring = deque(Buffer(batch, self.sizes.most) for _ in range(_SLOTS))
         self.rings[kind] = ring  # inserted last, so the least recent kind is dropped first
         slot = ring[0]
         ring.rotate(-1)
         slot.wait(self.sizes)
         return slot
 
-    def _check_structure(self, batch: _FlatBatch) -> None:
+    def _check_structure(self, batch: FlatBatch) -> None:
         """Raises a DataError with the first leaf that differs from the first batch."""
         now = _leaf_kinds(batch)
         was = self._first = now if self._first is None else self._first
@@ -248,7 +256,7 @@ class StagingBuffers:
         )
 
 
-def _leaf_kinds(batch: _FlatBatch) -> dict[str, str]:
+def _leaf_kinds(batch: FlatBatch) -> dict[str, str]:
     """The properties that all batches share: the leaves, their dtypes and ranks."""
     return {
         path: f"{leaf.dtype} of {leaf.ndim} axes" if is_numeric(leaf) else "not an array"
@@ -256,82 +264,10 @@ def _leaf_kinds(batch: _FlatBatch) -> dict[str, str]:
     }
 
 
-_Column: TypeAlias = tuple[np.ndarray | None, tuple[int, ...], Any]
-_NO_COLUMN: _Column = None, (), None
-"""The column of a leaf that is not an array."""
-
-
-class _Buffer:
-    """Memory for K batches of one kind.
-
-    Attributes:
-        size: K.
-        stacked: this memory, as one batch with a leading axis of K.
-    """
-
-    def __init__(self, batch: _FlatBatch, size: int) -> None:
-        self.size = size
-        self._call: tuple[list[Any], int, float] | None = None
-        self._treedef = batch.treedef
-        self._columns = [
-            (_aligned(size, leaf), leaf.shape, leaf.dtype) if is_numeric(leaf) else _NO_COLUMN
-            for leaf in batch.leaves
-        ]
-        memory = [column[0] for column in self._columns]
-        self.stacked: Batch = _tree.unflatten(self._treedef, memory)
-
-    def put(self, index: int, batch: _FlatBatch) -> bool:
-        """Copies a batch into row `index`; False if it is of another kind."""
-        if batch.treedef != self._treedef:
-            return False
-        for (memory, shape, dtype), leaf in zip(self._columns, batch.leaves, strict=True):
-            if memory is None:
-                if is_numeric(leaf):
-                    return False
-            elif getattr(leaf, "shape", None) == shape and leaf.dtype == dtype:
-                memory[index] = leaf  # also converts to JAX's dtype, such as float64 to float32
-            else:
-                return False
-        return True
-
-    @property
-    def nbytes(self) -> int:
-        """The size of this memory in bytes."""
-        return sum(memory.nbytes for memory, _, _ in self._columns if memory is not None)
-
-    def mark_in_use(self, ends: list[Array], steps: int, began: float) -> None:
-        """Marks the memory as read by calls of `steps` steps, until all `ends` are ready.
-
-        The calls add their `ends` as they are made.
-        """
-        self._call = ends, steps, began
-
-    def begin(self) -> None:
-        """Sets the start of the call to now, because the time before was compilation."""
-        if self._call is not None:
-            ends, steps, _ = self._call
-            self._call = ends, steps, time.monotonic()
-
-    def wait(self, sizes: BlockSize) -> None:
-        """Waits until no call reads this memory; `sizes` learns the time of the calls."""
-        call, self._call = self._call, None
-        if call is not None:
-            ends, steps, began = call
-            # If the calls have ended already, the measured time includes time after their end.
-            was_awaited = not all(end.is_ready() for end in ends)
-            jax.block_until_ready(ends)
-            sizes.learn(steps, time.monotonic() - began, was_awaited=was_awaited)
-
-
-BuffersByKind: TypeAlias = dict[Hashable, deque[_Buffer]]
-
-
-def _aligned(size: int, like: np.ndarray | Array) -> np.ndarray:
-    """Memory for `size` arrays in JAX's dtype, aligned so that JAX can read it in place."""
-    dtype = np.dtype(jax.dtypes.canonicalize_dtype(like.dtype))
-    shape = (size, *like.shape)
-    length = int(np.prod(shape)) * dtype.itemsize
-    # NumPy does not align to 64 bytes, so this is an aligned part of a larger array.
-    memory = np.empty(length + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + length].view(dtype).reshape(shape)
+def _refusal(check: Callable[[Batch], None], batches: Batch) -> Exception | None:
+    """The error of a check, or None."""
+    try:
+        check(batches)
+    except Exception as error:
+        return error
+    return None

@@ -10,8 +10,8 @@ from solstice._batch import own
 from solstice._callback import Phase
 from solstice._compiles import compiled_so_far, reasons
 from solstice._engine import Block, BlockOutputs, Feeder, Guard, end_if_asked
-from solstice._experiment import Experiment, overrides
-from solstice._loop._batch_check import BatchCheck, hollow
+from solstice._experiment import Experiment
+from solstice._loop._batch_check import BatchChecks
 from solstice._loop._cadence import Cadence, cadence_of
 from solstice._loop._explain import explanation
 from solstice._loop._hooks import Hooks
@@ -66,7 +66,7 @@ class Run:
         self._limits = limits or Limits()
         self._validation = validation
         self._nested = hooks.nested() if validation else None
-        self._hollow: Experiment | None = None  # made once, because it takes a copy of each array
+        self._checks = BatchChecks(self.state, stage.stepper.kind)
 
     @property
     def experiment(self) -> Experiment:
@@ -107,7 +107,13 @@ class Run:
         """The calls of the epoch, until its end, or the limits, or a request to stop."""
         with self.stage.batches(self.state.at.epoch) as batches:
             times = self.state.times
-            feeder = Feeder(batches, self.stage.buffers, self._check(), times, keep=self._keep())
+            feeder = Feeder(
+                batches,
+                self.stage.buffers,
+                *self._checks.of_epoch(),
+                times=times,
+                keep=self._keep(),
+            )
             yield self._calls(feeder)
         at, left = self.state.at, self._limits.room(self.state.count)
         if left is not None and left <= 0 and at.epoch_step != at.steps_per_epoch:
@@ -287,22 +293,6 @@ class Run:
         if not is_read and not self.stage.stepper.needs_batches:
             return None
         return _same if self.stage.prefetch else own  # a prefetched batch is a copy
-
-    def _check(self) -> Callable[[Batch], None]:
-        has_check = overrides(self.stage.stepper.kind, "check_batch")
-        # A batch to predict may have no targets, which a check would miss.
-        if self.state.at.mode == "predict" or not has_check:
-            return _accept
-        experiment = self.state.experiment
-        if not self.state.trains:
-            return experiment.check_batch
-        if self._hollow is None:
-            self._hollow = hollow(experiment)
-        return BatchCheck(self.state, self._hollow)
-
-
-def _accept(batch: Batch) -> None:
-    del batch
 
 
 def _same(batch: Batch) -> Batch:

@@ -14,7 +14,7 @@ from solstice.experiments._learner import Learner
 from solstice.experiments._ready_made import ReadyMadeExperiment
 from solstice.experiments._regression import RegressionExperiment
 from solstice.experiments._supervised import Options, SupervisedExperiment
-from solstice.experiments._task import Task
+from solstice.experiments._task import Task, elementwise
 
 __all__ = [
     "AutoencoderExperiment",
@@ -33,4 +33,5 @@ __all__ = [
     "Task",
     "VAEExperiment",
     "counted",
+    "elementwise",
 ]

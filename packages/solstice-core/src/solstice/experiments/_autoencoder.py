@@ -26,7 +26,7 @@ from solstice.experiments._keys import one_key
 from solstice.experiments._learner import Learner
 from solstice.experiments._losses import binary_cross_entropy, squared_error
 from solstice.experiments._supervised import Options, SupervisedExperiment, check_losses
-from solstice.experiments._task import LossFunction, Task
+from solstice.experiments._task import LossFunction, Task, elementwise
 from solstice.metrics import Mean, MetricsCollection, RegressionMetrics
 
 
@@ -44,6 +44,7 @@ class _Reconstruction(Task):
 class AutoencoderTask(_Reconstruction):
     """The inputs themselves."""
 
+    @elementwise
     def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
         # Masked examples too: all go through the encoder, and BatchNorm would spread their NaN.
         check_no_nan(np.asarray(features_of(batch)))
@@ -118,6 +119,7 @@ class VAETask(_Reconstruction):
     loss: LossFunction | None = eqx.field(static=True)
     activation: Callable[[Array], Array] | None = eqx.field(static=True)
 
+    @elementwise
     def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
         x = np.asarray(features_of(batch))
         check_no_nan(x)

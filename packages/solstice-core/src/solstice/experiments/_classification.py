@@ -29,7 +29,7 @@ from solstice.experiments._losses import (
     cross_entropy,
 )
 from solstice.experiments._supervised import Options, SupervisedExperiment
-from solstice.experiments._task import Task
+from solstice.experiments._task import Task, elementwise
 from solstice.metrics import BinaryMetrics, ClassificationMetrics, MultilabelMetrics
 
 
@@ -47,6 +47,7 @@ class ClassificationTask(Task):
                 f"{_hints.class_hint(targets)}"
             )
 
+    @elementwise
     def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
         y = counted(batch[1], mask)
         if y.size and (y.min() < 0 or y.max() >= self.num_classes):
@@ -149,6 +150,7 @@ class BinaryTask(Task):
                 f"{describe_batch(targets)}{_hints.binary_hint(targets)}"
             )
 
+    @elementwise
     def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
         _check_zeros_and_ones(counted(batch[1], mask))
 
@@ -230,6 +232,7 @@ class MultilabelTask(Task):
                 f"{describe_batch(targets)}"
             )
 
+    @elementwise
     def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
         _check_zeros_and_ones(counted(batch[1], mask))
 

@@ -20,6 +20,7 @@ from solstice.experiments._checks import (
     check_no_nan,
     features_of,
     of_shape,
+    parts_of,
     unmasked,
     without_last_axis,
 )
@@ -135,6 +136,10 @@ class GANExperiment(ReadyMadeExperiment):
         check_floating(x)
         check_no_nan(np.asarray(x))
 
+    def stacked_check(self) -> Callable[[Batch], None]:
+        """The check of values, for many batches at once."""
+        return _check_stacked
+
     def setup(self, batch: Batch) -> Self:
         """Initialises both models from the first batch; a second call does nothing."""
         x, _ = _features(batch)
@@ -222,6 +227,10 @@ def _features(batch: Batch) -> tuple[Inputs, AnyArray | None]:
     """The real examples, and their mask or None."""
     bare, mask = unmasked(batch)
     return features_of(bare), mask
+
+
+def _check_stacked(batches: Batch) -> None:
+    check_no_nan(features_of(parts_of(batches)[0]))
 
 
 def _logits(outputs: ModelOutputs, size: int) -> Array:

@@ -21,7 +21,7 @@ from solstice.experiments._checks import check_mask, is_of, of_shape
 from solstice.experiments._keys import one_key
 from solstice.experiments._losses import check_smoothing, cross_entropy
 from solstice.experiments._supervised import Options, SupervisedExperiment
-from solstice.experiments._task import Task
+from solstice.experiments._task import Task, elementwise
 from solstice.metrics import LanguageModelMetrics
 
 
@@ -47,6 +47,7 @@ class LanguageModelTask(Task):
     def inputs(self, batch: Batch) -> Inputs:
         return batch
 
+    @elementwise
     def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
         tokens = np.asarray(batch)
         if tokens.size and (tokens.min() < 0 or tokens.max() >= self.vocabulary_size):

@@ -3,17 +3,23 @@
 from typing import Unpack
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from solstice._batch import describe_batch, num_rows
 from solstice._errors import DataError
 from solstice._hints import number_hint
 from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Targets
-from solstice.experiments._checks import counted, is_of, of_shape, shape_of, without_last_axis
+from solstice.experiments._checks import (
+    count_nan,
+    counted,
+    is_of,
+    of_shape,
+    shape_of,
+    without_last_axis,
+)
 from solstice.experiments._losses import squared_error
 from solstice.experiments._supervised import Options, SupervisedExperiment
-from solstice.experiments._task import Task
+from solstice.experiments._task import Task, elementwise
 from solstice.metrics import RegressionMetrics
 
 
@@ -32,9 +38,10 @@ class RegressionTask(Task):
                 f"{describe_batch(targets)}. Write `targets[:, 0]`"
             )
 
+    @elementwise
     def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
         y = counted(batch[1], mask)
-        bad = np.isnan(y).sum() if is_of(y, jnp.floating) else 0
+        bad = count_nan(y) if is_of(y, jnp.floating) else 0
         if bad:
             raise DataError(
                 f"{bad} of {y.size} targets are NaN. Leave those examples out, or mask them: "

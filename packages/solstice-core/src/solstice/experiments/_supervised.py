@@ -1,5 +1,7 @@
 """SupervisedExperiment: trains one model on a Task; the base of ready-made Experiments."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Generic, Self, TypedDict, TypeVar, cast, final
 
 import equinox as eqx
@@ -16,11 +18,18 @@ from solstice._replace import replace
 from solstice._signatures import called_with
 from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Outputs, Targets
 from solstice.compat import OptState, Params, State
-from solstice.experiments._checks import check_lengths, check_mask, shape_of, spread, unmasked
+from solstice.experiments._checks import (
+    check_lengths,
+    check_mask,
+    parts_of,
+    shape_of,
+    spread,
+    unmasked,
+)
 from solstice.experiments._gradients import Forward
 from solstice.experiments._learner import Learner
 from solstice.experiments._ready_made import ReadyMadeExperiment
-from solstice.experiments._task import LossFunction, MetricsFunction, Task
+from solstice.experiments._task import LossFunction, MetricsFunction, Task, is_elementwise
 from solstice.metrics import WithLoss
 
 _TaskT = TypeVar("_TaskT", bound=Task)
@@ -165,6 +174,12 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
         type(task).check_values(task, bare, mask)
 
     @final
+    def stacked_check(self) -> Callable[[Batch], None] | None:
+        """The `check_values` of an elementwise task; None for another."""
+        check = type(self.task).check_values
+        return partial(_check_stacked, self.task) if is_elementwise(check) else None
+
+    @final
     def train_step(self, batch: Batch) -> tuple[Self, Metrics]:
         """`exp, metrics = exp.train_step(batch)`: one update."""
         self = self._ready(batch)
@@ -219,6 +234,10 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
         weights = None if weights is None else spread(weights, losses)
         metrics = (self.metrics or self.task.metrics)(outputs, y, counts)
         return losses, weights, WithLoss(metrics, losses, weights)
+
+
+def _check_stacked(task: Task, batches: Batch) -> None:
+    type(task).check_values(task, *parts_of(batches))
 
 
 def _split(

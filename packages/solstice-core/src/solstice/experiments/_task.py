@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 import equinox as eqx
 from jax import Array
@@ -16,6 +16,32 @@ LossFunction: TypeAlias = Callable[[Any, Any], Array]
 
 MetricsFunction: TypeAlias = Callable[[Any, Any, Array], Metrics]
 """`metrics(outputs, targets, mask)`: the Metrics of one batch; the mask is boolean."""
+
+
+_Check = TypeVar("_Check", bound=Callable[..., None])
+
+
+def elementwise(check_values: _Check) -> _Check:
+    """`@experiments.elementwise` above `check_values`: check the values of many batches at once.
+
+    ```python
+    @elementwise
+    def check_values(self, batch, mask):
+        if (counted(batch[1], mask) < 0).any():
+            raise DataError("targets must be 0 or more")
+    ```
+
+    For checks of each value by itself, whatever the shapes: the arrays of `batch` and `mask` then
+    have one more axis in front, of several batches. If the check raises, it runs for each of them,
+    so the message is about one batch. An override of `check_values` needs the decorator again.
+    """
+    cast("Any", check_values).is_elementwise = True
+    return check_values
+
+
+def is_elementwise(check_values: Callable[..., None]) -> bool:
+    """Whether it has the decorator, or is the default, which checks nothing."""
+    return check_values is Task.check_values or getattr(check_values, "is_elementwise", False)
 
 
 class Task(eqx.Module):
@@ -84,6 +110,7 @@ class Task(eqx.Module):
 
         It runs on the host, for every batch, before the step, so it should be cheap. Arguments are
         those of `split`; `solstice.experiments.counted(targets, mask)` has the unmasked targets.
+        With `@solstice.experiments.elementwise` it runs once for many batches.
         """
         del batch, mask
 

@@ -1,7 +1,7 @@
 """Learning rate finder: trains with a rising rate and suggests one."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
@@ -13,7 +13,7 @@ from jax import Array
 from solstice import _tree
 from solstice._arguments import number, positive, share, text, whole
 from solstice._callback import Callback
-from solstice._experiment import Experiment, check_experiment
+from solstice._experiment import Experiment, check_experiment, stacked_check_of
 from solstice._rates import injected_rates, scaled_beside
 from solstice._record import Record, Stop
 from solstice._replace import replace
@@ -221,6 +221,9 @@ class _Rising(Experiment):
 
     def check_batch(self, batch: Batch) -> None:
         self.inner.check_batch(batch)
+
+    def stacked_check(self) -> Callable[[Batch], None] | None:
+        return stacked_check_of(self.inner)
 
     def check_obeyed(self) -> None:
         """Raises a ValueError if the optimiser has replaced the last rate by another."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from solstice import DataError
-from solstice.experiments import Options, SupervisedExperiment, Task, counted
+from solstice.experiments import Options, SupervisedExperiment, Task, counted, elementwise
 from solstice.metrics import Additive, Counts, Totals
 
 
@@ -51,6 +51,7 @@ class RankingTask(Task):
         if targets.ndim != 2 or targets.shape != x.shape[:2]:
             raise DataError(f"relevance must be of shape {x.shape[:2]}; it is {targets.shape}")
 
+    @elementwise
     def check_values(self, batch, mask):
         if not (counted(batch[1], mask) >= 0).all():
             raise DataError("relevance must be 0 or more")

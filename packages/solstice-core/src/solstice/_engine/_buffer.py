@@ -1,0 +1,136 @@
+"""Buffer: memory for the batches of one block, of one kind."""
+
+import time
+from collections.abc import Hashable
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jax import Array
+
+from solstice import _tree
+from solstice._batch import is_numeric
+from solstice._engine._block_size import BlockSize
+from solstice._types import Batch
+
+_ALIGNMENT = 64
+"""In bytes. JAX on the CPU reads memory of this alignment without a copy."""
+
+
+class FlatBatch:
+    """A batch, flattened once."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.tree = batch
+        self.leaves, self.treedef = _tree.flatten(batch)
+
+    @cached_property
+    def kind(self) -> Hashable:
+        """The structure, shapes and dtypes; batches of one kind fit into one block."""
+        shapes = [(leaf.shape, leaf.dtype) if is_numeric(leaf) else None for leaf in self.leaves]
+        return self.treedef, tuple(shapes)
+
+
+_Column: TypeAlias = tuple[np.ndarray | None, tuple[int, ...], Any]
+_NO_COLUMN: _Column = None, (), None
+"""The column of a leaf that is not an array."""
+
+
+class Buffer:
+    """Memory for K batches of one kind.
+
+    Attributes:
+        size: K.
+        stacked: this memory, as one batch with a leading axis of K.
+    """
+
+    def __init__(self, batch: FlatBatch, size: int) -> None:
+        self.size = size
+        self._call: tuple[list[Any], int, float] | None = None
+        self._treedef = batch.treedef
+        memory = [_aligned(size, leaf) if is_numeric(leaf) else None for leaf in batch.leaves]
+        self.stacked: Batch = _tree.unflatten(self._treedef, memory)
+        self._columns = [
+            _NO_COLUMN if rows is None else (_read_into(rows, leaf), leaf.shape, leaf.dtype)
+            for rows, leaf in zip(memory, batch.leaves, strict=True)
+        ]
+        self._converted = [
+            (to, given)
+            for to, (given, _, _) in zip(memory, self._columns, strict=True)
+            if to is not None and given is not None and given is not to
+        ]
+
+    def put(self, index: int, batch: FlatBatch) -> bool:
+        """Copies a batch into row `index`; False if it is of another kind."""
+        if batch.treedef != self._treedef:
+            return False
+        for (memory, shape, dtype), leaf in zip(self._columns, batch.leaves, strict=True):
+            if memory is None:
+                if is_numeric(leaf):
+                    return False
+            elif getattr(leaf, "shape", None) == shape and leaf.dtype == dtype:
+                memory[index] = leaf  # also converts floats to JAX's dtype
+            else:
+                return False
+        return True
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """The batches from `start` to `stop`, stacked, with integers in their own dtype."""
+        rows = [None if given is None else given[start:stop] for given, _, _ in self._columns]
+        return _tree.unflatten(self._treedef, rows)
+
+    def convert(self, size: int) -> None:
+        """Converts the integers of the first `size` batches to JAX's dtype."""
+        for to, given in self._converted:
+            to[:size] = given[:size]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of this memory in bytes."""
+        arrays = [*_tree.leaves(self.stacked), *(given for _, given in self._converted)]
+        return sum(memory.nbytes for memory in arrays)
+
+    def mark_in_use(self, ends: list[Array], steps: int, began: float) -> None:
+        """Marks the memory as read by calls of `steps` steps, until all `ends` are ready.
+
+        The calls add their `ends` as they are made.
+        """
+        self._call = ends, steps, began
+
+    def begin(self) -> None:
+        """Sets the start of the call to now, because the time before was compilation."""
+        if self._call is not None:
+            ends, steps, _ = self._call
+            self._call = ends, steps, time.monotonic()
+
+    def wait(self, sizes: BlockSize) -> None:
+        """Waits until no call reads this memory; `sizes` learns the time of the calls."""
+        call, self._call = self._call, None
+        if call is not None:
+            ends, steps, began = call
+            # If the calls have ended already, the measured time includes time after their end.
+            was_awaited = not all(end.is_ready() for end in ends)
+            jax.block_until_ready(ends)
+            sizes.learn(steps, time.monotonic() - began, was_awaited=was_awaited)
+
+
+def _read_into(memory: np.ndarray, like: np.ndarray | Array) -> np.ndarray:
+    """The array into which batches are copied: `memory`, or one of wider integers.
+
+    Checks must see a label of 2**32 before it becomes 0 in int32.
+    """
+    if memory.dtype == like.dtype or memory.dtype.kind not in "iu":
+        return memory
+    return np.empty(memory.shape, like.dtype)
+
+
+def _aligned(size: int, like: np.ndarray | Array) -> np.ndarray:
+    """Memory for `size` arrays in JAX's dtype, aligned so that JAX can read it in place."""
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(like.dtype))
+    shape = (size, *like.shape)
+    length = int(np.prod(shape)) * dtype.itemsize
+    # NumPy does not align to 64 bytes, so this is an aligned part of a larger array.
+    memory = np.empty(length + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + length].view(dtype).reshape(shape)
