@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import solstice
-from solstice._engine import BlockSize, CompiledStepper, Feeder, StagingBuffers
+from solstice._engine import BlockSize, CompiledStepper, Feeder, StagingBuffers, _block_size
 
 ROUNDS = 10
 
@@ -59,7 +59,12 @@ def per_step(
     experiment: Descends, batch: np.ndarray, sizes: Iterable[int], steps: int
 ) -> list[float]:
     """Microseconds per step, with feeding, in blocks of these sizes."""
-    runs = [fed(experiment, batch, size) for size in sizes]
+    return interleaved([fed(experiment, batch, size) for size in sizes], steps)
+
+
+def interleaved(runs: Iterable[Callable[[int], float]], steps: int) -> list[float]:
+    """The best time per step of each run."""
+    runs = list(runs)
     for run in runs:
         run(2)  # compiles
     # Interleaved, so that a busy moment of the machine hits all of them.
@@ -117,6 +122,22 @@ def by_bytes(title: str, batch: np.ndarray, sizes: tuple[int, ...]) -> None:
     table(f"{title}, by bytes in a block", "us a step", sizes, found)
 
 
+def by_changed_bytes(layers: int, widths: tuple[int, ...]) -> None:
+    """The time of a step in a loop over that of a step alone, by the bytes that it changes."""
+    names: list[str] = []
+    found: list[float] = []
+    for width in widths:
+        wide, batch = mlp(*[width] * (layers + 1)), normal(8, width)
+        _block_size.CHANGED_BYTES = {jax.default_backend(): 0}
+        runs = [fed(wide, batch, 1)]
+        _block_size.CHANGED_BYTES = {jax.default_backend(): 2**62}
+        runs += [fed(wide, batch, size) for size in (2, 8)]
+        alone, *loops = interleaved(runs, 16)
+        names += [f"{4 * layers * width**2:,}, {size} steps" for size in (2, 8)]
+        found += [loop / alone for loop in loops]
+    table("CHANGED_BYTES: a loop over single steps, by bytes that change", "times", names, found)
+
+
 def main() -> None:
     small, many = mlp(64, 64, 10), Descends([jnp.float32(i) for i in range(50)], scaled)
     by_steps("STEPS_PER_CALL: a small MLP", small, normal(32, 64), (1, 8, 32, 128))
@@ -125,6 +146,7 @@ def main() -> None:
     by_bytes("BYTES_PER_CALL: batches of 256 kB", normal(2**16), (2**21, 2**23, 2**25, 2**27))
     kernel = Descends(jnp.ones((8, 3, 3, 3)), convolved)
     by_steps("CALLS_AT_ONCE: a convolution", kernel, normal(8, 3, 32, 32), (1, 8, 32))
+    by_changed_bytes(8, (256, 512, 1024))
     flops, n, big = 2**33, 1024, normal(2**24)
     product = seconds(lambda x: x @ x, normal(n, n)) / (2 * n**3)
     table("FLOPS_PER_CALL, in products of 1024x1024", "s", [f"{flops:,}"], [product * flops])

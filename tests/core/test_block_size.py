@@ -157,3 +157,62 @@ def test_a_trainer_leaves_out_what_a_call_compiles(monkeypatch: pytest.MonkeyPat
         start = Multiplies(jnp.ones((3, 3)))  # a shape of this test alone
         solstice.Trainer(steps_per_call=2).fit(start, [np.int32(0)] * 5)
         assert len(begun) == 1
+
+
+class Head(solstice.Experiment):
+    """A frozen part and one that is trained."""
+
+    frozen: Any
+    trained: Any
+
+    def train_step(self, batch: Any) -> Any:
+        trained = self.trained + self.frozen.mean() * batch
+        return solstice.replace(self, trained=trained), {"mean": trained.mean()}
+
+    def eval_step(self, batch: Any) -> Any:
+        return self, {"mean": self.trained.mean()}
+
+
+LARGE, SMALL = jnp.ones(1000), jnp.zeros(10)
+
+
+@pytest.mark.parametrize("steps_per_call", [None, 1, 2, 8])
+def test_a_step_that_changes_much_memory_runs_without_a_loop(
+    monkeypatch: pytest.MonkeyPatch, steps_per_call: int | None
+):
+    monkeypatch.setattr(_block_size, "CHANGED_BYTES", {jax.default_backend(): 3999})
+    calls = Calls()
+    trainer = solstice.Trainer([calls], steps_per_call=steps_per_call)
+    trainer.fit(Head(SMALL, LARGE), [np.float32(1)] * 4)
+    assert calls.steps == [1, 1, 1, 1]
+    assert "a step changes 4,000 bytes" in trainer.explain()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "limit"), [(Head(LARGE, SMALL), 3999), (Head(SMALL, LARGE), 4000)]
+)
+def test_memory_that_a_step_only_reads_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, experiment: Head, limit: int
+):
+    monkeypatch.setattr(_block_size, "CHANGED_BYTES", {jax.default_backend(): limit})
+    calls = Calls()
+    solstice.Trainer([calls]).fit(experiment, [np.float32(1)] * 4)
+    assert calls.steps == [4]
+
+
+def test_a_callback_that_can_stop_costs_no_second_state_where_calls_have_one_step(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class Stops(solstice.Callback):
+        def on_step_end(self, record: solstice.Record) -> None:
+            if record.step == 3:
+                raise solstice.Stop("enough")
+
+    monkeypatch.setattr(_block_size, "CHANGED_BYTES", {jax.default_backend(): 3999})
+    stopping, plain = solstice.Trainer([Stops()]), solstice.Trainer()
+    start = Head(SMALL + 1, LARGE)
+    stopped_at_3 = stopping.fit(start, [np.float32(1)] * 8)
+    assert "donated: each call reuses" in stopping.explain()
+    np.testing.assert_array_equal(stopped_at_3.trained, np.full(1000, 4.0))
+    alike = plain.fit(start, [np.float32(1)] * 8, max_steps=3)
+    np.testing.assert_array_equal(stopped_at_3.trained, alike.trained)

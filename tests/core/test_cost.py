@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from solstice._engine._cost import cost_of
+from solstice._engine._cost import changed_bytes, cost_of
 
 A = jnp.ones((32, 64))
 B = jnp.ones((64, 16))
@@ -70,3 +70,35 @@ def test_they_are_about_what_xla_counts(function: Any):
     assert cost_of(jax.make_jaxpr(function)(A, B).jaxpr).flops == pytest.approx(
         analysis["flops"], rel=0.1
     )
+
+
+@jax.jit
+def first(a: Any, b: Any) -> Any:
+    return a * 2, b
+
+
+def nested(a: Any, b: Any) -> Any:
+    """Returns `b` through three jitted functions, and swaps nothing."""
+    a, b = first(a, b)
+    return jax.jit(lambda x, y: jax.jit(lambda z, u: (z + 1, u))(x, y))(a, b)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda a, b: (a, b), 0),
+        (lambda a, b: (a + 1, b), A.nbytes),
+        (lambda a, b: (a + 1, b * 2), A.nbytes + B.nbytes),
+        (nested, A.nbytes),
+        (jax.jit(nested), A.nbytes),
+        (lambda a, b: (a, b, a + 1), 0),
+    ],
+    ids=["none", "one", "both", "nested", "jit", "another result"],
+)
+def test_the_bytes_that_a_step_changes(function: Any, expected: int):
+    assert changed_bytes(jax.make_jaxpr(function)(A, B).jaxpr, 2) == expected
+
+
+def test_arrays_that_change_places_change():
+    jaxpr = jax.make_jaxpr(jax.jit(lambda a, b: (b, a)))(A, A + 1)
+    assert changed_bytes(jaxpr.jaxpr, 2) == 2 * A.nbytes

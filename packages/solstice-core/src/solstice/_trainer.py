@@ -62,7 +62,8 @@ class Trainer:
         prefetch: the number of batches that a thread reads ahead, for slow data sets. 0 uses no
             thread: for small steps, a thread costs more than it saves.
         steps_per_call: the most steps in one compiled call. By default chosen from the step's
-            cost and the size of a batch (1 to 512); `trainer.explain()` shows the choice.
+            cost and the size of a batch (1 to 512); `trainer.explain()` shows the choice. It is 1
+            in any case if a step changes so much memory that a loop would be slower.
         fast_dev_run: run everything once, quickly: one epoch of one batch (True) or of n batches
             (a number n), and validations of the same length. Callbacks with side effects, such as
             loggers and checkpoints, are left out, and `resume` is ignored.

@@ -5,7 +5,8 @@ calls took at most `SECONDS_PER_CALL` so far; the steps until a callback looks; 
 run ends. A block also ends when its batches take too long to read.
 
 No choice changes bits: a shorter block is the same program with a smaller trip count. Only one step
-per call is another program, so a rule chooses that and never a clock.
+per call is another program, so a rule chooses that and never a clock: for convolutions, and for
+steps that change much memory.
 
 `python tests/benchmarks/block_sizes.py` measures each constant on your machine. The figures below
 are of 2 cores of a CPU.
@@ -47,6 +48,16 @@ has filled the caches."""
 # A small convolution, in us a step: 609 with 1 call a block, 561 with 8, 480 with 32, which is more
 # to wait for.
 
+CHANGED_BYTES = {"cpu": 2**25}
+"""Bytes that a step may change and still run in a loop. XLA cannot update the arrays of a loop in
+place where a step reads them first: it copies them at each step, into memory of each call."""
+# Layers of 512 x 512 with Adam, a loop of 2 and of 8 steps over single steps: 0.8 and 0.9 with
+# 9 MiB, 1.4 and 1.4 with 48 MiB; of 1024 x 1024: 2.0 and 1.3 with 144 MiB. A call costs 0.1 ms, and
+# such a step 6 ms or more.
+
+_CHANGED_BYTES_ELSEWHERE = 2**28
+# Not measured: to read and write them takes an accelerator 0.2 ms, and its calls are asynchronous.
+
 _SLOWEST = 16
 """The slowdown of an operation that waits for memory."""
 # An addition in memory takes 145 times one in a product, so a first block of nothing else takes
@@ -82,14 +93,26 @@ class Arrangement:
     reason: str
 
 
-def arrangement(cost: Cost, step_bytes: int, steps_per_call: int | None = None) -> Arrangement:
+def arrangement(
+    cost: Cost, step_bytes: int, changed_bytes: int, steps_per_call: int | None = None
+) -> Arrangement:
     """The arrangement for steps of this cost.
 
     Args:
         cost: the cost of a step.
         step_bytes: the bytes of a batch and of the outputs of a step.
-        steps_per_call: the user's choice, or None.
+        changed_bytes: the bytes of the arrays of the state that a step changes.
+        steps_per_call: the user's choice, or None. It is an upper bound.
     """
+    most_changed = CHANGED_BYTES.get(jax.default_backend(), _CHANGED_BYTES_ELSEWHERE)
+    if changed_bytes > most_changed:
+        # A block of one step too, because a callback cannot stop the run within it, so the call
+        # can donate its input.
+        reason = (
+            f"a step changes {changed_bytes:,} bytes, and a loop of steps would copy them (from "
+            f"{most_changed:,} bytes)"
+        )
+        return Arrangement(1, 1, 1, reason)
     if steps_per_call is not None:
         return Arrangement(steps_per_call, steps_per_call, steps_per_call, "set by steps_per_call")
     most, reason = _most_steps(cost, step_bytes)

@@ -72,8 +72,9 @@ class CompiledStepper:
             merging.sums,
             loops=self.sizes.steps_per_call > 1,
             keeps_outputs=keeps_outputs,
-            # Evaluation must not destroy the training state, and `rewind` needs the old one.
-            donates=method == "train_step" and not can_rewind,
+            # Evaluation must not destroy the training state, and `rewind` needs the old one,
+            # except in blocks of one step, which it always keeps.
+            donates=method == "train_step" and not (can_rewind and self.sizes.steps_per_block > 1),
         )
         self._call = compiled(self._steps)
         self._empty = merging.empty

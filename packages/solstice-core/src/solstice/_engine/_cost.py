@@ -1,4 +1,4 @@
-"""Cost: the operations of a step, counted in its jaxpr before anything runs."""
+"""Cost: the operations of a step, counted in its jaxpr before anything runs, and its memory."""
 
 import math
 from collections.abc import Iterator
@@ -60,6 +60,27 @@ def _flops(equation: Any) -> int:
         features = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
         return 2 * size * size_of(kernel) // max(features, 1)
     return size
+
+
+def changed_bytes(jaxpr: Any, count: int) -> int:
+    """The bytes of the first `count` results that are not the input in their place."""
+    pairs = zip(jaxpr.invars[:count], _sources(jaxpr)[:count], strict=True)
+    changed = [variable.aval for variable, source in pairs if variable is not source]
+    return sum(size_of(aval) * aval.dtype.itemsize for aval in changed)
+
+
+def _sources(jaxpr: Any) -> list[Any]:
+    """For each result of a jaxpr, the input that is returned there, or another value."""
+    inputs: dict[int, Any] = {}
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("jit", "pjit"):
+            inner = getattr(equation.params["jaxpr"], "jaxpr", equation.params["jaxpr"])
+            places = {id(variable): i for i, variable in enumerate(inner.invars)}
+            for out, source in zip(equation.outvars, _sources(inner), strict=True):
+                if id(source) in places:
+                    given = equation.invars[places[id(source)]]
+                    inputs[id(out)] = inputs.get(id(given), given)
+    return [inputs.get(id(variable), variable) for variable in jaxpr.outvars]
 
 
 def size_of(aval: Any) -> int:

@@ -13,7 +13,7 @@ from jax import Array, ShapeDtypeStruct
 from solstice import _tree
 from solstice._batch import describe_batch, is_traced
 from solstice._engine._block_size import Arrangement, arrangement
-from solstice._engine._cost import Cost, cost_of
+from solstice._engine._cost import Cost, changed_bytes, cost_of
 from solstice._engine._digest import StepDigest, digest_of_jaxpr
 from solstice._engine._pack import as_jax, as_type, is_weak, type_of, types_of
 from solstice._engine._program import ARRAY, PROGRAMS, ConstantChanged, Program, program_of
@@ -33,6 +33,7 @@ class Plan:
         types: the shape and dtype of each array of the state.
         outputs: the shapes of the step's outputs, packed.
         cost: the cost of a step.
+        changed: the bytes of the state's arrays that the step does not return unchanged.
         captures: whether the step uses a value of a JAX transformation around it, as an optimizer
             does that was made there from a traced learning rate.
     """
@@ -41,6 +42,7 @@ class Plan:
     types: Types
     outputs: PyTree
     cost: Cost
+    changed: int
     captures: bool
 
 
@@ -62,7 +64,7 @@ class Traced:
         """The most steps in a call and in a block; the user's choice if given."""
         arrays = [*self.shapes, *_tree.leaves(self.plan.outputs)]
         step_bytes = sum(x.size * x.dtype.itemsize for x in arrays)
-        return arrangement(self.plan.cost, step_bytes, steps_per_call)
+        return arrangement(self.plan.cost, step_bytes, self.plan.changed, steps_per_call)
 
     def digest(self) -> StepDigest:
         """The digest of the step, the same in every process."""
@@ -154,7 +156,8 @@ def _settle(program: Program, types: list[ShapeDtypeStruct], batch: Batch, turns
         # A limit, because a step that swaps an int and a float would alternate for ever.
         return _settle(program, settled, batch, turns - 1)
     program.check_drift(settled, new)
-    return Plan(program, tuple(settled), outputs, cost_of(jaxpr.jaxpr), is_traced(jaxpr.consts))
+    cost, changed = cost_of(jaxpr.jaxpr), changed_bytes(jaxpr.jaxpr, len(settled))
+    return Plan(program, tuple(settled), outputs, cost, changed, is_traced(jaxpr.consts))
 
 
 def _settle_type(old: ShapeDtypeStruct, new: ShapeDtypeStruct) -> ShapeDtypeStruct:
