@@ -178,7 +178,9 @@ LARGE, SMALL = jnp.ones(1000), jnp.zeros(10)
 
 @pytest.mark.parametrize("steps_per_call", [None, 1, 2, 8])
 def test_a_step_that_changes_much_memory_runs_without_a_loop(
-    monkeypatch: pytest.MonkeyPatch, steps_per_call: int | None
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    steps_per_call: int | None,
 ):
     monkeypatch.setattr(_block_size, "CHANGED_BYTES", {jax.default_backend(): 3999})
     calls = Calls()
@@ -186,6 +188,9 @@ def test_a_step_that_changes_much_memory_runs_without_a_loop(
     trainer.fit(Head(SMALL, LARGE), [np.float32(1)] * 4)
     assert calls.steps == [1, 1, 1, 1]
     assert "a step changes 4,000 bytes" in trainer.explain()
+    is_overridden = (steps_per_call or 1) > 1
+    said = f"steps_per_call={steps_per_call} runs as 1: a step changes" in caplog.text
+    assert said == is_overridden
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from solstice._console import say
 from solstice._engine import (
     BlockSize,
     BuffersByKind,
@@ -98,12 +99,19 @@ class Stages:
         """
         size = self._steps_per_call or steps_per_call
         stepper = self._stepper(experiment, method, first_batch(source, epoch), hooks, size)
+        self._name_override(method, stepper)
         self.computation.add_step(method, stepper)
         return Stage(source, stepper, self._buffers_of(method, stepper), self._prefetch)
 
     def close(self) -> None:
         """Gives the staging buffers to the next run, which need not allocate them."""
         self._memory.update({method: b.rings for method, b in self._buffers.items()})
+
+    def _name_override(self, method: str, stepper: Stepper) -> None:
+        """Says if a rule overrides `steps_per_call`."""
+        asked, used = self._steps_per_call or 1, stepper.sizes.steps_per_call
+        if method == "train_step" and used < asked:
+            say(f"steps_per_call={asked} runs as {used}: {stepper.sizes.reason}")
 
     def _buffers_of(self, method: str, stepper: Stepper) -> StagingBuffers:
         most, first = stepper.sizes.steps_per_block, stepper.sizes.first_steps
