@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import equinox as eqx
 import jax
@@ -41,7 +41,15 @@ class Metrics(eqx.Module):
     Keep sums, counts and maxima, and divide only in `compute`. The metric of an epoch is then
     the metric of all its examples, for any batch sizes. Declare settings (a number of classes, a
     name) as `equinox.field(static=True)`.
+
+    Attributes:
+        can_raise: whether `compute` may raise an error. The Trainer calls `compute` at the end of
+            each epoch, so that an error ends the run there. `can_raise = False`, in the class that
+            defines `compute`, promises that it raises none, has no effects, and takes NumPy
+            arrays. It is then called only if somebody reads the metrics.
     """
+
+    can_raise: ClassVar[bool] = True
 
     @abstractmethod
     def merge(self, other: Any, /) -> Self:
@@ -59,6 +67,7 @@ class Metrics(eqx.Module):
 class Means(Metrics):
     """The mean over examples of each scalar among a step's outputs."""
 
+    can_raise = False
     sums: Totals
     count: Counts
 
@@ -76,6 +85,7 @@ class Means(Metrics):
 class Beside(Metrics):
     """Several metrics of one step: the `Metrics` in its outputs, and the means of its scalars."""
 
+    can_raise = False  # beyond its parts, and two equal names, which show in the first epoch
     parts: tuple[Metrics, ...]
     names: tuple[str, ...] = eqx.field(static=True)
     """The prefix of the names of each part; "" is no prefix."""
@@ -150,6 +160,18 @@ def _times(value: object, count: int) -> Array:
     """`value * count` in at least float32; 0 for an empty batch, because its mean is often NaN."""
     value = at_least_float32(value)
     return value * count if count else jnp.zeros_like(value)
+
+
+def may_raise(metrics: Metrics) -> bool:
+    """Whether `compute` of metrics, or of others within them, may raise an error."""
+
+    def is_within(node: object) -> bool:
+        return node is not metrics and isinstance(node, Metrics)
+
+    # Of the class that defines it: a subclass with another `compute` has promised nothing.
+    owner = next(kind for kind in type(metrics).__mro__ if "compute" in vars(kind))
+    inner = [node for node in _tree.leaves(metrics, is_within) if is_within(node)]
+    return vars(owner).get("can_raise", True) is not False or any(map(may_raise, inner))
 
 
 def to_host(metrics: Metrics | None) -> dict[str, Any]:

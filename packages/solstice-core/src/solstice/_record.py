@@ -1,7 +1,9 @@
 """Record: one moment of a run as callbacks see it, and its fields; Stop, a request to end it."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from solstice._experiment import Experiment
@@ -94,10 +96,52 @@ class Compilation:
 
 
 class Lazy:
-    """A field of a record that is computed when it is read, because it is costly."""
+    """A field of a record that is computed each time it is read, because it is costly."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
-        self.make = make
+        self._make: Callable[[], Any] | None = make
+
+    def make(self) -> Any:
+        """The value."""
+        return self._make and self._make()
+
+
+class Once(Lazy):
+    """A field of a record that is computed when it is first read."""
+
+    _value: Any = None
+
+    def make(self) -> Any:
+        """The value. An error is raised again at the next read."""
+        if self._make is not None:
+            self._value = self._make()
+            self._make = None  # because it may hold the run
+        return self._value
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the value has been computed."""
+        return self._make is None
+
+    def fork(self) -> "Once":
+        """The same field for another owner, who may change the value."""
+        if self._make is not None:
+            return Once(self._make)
+        return Once(partial(copy.copy, self._value))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return made, (self.make(),)  # a copy, or a pickle, has the value
+
+
+def made(value: Any) -> Once:
+    """A field that has been computed."""
+    field = Once(lambda: value)
+    field.make()
+    return field
+
+
+_UNREAD = Lazy(lambda: None)
+"""Stands for a field that a record does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +201,7 @@ class Record:
         At the end of an epoch they cover the epoch; at a step, the steps since the previous call
         of this callback's `on_step_end`; at the end of a call, the epoch so far, which is read
         from the device only if you read this. In training they include the values that callbacks
-        `measure`.
+        `measure`. They are computed when you first read this, now or later.
         """
         return self._get("metrics")
 
@@ -174,6 +218,21 @@ class Record:
     def compilation(self) -> Compilation:
         """The compiled program and the reason for its compilation; in `on_compile` only."""
         return self._get("compilation")
+
+    def only(self, *names: str) -> "Record":
+        """`self.records.append(record.only("metrics"))`: the record with some of its fields.
+
+        Keep such a record to compute metrics later. To keep a whole record costs a copy of the
+        Experiment, which the fields `experiment` and `snapshot` refer to.
+        """
+        given = {name: self.given[name] for name in names if name in self.given}
+        forks = {n: v.fork() if isinstance(v, Once) else v for n, v in given.items()}
+        return changed(self, given=forks)
+
+    def is_computed(self, name: str) -> bool:
+        """`record.is_computed("metrics")`: whether a field is here, and reading it is free."""
+        value = self.given.get(name, _UNREAD)
+        return value.is_made if isinstance(value, Once) else not isinstance(value, Lazy)
 
     def _get(self, name: str) -> Any:
         if name not in self.given:

@@ -284,7 +284,8 @@ class Trainer:
         limit = self._options.limit_val_batches if mode == "val" else None
         source = open_source(ds, f"{mode}_ds", batch_size, limit=limit)
         with self._evaluating(experiment, source, "eval_step", mode) as run:
-            return evaluate(run)
+            evaluate(run)
+            return run.metrics
 
     def _predict(self, experiment: Experiment, source: Source) -> Iterator[Outputs]:
         with self._evaluating(experiment, source, "predict_step", "predict") as run:

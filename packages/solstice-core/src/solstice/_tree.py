@@ -16,9 +16,9 @@ from solstice._types import AnyArray
 _T = TypeVar("_T")
 
 
-def leaves(tree: Any) -> list[Any]:
+def leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
     """The leaves of a tree."""
-    return jax.tree.leaves(tree)
+    return jax.tree.leaves(tree, is_leaf)
 
 
 def flatten(tree: object) -> tuple[list[Any], Hashable]:

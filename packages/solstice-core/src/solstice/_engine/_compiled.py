@@ -4,7 +4,7 @@ Nothing is read back to the host.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import jax
@@ -17,9 +17,11 @@ from solstice._batch import arrays_of
 from solstice._compiles import Kind, kinds_of
 from solstice._engine._interrupts import interrupts_held
 from solstice._engine._pack import types_of, unpack
+from solstice._engine._program import Program
+from solstice._engine._protocols import Stepper
 from solstice._engine._staging import Block
 from solstice._engine._steps import Carry, Steps, calls, compiled, merge_grown
-from solstice._engine._totals import merging_of, total_from
+from solstice._engine._totals import merging_of, on_host, total_from
 from solstice._engine._trace import Traced, prepare
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
@@ -77,10 +79,12 @@ class CompiledStepper:
             donates=method == "train_step" and not (can_rewind and self.sizes.steps_per_block > 1),
         )
         self._call = compiled(self._steps)
-        self._empty = merging.empty
+        self._empty, self._can_wait = merging.empty, merging.can_wait
         self._carry = Carry(arrays, [self._empty] * readers, np.ones(readers, bool))
         self._is_shared = True  # because the caller owns the initial arrays
         self._before = self._carry
+        self._owner: CompiledStepper | None = None
+        self._lender: Program | None = None  # the newest program whose state fits this one
 
     @property
     def outputs(self) -> Outputs:
@@ -114,7 +118,42 @@ class CompiledStepper:
     def share_experiment(self) -> Experiment:
         """The Experiment after the last step. It stays valid."""
         self._is_shared = True  # so the next call copies the arrays before it donates them
+        if self._owner is not None:
+            self._owner._is_shared = True
         return self._steps.program.merge(self._carry.arrays)
+
+    def borrow_state(self, owner: Stepper, batch: Batch) -> bool:
+        """Starts again with the newest state of its owner, without a copy; `return_state` ends it.
+
+        False, and nothing has changed, if this step does not take that state or that batch.
+        """
+        if not isinstance(owner, CompiledStepper) or not self._takes(owner, arrays_of(batch)):
+            return False
+        self._owner = owner
+        self._start(owner._carry.arrays)
+        return True
+
+    def return_state(self) -> None:
+        """Drops the state that was borrowed, and what steps have made of it."""
+        if self._owner is not None:
+            self._owner = None
+            self._start([])
+
+    def _start(self, arrays: list[Array]) -> None:
+        readers = len(self._carry.totals)
+        self._carry = Carry(arrays, [self._empty] * readers, np.ones(readers, bool))
+        self._before = self._carry
+
+    def _takes(self, owner: "CompiledStepper", batch: Batch) -> bool:
+        """Whether the state of another stepper, and batches like this one, fit the program."""
+        program = owner._steps.program
+        if self._lender is not program:
+            if not program.has_state_of(self._steps.program):
+                return False
+            if owner.traced.plan.types != self.traced.plan.types:
+                return False
+            self._lender = program
+        return self.traced.is_of(batch)
 
     def signature(self, block: Block) -> tuple[str, dict[str, Kind]]:
         """A name, and by path the inputs on which the compiled program of a block depends."""
@@ -151,11 +190,22 @@ class CompiledStepper:
     def take_metrics(self, reader: int = 0) -> Metrics | None:
         """The merged metrics since this reader last took them; None if there are none."""
         total = self.totals()[reader]
+        self._clear(reader)
+        return total
+
+    def read_metrics(self, reader: int = 0) -> Callable[[], Metrics] | None:
+        """Like `take_metrics`, on the host; None if these metrics do not wait to be computed."""
+        if not self._can_wait or self._carry.is_empty[reader]:
+            return None
+        metrics = on_host(self._carry.totals[reader])
+        self._clear(reader)
+        return metrics
+
+    def _clear(self, reader: int) -> None:
         # A new carry with new lists, because `rewind` may restore the old one.
         totals, is_empty = list(self._carry.totals), self._carry.is_empty.copy()
         totals[reader], is_empty[reader] = self._empty, True
         self._carry = replace(self._carry, totals=totals, is_empty=is_empty)
-        return total
 
     def totals(self) -> list[Metrics | None]:
         """The merged metrics of each reader since it last took them, without taking them."""

@@ -20,7 +20,7 @@ from solstice._engine._staging import Block
 from solstice._engine._trace import undecorated
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics, as_metrics
-from solstice._types import Outputs
+from solstice._types import Batch, Outputs
 
 
 class EagerStepper:
@@ -77,6 +77,14 @@ class EagerStepper:
         """The Experiment after the last step."""
         return self._experiment
 
+    def borrow_state(self, owner: object, batch: Batch) -> bool:
+        """False: the step of every Experiment is another one."""
+        del owner, batch
+        return False
+
+    def return_state(self) -> None:
+        """Does nothing, because it has borrowed nothing."""
+
     @property
     def state_bytes(self) -> int:
         """The size of the Experiment's arrays in bytes."""
@@ -118,6 +126,10 @@ class EagerStepper:
         """The merged metrics since this reader last took them; None if there are none."""
         total, self._totals[reader] = self._totals[reader], None
         return total
+
+    def read_metrics(self, reader: int = 0) -> None:
+        """None: the class of the metrics is unknown before a step has run."""
+        del reader
 
     def totals(self) -> list[Metrics | None]:
         """The merged metrics of each reader since it last took them, without taking them."""

@@ -90,6 +90,11 @@ class Program:
             self.function, self.name, self.treedef, constants, returns_state=returns_state
         )
 
+    def has_state_of(self, other: "Program") -> bool:
+        """Whether the arrays of one are those of the other, beside the same constants."""
+        pairs = zip(self.constants, other.constants, strict=True)
+        return self.treedef == other.treedef and all(is_same_constant(*pair) for pair in pairs)
+
     def merge(self, arrays: Sequence[Array | ShapeDtypeStruct]) -> Experiment:
         """The Experiment with these arrays."""
         rest = iter(arrays)

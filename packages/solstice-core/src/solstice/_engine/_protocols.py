@@ -1,6 +1,6 @@
 """What a run needs of a stepper, with a compiled and an eager implementation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from jax import ShapeDtypeStruct
@@ -12,7 +12,7 @@ from solstice._engine._digest import StepDigest
 from solstice._engine._staging import Block
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
-from solstice._types import Outputs
+from solstice._types import Batch, Outputs
 
 
 class BlockOutputs(Protocol):
@@ -91,6 +91,17 @@ class Stepper(Protocol):
         """The Experiment after the last step. It stays valid: the next call copies its arrays."""
         ...
 
+    def borrow_state(self, owner: "Stepper", batch: Batch) -> bool:
+        """Starts again with the newest state of its owner, without a copy; `return_state` ends it.
+
+        False, and nothing has changed, if this step does not take that state or that batch.
+        """
+        ...
+
+    def return_state(self) -> None:
+        """Drops the state that was borrowed, and what steps have made of it."""
+        ...
+
     def signature(self, block: Block) -> tuple[str, dict[str, Kind]]:
         """A name, and by path the inputs on which the compiled program of a block depends."""
         ...
@@ -105,6 +116,10 @@ class Stepper(Protocol):
 
     def take_metrics(self, reader: int = 0) -> Metrics | None:
         """The merged metrics since this reader last took them; None if there are none."""
+        ...
+
+    def read_metrics(self, reader: int = 0) -> Callable[[], Metrics] | None:
+        """Like `take_metrics`, on the host; None if these metrics do not wait to be computed."""
         ...
 
     def totals(self) -> list[Metrics | None]:

@@ -1,6 +1,6 @@
 """Totals: the merged metrics of steps, computed within the compiled call."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, cast
@@ -15,9 +15,12 @@ from solstice import _tree
 from solstice._engine._pack import pack, unpack
 from solstice._engine._program import PROGRAMS, Program
 from solstice._engine._trace import Traced
-from solstice._metrics import as_metrics
+from solstice._metrics import Metrics, as_metrics, may_raise
 from solstice._sums import ADDITIONS
 from solstice._types import Batch, PyTree, Structure
+
+_SMALL = 4096
+"""The most bytes of a total that waits in host memory, in each row of a history, to be computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +30,12 @@ class Merging:
     Attributes:
         empty: the total of no steps; None if there are no metrics, or metrics that grow.
         sums: whether `merge` only adds, for each array; None if metrics grow.
+        can_wait: whether `compute` is called only if somebody reads the metrics.
     """
 
     empty: PyTree
     sums: tuple[bool, ...] | None
+    can_wait: bool = False
 
 
 @lru_cache(maxsize=PROGRAMS)
@@ -47,7 +52,20 @@ def merging_of(traced: Traced) -> Merging:
     if _types(merged) != _types(metrics):  # a collection of outputs grows
         return Merging(None, None)
     with jax.ensure_compile_time_eval():  # because a cached tracer would outlive its trace
-        return Merging(jax.device_put(_tree.map(_zeros, metrics)), _sums(jaxpr.jaxpr))
+        empty = jax.device_put(_tree.map(_zeros, metrics))
+    size = sum(array.nbytes for array in _tree.leaves(empty))
+    can_wait = size <= _SMALL and not may_raise(unpack(metrics))
+    return Merging(empty, _sums(jaxpr.jaxpr), can_wait)
+
+
+def on_host(total: PyTree) -> Callable[[], Metrics]:
+    """A packed total in the memory of the host; the result makes the metrics, of NumPy arrays."""
+    leaves, structure = _tree.flatten(total)
+    for leaf in leaves[1:]:
+        leaf.copy_to_host_async()  # so that all of them take the time of one
+    # Copies, because NumPy may read the memory of the device in place, which holds it.
+    arrays = [np.array(leaf) for leaf in leaves]
+    return lambda: unpack(_tree.unflatten(structure, arrays))
 
 
 def packed_metrics(program: Program, outputs: PyTree, batch: Batch) -> PyTree:

@@ -66,6 +66,10 @@ class Traced:
         step_bytes = sum(x.size * x.dtype.itemsize for x in arrays)
         return arrangement(self.plan.cost, step_bytes, self.plan.changed, steps_per_call)
 
+    def is_of(self, batch: Batch) -> bool:
+        """Whether the step was traced with batches like this one."""
+        return _tree.structure(batch) == self.structure and types_of(batch) == self.shapes
+
     def digest(self) -> StepDigest:
         """The digest of the step, the same in every process."""
         return _digest_of(self)

@@ -20,20 +20,22 @@ class BatchChecks:
     Args:
         state: the current moment of the run.
         kind: the class of its Experiment.
+        is_given: whether the run has an Experiment that stays the same, and is held anyway.
     """
 
-    def __init__(self, state: RunState, kind: type[Experiment]) -> None:
+    def __init__(self, state: RunState, kind: type[Experiment], is_given: bool) -> None:
         self._state = state
         self._kind = kind
+        self._is_given = is_given
 
     def of_epoch(self) -> tuple[Check, Check | None]:
         """`check_batch`, and the stacked check if there is one, for one epoch."""
         # A batch to predict may have no targets, which a check would miss.
         if self._state.at.mode == "predict":
             return _accept, None
-        if self._stacked is not None or not self._state.trains:
-            return self._check, self._stacked
-        return self._of_every_batch() if overrides(self._kind, "check_batch") else _accept, None
+        if not overrides(self._kind, "check_batch"):
+            return _accept, self._stacked
+        return self._check if self._is_given else self._of_every_batch(), self._stacked
 
     @cached_property
     def _stacked(self) -> Check | None:

@@ -71,6 +71,7 @@ def ended(run: Run) -> Generator[None, None, None]:
         _fail(run, error)
         raise
     finally:
+        run.state.kept.settle()
         run.guard.point = None  # it refers to the run, which refers to the guard
 
 

@@ -1,7 +1,6 @@
 """The loop: the order of steps, hooks and validation in training, evaluation and prediction."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from solstice._callback import Phase
 from solstice._loop._run import Run
@@ -20,20 +19,22 @@ def train(run: Run) -> None:
                     for step in run.due_steps(call):
                         run.notify_step(step, Phase.LOG)
                         if run.validates_at(step):
-                            evaluate(run.validation())
+                            with run.validation() as validation:
+                                evaluate(validation)
                         # After the validation, because they compare its metrics.
                         run.notify_step(step, Phase.MONITOR, Phase.SAVE)
                 run.end_call(call)
         run.end_epoch()
         run.notify_epoch_end(Phase.LOG)
         if run.validates_epoch:
-            evaluate(run.validation())
+            with run.validation() as validation:
+                evaluate(validation)
         run.notify_epoch_end(Phase.MONITOR, Phase.SAVE)
         run.close_epoch()
 
 
-def evaluate(run: Run) -> dict[str, Any]:
-    """The metrics of one evaluation. The Experiment of `eval_step` is dropped."""
+def evaluate(run: Run) -> None:
+    """Evaluates once, for `run.metrics`. The Experiment of `eval_step` is dropped."""
     run.start_epoch()
     with run.calls() as calls:
         for call in calls:
@@ -41,9 +42,8 @@ def evaluate(run: Run) -> dict[str, Any]:
                 for step in run.due_steps(call):
                     run.notify_step(step, *_PHASES)
             run.end_call(call)
-    metrics = run.end_epoch()
+    run.end_epoch()
     run.notify_epoch_end(*_PHASES)
-    return metrics
 
 
 def predict(run: Run) -> Iterator[Outputs]:

@@ -14,7 +14,7 @@ from solstice._loop._limits import Limits
 from solstice._loop._loop import evaluate
 from solstice._loop._monitored import check_monitors
 from solstice._loop._run import Run
-from solstice._loop._stages import Stages, first_batch
+from solstice._loop._stages import Stage, Stages, first_batch
 from solstice._loop._validation import Validation
 from solstice._record import Record
 from solstice._sources import Source
@@ -61,7 +61,7 @@ class Training:
         at = self.start
         # Before `resumed`, which compares the step of the validation too.
         if self.validation is not None:
-            self._try_validation(self.validation.source, experiment, stages, hooks.nested())
+            self._try_validation(self.validation.source, stage, stages, hooks.nested())
         if self.saved is not None:
             validation = self.validation and self.validation.source
             stage, at = self.saved.resumed(
@@ -92,16 +92,17 @@ class Training:
         )
 
     def _try_validation(
-        self, source: Source, experiment: Experiment, stages: Stages, hooks: Hooks
+        self, source: Source, training: Stage, stages: Stages, hooks: Hooks
     ) -> None:
         """Traces the validation, so that its errors come before any training.
 
         With `sanity_val_batches` it evaluates this number of batches, unseen by callbacks.
         """
         epoch = 0 if self.saved is None else self.saved.epoch(self.start, self.limits)
-        stage = stages.stage(source, experiment, "eval_step", hooks, epoch=epoch)
-        if self.sanity_val_batches is None or source.is_iterator:
-            return  # an iterator cannot be read again
-        at = Record(mode="val", epoch=epoch)
-        limits = Limits(max_steps=self.sanity_val_batches)
-        evaluate(Run(stage, Hooks([], "val"), at, stages, limits=limits))
+        stage = stages.validation(source, training.stepper, hooks, epoch)
+        # An iterator cannot be read again.
+        if self.sanity_val_batches is not None and not source.is_iterator:
+            at = Record(mode="val", epoch=epoch)
+            limits = Limits(max_steps=self.sanity_val_batches)
+            evaluate(Run(stage, Hooks([], "val"), at, stages, limits=limits))
+        stage.stepper.return_state()

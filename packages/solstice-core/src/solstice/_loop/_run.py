@@ -38,6 +38,7 @@ class Run:
         guard: the effect of signals on the run.
         validation: the validation of a training run, or None.
         experiment: the Experiment to evaluate; None in training, where the stepper has it.
+        outer: the training run around a validation.
 
     Attributes:
         state: the current moment.
@@ -55,6 +56,7 @@ class Run:
         guard: Guard | None = None,
         validation: Validation | None = None,
         experiment: Experiment | None = None,
+        outer: "Run | None" = None,
     ) -> None:
         self.stage = stage
         self.hooks = hooks
@@ -62,11 +64,16 @@ class Run:
         self.guard = guard or Guard()
         self.has_begun = False
         source = validation and validation.source
-        self.state = RunState(stage, hooks, start, stages.computation, source, experiment)
+        kept = outer and outer.state.kept
+        self.state = RunState(stage, hooks, start, stages.computation, source, experiment, kept)
         self._limits = limits or Limits()
         self._validation = validation
         self._nested = hooks.nested() if validation else None
-        self._checks = BatchChecks(self.state, stage.stepper.kind)
+        is_given = experiment is not None
+        # A validation uses those of its run, because they may need a copy of each array.
+        self._checks = (
+            outer._checks if outer else BatchChecks(self.state, stage.stepper.kind, is_given)
+        )
 
     @property
     def experiment(self) -> Experiment:
@@ -76,6 +83,11 @@ class Run:
             RuntimeError: a compiled call failed, and the Experiment is lost.
         """
         return self.state.experiment
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of the newest epoch, or of the evaluation."""
+        return self.state.metrics
 
     def start(self) -> None:
         """Calls `on_fit_start`, with an Experiment that is set up."""
@@ -146,6 +158,7 @@ class Run:
         self._save_at(None)
         fields = partial(state.before_step, block)
         self.hooks.notify_step_start(state.at, state.count + 1, fields)
+        state.kept.settle()
         outputs, compilation = self._run_block(block)
         call = Call(block, outputs, state.at, before, compilation)
         state.start_call(call)
@@ -229,11 +242,11 @@ class Run:
             end_if_asked()
             self.hooks.notify("on_call_end", self.state.of_call_end)
 
-    def end_epoch(self) -> dict[str, Any]:
-        """Ends the epoch, and returns its metrics."""
+    def end_epoch(self) -> None:
+        """Ends the epoch, and takes its metrics."""
         if self.guard.saves:  # because a signal may cut the validation that follows short
             self._save_at(self.state.point())
-        return self.state.end_epoch()
+        self.state.end_epoch()
 
     def notify_epoch_end(self, *phases: Phase) -> None:
         """Calls `on_epoch_end` of the callbacks of these phases."""
@@ -256,14 +269,19 @@ class Run:
         validation, is_complete = self._validation, self.state.epoch.is_complete
         return validation is not None and validation.every is None and is_complete
 
-    def validation(self) -> "Run":
+    @contextmanager
+    def validation(self) -> Generator["Run", None, None]:
         """The run of a validation at this moment. A request to stop takes effect after it."""
         at, source = self.state.at, cast("Validation", self._validation).source
-        hooks, epoch = cast("Hooks", self._nested).start(), at.epoch
-        stage = self.stages.stage(source, self.experiment, "eval_step", hooks, epoch=epoch)
+        hooks = cast("Hooks", self._nested).start()
+        stage = self.stages.validation(source, self.stage.stepper, hooks, at.epoch)
         start = changed(at, mode="val", given={}, epoch_step=0, num_examples=0)
         start = changed(start, steps_per_epoch=source.length)
-        return Run(stage, hooks, start, self.stages)
+        try:
+            yield Run(stage, hooks, start, self.stages, outer=self)
+        finally:
+            self.state.kept.settle()
+            stage.stepper.return_state()
 
     def explain(self) -> str:
         """The text of `Trainer.explain`."""

@@ -76,6 +76,7 @@ class Stages:
         self._memory = memory
         self._buffers: dict[str, StagingBuffers] = {}
         self._left_out = LeftOut()
+        self._validation: Stage | None = None
 
     def stage(
         self,
@@ -102,6 +103,19 @@ class Stages:
         self._name_override(method, stepper)
         self.computation.add_step(method, stepper)
         return Stage(source, stepper, self._buffers_of(method, stepper), self._prefetch)
+
+    def validation(self, source: Source, owner: Stepper, hooks: Hooks, epoch: int = 0) -> Stage:
+        """The stage of a validation, with the newest state of the training's stepper.
+
+        It is made once for a run, unless the state or the batches change their kind.
+        """
+        stage, batch = self._validation, first_batch(source, epoch)
+        if stage is None or not stage.stepper.borrow_state(owner, batch):
+            experiment = owner.share_experiment()
+            stage = self.stage(source, experiment, "eval_step", hooks, epoch=epoch)
+            stage.stepper.borrow_state(owner, batch)
+            self._validation = stage
+        return stage
 
     def close(self) -> None:
         """Gives the staging buffers to the next run, which need not allocate them."""

@@ -13,9 +13,10 @@ from solstice._engine import Block, BlockOutputs
 from solstice._experiment import Experiment
 from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
+from solstice._loop._kept import Kept
 from solstice._loop._stages import Stage
 from solstice._metrics import Metrics, to_host
-from solstice._record import Compilation, Lazy, Record, Snapshot, Times, changed
+from solstice._record import Compilation, Lazy, Once, Record, Snapshot, Times, changed, made
 from solstice._sources import Source, fingerprint
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Epoch:
     following: Block | None = None
     failure: BaseException | None = None
     totals: list[Metrics | None] | None = None
-    metrics: dict[str, Any] | None = None
+    metrics: Once | None = None
     is_complete: bool = False
     measured: tuple[object, dict[str, Any]] = field(default=(None, {}))
 
@@ -123,9 +124,11 @@ class RunState:
         computation: the steps of the run, for snapshots.
         validation: the validation set of a training run, for snapshots.
         experiment: the Experiment to evaluate; None in training, where the stepper has it.
+        kept: the fields of the run around a validation.
 
     Attributes:
         at: the current moment.
+        kept: the fields of records that callbacks may have kept.
         epoch: the state of the current epoch.
         is_lost: whether a compiled call failed, and the Experiment is lost.
     """
@@ -138,8 +141,10 @@ class RunState:
         computation: Computation,
         validation: Source | None = None,
         experiment: Experiment | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.at = start
+        self.kept = kept or Kept()
         self.epoch = Epoch()
         self.is_lost = False
         self._stage = stage
@@ -198,11 +203,16 @@ class RunState:
         if self.epoch.count < len(call):
             self._stepper.rewind(call.block, self.epoch.count)
 
-    def end_epoch(self) -> dict[str, Any]:
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of the epoch; none before its end."""
+        return {} if self.epoch.metrics is None else self.epoch.metrics.make()
+
+    def end_epoch(self) -> None:
         """Takes the metrics of the epoch."""
+        self.kept.settle()
         self.epoch.is_complete = self._hooks.stop is None
         self.epoch.metrics = self._take_metrics()
-        return self.epoch.metrics
 
     def before_step(self, block: Block, name: str, callback: Callback) -> object:
         """A field of `needs` in `on_step_start`, for the first step of a block."""
@@ -225,24 +235,26 @@ class RunState:
     def of_run(self) -> Record:
         """The record in `on_fit_start`, `on_fit_end` and `on_exception`."""
         # A lost Experiment raises only when a callback reads it.
-        experiment = Lazy(lambda: self.experiment) if self.is_lost else self.experiment
-        return changed(self.at, given={"experiment": experiment})
+        return changed(self.at, given={"experiment": self.kept.field(lambda: self.experiment)})
 
     def of_epoch(self) -> Record:
         """The record in `on_epoch_start` and `measure`."""
-        given: dict[str, object] = {"experiment": self._stepper.share_experiment()}
+        # Shared only if a callback reads it, because the next call then copies the state.
+        experiment = self.kept.field(self._stepper.share_experiment)
+        given: dict[str, object] = {"experiment": experiment}
         if self.trains:
             given["snapshot"] = Lazy(self.snapshot)
         return changed(self.at, given=given)
 
     def of_epoch_end(self) -> Record:
         """The record in `on_epoch_end`."""
-        record, metrics = self.of_epoch(), self._with_measured(self.epoch.metrics or {})
+        taken = self.epoch.metrics or made({})
+        record, metrics = self.of_epoch(), self._with_measured(taken)
         return changed(record, given={**record.given, "metrics": metrics})
 
     def of_call_end(self) -> Record:
         """The record in `on_call_end`."""
-        given = {"metrics": Lazy(lambda: to_host(self._stepper.totals()[0]))}
+        given: dict[str, Lazy] = {"metrics": self.kept.field(self._metrics_so_far)}
         given |= {"snapshot": Lazy(self.snapshot)} if self.trains else {}
         return changed(self.at, given=given)
 
@@ -257,15 +269,26 @@ class RunState:
         given = {"snapshot": record.snapshot, "metrics": Lazy(metrics)}
         return partial(changed, record, given=given)
 
-    def _take_metrics(self, reader: int = 0) -> dict[str, Any]:
-        began = time.perf_counter()
-        metrics = to_host(self._stepper.take_metrics(reader))
-        self.times.device += time.perf_counter() - began
-        return metrics
+    def _metrics_so_far(self) -> dict[str, Any]:
+        return to_host(self._stepper.totals()[0])
 
-    def _with_measured(self, metrics: dict[str, Any]) -> dict[str, Any]:
+    def _take_metrics(self, reader: int = 0) -> Once:
+        """Reads the metrics of a reader, which may be computed later."""
+        began = time.perf_counter()
+        waiting = self._stepper.read_metrics(reader)
+        computed = to_host(self._stepper.take_metrics(reader)) if waiting is None else {}
+        self.times.device += time.perf_counter() - began
+        return made(computed) if waiting is None else Once(lambda: to_host(waiting()))
+
+    def _with_measured(self, taken: Once) -> Once | dict[str, Any]:
         """The metrics of the step first, which win over the values of `measure`."""
-        return {**metrics, **self._measure(), **metrics}
+        measured = self._measure()
+
+        def combined() -> dict[str, Any]:
+            metrics = taken.make()
+            return {**metrics, **measured, **metrics}
+
+        return combined() if taken.is_made else Once(combined)
 
     def _measure(self) -> dict[str, Any]:
         """The values of `measure`, computed at most once per moment."""

@@ -5,6 +5,7 @@ import html
 import importlib
 import shutil
 from collections.abc import Collection
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +28,7 @@ from solstice._left_out import LeftOut
 from solstice._paths import local_path
 from solstice._record import Record
 from solstice._text_table import aligned
-from solstice.checkpoint import AppendOnly
+from solstice.history._rows import Rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +83,8 @@ class History(Callback):
         self.scalars_only = switch("scalars_only", scalars_only)
         self.max_size = whole_or_none("max_size", max_size, 0, "numbers")
         self._left_out = LeftOut()
-        self.rows: list[dict[str, Any]] = AppendOnly()
+        self._seen = set[tuple[str, str]]()
+        self.rows: list[dict[str, Any]] = Rows()
         self._replaced: list[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
@@ -234,9 +236,9 @@ class History(Callback):
 
     def on_fit_start(self, record: Record) -> None:
         """Starts a new table for a training run; an evaluation adds to the old one."""
-        self._left_out = LeftOut()
+        self._left_out, self._seen = LeftOut(), set()
         if record.mode == "train":
-            self._replaced, self.rows = self.rows, AppendOnly()
+            self._replaced, self.rows = self.rows, Rows()
 
     def on_epoch_start(self, record: Record) -> None:
         """Drops the rows of the run before."""
@@ -268,24 +270,21 @@ class History(Callback):
             SchemaError: the state does not hold rows.
         """
         rows = read_rows(state.get("rows"), "History.state_dict()['rows']")
-        self.rows = AppendOnly(rows)
+        self.rows = Rows(rows)
 
     def _keep(self, record: Record, span: str) -> None:
-        metrics = record.metrics
-        if self.scalars_only:
-            metrics = {name: value for name, value in metrics.items() if is_number(value)}
-        self.rows.append(row_of(record, span, self._small(metrics)))
+        """Adds a row, which is made when somebody reads it.
 
-    def _small(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """The metrics up to `max_size`; a warning names the others once per run."""
-        most = self.max_size
-        large = {n: v for n, v in metrics.items() if most is not None and np.size(v) > most}
-        self._left_out.name(
-            large,
-            f"trainer.history leaves out arrays of more than {most} numbers:",
-            "To keep them, write `solstice.History()` among the callbacks of the Trainer",
-        )
-        return {name: value for name, value in metrics.items() if name not in large}
+        The first of its kind is made now, so that its errors and warnings come early.
+        """
+        kind, rows = (record.mode, span), self.rows
+        settings = self.scalars_only, self.max_size, self._left_out
+        row = partial(_row, record.only("metrics"), span, *settings)
+        if kind in self._seen and isinstance(rows, Rows) and not record.is_computed("metrics"):
+            rows.add_later(row)
+        else:
+            self._seen.add(kind)
+            rows.append(row())
 
     def _cells(self) -> list[list[str]]:
         """A line for each epoch or evaluation step, with the metrics of all modes."""
@@ -304,6 +303,22 @@ class History(Callback):
             for (epoch, step), line in lines.items()
         ]
         return [["epoch", "step", *names], *table]
+
+
+def _row(
+    record: Record, span: str, scalars_only: bool, most: int | None, left_out: LeftOut
+) -> dict[str, Any]:
+    """The row of a moment; a function and no method, because a History holds it."""
+    metrics = record.metrics
+    if scalars_only:
+        metrics = {name: value for name, value in metrics.items() if is_number(value)}
+    large = {n: v for n, v in metrics.items() if most is not None and np.size(v) > most}
+    left_out.name(
+        large,
+        f"trainer.history leaves out arrays of more than {most} numbers:",
+        "To keep them, write `solstice.History()` among the callbacks of the Trainer",
+    )
+    return row_of(record, span, {n: v for n, v in metrics.items() if n not in large})
 
 
 def _html_row(tag: str, cells: list[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from solstice._history_rows import MOMENT, read_rows
 from solstice._paths import check_regular, local_path
 from solstice.history._history import History
+from solstice.history._rows import Rows
 
 
 def read_history(path: str | PathLike[str]) -> History:
@@ -32,7 +33,7 @@ def read_history(path: str | PathLike[str]) -> History:
             f"{path} is not a table of metrics as `history.to_csv(path)` writes it: {error!r}"
         ) from error
     history = History()
-    history.rows = rows
+    history.rows = Rows(rows)
     return history
 
 

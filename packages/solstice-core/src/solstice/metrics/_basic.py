@@ -41,6 +41,7 @@ class Mean(Additive):
         ValueError: `weights` are of another shape.
     """
 
+    can_raise = False
     sums: Totals
 
     def __init__(self, values: ArrayLike, weights: ArrayLike | None = None) -> None:
@@ -72,6 +73,7 @@ class Sum(Additive):
         ValueError: the mask has another shape, or a sum of integers is merged with one of floats.
     """
 
+    can_raise = False
     total: Counts | Totals
     is_whole: bool = eqx.field(static=True)
 
@@ -169,6 +171,7 @@ class MetricsCollection(_Composite):
         ValueError: the merged metrics have other parts or other static settings.
     """
 
+    can_raise = False
     parts: dict[str, Metrics]
     names: tuple[str, ...] = eqx.field(static=True)
 
@@ -204,6 +207,7 @@ class WithLoss(_Composite):
         ValueError: `weights` do not broadcast.
     """
 
+    can_raise = False
     metrics: Metrics
     loss: Mean
 

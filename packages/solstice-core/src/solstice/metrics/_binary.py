@@ -64,6 +64,7 @@ class BinaryMetrics(Additive):
             or `num_bins` are merged.
     """
 
+    can_raise = False
     counts: Counts
     """"positives" and "negatives": number of examples in each bin, shape [num_bins]."""
     threshold: float = eqx.field(static=True)
@@ -231,6 +232,7 @@ class MultilabelMetrics(Additive):
         ValueError: shapes do not match, or metrics of another `threshold` are merged.
     """
 
+    can_raise = False
     counts: Counts
     """"right", "guessed" (predicted) and "holding" (true) have shape [num_labels]."""
     threshold: float = eqx.field(static=True)

@@ -69,6 +69,7 @@ class ClassificationMetrics(Additive):
             [1, num_classes]; or metrics of different `num_classes` or `top_k` are merged.
     """
 
+    can_raise = False
     counts: Counts
     loss: Totals
     num_classes: int = eqx.field(static=True)

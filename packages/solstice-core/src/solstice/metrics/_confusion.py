@@ -43,6 +43,7 @@ class ConfusionMatrix(Additive):
         ValueError: shapes do not match, or metrics of different `num_classes` are merged.
     """
 
+    can_raise = False
     counts: Counts
     num_classes: int = eqx.field(static=True)
 
@@ -107,6 +108,7 @@ class CalibrationError(Additive):
         ValueError: shapes do not match, or metrics of different `num_bins` are merged.
     """
 
+    can_raise = False
     counts: Counts
     sums: Totals
     num_bins: int = eqx.field(static=True)

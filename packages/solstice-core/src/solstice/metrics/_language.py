@@ -48,6 +48,7 @@ class LanguageModelMetrics(Additive):
         ValueError: shapes do not match, or metrics with and without `num_bytes` are merged.
     """
 
+    can_raise = False
     counts: Counts
     loss: Totals
     has_bytes: bool = eqx.field(static=True)

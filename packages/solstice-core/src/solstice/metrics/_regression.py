@@ -45,6 +45,7 @@ class RegressionMetrics(Additive):
         ValueError: shapes do not match.
     """
 
+    can_raise = False
     counts: Counts
     origin: Array
     """The largest finite value of predictions, targets and differences at the first batch; [3]."""
