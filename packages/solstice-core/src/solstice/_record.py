@@ -62,7 +62,7 @@ class Times:
 
     Attributes:
         data: waiting for the data set.
-        copy: copying batches into the staging buffers.
+        copy: copying batches into the staging buffers, and checking them.
         dispatch: calling compiled programs, with their compilation.
         device: waiting for the device.
     """

@@ -57,6 +57,9 @@ _here = _Here()
 _guards: list[Guard] = []
 """The guards of the runs of the main thread, outermost first."""
 
+_asked: set[Guard] = set()
+"""Those that a signal has asked to end; usually none, so that a wait for a batch costs nothing."""
+
 _replaced: dict[int, Any] = {}
 """The original handlers, by signal, while ours are installed."""
 
@@ -105,7 +108,7 @@ def begin_wait() -> None:
     """Starts a wait for data, which a signal may cut short."""
     # First: a signal that came after the check and before this line would cut no wait short.
     _here.waits = True
-    if _guards:
+    if _asked:
         end_if_asked()
 
 
@@ -154,6 +157,7 @@ def interrupts_guarded(*, saves: bool) -> Generator[Guard, None, None]:
             _end(guard.asked)
     finally:
         _guards.remove(guard)
+        _asked.discard(guard)
         for number in ours:
             signal.signal(number, _replaced.pop(number))
 
@@ -181,6 +185,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
         _end(number)
     else:
         owner.asked = number
+        _asked.add(owner)
         text = "saving after the current steps; a second signal ends the run at once"
         say(text, logging.WARNING)
         if _here.waits and not _here.held:  # because a data set may wait for ever

@@ -67,11 +67,11 @@ class Feeder:
     Args:
         batches: the batches, of NumPy or JAX arrays.
         slots: the staging buffers.
-        check: called with each batch before its use; raises if it is invalid.
+        check: called with each batch before its use; raises if it is invalid. None for no check.
         stacked_check: called with the stacked batches of each block in place of `check`, which is
             then called for the first batch of each kind.
         times: the seconds of data, copies and the device are added here.
-        clock: returns the time in seconds.
+        clock: returns the time in seconds; `time.perf_counter` if None.
         keep: makes the entries of `Block.batches`; None for none. It may copy, because a batch is
             valid only until the next one is read.
     """
@@ -80,13 +80,13 @@ class Feeder:
         self,
         batches: Iterator[Batch],
         slots: "StagingBuffers",
-        check: Callable[[Batch], None],
+        check: Callable[[Batch], None] | None,
         stacked_check: Callable[[Batch], None] | None = None,
         times: Times | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         keep: Callable[[Batch], Batch] | None = None,
     ) -> None:
-        self._clock = clock
+        self._clock = clock or time.perf_counter
         self._keep = keep
         self._batches = batches
         self._slots = slots
@@ -95,6 +95,7 @@ class Feeder:
         self._times = times or Times()
         self._held: FlatBatch | None = None
         self._error: Exception | None = None
+        self._read_at = 0.0
 
     def take(self, until_look: int, until_end: int | None = None) -> Block | None:
         """The next block; None at the end of the data or of the run.
@@ -111,30 +112,28 @@ class Feeder:
         if batch is None:
             self._raise_error()
             return None
-        if self._stacked_check is not None and self._slots.is_new(batch):
+        if self._stacked_check is not None and self._check and self._slots.is_new(batch):
             self._check(batch.tree)
-        began = time.perf_counter()
+        began = self._clock()
         slot = self._slots.next(batch)
-        self._times.device += time.perf_counter() - began
-        start, sizes = self._clock(), self._slots.sizes
+        start, sizes, times = self._clock(), self._slots.sizes, self._times
+        times.device += start - began
         most = sizes.next(until_look, until_end)  # after `slots.next`, from which `sizes` learns
-        size, kept = 0, list[Batch]()
-        while batch is not None:
-            began = time.perf_counter()
-            fits = slot.put(size, batch)
-            if fits and self._keep is not None:
-                kept.append(self._keep(batch.tree))
-            self._times.copy += time.perf_counter() - began
-            if not fits:
+        size, kept, read = 0, list[Batch](), times.data
+        while batch is not None:  # at most two readings of the clock for a batch
+            if not slot.put(size, batch):
                 self._held = batch  # the first batch of the next block
                 break
+            if self._keep is not None:
+                kept.append(self._keep(batch.tree))
             size += 1
-            is_full = sizes.is_full(size, most, self._clock() - start)
+            is_full = sizes.is_full(size, most, self._read_at - start)
             batch = None if is_full else self._next()
         size = self._checked(slot, size)
+        slot.convert(size)
+        times.copy += self._clock() - start - (times.data - read)
         if size == 0:
             self._raise_error()
-        slot.convert(size)
         placed = self._slots.placement.put(slot.stacked)
         return Block(size, slot.stacked, placed, slot, kept[:size])
 
@@ -162,21 +161,22 @@ class Feeder:
         held, self._held = self._held, None
         if held is not None or self._error is not None:
             return held
-        began = time.perf_counter()
+        batch: Batch = None
+        began = self._clock()
         try:
             begin_wait()
-            # Only this call is a wait: a signal must not cut `check_batch` short.
             batch = next(self._batches, None)
-            end_wait()
-            self._times.data += time.perf_counter() - began
-            if batch is not None and self._stacked_check is None:
-                self._check(batch)
         except Exception as error:  # not Ctrl-C, which ends the run at once
             self._error = error  # raised by `take`, after the earlier batches have been trained
-            return None
         finally:
-            end_wait()
-        return None if batch is None else FlatBatch(batch)
+            end_wait()  # before the check, which a signal must not cut short
+        self._read_at = self._clock()
+        self._times.data += self._read_at - began
+        if batch is None:
+            return None
+        if self._stacked_check is None and self._check is not None:
+            self._error = _refusal(self._check, batch)
+        return FlatBatch(batch) if self._error is None else None
 
 
 BuffersByKind: TypeAlias = dict[Hashable, deque[Buffer]]

@@ -28,13 +28,13 @@ class BatchChecks:
         self._kind = kind
         self._is_given = is_given
 
-    def of_epoch(self) -> tuple[Check, Check | None]:
-        """`check_batch`, and the stacked check if there is one, for one epoch."""
+    def of_epoch(self) -> tuple[Check | None, Check | None]:
+        """`check_batch` and the stacked check for one epoch; None for one that there is not."""
         # A batch to predict may have no targets, which a check would miss.
         if self._state.at.mode == "predict":
-            return _accept, None
+            return None, None
         if not overrides(self._kind, "check_batch"):
-            return _accept, self._stacked
+            return None, self._stacked
         return self._check if self._is_given else self._of_every_batch(), self._stacked
 
     @cached_property
@@ -82,7 +82,3 @@ def hollow(experiment: Experiment) -> Experiment:
     for index, array in zip(places, arrays, strict=True):
         leaves[index] = array
     return _tree.unflatten(structure, leaves)
-
-
-def _accept(batch: Batch) -> None:
-    del batch

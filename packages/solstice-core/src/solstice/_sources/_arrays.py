@@ -16,6 +16,7 @@ _DELETED = (
     "function, as by `jax.jit(..., donate_argnums=0)`. Pass the result of that function instead"
 )
 
+_ALREADY = {np.ndarray}
 _READY: Any = np.ndarray | jax.Array | str | bytes
 
 
@@ -37,6 +38,6 @@ def to_numpy(batch: Batch, name: str = "batch") -> Batch:
 
     flat = isinstance(batch, tuple)  # the usual case, without the cost of `tree.leaves`
     leaves = cast("tuple[Any, ...]", batch) if flat else _tree.leaves(batch)
-    if all(type(leaf) is np.ndarray for leaf in leaves):
+    if {*map(type, leaves)} == _ALREADY:
         return batch  # the usual case, without the cost of a new tree
     return jax.tree.map(convert, batch)
