@@ -343,11 +343,12 @@ def chaos(session: nox.Session) -> None:
     session.run("python", "tests/chaos/run.py", *session.posargs, env=ENV)
 
 
-@nox.session(venv_backend="virtualenv")
+@nox.session(python=NEWEST, venv_backend="virtualenv")
 def bench(session: nox.Session) -> None:
-    """Write docs/benchmarks.md and .png; `-- --with-torch` adds PyTorch, the rest is for run.py."""
-    more = ["torch==2.13.0", "lightning"] if "--with-torch" in session.posargs else []
-    install_all(session, "optax", "flax", "keras", "matplotlib", "tqdm", *more)
+    """Write docs/benchmarks.md and .png; `-- --help` lists how to run and join parts of it."""
+    more = {"--with-torch": ["torch==2.13.0", "lightning"], "--with-tensorflow": ["tensorflow-cpu"]}
+    asked = [name for option in more if option in session.posargs for name in more[option]]
+    install_all(session, "optax", "flax", "keras", "matplotlib", "tqdm", "grain", *asked)
     session.run("python", "tests/benchmarks/run.py", *session.posargs, env=ENV)
 
 

@@ -1,6 +1,5 @@
 """`python chart.py docs/benchmarks.md docs/benchmarks.png`: the tables of the page, as a chart."""
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,55 @@ import matplotlib.pyplot as plt
 Table = dict[str, dict[str, str]]
 """What stands in each row, by its contender, and by the first column of each name."""
 
+SHOWN = {
+    "ready-made Experiment, default callbacks": ("Solstice, ready-made", "tab:orange"),
+    "Experiment by hand, no callbacks": ("Solstice, step by hand", "gold"),
+    "hand-written loop, donated": ("loop by hand", "tab:gray"),
+    "Keras 3": ("Keras", "tab:red"),
+    "Flax NNX": ("Flax NNX", "tab:green"),
+    "PyTorch, one thread": ("PyTorch", "tab:purple"),
+    "Lightning": ("Lightning", "tab:blue"),
+}
+"""The rows that the chart shows, with shorter names: one chart of all would not be readable."""
+
+BASE = {"C": "x hand-written"}
+"""The column that is shown, where it is not "x the limit": the scan of C is not a limit."""
+
 
 def draw(page: Path, path: Path) -> None:
-    """`draw(Path("benchmarks.md"), Path("benchmarks.png"))`: a panel for each table."""
+    """`draw(Path("benchmarks.md"), Path("benchmarks.png"))`: a row of points for each workload."""
     tables = read(page.read_text())
-    rows = (len(tables) + 1) // 2
-    figure, axes = plt.subplots(rows, 2, figsize=(13, 4.2 * rows), squeeze=False)
-    for axis in axes.flat[len(tables) :]:
-        axis.axis("off")
-    for axis, (title, table) in zip(axes.flat, tables.items(), strict=False):
-        axis.set_title(title, fontsize=10)
-        draw_panel = _bars if "x the limit" in next(iter(table.values())) else _lines
-        draw_panel(axis, table)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    trained = {
+        title: table
+        for title, table in tables.items()
+        if title[0].isupper() and title.partition(":")[0] in ("A", "B32", "B128", "C", "D", "E")
+    }
+    figure, axis = plt.subplots(figsize=(9, 0.75 * len(trained) + 1.7))
+    for at, (title, table) in enumerate(trained.items()):
+        _points(axis, at, table, BASE.get(title.partition(":")[0], "x the limit"))
+    axis.set_yticks(range(len(trained)), [_label(title) for title in trained])
+    axis.set_ylim(len(trained) - 0.4, -0.6)
+    axis.set(xscale="log", xlabel="time, relative to one compiled scan (C: to the loop by hand)")
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axis.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[0] in "2357" else "")
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.grid(axis="x", which="both", alpha=0.25)
+    for name, color in SHOWN.values():
+        if any(row.get("quartiles") for table in trained.values() for row in _rows(table, name)):
+            axis.scatter([], [], s=70, color=color, label=name)
+    figure.legend(*axis.get_legend_handles_labels(), loc="upper center", ncols=4, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.88))
+    figure.savefig(path, dpi=160, metadata={"Software": None})
     plt.close(figure)
 
 
 def read(page: str) -> dict[str, Table]:
     """`read(text)["Leaf scaling"]["`nnx.jit`"]["10 leaves"]`: the tables of a page by title."""
     tables: dict[str, Table] = {}
-    for section in page.split("\n## ")[1:]:
+    for section in page.replace("\n### ", "\n## ").split("\n## ")[1:]:
         lines = [line for line in section.splitlines() if line.startswith("|")]
+        if not lines:
+            continue
         head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
         tables[section.splitlines()[0]] = {
             # Of two columns of one name, the first stays.
@@ -44,37 +70,23 @@ def read(page: str) -> dict[str, Table]:
     return tables
 
 
-def _bars(axis: Any, table: Table) -> None:
-    shown = {name.replace("`", ""): row for name, row in table.items() if row["quartiles"]}
-    top = 0.0
-    for at, (name, row) in enumerate(shown.items()):
-        low, high = map(float, row["quartiles"].split(" to "))
-        axis.barh(
-            at,
-            float(row["x the limit"]),
-            color="tab:orange" if name.startswith("Solstice") else "tab:blue",
-        )
-        axis.plot([low, high], [at, at], color="black")
-        text = row["x the limit"]
-        axis.annotate(text, (high, at), (4, 0), textcoords="offset points", va="center")
-        top = max(top, high)
-    axis.set_yticks(range(len(shown)), list(shown))
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1.25 * top)
-    axis.axvline(1, color="grey", linewidth=0.8)
-    axis.set_xlabel("time of an epoch, x the limit (median, quartiles)")
+def _points(axis: Any, at: int, table: Table, column: str) -> None:
+    """A point for each contender: its median."""
+    for row_name, (_, color) in SHOWN.items():
+        row = table.get(row_name)
+        if row and row.get("quartiles"):
+            axis.scatter(float(row[column]), at, s=70, color=color, edgecolor="white", zorder=3)
 
 
-def _lines(axis: Any, table: Table) -> None:
-    for name, row in table.items():
-        points: list[tuple[int, float]] = []
-        for column, cell in row.items():
-            with contextlib.suppress(ValueError):  # the contender, or why there is none
-                points.append((int(column.split()[0]), float(cell)))
-        counts, times = zip(*sorted(points), strict=True) if points else ([], [])
-        axis.plot(counts, times, marker="o", label=name.replace("`", ""))
-    axis.set(xscale="log", yscale="log", xlabel="leaves", ylabel="microseconds a step")
-    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=7, frameon=False)
+def _rows(table: Table, short: str) -> list[dict[str, str]]:
+    """The rows that have this short name."""
+    return [table[name] for name, (shown, _) in SHOWN.items() if shown == short and name in table]
+
+
+def _label(title: str) -> str:
+    """A title on two lines: "A: MLP 784-64-10", "batch 32"."""
+    first, *rest = title.split(", ")
+    return "\n".join([first, ", ".join(rest)])
 
 
 if __name__ == "__main__":

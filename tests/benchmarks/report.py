@@ -1,164 +1,290 @@
-"""The page: `report.page(...)` is Markdown, of which `chart.py` makes a picture."""
+"""The page: `report.page(found)` is Markdown, of which `chart.py` makes a picture."""
 
-import contextlib
-import importlib.metadata
-import os
-import platform
 import statistics
-from typing import Any
+from collections.abc import Iterable
 
-import numpy as np
+import tables
 import workloads
-
-LIBRARIES = ["jax", "jaxlib", "numpy", "optax", "equinox", "flax", "keras", "torch", "lightning"]
+from results import Result, Results, ratios
 
 HEAD = """\
 # Benchmarks
 
-All numbers on this page come from one run of
+{headline}
 
-```bash
-{command}
-```
-
-For the method and the contenders, see `tests/benchmarks/README.md`.
+![Time relative to one compiled scan, by workload and library](benchmarks.png)
 
 {machine}
+No accelerator was at hand: `nox -s accelerator` makes the table for one.
 
-In each round, every contender trains one epoch. A ratio compares two contenders within a round;
-the tables show its median over {rounds} rounds, and its quartiles. A few hundredths matter between
-the limit, the hand-written loop, and Solstice with its default callbacks and with none. These have
-{more} further processes of {more_epochs} epochs each, hence {close} rounds.
+All numbers come from these commands, on one machine with nothing else running:
 
-"The limit" is one `lax.scan` over an epoch already on the device. On the CPU, XLA runs a
+```bash
+{commands}
+```
+
+For the method and the contenders, see `tests/benchmarks/README.md`. In each round, every contender
+trains the same batches once. A ratio compares two contenders within a round; the tables show its
+median over all rounds, and its quartiles. Contenders between which a few hundredths count have
+more rounds.
+
+"The limit" is one `lax.scan` over data that is already on the device. On the CPU, XLA runs a
 convolution slower inside a loop. In C the scan is therefore not a lower limit: compare with the
-hand-written loop. The limit had no further processes in C.
+hand-written loop.
+
+"By hand" is an Experiment with a `train_step` of its own. "Ready-made" is a
+`ClassificationExperiment`, in D a `LanguageModelExperiment`: it also checks batches, and computes
+all its metrics. Default callbacks are a progress bar, logging and history.
 
 The first-step time starts in a new process, after the imports, and ends with one trained step. It
 includes compilation. Peak memory excludes the memory in use after the imports and the data. Both
 are medians over the processes.
-
-![Epoch time relative to the limit, by workload](benchmarks.png)
 """
 
-COLUMNS = [
-    "contender",
-    "x the limit",
-    "quartiles",
-    "x hand-written",
-    "ms a step",
-    "first step, s",
-    "x hand-written",
-    "peak memory, MB",
-    "x hand-written",
-]
+TITLES = {
+    "F": "F: much state, little arithmetic",
+    "evaluation": "Evaluation alone",
+    "prediction": "`predict` alone",
+    "reading": "Data sets that take time to read",
+    "leaves": "Leaf scaling",
+    "start": "The first step, with a compilation cache",
+}
+TEXTS = {
+    "F": "Parameters and Adam's moments take 300 MB and 384 MB.",
+    "evaluation": "The network of A, without training.",
+    "prediction": "The network of A: the probabilities of all examples, as NumPy arrays.",
+    "reading": "The network of A. Each example costs some Python work to read, so a batch takes "
+    "longer to read than to train. The best that is possible is the longer of the two, which is 1.",
+    "leaves": "Microseconds per step, median over epochs. The step adds 1 to each leaf, an array "
+    "of 8 numbers.",
+    "start": "Seconds from the imports to the end of the first step, in a new process, and in a "
+    "second one with JAX's persistent compilation cache (`JAX_COMPILATION_CACHE_DIR`).",
+}
 
 
-def page(training: Any, leaves: Any, command: str, counts: Any) -> str:
-    """`report.page(training, leaves, "nox -s bench", counts)`: the results, as Markdown.
-
-    Args:
-        training: results by workload and contender.
-        leaves: the same, of leaf scaling.
-        command: what was typed.
-        counts: how often it was measured.
-    """
-    rounds = counts.epochs * counts.processes
-    parts = [
-        HEAD.format(
-            command=command,
-            machine=machine(),
-            rounds=rounds,
-            close=rounds + counts.more * counts.more_epochs,
-            more=counts.more,
-            more_epochs=counts.more_epochs,
-        )
-    ]
-    for name, results in training.items():
-        workload = workloads.get(name)
-        steps = len(workload.batches)
-        parts.append(f"## {name}: {workload.title}\n\n{steps:,} steps per epoch.\n")
-        parts.append(_table(COLUMNS, [_row(r, results, steps) for r in results.values()]))
-        parts.append(_cost_of_callbacks(results))
-    if leaves:
-        parts.append(
-            "## Leaf scaling\n\nMicroseconds per step, median over epochs. The step adds 1 to each "
-            "leaf, an array of 8 numbers.\n"
-        )
-        parts.append(_leaf_table(leaves))
+def page(found: dict[str, Results]) -> str:
+    """`report.page(load_all(folder))`: the results by workload, as Markdown."""
+    commands = dict.fromkeys(results.command for results in found.values())
+    machine = next((results.machine for results in found.values()), "")
+    head = HEAD.format(
+        headline=headline(found), machine=machine, commands="\n".join(commands) or "nox -s bench"
+    )
+    parts = [head]
+    for name in tables.ORDER:
+        here = [found[w] for w in tables.TABLES[name].workloads if w in found]
+        if here:
+            parts += [f"## {TITLES.get(name) or _title(name)}\n", _section(name, here)]
+    started = [results for name, results in found.items() if name.startswith("start-")]
+    if started:
+        parts += [f"## {TITLES['start']}\n", f"{TEXTS['start']}\n", _start_table(started)]
     return "\n".join(parts)
 
 
-def machine() -> str:
-    """The machine and the libraries, in a sentence each."""
-    versions = []
-    for name in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions.append(f"{name} {importlib.metadata.version(name)}")
+def headline(found: dict[str, Results]) -> str:
+    """What matters most, in one sentence."""
+    shown = [found[name].contenders for name in ("A", "B32", "B128", "D") if name in found]
+    spans = {key: _span(medians(contenders, key) for contenders in shown) for key in HEADLINE}
+    ours, *others = spans
+    if not spans[ours]:
+        return "These are partial results."
+    rest = "".join(f", {HEADLINE[key]} {spans[key]}" for key in others if spans[key])
     return (
-        f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), "
-        f"Python {platform.python_version()}.\n{', '.join(versions)}."
+        f"{HEADLINE[ours]} takes {spans[ours]} the time of one compiled scan of the whole "
+        f"epoch{rest}."
     )
 
 
-def ratios(result: Any, to: Any) -> list[float]:
-    """Quartiles, the median in the middle, of the ratios within each round that both were in."""
-    rounds = result.seconds.keys() & to.seconds.keys()
-    within = [result.seconds[at] / to.seconds[at] for at in rounds]
-    return [float(q) for q in np.percentile(within, [25, 50, 75])]
+HEADLINE = {
+    "ready_default": "Training with a ready-made Experiment and its default callbacks",
+    tables.BY_HAND: "a loop by hand",
+    "keras_1": "Keras",
+    "lightning": "Lightning",
+}
 
 
-def _row(result: Any, results: Any, steps: int) -> list[str]:
-    if result.why:
-        return [result.title, result.why]
-    low, middle, high = ratios(result, results["limit"])
-    hand_written = results["hand_written"]
-    ms = 1000 * statistics.median(result.seconds.values()) / steps
-    memory = ["", ""]
-    if result.peak is not None and hand_written.peak:
-        memory = [f"{result.peak / 1e6:.0f}", f"{result.peak / hand_written.peak:.2f}"]
+def _span(values: Iterable[float | None]) -> str:
+    there = sorted(value for value in values if value is not None)
+    if not there:
+        return ""
+    low, high = f"{there[0]:.2f}", f"{there[-1]:.2f}"
+    return f"{low} times" if low == high else f"{low} to {high} times"
+
+
+def medians(contenders: dict[str, Result], key: str) -> float | None:
+    """The median of a contender's ratios to the limit; None where it, or the limit, did not run."""
+    result, limit = contenders.get(key), contenders.get(tables.LIMIT)
+    if result is None or limit is None or not (result.seconds and limit.seconds):
+        return None
+    return ratios(result, [limit])[1]
+
+
+def _title(name: str) -> str:
+    return f"{name}: {workloads.get(name, 11).title}"
+
+
+def _section(name: str, found: list[Results]) -> str:
+    text = [f"{TEXTS[name]}\n"] if name in TEXTS else []
+    if name == "leaves":
+        return "\n".join([*text, _leaf_table(found)])
+    if name == "reading":
+        return "\n".join([*text, _reading_table(found)])
+    for results in found:
+        workload = workloads.get(results.workload)
+        if len(found) > 1 or name in TITLES:
+            text.append(f"### {workload.title}\n")
+        text.append(f"{_steps(workload)}; {_rounds(results)}.\n")
+        rows = [_row(r, results, workload) for r in results.contenders.values()]
+        text.append(_table(_columns(workload), rows))
+        text.append(_cost_of_callbacks(results.contenders))
+    return "\n".join(part for part in text if part)
+
+
+def _steps(workload: workloads.Workload) -> str:
+    epochs = f", {workload.epochs} epochs in one `fit`" if workload.epochs > 1 else ""
+    validation = f", {len(workload.validation)} batches of validation after it"
+    return (
+        f"{len(workload.batches):,} steps per epoch{validation if workload.validation else ''}"
+        f"{epochs}"
+    )
+
+
+def _rounds(results: Results) -> str:
+    counts = sorted({len(r.seconds) for r in results.contenders.values() if r.seconds})
+    return f"{' or '.join(map(str, counts))} rounds"
+
+
+def _columns(workload: workloads.Workload) -> list[str]:
+    return [
+        "contender",
+        "x the limit",
+        "quartiles",
+        "x hand-written",
+        f"ms per {workload.unit}",
+        "first step, s",
+        "x hand-written",
+        "peak memory, MB",
+        "x hand-written",
+    ]
+
+
+def _row(result: Result, results: Results, workload: workloads.Workload) -> list[str]:
+    if result.why or not result.seconds:
+        return [result.title, result.why or "did not run"]
+    by_hand = results.contenders[tables.BY_HAND]
+    limit = _quartiles(result, results.contenders[tables.LIMIT])
+    ms = 1000 * statistics.median(result.seconds.values()) / workload.units
     return [
         result.title,
-        f"{middle:.2f}",
-        f"{low:.2f} to {high:.2f}",
-        f"{ratios(result, hand_written)[1]:.2f}",
+        *limit,
+        _quartiles(result, by_hand)[0],
         f"{ms:.3f}",
         f"{result.first_step:.2f}",
-        f"{result.first_step / hand_written.first_step:.2f}",
-        *memory,
+        _over(result.first_step, by_hand.first_step if by_hand.first_steps else None),
+        f"{result.peak / 1e6:.0f}" if result.peak is not None else "",
+        _over(result.peak, by_hand.peak),
     ]
 
 
-def _cost_of_callbacks(results: Any) -> str:
-    """What Solstice with its default callbacks takes, over what it takes with none."""
-    both = [results.get(f"solstice_{kind}") for kind in ("default", "none")]
-    if any(result is None or result.why for result in both):
+def _quartiles(result: Result, *to: Result) -> tuple[str, str]:
+    """The median ratio, and its quartiles; nothing where there are none."""
+    if not all(other.seconds for other in to):
+        return "", ""
+    low, middle, high = ratios(result, [*to])
+    return f"{middle:.2f}", f"{low:.2f} to {high:.2f}"
+
+
+def _over(number: float | None, other: float | None) -> str:
+    return f"{number / other:.2f}" if number is not None and other else ""
+
+
+def _cost_of_callbacks(contenders: dict[str, Result]) -> str:
+    """What the default callbacks and the ready-made Experiment cost."""
+    base = contenders.get("solstice_none")
+    said: list[str] = []
+    for name, words in COSTS.items():
+        result = contenders.get(name)
+        if base is not None and result is not None and result.seconds and base.seconds:
+            said.append("{} takes {} times ({})".format(words, *_quartiles(result, base)))
+    if not said:
         return ""
-    low, middle, high = ratios(*both)
-    return (
-        f"With its default callbacks, Solstice takes {middle:.2f} times ({low:.2f} to {high:.2f}) "
-        "as long as with none.\n"
-    )
+    return f"Compared with an Experiment by hand with no callbacks, {', '.join(said)} as long.\n"
 
 
-def _leaf_table(leaves: Any) -> str:
+COSTS = {
+    "solstice_default": "one with the default callbacks",
+    "ready_none": "a ready-made one with none",
+    "ready_default": "a ready-made one with the default callbacks",
+}
+
+
+def _leaf_table(found: list[Results]) -> str:
+    titles = {key: result.title for key, result in found[0].contenders.items()}
     rows = [
-        [contender, *(_microseconds(name, leaves[name][key]) for name in leaves)]
-        for key, contender in _titles(leaves).items()
+        [title, *(_microseconds(results, key) for results in found)]
+        for key, title in titles.items()
     ]
-    return _table(["contender", *(workloads.get(name, 1).title for name in leaves)], rows)
+    names = [workloads.get(results.workload, 1).title for results in found]
+    return _table(["contender", *names], rows)
 
 
-def _microseconds(name: str, result: Any) -> str:
-    return result.why or f"{_step_time(name, result):.1f}"
+def _microseconds(results: Results, key: str) -> str:
+    result = results.contenders[key]
+    return result.why or f"{_step_time(results, result):.1f}"
 
 
-def _step_time(name: str, result: Any) -> float:
-    return 1e6 * statistics.median(result.seconds.values()) / len(workloads.get(name).batches)
+def _step_time(results: Results, result: Result) -> float:
+    """Microseconds per step."""
+    steps = len(workloads.get(results.workload).batches)
+    return 1e6 * statistics.median(result.seconds.values()) / steps
 
 
-def _titles(leaves: Any) -> dict[str, str]:
-    return {key: result.title for key, result in next(iter(leaves.values())).items()}
+def _reading_table(found: list[Results]) -> str:
+    columns = ["data set", "reading, us", "training, us"]
+    for name in ("fit", "fit_prefetch"):
+        columns += [f"{tables.READING[name]}, us", "x the longer", "quartiles"]
+    return _table(columns, [_reading_row(results) for results in found])
+
+
+READERS = {
+    "python": "a generator in Python",
+    "grain": "grain",
+    "tfdata": "`tf.data`",
+    "torch": "torch `DataLoader`",
+}
+
+
+def _reading_row(results: Results) -> list[str]:
+    title = READERS[results.workload.partition("-")[2]]
+    contenders = results.contenders
+    alone = [contenders["read"], contenders["train"]]
+    if not all(result.seconds for result in alone):
+        return [title, next(result.why for result in alone if not result.seconds)]
+    row = [title, *(f"{_step_time(results, result):.0f}" for result in alone)]
+    for name in ("fit", "fit_prefetch"):
+        result = contenders.get(name)
+        if result is not None and result.seconds:
+            row += [f"{_step_time(results, result):.0f}", *_quartiles(result, *alone)]
+    return row
+
+
+def _start_table(found: list[Results]) -> str:
+    columns = ["contender"]
+    for results in found:
+        name = results.workload.partition("-")[2]
+        columns += [f"{name}, first", f"{name}, second", "x the first"]
+    titles = {key: result.title for results in found for key, result in results.contenders.items()}
+    rows = [
+        [title, *(cell for results in found for cell in _start_cells(results.contenders.get(key)))]
+        for key, title in titles.items()
+    ]
+    return _table(columns, rows)
+
+
+def _start_cells(result: Result | None) -> list[str]:
+    if result is None or result.why:
+        return [result.why if result else "", "", ""]
+    again = statistics.median(result.again)
+    return [f"{result.first_step:.2f}", f"{again:.2f}", f"{again / result.first_step:.2f}"]
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:

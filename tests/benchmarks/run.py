@@ -1,5 +1,7 @@
 """`python tests/benchmarks/run.py`: run the benchmark, write docs/benchmarks.md and .png.
 
+The results of each workload are saved in docs/benchmarks/, so the page can be made of several runs.
+
 Each contender runs in a process of its own. All are started and warmed up; then they train one
 epoch each in turn, so that whatever slows the machine for a while slows all of them alike. That is
 done with new processes several times over, since luck with memory stays with a process.
@@ -9,58 +11,26 @@ import argparse
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import chart
 import report
-import workloads
+import tables
+from results import Result, Results, load_all
 
 HERE = Path(__file__).parent
-
-CONTENDERS = {
-    "limit": "the limit: one scan of the epoch",
-    "hand_fused": "hand-fused blocks of 32",
-    "hand_written": "hand-written loop, donated",
-    "usual_loop": "usual loop, `float(loss)`",
-    "keras_1": "Keras 3",
-    "keras_32": "Keras 3, `steps_per_execution=32`",
-    "linen": "Flax Linen",
-    "nnx": "Flax NNX",
-    "torch_1": "PyTorch, one thread",
-    "torch_2": "PyTorch, two threads",
-    "lightning": "Lightning",
-    "solstice_default": "Solstice, default callbacks",
-    "solstice_none": "Solstice, no callbacks",
-    "solstice_per_step": "Solstice, a per-step callback",
-    "solstice_within": "Solstice, no callbacks, within one fit",
+CACHE_ALL = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
-LEAF_CONTENDERS = {
-    "limit": CONTENDERS["limit"],
-    "hand_fused": CONTENDERS["hand_fused"],
-    "hand_fused_ready": "hand-fused blocks, stacked beforehand",
-    "hand_written": CONTENDERS["hand_written"],
-    "filter_jit": "`eqx.filter_jit`",
-    "nnx_jit": "`nnx.jit`",
-    "solstice_none": CONTENDERS["solstice_none"],
-    "solstice_within": CONTENDERS["solstice_within"],
-    "solstice_ready": "Solstice's engine, blocks filled beforehand",
-}
-ALWAYS = ["limit", "hand_written"]
-CLOSE = {
-    "train": [*ALWAYS, "solstice_default", "solstice_none"],
-    "cnn": ["hand_written", "solstice_default", "solstice_none"],  # its limit is none, and slow
-    "leaves": [*ALWAYS, "solstice_ready"],
-}
-"""Those between which a few hundredths count, by kind of workload ("train" for all others): further
-processes make their medians more certain."""
+"""JAX keeps each compiled program, however small."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +40,7 @@ class Counts:
     Attributes:
         epochs: measured epochs of each process.
         processes: of each contender.
-        more: further processes of `CLOSE`.
+        more: further processes of those that are `close` in their table.
         more_epochs: measured epochs of each of those.
     """
 
@@ -80,49 +50,19 @@ class Counts:
     more_epochs: int
 
 
-@dataclass
-class Result:
-    """What one contender did in one workload.
-
-    Attributes:
-        title: the contender in words.
-        why: why it did not run, or "".
-        first_steps: seconds from nothing, after the imports, to the first trained step, of each
-            process.
-        seconds: of each epoch, by process and round.
-        peaks: bytes of memory above those after the imports and the data, of each process that
-            can tell.
-        loss: of the last epoch.
-    """
-
-    title: str
-    why: str = ""
-    first_steps: list[float] = field(default_factory=list)
-    seconds: dict[tuple[int, int], float] = field(default_factory=dict)
-    peaks: list[int] = field(default_factory=list)
-    loss: float = 0.0
-
-    @property
-    def first_step(self) -> float:
-        return statistics.median(self.first_steps)
-
-    @property
-    def peak(self) -> float | None:
-        return statistics.median(self.peaks) if self.peaks else None
-
-
 class Worker:
     """A process that trains one contender when it is told to."""
 
-    def __init__(self, contender: str, workload: str) -> None:
+    def __init__(self, contender: str, workload: str, **environment: str) -> None:
+        module = tables.get(workload).module(contender)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed with the worker
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "worker.py"), contender, workload],
+            [sys.executable, str(HERE / "worker.py"), module, workload],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
+            env={"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, **environment},
         )
 
     def read(self) -> dict[str, Any]:
@@ -149,8 +89,8 @@ class Worker:
 def measure(workload: str, contenders: dict[str, str], counts: Counts) -> dict[str, Result]:
     """`measure("A", {"limit": "..."}, Counts(3, 3, 0, 0))["limit"].seconds`: run one workload."""
     results = {name: Result(title) for name, title in contenders.items()}
-    close = CLOSE.get(workloads.get(workload, 1).kind, CLOSE["train"])
-    total = counts.processes + counts.more
+    close = tables.get(workload).close
+    total = counts.processes + (counts.more if close else 0)
     for process in range(total):
         tell(f"{workload}: processes {process + 1} of {total}")
         all_run = process < counts.processes
@@ -158,6 +98,36 @@ def measure(workload: str, contenders: dict[str, str], counts: Counts) -> dict[s
         epochs = counts.epochs if all_run else counts.more_epochs
         measure_once(workload, taking_part, epochs, process)
     return results
+
+
+def measure_start(workload: str, contenders: dict[str, str], processes: int) -> dict[str, Result]:
+    """First steps of two processes, one after the other, with one compilation cache."""
+    results = {name: Result(title) for name, title in contenders.items()}
+    for process in range(processes):
+        luck = random.Random(process)
+        for name in luck.sample(list(results), len(results)):
+            if not results[name].why:
+                start_twice(workload, name, results[name])
+                tell(f"start-{workload}: {name}, processes {process + 1} of {processes}")
+    return results
+
+
+def start_twice(workload: str, name: str, result: Result) -> None:
+    """Adds the first steps of two processes of a contender."""
+    with tempfile.TemporaryDirectory() as cache:
+        for first_steps in (result.first_steps, result.again):
+            worker = Worker(name, workload, JAX_COMPILATION_CACHE_DIR=cache, **CACHE_ALL)
+            try:
+                answer = worker.read()
+            except RuntimeError as error:
+                answer = {"ready": False, "why": "failed"}
+                print(f"start-{workload} {name} FAILED\n{error}", file=sys.stderr)
+            finally:
+                worker.close()
+            if not answer["ready"]:
+                result.why = answer["why"]
+                return
+            first_steps.append(answer["first_step"])
 
 
 def measure_once(workload: str, results: dict[str, Result], epochs: int, process: int) -> None:
@@ -195,7 +165,7 @@ def measure_once(workload: str, results: dict[str, Result], epochs: int, process
                 answer = attempt(name, "epoch")
                 if answer is not None and epoch > 0:  # the first warms up
                     results[name].seconds[process, epoch] = answer["seconds"]
-                    results[name].loss = answer["loss"]
+                    results[name].loss = answer.get("loss")
             tell(f"{workload}: epoch {epoch} of {epochs}" + (" (warm-up)" if epoch == 0 else ""))
         for name in list(workers):
             answer = attempt(name, "end")
@@ -211,65 +181,100 @@ def tell(text: str) -> None:
     print(f"[{time.perf_counter() - START:4.0f} s] {text}", file=sys.stderr, flush=True)
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    choices = [*workloads.NAMES, "leaves"]
-    names = list(dict.fromkeys([*CONTENDERS, *LEAF_CONTENDERS]))
+    choices = [*tables.ORDER, "start"]
+    names = list(dict.fromkeys(n for table in tables.TABLES.values() for n in table.contenders))
     parser.add_argument(
         "--workloads", nargs="+", metavar="NAME", choices=choices, default=choices,
         help=f"of {', '.join(choices)}; all by default",
     )  # fmt: skip
     parser.add_argument(
         "--contenders", nargs="+", metavar="NAME", choices=names, default=names,
-        help=f"of {', '.join(names)}; all by default; {' and '.join(ALWAYS)} always run",
+        help=f"of {', '.join(names)}; all by default; the limit and the hand-written loop always "
+        "run",
     )  # fmt: skip
     parser.add_argument(
         "--with-torch", action="store_true", help="tells `nox -s bench` to install PyTorch"
     )
     parser.add_argument(
+        "--with-tensorflow", action="store_true",
+        help="tells `nox -s bench` to install TensorFlow, for tf.data",
+    )  # fmt: skip
+    parser.add_argument(
         "--epochs", type=int, default=3, help="measured epochs of each process; 3 by default"
     )
     parser.add_argument(
-        "--processes", type=int, default=3, help="processes of each contender; 3 by default"
+        "--processes", type=int, default=2, help="processes of each contender; 2 by default"
     )
     parser.add_argument(
-        "--more", type=int, default=4, metavar="PROCESSES",
-        help="further processes of those between which hundredths count; 4 by default",
+        "--more", type=int, default=3, metavar="PROCESSES",
+        help="further processes of those between which hundredths count; 3 by default",
     )  # fmt: skip
     parser.add_argument(
         "--more-epochs", type=int, default=12, metavar="EPOCHS",
         help="measured epochs of each of those; 12 by default",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, default=HERE.parents[1] / "docs", metavar="FOLDER",
-        help="where benchmarks.md and benchmarks.png go; docs/ by default",
+        "--quick", action="store_true",
+        help="one epoch of one process each, to try the benchmark; its page goes to a folder of "
+        "its own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--page", action="store_true", help="measure nothing: write the page from saved results"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER",
+        help="where benchmarks.md, benchmarks.png and benchmarks/NAME.json go; docs/ by default",
     )  # fmt: skip
     options = parser.parse_args()
     if min(options.epochs, options.processes, options.more_epochs) < 1:
         parser.error("--epochs, --processes and --more-epochs must be 1 or more")
     if options.more < 0:
         parser.error("--more must be 0 or more")
+    if options.out is None:
+        quick = Path(tempfile.gettempdir()) / "solstice-bench-quick"
+        options.out = quick if options.quick else HERE.parents[1] / "docs"
+    return options
+
+
+def measure_all(options: argparse.Namespace) -> bool:
+    """Measures what is asked for, and saves each workload when it is done; whether all ran."""
     counts = Counts(options.epochs, options.processes, options.more, options.more_epochs)
-
-    def chosen(contenders: dict[str, str]) -> dict[str, str]:
-        return {n: t for n, t in contenders.items() if n in ALWAYS or n in options.contenders}
-
-    training = {
-        name: measure(name, chosen(CONTENDERS), counts)
-        for name in options.workloads
-        if name != "leaves"
-    }
-    leaves = {}
-    if "leaves" in options.workloads:
-        leaves = {name: measure(name, chosen(LEAF_CONTENDERS), counts) for name in workloads.LEAVES}
-    options.out.mkdir(parents=True, exist_ok=True)
+    if options.quick:
+        counts = Counts(1, 1, 0, 1)
     command = " ".join(["nox -s bench", *(["--", *sys.argv[1:]] if sys.argv[1:] else [])])
-    page = report.page(training, leaves, command, counts)
-    (options.out / "benchmarks.md").write_text(page)
+    complete = True
+
+    def save(name: str, found: dict[str, Result]) -> None:
+        nonlocal complete
+        Results(name, found, command).save(options.out / "benchmarks")
+        complete &= all(result.why != "failed" for result in found.values())
+
+    for name in tables.ORDER:
+        table = tables.TABLES[name]
+        wanted = {*options.contenders, *table.always}
+        contenders = {n: title for n, title in table.contenders.items() if n in wanted}
+        for workload in table.workloads if name in options.workloads else []:
+            save(workload, measure(workload, contenders, counts))
+    for workload in tables.START_WORKLOADS if "start" in options.workloads else []:
+        contenders = {n: title for n, title in tables.START.items() if n in options.contenders}
+        save(f"start-{workload}", measure_start(workload, contenders, counts.processes))
+    return complete
+
+
+def main() -> int:
+    options = parse()
+    complete = options.page or measure_all(options)
+    try:
+        found = load_all(options.out / "benchmarks")
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    (options.out / "benchmarks.md").write_text(report.page(found))
     chart.draw(options.out / "benchmarks.md", options.out / "benchmarks.png")
     tell(f"wrote benchmarks.md and benchmarks.png into {options.out}")
-    everything = [*training.values(), *leaves.values()]
-    return int(any(r.why == "failed" for results in everything for r in results.values()))
+    return int(not complete)
 
 
 START = time.perf_counter()

@@ -3,6 +3,7 @@
 It answers on standard output, a line of JSON each: first {"ready": true, "first_step": seconds},
 or {"ready": false, "why": text} where a library is not installed; to each line "epoch" on standard
 input {"seconds", "loss", "accuracy"}; to "end" {"peak": bytes}, or null where that is not known.
+CONTENDER is a module of contenders/, as in "limit" or "epochs.limit".
 """
 
 import importlib
@@ -18,15 +19,19 @@ import workloads
 
 def main(contender: str, name: str, steps: int | None) -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # what a library prints is not an answer
 
     def answer(**values: Any) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
+    def not_here(error: Exception) -> None:
+        name = getattr(error, "name", None)
+        answer(ready=False, why=f"{name} is not installed" if name else str(error))
+
     try:
         make = importlib.import_module(f"contenders.{contender}").make
     except ModuleNotFoundError as error:
-        answer(ready=False, why=f"{error.name} is not installed")
+        not_here(error)
         return
     workload = workloads.get(name, steps)
     jax.devices()  # to start JAX is part of the imports
@@ -34,8 +39,12 @@ def main(contender: str, name: str, steps: int | None) -> None:
     before = memory("VmRSS")
 
     start = time.perf_counter()
-    run_epoch = make(workload)
-    run_epoch(workload.batches[:1])
+    try:
+        run_epoch = make(workload)
+        run_epoch(workload.batches[:1])
+    except (ModuleNotFoundError, workloads.NotHereError) as error:
+        not_here(error)
+        return
     answer(ready=True, first_step=time.perf_counter() - start)
 
     for line in sys.stdin:

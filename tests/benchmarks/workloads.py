@@ -6,8 +6,9 @@ framework begins with the same numbers.
 """
 
 import itertools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -17,8 +18,6 @@ import optax
 
 LEARNING_RATE = 1e-3
 HEADS = 4
-NAMES = ["A", "B32", "B128", "C", "D"]
-LEAVES = [f"leaves-{count}" for count in (10, 100, 500, 1000)]
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,13 @@ class Workload:
     Attributes:
         name: "A", "B32", ..., or "leaves-10" for a step that does next to nothing to 10 arrays.
         title: what it is, in words.
-        kind: "mlp", "cnn", "transformer" or "leaves".
+        kind: "mlp", "cnn", "transformer", "embedding" or "leaves".
         sizes: of an MLP the widths of its layers, of a transformer (vocabulary, width, length).
         params: NumPy arrays, `params["dense0"]["kernel"]`.
         batches: an epoch, a list of (x, y).
         logits: `logits(params, x)`.
+        validation: the batches of a validation after each epoch; none for most workloads.
+        epochs: how often a contender trains the batches, and validates, each time it is asked.
     """
 
     name: str
@@ -42,6 +43,23 @@ class Workload:
     params: dict[str, Any]
     batches: list[tuple[np.ndarray, np.ndarray]]
     logits: Callable[[Any, Any], Any]
+    validation: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    epochs: int = 1
+
+    @property
+    def classes(self) -> int:
+        """How many classes the labels have."""
+        return {"mlp": self.sizes[-1:], "transformer": self.sizes[:1]}.get(self.kind, (10,))[0]
+
+    @property
+    def unit(self) -> str:
+        """What is timed: a "step", or an "epoch" with its validation."""
+        return "epoch" if self.epochs > 1 else "step"
+
+    @property
+    def units(self) -> int:
+        """How many of these a contender does each time it is asked."""
+        return self.epochs if self.epochs > 1 else len(self.batches)
 
     def init(self) -> tuple[Any, Any]:
         """`params, opt_state = workload.init()`: new JAX arrays to begin with."""
@@ -65,6 +83,11 @@ class Workload:
             {"loss": loss, "accuracy": accuracy},
         )
 
+    def metrics(self, params: Any, batch: Any) -> dict[str, Any]:
+        """`workload.metrics(params, batch)["loss"]`: of an evaluation of one batch."""
+        loss, accuracy = self.loss(params, batch)
+        return {"loss": loss, "accuracy": accuracy}
+
     def loss(self, params: Any, batch: Any) -> tuple[Any, Any]:
         """`loss, accuracy = workload.loss(params, batch)`: means over the batch."""
         x, y = batch
@@ -72,18 +95,33 @@ class Workload:
 
 
 def get(name: str, steps: int | None = None) -> Workload:
-    """`workload = get("A")`: one of `NAMES` or `LEAVES`; `steps` makes its epoch shorter."""
-    if name.startswith("leaves-"):
-        count = int(name.removeprefix("leaves-"))
+    """`workload = get("A")`: one of `tables.TABLES` by name; `steps` makes its epoch shorter."""
+    kind, _, more = name.partition("-")
+    if kind == "leaves":
+        count = int(more)
         return _leaves(name, count, steps or max(40_960 // count, 128))
+    if kind in ALIKE:
+        like, count = ALIKE[kind]
+        return replace(get(like, steps or count), name=name)
     make, count, arguments = {
-        "A": (_mlp, 1600, ("MLP 784-64-10, batch 32", (784, 64, 10), 32)),
-        "B32": (_mlp, 800, ("MLP 784-200-200-10, batch 32", (784, 200, 200, 10), 32)),
-        "B128": (_mlp, 320, ("MLP 784-200-200-10, batch 128", (784, 200, 200, 10), 128)),
+        "A": (_mlp, 960, ("MLP 784-64-10, batch 32", (784, 64, 10), 32)),
+        "B32": (_mlp, 480, ("MLP 784-200-200-10, batch 32", (784, 200, 200, 10), 32)),
+        "B128": (_mlp, 240, ("MLP 784-200-200-10, batch 128", (784, 200, 200, 10), 128)),
         "C": (_cnn, 32, ("CNN of 16 and 32 channels, 28x28 images, batch 64", 64)),
         "D": (_transformer, 32, ("transformer, 2 layers, width 64, length 64, batch 16", 16)),
+        "E": (_small_epochs, 47, ("MLP 64-64-10, batch 32, a validation after each epoch", 10, 20)),
+        "F-layers": (_mlp, 32, ("24 layers of 1024x1024, batch 8", (1024,) * 25, 8)),
+        "F-embedding": (_embedding, 16, ("embedding of 1,000,000 x 32, batch 32", 10**6, 32, 32)),
     }[name]
     return make(name, steps or count, *arguments)
+
+
+ALIKE = {"evaluation": ("A", 800), "prediction": ("A", 800), "reading": ("A", 320)}
+"""Workloads that are another one, with fewer batches, for other things than training alone."""
+
+
+class NotHereError(Exception):
+    """A contender needs a library, or a version of one, that is not here."""
 
 
 def optimizer() -> optax.GradientTransformation:
@@ -112,6 +150,16 @@ def means(total: Any, steps: int) -> dict[str, float]:
     return {name: float(value) / steps for name, value in jax.device_get(total).items()}
 
 
+def of_predictions(outputs: np.ndarray) -> dict[str, float]:
+    """`of_predictions(outputs)`: one number of all outputs, to compare contenders by."""
+    return {"loss": float(outputs[:, 0].mean()), "accuracy": 0.0}
+
+
+def of_validation(found: dict[str, float]) -> dict[str, float]:
+    """`of_validation({"loss": 1.0}) == {"val_loss": 1.0}`."""
+    return {f"val_{name}": value for name, value in found.items()}
+
+
 def _mlp(name: str, steps: int, title: str, sizes: tuple[int, ...], batch_size: int) -> Workload:
     rng = np.random.default_rng(0)
     params = {f"dense{i}": _dense(rng, *pair) for i, pair in enumerate(itertools.pairwise(sizes))}
@@ -122,9 +170,34 @@ def _mlp(name: str, steps: int, title: str, sizes: tuple[int, ...], batch_size: 
             x = jax.nn.relu(x) if i + 1 < len(params) else x
         return x
 
-    return Workload(
-        name, title, "mlp", sizes, params, _images(rng, steps, batch_size, (784,)), logits
-    )
+    batches = _images(rng, steps, batch_size, sizes[:1], sizes[-1])
+    return Workload(name, title, "mlp", sizes, params, batches, logits)
+
+
+def _small_epochs(name: str, steps: int, title: str, validation: int, epochs: int) -> Workload:
+    workload = _mlp(name, steps + validation, title, (64, 64, 10), 32)
+    batches = workload.batches
+    return replace(workload, batches=batches[:steps], validation=batches[steps:], epochs=epochs)
+
+
+def _embedding(
+    name: str, steps: int, title: str, rows: int, width: int, batch_size: int
+) -> Workload:
+    """The mean of 8 rows of a large table, and one layer on top: nearly all is state."""
+    rng = np.random.default_rng(0)
+    params = {
+        "rows": {"embedding": _normal(rng, (rows, width), width)},
+        "dense0": _dense(rng, width, 10),
+    }
+
+    def logits(params: Any, x: Any) -> Any:
+        return _apply_dense(params["dense0"], params["rows"]["embedding"][x].mean(1))
+
+    batches = [
+        (rng.integers(rows, size=(batch_size, 8), dtype=np.int32), _labels(rng, batch_size))
+        for _ in range(steps)
+    ]
+    return Workload(name, title, "embedding", (rows, width), params, batches, logits)
 
 
 def _cnn(name: str, steps: int, title: str, batch_size: int) -> Workload:
@@ -205,15 +278,20 @@ def _leaves(name: str, count: int, steps: int) -> Workload:
 
 
 def _images(
-    rng: np.random.Generator, steps: int, batch_size: int, shape: tuple[int, ...]
+    rng: np.random.Generator, steps: int, batch_size: int, shape: tuple[int, ...], classes: int = 10
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Noise, labelled by a linear teacher, so that there is something to learn."""
-    teacher = rng.normal(size=(784, 10)).astype(np.float32)
+    size = math.prod(shape)
+    teacher = rng.normal(size=(size, classes)).astype(np.float32)
     batches = []
     for _ in range(steps):
-        x = rng.normal(size=(batch_size, 784)).astype(np.float32)
+        x = rng.normal(size=(batch_size, size)).astype(np.float32)
         batches.append((x.reshape(batch_size, *shape), (x @ teacher).argmax(-1).astype(np.int32)))
     return batches
+
+
+def _labels(rng: np.random.Generator, count: int) -> np.ndarray:
+    return rng.integers(10, size=count, dtype=np.int32)
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> np.ndarray:

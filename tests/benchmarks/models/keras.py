@@ -6,6 +6,7 @@ from typing import Any
 os.environ["KERAS_BACKEND"] = "jax"
 
 import keras
+import numpy as np
 from keras import layers, ops
 from workloads import HEADS, LEARNING_RATE, Workload
 
@@ -81,3 +82,39 @@ def _transformer(vocabulary: int, width: int, length: int) -> keras.Model:
         h = h + layers.Dense(width, name=f"down{i}")(ops.gelu(y, approximate=True))
     h = layers.LayerNormalization(epsilon=1e-6, name="norm")(h)
     return keras.Model(x, layers.Dense(vocabulary, name="head")(h))
+
+
+def make_epochs(workload: Workload, steps_per_execution: int) -> Any:
+    """`run_epoch = make_epochs(workload, 47)`: one `fit` of arrays, with its validations."""
+    model = build(workload, steps_per_execution)
+    size = len(workload.batches[0][1])
+    validation = whole(workload.validation)
+    arrays = {n: whole(workload.batches[:n]) for n in (1, len(workload.batches))}
+
+    def run_epoch(batches: list[Any]) -> dict[str, float]:
+        first = len(batches) == 1  # the first step, without a validation
+        history = model.fit(
+            *arrays[len(batches)],
+            batch_size=size,
+            shuffle=False,
+            epochs=1 if first else workload.epochs,
+            validation_data=None if first else validation,
+            validation_batch_size=size,
+            verbose=0,
+        )
+        return {name: float(values[-1]) for name, values in history.history.items()}
+
+    return run_epoch
+
+
+def whole(batches: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The examples of all batches, one after the other, as Keras takes them."""
+    x, y = map(np.concatenate, zip(*batches, strict=True))
+    return x, y
+
+
+def predictor(workload: Workload, steps_per_execution: int) -> keras.Model:
+    """The model with a softmax on top, to predict with."""
+    model = keras.Sequential([build(workload, 1), layers.Softmax()])
+    model.compile(steps_per_execution=steps_per_execution)
+    return model

@@ -1,9 +1,11 @@
 """An Experiment written by hand: `exp = Training(workload)`."""
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 from workloads import Workload
 
 import solstice
@@ -26,25 +28,64 @@ class Training(solstice.Experiment):
         loss, accuracy = self.workload.loss(self.params, batch)
         return self, {"loss": loss, "accuracy": accuracy}
 
+    def predict_step(self, batch: Any) -> Any:
+        return jax.nn.softmax(self.workload.logits(self.params, batch))
+
 
 class Last(solstice.Callback):
-    """Keeps the metrics of the last epoch."""
+    """Keeps the metrics of the last epoch, and of the validation after it as "val_loss", ..."""
 
-    metrics: dict[str, float]
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
 
     def on_epoch_end(self, record: solstice.Record) -> None:
-        self.metrics = record.metrics
+        start = "val_" if record.mode == "val" else ""
+        for name in ("loss", "accuracy"):
+            self.metrics[start + name] = float(record.metrics[name])
 
 
-def make(workload: Workload, callbacks: Sequence[solstice.Callback]) -> Any:
-    """`run_epoch = make(workload, callbacks)`: an epoch is one `fit`, with all that it costs."""
+class Terminal(io.StringIO):
+    """Takes what is written and drops it, as a terminal that nobody looks at."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def isatty(self) -> bool:
+        return True
+
+
+def default_callbacks() -> list[solstice.Callback]:
+    """A progress bar, logging and history, which keep what they show."""
+    lines: list[Any] = []
+    return [
+        solstice.callbacks.ProgressBar(file=Terminal()),
+        solstice.callbacks.Logging(lambda metrics, step: lines.append((metrics, step))),
+        solstice.callbacks.History(),
+    ]
+
+
+def make(workload: Workload, callbacks: Sequence[solstice.Callback], **options: Any) -> Any:
+    """`run_epoch = make(workload, callbacks)`: each run is one `fit`, with all that it costs."""
+    return repeated_fit(workload, callbacks, Training(workload), **options)
+
+
+def repeated_fit(
+    workload: Workload, callbacks: Sequence[solstice.Callback], experiment: Any, **options: Any
+) -> Any:
+    """`run_epoch = repeated_fit(workload, callbacks, exp)`: each `fit` goes on from the last."""
     last = Last()
-    trainer = solstice.Trainer(callbacks=[*callbacks, last])
-    experiment = Training(workload)
+    trainer = solstice.Trainer(callbacks=[*callbacks, last], **options)
 
-    def run_epoch(batches: list[Any]) -> dict[str, float]:
+    def run_epoch(batches: Any, first: bool | None = None) -> dict[str, float]:
         nonlocal experiment
-        experiment = trainer.fit(experiment, batches, num_epochs=1)
+        if first is None:
+            first = len(batches) == 1  # the first step, without a validation
+        experiment = trainer.fit(
+            experiment,
+            batches,
+            None if first else workload.validation or None,
+            num_epochs=1 if first else workload.epochs,
+        )
         return last.metrics
 
     return run_epoch

@@ -1,0 +1,19 @@
+"""A ready-made Experiment in `trainer.test`, with the default callbacks."""
+
+from typing import Any
+
+from models import ready
+from models.solstice import default_callbacks
+from workloads import Workload
+
+import solstice
+
+
+def make(workload: Workload) -> Any:
+    trainer = solstice.Trainer(default_callbacks())
+    experiment = ready.build(workload)
+
+    def run_epoch(batches: list[Any]) -> dict[str, float]:
+        return trainer.test(experiment, batches)
+
+    return run_epoch
