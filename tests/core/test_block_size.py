@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import solstice
 from solstice._engine import BlockSize, Feeder, StagingBuffers, _block_size, _staging
-from solstice._engine._buffer import Buffer
+from solstice._engine._buffer import InUse
 
 SECONDS_PER_CALL = 0.25
 
@@ -145,14 +145,14 @@ def test_the_choice_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_trainer_leaves_out_what_a_call_compiles(monkeypatch: pytest.MonkeyPatch):
-    begun: list[Buffer] = []
-    begin = Buffer.begin
+    begun: list[InUse] = []
+    begin = InUse.begin
 
-    def told(slot: Buffer) -> None:
+    def told(slot: InUse) -> None:
         begun.append(slot)
         begin(slot)
 
-    monkeypatch.setattr(Buffer, "begin", told)
+    monkeypatch.setattr(InUse, "begin", told)
     for _ in range(2):  # the second compiles nothing
         start = Multiplies(jnp.ones((3, 3)))  # a shape of this test alone
         solstice.Trainer(steps_per_call=2).fit(start, [np.int32(0)] * 5)

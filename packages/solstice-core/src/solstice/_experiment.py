@@ -105,8 +105,10 @@ class Experiment(eqx.Module):
 
         The Trainer calls `check(batches)` with several batches of the same shapes, stacked: NumPy
         arrays with one more axis in front, in the dtypes of the step (integers keep their own),
-        and None in place of text. If it raises, each batch is checked by itself, stacked with an
-        axis of one. The batches before the first bad one are trained, and its error is raised.
+        and None in place of text. It must judge each example by itself, because data on the device
+        are checked once, as one batch of all examples. If it raises, each batch is checked by
+        itself, stacked with an axis of one. The batches before the first bad one are trained, and
+        its error is raised.
         `check_batch` is then called only with the first batch of each structure, shape and dtype.
 
         Without it, or if it returns None, `check_batch` is called for each batch. A class that

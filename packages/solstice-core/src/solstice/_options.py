@@ -58,7 +58,14 @@ class Options:
         """The training data of a run."""
         few = self.overfit_batches
         limit = few or self.limit_train_batches
-        source = open_source(train_ds, "train_ds", batch_size, shuffle=few is None, limit=limit)
+        source = open_source(
+            train_ds,
+            "train_ds",
+            batch_size,
+            shuffle=few is None,
+            limit=limit,
+            on_device=None if few is None else False,
+        )
         source.keep_states(1)  # because the first batch is read before the run starts
         if few is not None:
             # Copies, because a data set may reuse its memory for each batch.
@@ -82,7 +89,12 @@ class Options:
         every = self.val_every_n_steps
         if val_ds is not None:
             val = open_source(
-                val_ds, "val_ds", batch_size, limit=self.limit_val_batches, like=train_ds
+                val_ds,
+                "val_ds",
+                batch_size,
+                limit=self.limit_val_batches,
+                like=train_ds,
+                on_device=None,
             )
             _check_rereadable(val, None if every else num_epochs)
             return Validation(val, every)

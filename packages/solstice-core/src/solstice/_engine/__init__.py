@@ -3,6 +3,7 @@
 It knows no data set, no callback and no mode. This is its only door.
 """
 
+from solstice._engine._block import Block as Block
 from solstice._engine._block_size import SECONDS_PER_CALL as SECONDS_PER_CALL
 from solstice._engine._block_size import BlockSize as BlockSize
 from solstice._engine._compiled import CompiledStepper as CompiledStepper
@@ -17,7 +18,9 @@ from solstice._engine._interrupts import interrupts_guarded as interrupts_guarde
 from solstice._engine._interrupts import waiting as waiting
 from solstice._engine._pack import type_of as type_of
 from solstice._engine._pack import unpack as unpack
+from solstice._engine._placement import Placement as Placement
 from solstice._engine._placement import check_processes as check_processes
+from solstice._engine._placement import placement_of as placement_of
 from solstice._engine._placement import topology as topology
 from solstice._engine._placement import warn_of_spread_state as warn_of_spread_state
 from solstice._engine._prefetch import prefetched as prefetched
@@ -27,7 +30,9 @@ from solstice._engine._program import program_of as program_of
 from solstice._engine._protocols import BlockOutputs as BlockOutputs
 from solstice._engine._protocols import StepCode as StepCode
 from solstice._engine._protocols import Stepper as Stepper
-from solstice._engine._staging import Block as Block
+from solstice._engine._resident import EpochOfRows as EpochOfRows
+from solstice._engine._resident import ResidentBuffers as ResidentBuffers
+from solstice._engine._resident import ResidentFeeder as ResidentFeeder
 from solstice._engine._staging import BuffersByKind as BuffersByKind
 from solstice._engine._staging import Feeder as Feeder
 from solstice._engine._staging import StagingBuffers as StagingBuffers

@@ -94,15 +94,21 @@ class Arrangement:
 
 
 def arrangement(
-    cost: Cost, step_bytes: int, changed_bytes: int, steps_per_call: int | None = None
+    cost: Cost,
+    step_bytes: int,
+    changed_bytes: int,
+    steps_per_call: int | None = None,
+    epoch_steps: int | None = None,
 ) -> Arrangement:
     """The arrangement for steps of this cost.
 
     Args:
         cost: the cost of a step.
-        step_bytes: the bytes of a batch and of the outputs of a step.
+        step_bytes: the bytes of a batch and of the outputs of a step; of data on the device, those
+            of the outputs that are kept.
         changed_bytes: the bytes of the arrays of the state that a step changes.
         steps_per_call: the user's choice, or None. It is an upper bound.
+        epoch_steps: for data on the device, the steps in an epoch; None for data from the host.
     """
     most_changed = CHANGED_BYTES.get(jax.default_backend(), _CHANGED_BYTES_ELSEWHERE)
     if changed_bytes > most_changed:
@@ -115,7 +121,7 @@ def arrangement(
         return Arrangement(1, 1, 1, reason)
     if steps_per_call is not None:
         return Arrangement(steps_per_call, steps_per_call, steps_per_call, "set by steps_per_call")
-    most, reason = _most_steps(cost, step_bytes)
+    most, reason = _most_steps(cost, step_bytes, epoch_steps)
     per_call = most
     if cost.has_convolution and jax.default_backend() == "cpu":
         reason = "the step has a convolution, whose backward pass is slow in a loop on the CPU"
@@ -125,25 +131,34 @@ def arrangement(
     return Arrangement(per_call, most, max(min(first, most), 1), reason)
 
 
-def _most_steps(cost: Cost, step_bytes: int) -> tuple[int, str]:
+def _most_steps(cost: Cost, step_bytes: int, epoch_steps: int | None) -> tuple[int, str]:
     """The largest number of steps that is short and fits into the caches, and the reason."""
-    size, most = max(step_bytes, 1), _flops_per_call()
-    small = min(SMALL_BYTES_PER_CALL // size, SMALL_STEPS_PER_CALL)
+    most = _flops_per_call()
     choices = [
+        (
+            most // max(cost.flops, 1),
+            f"a step has about {cost.flops:,} operations, and a call has at most {most:,}",
+        )
+    ]
+    if epoch_steps is not None:
+        choices.append((epoch_steps, f"an epoch of data on the device has {epoch_steps:,} steps"))
+    if epoch_steps is None or step_bytes > 0:
+        choices += _choices_by_bytes(max(step_bytes, 1))
+    count, reason = min(choices, key=lambda choice: choice[0])
+    # A batch beyond the limit gives 0, and a block has at least one step.
+    return max(count, 1), reason
+
+
+def _choices_by_bytes(size: int) -> list[tuple[int, str]]:
+    small = min(SMALL_BYTES_PER_CALL // size, SMALL_STEPS_PER_CALL)
+    return [
         (max(small, STEPS_PER_CALL), "small steps cost less when one call runs many"),
         (
             BYTES_PER_CALL // size,
             f"a batch and its outputs have {size:,} bytes, and a call has at most "
             f"{BYTES_PER_CALL:,}",
         ),
-        (
-            most // max(cost.flops, 1),
-            f"a step has about {cost.flops:,} operations, and a call has at most {most:,}",
-        ),
     ]
-    count, reason = min(choices, key=lambda choice: choice[0])
-    # A batch beyond the limit gives 0, and a block has at least one step.
-    return max(count, 1), reason
 
 
 def _flops_per_call() -> int:

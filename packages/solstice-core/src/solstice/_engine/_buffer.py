@@ -12,11 +12,8 @@ from jax import Array
 from solstice import _tree
 from solstice._batch import is_numeric
 from solstice._engine._block_size import BlockSize
+from solstice._memory import aligned
 from solstice._types import Batch
-
-_ALIGNMENT = 64
-"""In bytes. JAX on the CPU reads memory of this alignment without a copy."""
-
 
 _PAIR = _tree.structure((0, 0))
 
@@ -48,6 +45,36 @@ def _is_pair(batch: Any) -> TypeGuard[tuple[np.ndarray, np.ndarray]]:
     )
 
 
+class InUse:
+    """The calls that read one piece of memory: when they end, and how long they took."""
+
+    def __init__(self) -> None:
+        self._call: tuple[list[Any], int, float] | None = None
+
+    def mark_in_use(self, ends: list[Array], steps: int, began: float) -> None:
+        """Marks the memory as read by calls of `steps` steps, until all `ends` are ready.
+
+        The calls add their `ends` as they are made.
+        """
+        self._call = ends, steps, began
+
+    def begin(self) -> None:
+        """Sets the start of the call to now, because the time before was compilation."""
+        if self._call is not None:
+            ends, steps, _ = self._call
+            self._call = ends, steps, time.monotonic()
+
+    def wait(self, sizes: BlockSize) -> None:
+        """Waits until no call reads this memory; `sizes` learns the time of the calls."""
+        call, self._call = self._call, None
+        if call is not None:
+            ends, steps, began = call
+            # If the calls have ended already, the measured time includes time after their end.
+            was_awaited = not all(end.is_ready() for end in ends)
+            jax.block_until_ready(ends)
+            sizes.learn(steps, time.monotonic() - began, was_awaited=was_awaited)
+
+
 _Column: TypeAlias = tuple[np.ndarray | None, tuple[int, ...], Any]
 _NO_COLUMN: _Column = None, (), None
 """The column of a leaf that is not an array."""
@@ -59,11 +86,13 @@ class Buffer:
     Attributes:
         size: K.
         stacked: this memory, as one batch with a leading axis of K.
+        in_use: the calls that read it.
+        num_examples: as in `StagedBlock`.
     """
 
     def __init__(self, batch: FlatBatch, size: int) -> None:
         self.size = size
-        self._call: tuple[list[Any], int, float] | None = None
+        self.in_use = InUse()
         self._treedef = batch.treedef
         memory = [_aligned(size, leaf) if is_numeric(leaf) else None for leaf in batch.leaves]
         self.stacked: Batch = _tree.unflatten(self._treedef, memory)
@@ -71,6 +100,7 @@ class Buffer:
             _NO_COLUMN if rows is None else (_read_into(rows, leaf), leaf.shape, leaf.dtype)
             for rows, leaf in zip(memory, batch.leaves, strict=True)
         ]
+        self.num_examples: int = next((shape[0] for _, shape, _ in self._columns if shape), 1)
         self._converted = [
             (to, given)
             for to, (given, _, _) in zip(memory, self._columns, strict=True)
@@ -107,29 +137,6 @@ class Buffer:
         arrays = [*_tree.leaves(self.stacked), *(given for _, given in self._converted)]
         return sum(memory.nbytes for memory in arrays)
 
-    def mark_in_use(self, ends: list[Array], steps: int, began: float) -> None:
-        """Marks the memory as read by calls of `steps` steps, until all `ends` are ready.
-
-        The calls add their `ends` as they are made.
-        """
-        self._call = ends, steps, began
-
-    def begin(self) -> None:
-        """Sets the start of the call to now, because the time before was compilation."""
-        if self._call is not None:
-            ends, steps, _ = self._call
-            self._call = ends, steps, time.monotonic()
-
-    def wait(self, sizes: BlockSize) -> None:
-        """Waits until no call reads this memory; `sizes` learns the time of the calls."""
-        call, self._call = self._call, None
-        if call is not None:
-            ends, steps, began = call
-            # If the calls have ended already, the measured time includes time after their end.
-            was_awaited = not all(end.is_ready() for end in ends)
-            jax.block_until_ready(ends)
-            sizes.learn(steps, time.monotonic() - began, was_awaited=was_awaited)
-
 
 def _read_into(memory: np.ndarray, like: np.ndarray | Array) -> np.ndarray:
     """The array into which batches are copied: `memory`, or one of wider integers.
@@ -142,11 +149,5 @@ def _read_into(memory: np.ndarray, like: np.ndarray | Array) -> np.ndarray:
 
 
 def _aligned(size: int, like: np.ndarray | Array) -> np.ndarray:
-    """Memory for `size` arrays in JAX's dtype, aligned so that JAX can read it in place."""
-    dtype = np.dtype(jax.dtypes.canonicalize_dtype(like.dtype))
-    shape = (size, *like.shape)
-    length = int(np.prod(shape)) * dtype.itemsize
-    # NumPy does not align to 64 bytes, so this is an aligned part of a larger array.
-    memory = np.empty(length + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + length].view(dtype).reshape(shape)
+    """Memory for `size` arrays in JAX's dtype."""
+    return aligned((size, *like.shape), jax.dtypes.canonicalize_dtype(like.dtype))

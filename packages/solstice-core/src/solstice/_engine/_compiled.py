@@ -15,11 +15,12 @@ from jax.typing import ArrayLike
 from solstice import _tree
 from solstice._batch import arrays_of
 from solstice._compiles import Kind, kinds_of
+from solstice._engine._block import Block
 from solstice._engine._interrupts import interrupts_held
 from solstice._engine._pack import types_of, unpack
+from solstice._engine._placement import SINGLE_DEVICE, Placement
 from solstice._engine._program import Program
 from solstice._engine._protocols import Stepper
-from solstice._engine._staging import Block
 from solstice._engine._steps import Carry, Steps, calls, compiled, merge_grown
 from solstice._engine._totals import merging_of, on_host, total_from
 from solstice._engine._trace import Traced, prepare
@@ -38,6 +39,8 @@ class CompiledStepper:
         steps_per_call: the most steps in a call; chosen by rule if None.
         keeps_outputs: whether `run` returns the outputs of each step.
         can_rewind: whether `rewind` may be called. If not, train steps donate their input arrays.
+        epoch_steps: for data on the device, the steps in an epoch; None for data from the host.
+        placement: the device of the state.
         readers: the number of accumulators of metrics. Each merges step by step, so its bits do not
             depend on when another is read.
 
@@ -61,14 +64,22 @@ class CompiledStepper:
         keeps_outputs: bool = False,
         can_rewind: bool = False,
         readers: int = 1,
+        epoch_steps: int | None = None,
+        placement: Placement = SINGLE_DEVICE,
     ) -> None:
         batch = arrays_of(batch)
         plan, arrays = prepare(experiment, method, batch)
         self.kind = type(experiment)
         self.name = f"{self.kind.__name__}.{method}"
         self.traced = Traced(plan, _tree.structure(batch), types_of(batch))
-        self.sizes = self.traced.sizes(steps_per_call)
         merging = merging_of(self.traced)
+        if epoch_steps is None:
+            self.sizes = self.traced.sizes(steps_per_call)
+        else:
+            stacks = keeps_outputs or merging.sums is None  # metrics that grow are outputs too
+            self.sizes = self.traced.sizes_on_device(
+                epoch_steps, steps_per_call, keeps_outputs=stacks
+            )
         self._steps = Steps(
             plan.program,
             merging.sums,
@@ -77,6 +88,7 @@ class CompiledStepper:
             # Evaluation must not destroy the training state, and `rewind` needs the old one,
             # except in blocks of one step, which it always keeps.
             donates=method == "train_step" and not (can_rewind and self.sizes.steps_per_block > 1),
+            placement=placement,
         )
         self._call = compiled(self._steps)
         self._empty, self._can_wait = merging.empty, merging.can_wait
@@ -163,6 +175,7 @@ class CompiledStepper:
             "callbacks that read metrics": len(self._carry.totals),
             "callbacks that read outputs": self._steps.keeps_outputs,
             "callbacks that may stop the run": not self._steps.donates,
+            "data on the device": block.on_device,
         }
         name = f"{self.kind.__module__}.{self.kind.__qualname__}.{self.name}"
         return name, {

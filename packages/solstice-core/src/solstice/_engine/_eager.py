@@ -13,10 +13,10 @@ from solstice import _tree
 from solstice._batch import arrays_of
 from solstice._compiles import Kind, kinds_of
 from solstice._console import warn
+from solstice._engine._block import Block
 from solstice._engine._block_size import Arrangement
 from solstice._engine._digest import StepDigest, digest_of_code
 from solstice._engine._program import check_pair
-from solstice._engine._staging import Block
 from solstice._engine._trace import undecorated
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics, as_metrics

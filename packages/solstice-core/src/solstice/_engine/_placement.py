@@ -11,6 +11,7 @@ from jax import Array
 from solstice import _tree
 from solstice._console import warn
 from solstice._experiment import Experiment
+from solstice._memory import default_device
 from solstice._types import Batch, PyTree
 
 
@@ -20,6 +21,16 @@ class Placement(Protocol):
     @property
     def is_lead(self) -> bool:
         """Whether this process is the one that writes files."""
+        ...
+
+    @property
+    def num_devices(self) -> int:
+        """The number of devices of the state."""
+        ...
+
+    @property
+    def device(self) -> Any:
+        """The device of the run; None for JAX's default device."""
         ...
 
     def put(self, batches: Batch) -> Batch:
@@ -37,7 +48,18 @@ class Placement(Protocol):
 
 @dataclass(frozen=True)
 class SingleDevice:
-    """JAX's default device, in one process."""
+    """One device, in one process.
+
+    Attributes:
+        puts: whether arrays of the host are put on the device before a call. A call on the CPU
+            reads their memory in place.
+        device: the device to put them on; JAX's default device if None.
+        num_devices: more than 1 if the state lies on several, which slows calls down.
+    """
+
+    puts: bool = False
+    device: Any = None
+    num_devices: int = 1
 
     @property
     def is_lead(self) -> bool:
@@ -45,8 +67,8 @@ class SingleDevice:
         return True
 
     def put(self, batches: Batch) -> Batch:
-        """The same memory, because a compiled call reads it in place or copies it itself."""
-        return batches
+        """The arrays on the device; on the CPU the same memory."""
+        return jax.device_put(batches, self.device) if self.puts else batches
 
     def constrain(self, arrays: list[Array]) -> list[Array]:
         """The same arrays."""
@@ -58,6 +80,19 @@ class SingleDevice:
 
 
 SINGLE_DEVICE: Placement = SingleDevice()
+
+
+def placement_of(experiment: Experiment) -> Placement:
+    """The device of an Experiment's arrays, JAX's default device if they are on none."""
+    arrays = [x for x in _tree.leaves(experiment) if isinstance(x, Array)]
+    devices = {device for x in arrays for device in _devices(x)}
+    if len(devices) > 1:  # compiled calls copy batches to all of them
+        return SingleDevice(num_devices=len(devices))
+    [device] = devices or {default_device()}
+    # Without a device unless one was chosen, because batches that are bound to a device bind the
+    # trained Experiment to it.
+    is_chosen = any(getattr(x, "committed", False) for x in arrays)
+    return SingleDevice(device.platform != "cpu", device if is_chosen else None)
 
 
 def check_processes() -> None:
@@ -137,5 +172,10 @@ def _spread(tree: PyTree) -> dict[str, Array]:
 
 
 def _num_devices(array: Array | None) -> int:
+    return 1 if array is None else max(len(_devices(array)), 1)
+
+
+def _devices(array: Array) -> set[Any]:
+    """The devices of an array; none within a transformation of JAX."""
     sharding: Any = getattr(array, "sharding", None)
-    return 1 if sharding is None else len(sharding.device_set)
+    return set() if sharding is None else sharding.device_set

@@ -7,9 +7,9 @@ from jax import ShapeDtypeStruct
 from jax.typing import ArrayLike
 
 from solstice._compiles import Kind
+from solstice._engine._block import Block
 from solstice._engine._block_size import Arrangement
 from solstice._engine._digest import StepDigest
-from solstice._engine._staging import Block
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
 from solstice._types import Batch, Outputs

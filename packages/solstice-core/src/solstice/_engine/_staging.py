@@ -10,13 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeAlias
 
 from solstice import _tree
 from solstice._batch import is_numeric
 from solstice._engine._block_size import BlockSize
-from solstice._engine._buffer import Buffer, FlatBatch
+from solstice._engine._buffer import Buffer, FlatBatch, InUse
 from solstice._engine._interrupts import begin_wait, end_wait
 from solstice._engine._placement import SINGLE_DEVICE, Placement, warn_of_spread_batch
 from solstice._errors import DataError
@@ -31,30 +30,32 @@ _SHAPES = 2
 
 
 @dataclass(frozen=True)
-class Block:
+class StagedBlock:
     """Batches of one kind, stacked for one call.
 
     Attributes:
         size: the number of batches.
         stacked: their arrays with a leading axis of K; the first `len(block)` rows are valid.
         placed: `stacked` on the devices of the run.
-        slot: the buffer that holds them.
+        slot: the calls that read the buffer that holds them.
         batches: the batches with text and objects, if the Feeder keeps them.
+        num_examples: examples in each batch: the length of axis 0 of the first array that has one.
     """
 
     size: int
     stacked: Batch
     placed: Batch
-    slot: Buffer
+    slot: InUse
     batches: list[Batch]
+    num_examples: int
 
     def __len__(self) -> int:
         return self.size
 
-    @cached_property  # because it is read at each step that a callback sees
-    def num_examples(self) -> int:
-        """Examples in each batch: the length of axis 0 of the first array that has one."""
-        return next((x.shape[1] for x in _tree.leaves(self.stacked) if x.ndim > 1), 1)
+    @property
+    def on_device(self) -> bool:
+        """False: they are copied there for their call."""
+        return False
 
     def arrays(self, index: int) -> Batch:
         """The arrays of a batch: views of the buffer, which the next block but one overwrites."""
@@ -72,8 +73,8 @@ class Feeder:
             then called for the first batch of each kind.
         times: the seconds of data, copies and the device are added here.
         clock: returns the time in seconds; `time.perf_counter` if None.
-        keep: makes the entries of `Block.batches`; None for none. It may copy, because a batch is
-            valid only until the next one is read.
+        keep: makes the entries of `StagedBlock.batches`; None for none. It may copy, because a
+            batch is valid only until the next one is read.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Feeder:
         self._error: Exception | None = None
         self._read_at = 0.0
 
-    def take(self, until_look: int, until_end: int | None = None) -> Block | None:
+    def take(self, until_look: int, until_end: int | None = None) -> StagedBlock | None:
         """The next block; None at the end of the data or of the run.
 
         The arguments are those of `BlockSize.next`.
@@ -135,14 +136,15 @@ class Feeder:
         if size == 0:
             self._raise_error()
         placed = self._slots.placement.put(slot.stacked)
-        return Block(size, slot.stacked, placed, slot, kept[:size])
+        kept = kept[:size]
+        return StagedBlock(size, slot.stacked, placed, slot.in_use, kept, slot.num_examples)
 
     def _checked(self, slot: Buffer, size: int) -> int:
         """The number of batches before the first that the `stacked_check` refuses."""
         check = self._stacked_check
-        if check is None or (error := _refusal(check, slot.rows(0, size))) is None:
+        if check is None or (error := refusal(check, slot.rows(0, size))) is None:
             return size
-        alone = (_refusal(check, slot.rows(index, index + 1)) for index in range(size))
+        alone = (refusal(check, slot.rows(index, index + 1)) for index in range(size))
         first = next((pair for pair in enumerate(alone) if pair[1] is not None), (0, error))
         # In place of an error of the data set, which came after this batch.
         (good, self._error), self._held = first, None
@@ -175,7 +177,7 @@ class Feeder:
         if batch is None:
             return None
         if self._stacked_check is None and self._check is not None:
-            self._error = _refusal(self._check, batch)
+            self._error = refusal(self._check, batch)
         return FlatBatch(batch) if self._error is None else None
 
 
@@ -239,7 +241,7 @@ class StagingBuffers:
         self.rings[kind] = ring  # inserted last, so the least recent kind is dropped first
         slot = ring[0]
         ring.rotate(-1)
-        slot.wait(self.sizes)
+        slot.in_use.wait(self.sizes)
         return slot
 
     def _check_structure(self, batch: FlatBatch) -> None:
@@ -264,7 +266,7 @@ def _leaf_kinds(batch: FlatBatch) -> dict[str, str]:
     }
 
 
-def _refusal(check: Callable[[Batch], None], batches: Batch) -> Exception | None:
+def refusal(check: Callable[[Batch], None], batches: Batch) -> Exception | None:
     """The error of a check, or None."""
     try:
         check(batches)

@@ -6,6 +6,7 @@ import jax
 
 from solstice._engine._compiled import CompiledStepper
 from solstice._engine._eager import EagerStepper
+from solstice._engine._placement import SINGLE_DEVICE, Placement
 from solstice._engine._protocols import Stepper
 from solstice._experiment import Experiment
 from solstice._types import Batch, Outputs
@@ -21,6 +22,8 @@ def make_stepper(
     keeps_outputs: bool = False,
     can_rewind: bool = False,
     readers: int = 1,
+    epoch_steps: int | None = None,
+    placement: Placement = SINGLE_DEVICE,
 ) -> Stepper:
     """A stepper that starts with an Experiment; the arguments are those of `CompiledStepper`.
 
@@ -36,6 +39,8 @@ def make_stepper(
             keeps_outputs=keeps_outputs,
             can_rewind=can_rewind,
             readers=readers,
+            epoch_steps=epoch_steps,
+            placement=placement,
         )
     except jax.errors.JAXTypeError as error:  # the step needs values, and tracing has none
         return EagerStepper(experiment, method, error, readers, look)

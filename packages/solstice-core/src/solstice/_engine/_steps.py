@@ -20,6 +20,7 @@ from solstice._engine._gradient import watch_gradient
 from solstice._engine._pack import unpack
 from solstice._engine._placement import SINGLE_DEVICE, Placement
 from solstice._engine._program import PROGRAMS, Program
+from solstice._engine._resident import Rows
 from solstice._engine._totals import merged_with, packed_metrics
 from solstice._metrics import Metrics
 from solstice._types import Batch, PyTree
@@ -108,7 +109,7 @@ def run_block(
     def step(loop: tuple[_State, Results]) -> tuple[_State, Results]:
         state, kept = loop
         index = state[0]
-        state, now = advance(state, _tree.map(partial(_read_row, index), batches))
+        state, now = advance(state, _batch_at(batches, index))
         return state, _tree.map(partial(_write_row, index), kept, now)
 
     first: _State = (jnp.zeros((), jnp.uint32), carry.arrays, carry.totals)
@@ -117,8 +118,9 @@ def run_block(
     else:
         kept = (None, None)
         if steps.keeps_outputs or steps.grows:  # a loop writes into buffers of fixed shape
-            shapes = _tree.eval_shape(take, carry.arrays, _tree.row(batches, 0))[-1]
-            kept = _tree.map(partial(_rows, len(_tree.leaves(batches)[0])), shapes)
+            batch = _tree.eval_shape(_batch_at, batches, 0)
+            shapes = _tree.eval_shape(take, carry.arrays, batch)[-1]
+            kept = _tree.map(partial(_rows, _most(batches)), shapes)
         state, kept = (
             lax.while_loop(lambda loop: loop[0][0] < count, step, (first, kept))
             if steps.loops
@@ -156,9 +158,9 @@ def compiled(steps: Steps) -> Call:
         # Totals that grow have a new shape in each call, and each would compile a program.
         given = [] if steps.grows else carry.totals
         # The count is an argument, so blocks of any length are the same program.
-        token, arrays, totals, kept = jitted(
-            carry.arrays, given, carry.is_empty, batches, np.uint32(count)
-        )
+        # Put there first, because a transfer by the call would not be ahead of it.
+        others = steps.placement.put((carry.is_empty, batches, np.uint32(count)))
+        token, arrays, totals, kept = jitted(carry.arrays, given, *others)
         after = carry.totals if steps.grows else totals
         return token, Carry(arrays, after, np.zeros_like(carry.is_empty)), kept
 
@@ -169,6 +171,8 @@ def calls(steps: Steps, batches: Batch, count: int) -> list[tuple[Batch, int]]:
     """The batches and the number of steps of each call for `count` steps."""
     if steps.loops:
         return [(batches, count)]
+    if isinstance(batches, Rows):
+        return [(batches.after(index), 1) for index in range(count)]
     return [(_tree.map(partial(_one_row, index), batches), 1) for index in range(count)]
 
 
@@ -185,7 +189,18 @@ def merge_grown(steps: Steps, before: Carry, after: Carry, grown: PyTree, count:
     return replace(after, totals=totals)
 
 
-def _read_row(index: Array, buffer: Array) -> Array:
+def _batch_at(batches: Batch, index: Array | int) -> Batch:
+    if isinstance(batches, Rows):
+        return batches.batch(index)
+    return _tree.map(partial(_read_row, index), batches)
+
+
+def _most(batches: Batch) -> int:
+    """The most batches in a call."""
+    return batches.most if isinstance(batches, Rows) else len(_tree.leaves(batches)[0])
+
+
+def _read_row(index: Array | int, buffer: Array) -> Array:
     return cast("Array", lax.dynamic_index_in_dim(buffer, index, keepdims=False))
 
 

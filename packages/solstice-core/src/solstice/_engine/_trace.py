@@ -62,13 +62,21 @@ class Traced:
 
     def sizes(self, steps_per_call: int | None = None) -> Arrangement:
         """The most steps in a call and in a block; the user's choice if given."""
-        arrays = [*self.shapes, *_tree.leaves(self.plan.outputs)]
-        step_bytes = sum(x.size * x.dtype.itemsize for x in arrays)
+        step_bytes = _bytes([*self.shapes, *_tree.leaves(self.plan.outputs)])
         return arrangement(self.plan.cost, step_bytes, self.plan.changed, steps_per_call)
 
     def is_of(self, batch: Batch) -> bool:
         """Whether the step was traced with batches like this one."""
         return _tree.structure(batch) == self.structure and types_of(batch) == self.shapes
+
+    def sizes_on_device(
+        self, epoch_steps: int, steps_per_call: int | None = None, *, keeps_outputs: bool
+    ) -> Arrangement:
+        """The same for data on the device, of `epoch_steps` batches."""
+        step_bytes = _bytes(_tree.leaves(self.plan.outputs)) if keeps_outputs else 0
+        return arrangement(
+            self.plan.cost, step_bytes, self.plan.changed, steps_per_call, epoch_steps
+        )
 
     def digest(self) -> StepDigest:
         """The digest of the step, the same in every process."""
@@ -77,6 +85,10 @@ class Traced:
     def with_batches(self, shapes: Types) -> "Traced":
         """The same step for batches of other shapes; unchanged if the number of arrays differs."""
         return self if len(shapes) != len(self.shapes) else replace(self, shapes=shapes)
+
+
+def _bytes(arrays: list[ShapeDtypeStruct]) -> int:
+    return sum(x.size * x.dtype.itemsize for x in arrays)
 
 
 @lru_cache(maxsize=PROGRAMS)

@@ -1,10 +1,12 @@
 """The text of `Trainer.explain`: how a run is cut into calls, and why."""
 
+from solstice import _tree
 from solstice._callback import Callback
-from solstice._engine import SECONDS_PER_CALL, Stepper
+from solstice._engine import SECONDS_PER_CALL, StagingBuffers, Stepper
 from solstice._loop._cadence import cadence_of, watchers_between, watchers_within
 from solstice._loop._hooks import Hooks
 from solstice._loop._stages import Stage
+from solstice._memory import small_bytes
 
 
 def explanation(mode: str, stage: Stage, hooks: Hooks, every: int | None) -> str:
@@ -41,9 +43,19 @@ def explanation(mode: str, stage: Stage, hooks: Hooks, every: int | None) -> str
         )
     lines.append(f"  compiled programs: {slots.num_shapes}, one for each shape of batch")
     lines.append(f"  state: {stepper.state_bytes:,} bytes, {_reuse(stepper, callbacks)}")
-    lines.append(f"  memory for batches: {slots.nbytes:,} bytes")
+    lines.append(f"  {_memory(stage)}")
     lines.append(f"  {stage.source.name} can be continued within an epoch {stage.source.continues}")
     return "\n".join(lines)
+
+
+def _memory(stage: Stage) -> str:
+    """The memory of the batches."""
+    data, buffers = stage.source.resident, stage.buffers
+    if isinstance(buffers, StagingBuffers):
+        return f"memory for batches: {buffers.nbytes:,} bytes"
+    nbytes = sum(x.nbytes for x in _tree.leaves(stage.arrays))
+    why = "by on_device=True" if data and data.on_device else f"small: at most {small_bytes():,}"
+    return f"{stage.source.name} is on the device: {nbytes:,} bytes, put there once ({why})"
 
 
 def _when(every: int | None) -> str:

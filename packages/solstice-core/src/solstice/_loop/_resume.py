@@ -92,8 +92,10 @@ class SavedRun:
             strict: whether a caveat is an error.
         """
         computation, size = stages.computation, self.position.steps_per_call
-        if size != stage.stepper.sizes.steps_per_call:
-            # The saved number, because a program with another number may round differently.
+        if (size == 1) != (stage.stepper.sizes.steps_per_call == 1):
+            # The saved number, because a program without a loop may round differently. Other
+            # numbers are trip counts of one program, and those of data on the device are as large
+            # as an epoch, for which the host may not have the memory.
             experiment = stage.stepper.share_experiment()
             stage = stages.stage(stage.source, experiment, "train_step", hooks, steps_per_call=size)
         # Before `restore`, because the scalars that are given now are compared.

@@ -9,7 +9,7 @@ from typing import Any, cast
 from solstice._batch import own
 from solstice._callback import Phase
 from solstice._compiles import compiled_so_far, reasons
-from solstice._engine import Block, BlockOutputs, Feeder, Guard, end_if_asked
+from solstice._engine import Block, BlockOutputs, Feeder, Guard, ResidentFeeder, end_if_asked
 from solstice._experiment import Experiment
 from solstice._loop._batch_check import BatchChecks
 from solstice._loop._cadence import Cadence, cadence_of
@@ -117,22 +117,15 @@ class Run:
     @contextmanager
     def calls(self) -> Generator[Iterator[Call], None, None]:
         """The calls of the epoch, until its end, or the limits, or a request to stop."""
-        with self.stage.batches(self.state.at.epoch) as batches:
-            times = self.state.times
-            feeder = Feeder(
-                batches,
-                self.stage.buffers,
-                *self._checks.of_epoch(),
-                times=times,
-                keep=self._keep(),
-            )
+        epoch, times = self.state.at.epoch, self.state.times
+        with self.stage.feeder(epoch, times, *self._checks.of_epoch(), self._keep()) as feeder:
             yield self._calls(feeder)
         at, left = self.state.at, self._limits.room(self.state.count)
         if left is not None and left <= 0 and at.epoch_step != at.steps_per_epoch:
             # Before `end_epoch` takes the metrics, because a resumed run may continue the epoch.
             self.state.epoch.totals = self.stage.stepper.totals()
 
-    def _calls(self, feeder: Feeder) -> Iterator[Call]:
+    def _calls(self, feeder: Feeder | ResidentFeeder) -> Iterator[Call]:
         state, every = self.state, self._validation and self._validation.every
         cadence = cadence_of(self.hooks.listeners, self.stage.stepper.sizes.steps_per_block, every)
         block = None if self.hooks.stop else self._take(feeder, cadence, state.count)
@@ -146,7 +139,7 @@ class Run:
             yield call
             block = state.epoch.following
 
-    def _take(self, feeder: Feeder, cadence: Cadence, count: int) -> Block | None:
+    def _take(self, feeder: Feeder | ResidentFeeder, cadence: Cadence, count: int) -> Block | None:
         left = self._limits.room(count)
         return feeder.take(cadence.room(count), left and max(left, 0))
 

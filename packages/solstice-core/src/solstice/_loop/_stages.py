@@ -1,19 +1,27 @@
 """Stages: a data set, its stepper and its staging buffers, made for the callbacks of a run."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 from solstice._console import say
 from solstice._engine import (
     BlockSize,
     BuffersByKind,
+    EpochOfRows,
+    Feeder,
+    Placement,
+    ResidentBuffers,
+    ResidentFeeder,
     StagingBuffers,
     Stepper,
     make_stepper,
+    placement_of,
     prefetched,
     waiting,
 )
+from solstice._errors import DataError
 from solstice._experiment import Experiment
 from solstice._left_out import LeftOut
 from solstice._loop._cadence import watchers_within
@@ -21,8 +29,10 @@ from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
 from solstice._loop._outputs import advice
 from solstice._metrics import without_metrics
+from solstice._record import Times
 from solstice._sources import Source
 from solstice._types import Batch, Outputs
+from solstice.data import Batches
 
 
 @dataclass(frozen=True)
@@ -32,24 +42,58 @@ class Stage:
     Attributes:
         source: the data set.
         stepper: runs the steps.
-        buffers: the staging buffers of its blocks.
+        buffers: the buffers of its blocks.
         prefetch: the number of batches that a thread reads ahead.
+        arrays: all examples on the device; None if batches are fed from the host.
     """
 
     source: Source
     stepper: Stepper
-    buffers: StagingBuffers
+    buffers: StagingBuffers | ResidentBuffers
     prefetch: int
+    arrays: Batch = None
 
     @contextmanager
-    def batches(self, epoch: int) -> Generator[Generator[Batch, None, None], None, None]:
-        """The batches of an epoch; the end of the context ends the thread of `prefetch`."""
+    def feeder(
+        self,
+        epoch: int,
+        times: Times,
+        check: Callable[[Batch], None] | None,
+        stacked_check: Callable[[Batch], None] | None,
+        keep: Callable[[Batch], Batch] | None,
+    ) -> Generator[Feeder | ResidentFeeder, None, None]:
+        """The blocks of an epoch; the end of the context ends the thread of `prefetch`.
+
+        Args:
+            epoch: the number of the epoch.
+            times: the times of the run.
+            check: called with each batch before its use; None for no check.
+            stacked_check: called with stacked batches in place of `check`, which is then called for
+                the first batch of each kind; None for none.
+            keep: keeps a batch for callbacks; None if none is kept.
+        """
+        if isinstance(self.buffers, ResidentBuffers):
+            yield ResidentFeeder(self._rows(epoch), self.buffers, check, stacked_check, times)
+            return
         batches = self.source.epoch(epoch)
         read = prefetched(batches, self.prefetch) if self.prefetch else batches
         try:
-            yield read
+            yield Feeder(read, self.buffers, check, stacked_check, times, keep=keep)
         finally:
             read.close()
+
+    def _rows(self, epoch: int) -> EpochOfRows:
+        data, start = self.source.rows(epoch)
+        return EpochOfRows(
+            arrays=self.arrays,
+            order=data.order,
+            num_examples=data.num_examples,
+            batch_size=data.batch_size,
+            start=start,
+            stop=cast("int", self.source.length),
+            examples=data.arrays,
+            read=data.__getitem__,
+        )
 
 
 class Stages:
@@ -75,6 +119,8 @@ class Stages:
         self._prefetch = prefetch
         self._memory = memory
         self._buffers: dict[str, StagingBuffers] = {}
+        self._resident: dict[str, ResidentBuffers] = {}
+        self._placement: Placement | None = None
         self._left_out = LeftOut()
         self._validation: Stage | None = None
 
@@ -98,11 +144,27 @@ class Stages:
             epoch: the epoch whose first batch the step is traced with.
             steps_per_call: the steps per call of a saved run, in place of the rule.
         """
-        size = self._steps_per_call or steps_per_call
-        stepper = self._stepper(experiment, method, first_batch(source, epoch), hooks, size)
+        placement = self._placement = self._placement or placement_of(experiment)
+        data, callbacks = _resident(source, placement), hooks.listeners
+        stepper = make_stepper(
+            experiment,
+            method,
+            first_batch(source, epoch),
+            self._look,
+            steps_per_call=self._steps_per_call or steps_per_call,
+            keeps_outputs=method == "predict_step" or any("outputs" in c.needs for c in callbacks),
+            can_rewind=bool(watchers_within(callbacks)),
+            readers=hooks.num_readers,
+            epoch_steps=None if data is None else source.length,
+            placement=placement,
+        )
         self._name_override(method, stepper)
         self.computation.add_step(method, stepper)
-        return Stage(source, stepper, self._buffers_of(method, stepper), self._prefetch)
+        if data is None or stepper.needs_batches:
+            buffers = self._buffers_of(method, stepper, placement)
+            return Stage(source, stepper, buffers, self._prefetch)
+        arrays = data.place(placement.device)
+        return Stage(source, stepper, self._resident_of(method, stepper), 0, arrays)
 
     def validation(self, source: Source, owner: Stepper, hooks: Hooks, epoch: int = 0) -> Stage:
         """The stage of a validation, with the newest state of the training's stepper.
@@ -127,37 +189,45 @@ class Stages:
         if method == "train_step" and used < asked:
             say(f"steps_per_call={asked} runs as {used}: {stepper.sizes.reason}")
 
-    def _buffers_of(self, method: str, stepper: Stepper) -> StagingBuffers:
-        most, first = stepper.sizes.steps_per_block, stepper.sizes.first_steps
+    def _buffers_of(self, method: str, stepper: Stepper, placement: Placement) -> StagingBuffers:
         buffers = self._buffers.get(method)
-        if buffers is None or buffers.sizes.most != most:
-            # The user's number holds, however long a call takes.
-            sizes = BlockSize(most, None if self._steps_per_call else first)
+        if buffers is None or buffers.sizes.most != stepper.sizes.steps_per_block:
             # Taken out, because a run within a callback must not fill the same buffers.
-            buffers = StagingBuffers(sizes, self._memory.pop(method, None))
+            memory = self._memory.pop(method, None)
+            buffers = StagingBuffers(self._block_size(stepper), memory, placement)
             self._buffers[method] = buffers
         return buffers
 
-    def _stepper(
-        self, experiment: Experiment, method: str, batch: Batch, hooks: Hooks, size: int | None
-    ) -> Stepper:
-        callbacks = hooks.listeners
-        return make_stepper(
-            experiment,
-            method,
-            batch,
-            self._look,
-            steps_per_call=size,
-            keeps_outputs=method == "predict_step" or any("outputs" in c.needs for c in callbacks),
-            can_rewind=bool(watchers_within(callbacks)),
-            readers=hooks.num_readers,
-        )
+    def _resident_of(self, method: str, stepper: Stepper) -> ResidentBuffers:
+        buffers = self._resident.get(method)
+        if buffers is None or buffers.sizes.most != stepper.sizes.steps_per_block:
+            buffers = ResidentBuffers(self._block_size(stepper))
+            self._resident[method] = buffers
+        return buffers
+
+    def _block_size(self, stepper: Stepper) -> BlockSize:
+        sizes, is_set = stepper.sizes, self._steps_per_call is not None
+        # The user's number holds, however long a call takes.
+        return BlockSize(sizes.steps_per_block, None if is_set else sizes.first_steps)
 
     def _look(self, name: str, outputs: Outputs) -> None:
         """Warns of outputs of a step that give no metrics."""
         self._left_out.name(
             without_metrics(outputs), f"{name} returns outputs that give no metrics:", advice
         )
+
+
+def _resident(source: Source, placement: Placement) -> Batches | None:
+    """The data set if its arrays go to the device of the run."""
+    data = source.resident
+    if data is None or placement.num_devices == 1:
+        return data
+    if data.on_device is None:  # chosen by rule
+        return None
+    raise DataError(
+        f"{source.name} has on_device=True, and the arrays of the Experiment lie on "
+        f"{placement.num_devices} devices: leave on_device out"
+    )
 
 
 def first_batch(source: Source, epoch: int = 0) -> Batch:

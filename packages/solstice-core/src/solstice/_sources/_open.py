@@ -19,10 +19,11 @@ def open_source(
     shuffle: bool = False,
     limit: int | None = None,
     like: Any = None,
+    on_device: bool | None = False,
 ) -> Source:
     """`open_source(train_ds, "train_ds", batch_size)`: the Source of a user's data set.
 
-    Arrays with a `batch_size` are cut into batches.
+    Arrays with a `batch_size` are cut into batches, `on_device` as in `solstice.data.batches`.
 
     Raises:
         DataError: `data` is not a data set, is several, needs a `batch_size`, or has one already.
@@ -44,7 +45,7 @@ def open_source(
                 f"batch_size={batch_size} was given, and {name} is not a tree of arrays but "
                 f"{describe(data)}; leave batch_size out for data that come in batches"
             )
-        data = Batches(data, batch_size, shuffle=shuffle)
+        data = Batches(data, batch_size, shuffle=shuffle, on_device=on_device)
     elif is_examples(data):
         # No shuffling in evaluation, because predictions would not match their examples.
         order = ", shuffle=True" if shuffle else ""

@@ -11,6 +11,7 @@ from solstice._sources._epochs import Epochs
 from solstice._sources._kinds import describe
 from solstice._sources._positions import Memory, is_seekable, opened
 from solstice._types import Batch
+from solstice.data import Batches
 
 END: Any = object()
 """Returned in place of a batch at the end of the data."""
@@ -97,6 +98,7 @@ class Reader:
             DataError: the user's function returned something else.
         """
         made = self.epochs(number)
+        self._check_residence(made)
         if not isinstance(made, Iterable) and not is_seekable(made):
             raise DataError(
                 f"{self._name} is a function that returned {made!r:.60}; it must return an "
@@ -105,6 +107,15 @@ class Reader:
         self._opened += 1
         self.states.clear()  # they are of another epoch
         return cast("Any", made)
+
+    def _check_residence(self, made: object) -> None:
+        """Refuses data for the device that a function makes, because each call makes other data."""
+        if made is not self._data and isinstance(made, Batches) and made.on_device:
+            raise DataError(
+                f"{self._name} is a function that returned batches with on_device=True, which "
+                f"would go to the device again in each epoch: pass the batches themselves, "
+                f"`{self._name}=solstice.data.batches(..., on_device=True)`, or leave on_device out"
+            )
 
     def read(
         self, made: object, batches: Iterator[Batch], memory: Memory | None, start: int

@@ -4,6 +4,7 @@ A `tf.data.Dataset`, a grain pipeline and a torch `DataLoader` need no special c
 iterables, and their tensors have `__array__`. Special rules of libraries are in `_libraries`.
 """
 
+import copy
 import types
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from solstice._sources._kinds import check_kind
 from solstice._sources._positions import Memory, fingerprint, is_seekable, opened
 from solstice._sources._reader import END, Reader, chain
 from solstice._types import Batch
+from solstice.data import Batches
 
 _ENDLESS = 2**62
 """Longer data sets are infinite: grain says 2**63 - 1 for a repeated data set."""
@@ -84,6 +86,7 @@ class Source:
         self.limit = limit
         self._reader = Reader(data, name, limit)
         self._returned: Generator[Batch, None, None] | None = None
+        self._start = 0
 
     @property
     def length(self) -> int | None:
@@ -105,6 +108,12 @@ class Source:
     def is_iterator(self) -> bool:
         """Whether it is an iterator, whose batches may be gone once read."""
         return isinstance(self._data, Iterator)
+
+    @property
+    def resident(self) -> Batches | None:
+        """The data set, if its arrays go to the device; None for batches from the host."""
+        data = self._data
+        return data if isinstance(data, Batches) and data.is_resident else None
 
     @property
     def continues(self) -> str:
@@ -264,7 +273,7 @@ class Source:
 
     def _reopen(self, epoch: int, start: int = 0) -> None:
         self._reader.forget()
-        self._returned = self._reader.open(epoch, start)
+        self._returned, self._start = self._reader.open(epoch, start), start
 
     def _goes_on_with(self, expected: str) -> bool:
         """Whether the next batch has this fingerprint."""
@@ -319,6 +328,15 @@ class Source:
             return self._reader.epoch(number)
         batches, self._returned = self._returned, None
         return batches
+
+    def rows(self, number: int) -> tuple[Batches, int]:
+        """One epoch of a data set on the device, and the index of the first batch to read."""
+        data, start = cast("Batches", self.resident), 0
+        if self._returned is not None:  # after a `seek`
+            self._returned, start = None, self._start
+        self._reader.forget()
+        data.set_epoch(number)
+        return copy.copy(data), start  # because `set_epoch` must not change a pass in progress
 
     def end_epoch(self, number: int) -> None:
         """Called when an epoch has been read to its end, and trained."""

@@ -3,14 +3,16 @@
 import copy
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
+import jax
 import numpy as np
 
 from solstice import _tree
 from solstice._arguments import check_alive, switch, whole
-from solstice._batch import unmasked
+from solstice._batch import is_numeric, unmasked
 from solstice._errors import DataError
+from solstice._memory import device_memory, frozen_copy, small_bytes
 from solstice._types import Batch
 
 
@@ -28,11 +30,18 @@ class Batches:
         shuffle: whether each epoch has another order.
         seed: a non-negative integer, the seed of the orders.
         drop_last: whether to leave out a smaller last batch.
+        on_device: whether the Trainer puts all arrays on the device once, and compiled calls read
+            the batches there. The bits are those of batches from the host. None puts them there if
+            they take at most an eighth of the device's memory, or 64 MiB on the CPU. The arrays are
+            copied now, so later changes of yours have no effect.
+
+    Attributes:
+        is_resident: whether the arrays go to the device.
 
     Raises:
-        DataError: there is no array, the lengths differ, `batch_size` is below 1, or `seed` is not
-            a non-negative integer.
-        ValueError: `shuffle` or `drop_last` is not True or False.
+        DataError: there is no array, the lengths differ, `batch_size` is below 1, `seed` is not a
+            non-negative integer, or arrays on the device are not numbers or do not fit there.
+        ValueError: `shuffle` or `drop_last` is not True or False, or `on_device` not these or None.
     """
 
     def __init__(
@@ -43,6 +52,7 @@ class Batches:
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,
+        on_device: bool | None = False,
     ) -> None:
         self.batch_size = whole("batch_size", batch_size, 1, "examples", error=DataError)
         self.seed = whole("seed", seed, 0, error=DataError)
@@ -67,6 +77,12 @@ class Batches:
                 f"arrays must be of one length on axis 0; the lengths are {lengths or 'none'}"
             )
         self._length = lengths[0]
+        self.on_device = on_device
+        self.is_resident = self._goes_on_device(on_device)
+        if self.is_resident:
+            # A copy that nobody can change: steps read the device, callbacks and checks the host.
+            self._leaves = [frozen_copy(leaf) for leaf in self._leaves]
+        self._placed: tuple[object, Batch] | None = None
         self.epoch = 0
         self._ordered: int | None = None
         self._rows: np.ndarray[Any, Any] | None = None
@@ -75,6 +91,51 @@ class Batches:
     def arrays(self) -> Batch:
         """`data.arrays`: all examples, as NumPy arrays in the given tree."""
         return _tree.unflatten(self._treedef, self._leaves)
+
+    def place(self, device: Any = None) -> Batch:
+        """`arrays = data.place()`: the arrays on the device, put there by the first call.
+
+        The Trainer calls it. Call it yourself to put them there before. The `Batches` object keeps
+        them there as long as it lives.
+
+        Args:
+            device: the device; JAX's default device if None.
+
+        Raises:
+            DataError: the arrays do not fit in the memory of the device.
+        """
+        key = device, jax.dtypes.canonicalize_dtype(float)  # because JAX's dtypes depend on x64
+        if self._placed is None or self._placed[0] != key:
+            self._placed = None  # frees the arrays on another device first
+            self._placed = key, _put(self, device)
+        return self._placed[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_placed": None}  # to copy or pickle only the arrays on the host
+
+    def _goes_on_device(self, asked: bool | None) -> bool:
+        is_asked = asked is not None and switch("on_device", asked)
+        if asked is not None and not is_asked:
+            return False
+        wrong = self._why_not_on_device()
+        if is_asked and wrong:
+            raise DataError(
+                f"batches with on_device=True need arrays of numbers, of fewer than 2**31 "
+                f"examples; {wrong}. Leave on_device out: `batches(arrays, {self.batch_size})`"
+            )
+        nbytes = sum(leaf.nbytes for leaf in self._leaves)
+        return is_asked or (not wrong and nbytes <= small_bytes())
+
+    def _why_not_on_device(self) -> str:
+        strangers = [leaf for leaf in self._leaves if not is_numeric(leaf)]
+        if strangers:
+            return f"one has the dtype {strangers[0].dtype}"
+        return f"there are {self._length:,}" if self._length >= 2**31 else ""
+
+    @property
+    def num_examples(self) -> int:
+        """`data.num_examples`: the examples in the arrays."""
+        return self._length
 
     def set_epoch(self, epoch: int) -> None:
         """`data.set_epoch(3)`: the next pass gives the order of epoch 3."""
@@ -97,7 +158,7 @@ class Batches:
         if not 0 <= position < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         part = slice(position * self.batch_size, (position + 1) * self.batch_size)
-        order = self._order()
+        order = self.order
         # A slice gives views of the arrays, and rows by number a copy.
         rows = part if order is None else order[part]
         return _tree.unflatten(self._treedef, [leaf[rows] for leaf in self._leaves])
@@ -106,8 +167,9 @@ class Batches:
         epoch = copy.copy(self)  # because `set_epoch` must not change a pass in progress
         return BatchIterator(epoch)
 
-    def _order(self) -> np.ndarray[Any, Any] | None:
-        """The order of the epoch's examples, computed once; None without shuffling."""
+    @property
+    def order(self) -> np.ndarray[Any, Any] | None:
+        """`data.order`: the row of each example of the epoch; None without shuffling."""
         if not self.shuffle:
             return None
         if self._ordered != self.epoch:
@@ -128,6 +190,7 @@ class Batches:
 
     def __repr__(self) -> str:
         more = {name: value for name, value in self.describe().items() if name != "examples"}
+        more |= {"on_device": True} if self.is_resident else {}
         told = ", ".join(f"{name}={value}" for name, value in more.items())
         return f"Batches({self._length:,} examples, {told})"
 
@@ -181,6 +244,19 @@ class BatchIterator(Iterator[Batch]):
                 )
         self._data.set_epoch(state["epoch"])
         self._index = state["batch"]
+
+
+def _put(data: Batches, device: Any) -> Batch:
+    try:
+        return cast("Any", jax).block_until_ready(jax.device_put(data.arrays, device))
+    except Exception as error:  # the class of JAX's error depends on the device and its version
+        nbytes = sum(leaf.nbytes for leaf in _tree.leaves(data.arrays))
+        memory = device_memory(device)
+        room = "" if memory is None else f", which has {memory:,}"
+        raise DataError(
+            f"the arrays, {nbytes:,} bytes, cannot be put on the device{room}: {error!r:.200}. "
+            f"Feed them from the host: `batches(arrays, {data.batch_size})` without on_device"
+        ) from error
 
 
 batches = Batches
