@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import solstice
 from solstice import _memory
-from solstice.callbacks import Checkpoint, FlightRecorder, NaNGuard
+from solstice._engine import _placement
+from solstice.callbacks import Checkpoint, EarlyStopping, FlightRecorder, NaNGuard
 from solstice.data import Masked, batches
 from solstice.testing import Sgd
 
@@ -419,6 +420,42 @@ def test_checks_see_numbers_before_jax_narrows_them():
     experiment = net(kind=Sees)
     with pytest.raises(AssertionError):
         solstice.Trainer().fit(experiment, batches((X, labels), 4, on_device=True))
+
+
+# Transfers
+
+
+class Counting(Net):
+    """A net with a Python number and a NumPy array, which become arrays of JAX."""
+
+    count: int = 0
+    total: Any = None
+
+    def train_step(self, batch: Any) -> Any:
+        new, outputs = super().train_step(batch)
+        return solstice.replace(new, count=self.count + 1, total=self.total + 1), outputs
+
+
+@pytest.mark.parametrize("steps_per_call", [None, 1])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_an_accelerator_gets_batches_ahead_of_their_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, on_device: bool, steps_per_call: int | None
+):
+    """`transfer_guard` refuses transfers by the call itself, also on the CPU."""
+    monkeypatch.setattr(_placement, "READS_HOST", ())
+    data = batches((X, Y), 8, shuffle=True, on_device=on_device)
+    experiment = Counting(jnp.asarray(W, jnp.float32), jax.random.key(7), dense, 0, np.zeros(3))
+    callbacks = [Checkpoint(tmp_path, every=4), EarlyStopping("val/loss"), NaNGuard(every=3)]
+    trainer = solstice.Trainer(callbacks, steps_per_call=steps_per_call)
+    with jax.transfer_guard("disallow"):
+        found = trainer.fit(experiment, data, data, num_epochs=2)
+        trainer.test(found, data)
+        list(trainer.predict(found, data))
+    assert not found.w.committed
+    monkeypatch.undo()
+    again = solstice.Trainer(steps_per_call=steps_per_call).fit(experiment, data, num_epochs=2)
+    assert digest(found) == digest(again)
+    assert (found.count, found.total.tolist()) == (20, [20.0] * 3)
 
 
 # The copy on the device

@@ -1,10 +1,11 @@
 """Packing: the outputs of a step as a tree that a compiled call can return."""
 
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, ShapeDtypeStruct, lax
 from jax.tree_util import register_static
 
@@ -71,7 +72,11 @@ def types_of(tree: PyTree) -> tuple[ShapeDtypeStruct, ...]:
 
 def as_jax(leaf: Any) -> Array:
     """A number or array as an array of JAX."""
-    return leaf if isinstance(leaf, Array) else jnp.asarray(leaf)
+    if isinstance(leaf, Array):
+        return leaf
+    # `device_put`, because `jax.transfer_guard` refuses other transfers. It may share the memory of
+    # a NumPy array, so of a copy.
+    return jax.device_put(np.array(cast("Any", leaf)) if isinstance(leaf, np.ndarray) else leaf)
 
 
 def as_type(x: Array, like: ShapeDtypeStruct) -> Array:

@@ -14,6 +14,9 @@ from solstice._experiment import Experiment
 from solstice._memory import default_device
 from solstice._types import Batch, PyTree
 
+READS_HOST = ("cpu",)
+"""Platforms on which a call reads memory of the host in place."""
+
 
 class Placement(Protocol):
     """The devices and processes of a run. It is hashable: another placement is another program."""
@@ -92,7 +95,7 @@ def placement_of(experiment: Experiment) -> Placement:
     # Without a device unless one was chosen, because batches that are bound to a device bind the
     # trained Experiment to it.
     is_chosen = any(getattr(x, "committed", False) for x in arrays)
-    return SingleDevice(device.platform != "cpu", device if is_chosen else None)
+    return SingleDevice(device.platform not in READS_HOST, device if is_chosen else None)
 
 
 def check_processes() -> None:

@@ -19,7 +19,9 @@ from solstice import _tree
 from solstice._batch import own
 from solstice._engine._block_size import BlockSize
 from solstice._engine._buffer import InUse
+from solstice._engine._placement import SINGLE_DEVICE, Placement
 from solstice._engine._staging import refusal
+from solstice._memory import aligned
 from solstice._record import Times
 from solstice._types import Batch
 
@@ -41,7 +43,7 @@ class Rows:
     """
 
     arrays: Batch
-    order: Array | None
+    order: Any
     start: Any
     size: int = field(metadata={"static": True})
     most: int = field(metadata={"static": True})
@@ -151,13 +153,18 @@ class ResidentBlock:
 class ResidentBuffers:
     """The sizes of blocks of data on the device, and the calls that have not ended.
 
-    Attributes:
+    Args:
         sizes: the size of blocks.
+        placement: the device of the data.
+
+    Attributes:
+        sizes, placement: the arguments.
         are_valid: whether a stacked check has accepted all examples; None before it.
     """
 
-    def __init__(self, sizes: BlockSize) -> None:
+    def __init__(self, sizes: BlockSize, placement: Placement = SINGLE_DEVICE) -> None:
         self.sizes = sizes
+        self.placement = placement
         self.are_valid: bool | None = None
         self._slots = deque(InUse() for _ in range(_SLOTS))
         self._seen: set[int] = set()
@@ -207,8 +214,7 @@ class ResidentFeeder:
         self._stacked_check = stacked_check
         self._times = times or Times()
         self._at = epoch.start
-        # Not within the call, because a transfer there is not ahead of it.
-        order = None if epoch.order is None else jax.device_put(epoch.order.astype(np.uint32))
+        order = None if epoch.order is None else buffers.placement.put(_numbers(epoch.order))
         self._rows = Rows(epoch.arrays, order, np.uint32(0), epoch.batch_size, buffers.sizes.most)
         self._error: Exception | None = None
 
@@ -275,6 +281,13 @@ def _stacked(batch: Batch) -> Batch:
 
 def _with_axis(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array[None]
+
+
+def _numbers(order: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The order in memory that each call on the CPU reads in place."""
+    numbers = aligned(order.shape, np.uint32)
+    numbers[:] = order
+    return numbers
 
 
 def _as_in_a_step(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

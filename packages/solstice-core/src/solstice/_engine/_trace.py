@@ -7,7 +7,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax import Array, ShapeDtypeStruct
 
 from solstice import _tree
@@ -129,7 +128,7 @@ def _trace(whole: Program, types: Types, batch_structure: Structure, batch_types
         rest = iter(types)
         constants = [ARRAY if i in traced else c for i, c in enumerate(whole.constants)]
         inputs = [
-            type_of(jnp.asarray(c)) if i in traced else next(rest)
+            type_of(as_jax(c)) if i in traced else next(rest)
             for i, c in enumerate(whole.constants)
             if c is ARRAY or i in traced
         ]

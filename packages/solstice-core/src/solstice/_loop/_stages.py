@@ -164,7 +164,7 @@ class Stages:
             buffers = self._buffers_of(method, stepper, placement)
             return Stage(source, stepper, buffers, self._prefetch)
         arrays = data.place(placement.device)
-        return Stage(source, stepper, self._resident_of(method, stepper), 0, arrays)
+        return Stage(source, stepper, self._resident_of(method, stepper, placement), 0, arrays)
 
     def validation(self, source: Source, owner: Stepper, hooks: Hooks, epoch: int = 0) -> Stage:
         """The stage of a validation, with the newest state of the training's stepper.
@@ -198,10 +198,10 @@ class Stages:
             self._buffers[method] = buffers
         return buffers
 
-    def _resident_of(self, method: str, stepper: Stepper) -> ResidentBuffers:
+    def _resident_of(self, method: str, stepper: Stepper, placement: Placement) -> ResidentBuffers:
         buffers = self._resident.get(method)
         if buffers is None or buffers.sizes.most != stepper.sizes.steps_per_block:
-            buffers = ResidentBuffers(self._block_size(stepper))
+            buffers = ResidentBuffers(self._block_size(stepper), placement)
             self._resident[method] = buffers
         return buffers
 
