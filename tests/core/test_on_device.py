@@ -295,6 +295,73 @@ def test_masked_batches_keep_their_masks():
     assert same(run(True), run(False))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sanity_val_batches": 2},
+        {"overfit_batches": 3},
+        {"fast_dev_run": 2},
+        {"prefetch": 2},
+        {"val_every_n_steps": 7},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_the_trainer_mean_the_same(options: dict[str, Any]):
+    assert fitted(True, **options) == fitted(False, **options)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        X.astype(">f4"),
+        np.asfortranarray(X),
+        X[:, ::-1],
+        jnp.asarray(X),
+        X > 0,
+        X.astype(np.float64),
+    ],
+    ids=["big-endian", "fortran", "a view", "jax", "bool", "float64"],
+)
+def test_arrays_of_any_layout_give_the_same_bits(x: Any):
+    assert fitted(True, (x, Y), num_epochs=1) == fitted(False, (x, Y), num_epochs=1)
+
+
+def test_with_x64_the_device_has_the_wide_arrays():
+    data = batches((X.astype(np.float64), Y), 25, on_device=True)
+    assert data.place()[0].dtype == np.float32
+    jax.config.update("jax_enable_x64", True)
+    try:
+        assert data.place()[0].dtype == np.float64
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+on_two = pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+
+
+@on_two
+def test_the_data_goes_to_the_device_of_the_experiment():
+    device = jax.devices()[1]
+    experiment = solstice.replace(net(), w=jax.device_put(W.astype(np.float32), device))
+    data = batches((X, Y), 25, on_device=True)
+    found = solstice.Trainer().fit(experiment, data)
+    assert found.w.devices() == {device}
+    assert data.place(device)[0].devices() == {device}
+
+
+@on_two
+@pytest.mark.filterwarnings("ignore:.*on 2 devices")
+def test_an_experiment_on_several_devices_is_fed_from_the_host():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    experiment = solstice.replace(net(), w=jax.device_put(W.astype(np.float32), everywhere))
+    trainer = solstice.Trainer()
+    trainer.fit(experiment, (X, Y), batch_size=25)
+    assert "is on the device" not in trainer.explain()
+    with pytest.raises(solstice.DataError, match="lie on 2 devices: leave on_device out"):
+        trainer.fit(experiment, batches((X, Y), 25, on_device=True))
+
+
 # Resume
 
 
@@ -550,6 +617,18 @@ def test_text_among_the_arrays_of_fit_is_fed_from_the_host():
 def test_text_on_the_device_is_refused():
     with pytest.raises(solstice.DataError, match=r"dtype <U6.*`batches\(arrays, 5\)`"):
         batches((X, np.array(["row 17"] * 75)), 5, on_device=True)
+
+
+def test_a_subclass_whose_batches_may_differ_from_its_arrays_is_refused():
+    class Flipped(solstice.data.Batches):
+        def __getitem__(self, index: int) -> Any:
+            x, y = super().__getitem__(index)
+            return x[:, ::-1], y
+
+    with pytest.raises(solstice.DataError, match="Flipped is a class of its own"):
+        Flipped((X, Y), 5, on_device=True)
+    assert not Flipped((X, Y), 5, on_device=None).is_resident
+    assert batches((X, Y), 5, on_device=None).is_resident
 
 
 def test_too_many_examples_for_the_device_are_refused():

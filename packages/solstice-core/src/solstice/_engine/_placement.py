@@ -88,14 +88,14 @@ SINGLE_DEVICE: Placement = SingleDevice()
 def placement_of(experiment: Experiment) -> Placement:
     """The device of an Experiment's arrays, JAX's default device if they are on none."""
     arrays = [x for x in _tree.leaves(experiment) if isinstance(x, Array)]
-    devices = {device for x in arrays for device in _devices(x)}
+    # Arrays for which nobody has chosen a device follow the others.
+    chosen = [x for x in arrays if getattr(x, "committed", False)]
+    devices = {device for x in chosen or arrays for device in _devices(x)}
     if len(devices) > 1:  # compiled calls copy batches to all of them
         return SingleDevice(num_devices=len(devices))
     [device] = devices or {default_device()}
-    # Without a device unless one was chosen, because batches that are bound to a device bind the
-    # trained Experiment to it.
-    is_chosen = any(getattr(x, "committed", False) for x in arrays)
-    return SingleDevice(device.platform not in READS_HOST, device if is_chosen else None)
+    # None unless one was chosen, because batches bound to a device bind the trained Experiment.
+    return SingleDevice(device.platform not in READS_HOST, device if chosen else None)
 
 
 def check_processes() -> None:

@@ -121,12 +121,15 @@ class Batches:
         if is_asked and wrong:
             raise DataError(
                 f"batches with on_device=True need arrays of numbers, of fewer than 2**31 "
-                f"examples; {wrong}. Leave on_device out: `batches(arrays, {self.batch_size})`"
+                f"examples, which calls read as they are; {wrong}. Leave on_device out: "
+                f"`batches(arrays, {self.batch_size})`"
             )
         nbytes = sum(leaf.nbytes for leaf in self._leaves)
         return is_asked or (not wrong and nbytes <= small_bytes())
 
     def _why_not_on_device(self) -> str:
+        if type(self) is not Batches:  # whose methods may change batches
+            return f"{type(self).__name__} is a class of its own"
         strangers = [leaf for leaf in self._leaves if not is_numeric(leaf)]
         if strangers:
             return f"one has the dtype {strangers[0].dtype}"
