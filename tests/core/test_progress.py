@@ -246,7 +246,7 @@ def test_the_bar_shows_the_metrics_of_the_epoch_so_far(terminal, monkeypatch):
 
 def test_metrics_are_read_back_by_the_clock_and_not_by_the_step(terminal, monkeypatch):
     reads = []
-    monkeypatch.setattr(solstice.callbacks._progress._Clock, "wants_metrics", never)
+    monkeypatch.setattr(ProgressBar, "_wants_metrics", never)
     shown = monkeypatch.setattr(tqdm.tqdm, "set_postfix_str", lambda *_, **__: reads.append(1))
     assert shown is None
     bar = ProgressBar(file=terminal)
@@ -254,7 +254,7 @@ def test_metrics_are_read_back_by_the_clock_and_not_by_the_step(terminal, monkey
     assert reads == []
 
 
-def never(clock, now, seconds):
+def never(bar, mode, now):
     return False
 
 

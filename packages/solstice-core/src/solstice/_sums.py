@@ -3,7 +3,10 @@
 Each number is kept in two words, because JAX has 32 bits unless it is set to 64.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
 import equinox as eqx
@@ -46,11 +49,6 @@ class _Sums(eqx.Module):
         """Whether JAX traces the numbers, so their values are unknown."""
         return any(isinstance(leaf, Tracer) for leaf in _tree.leaves(self.words))
 
-    def _pair(self, xp: object) -> tuple[Any, Any]:
-        """Both words; on the host if `xp` is NumPy."""
-        (words,) = self.words.values()
-        return _rows(words if xp is jnp else np.asarray(words))
-
     def _added(self, other: Self, add: Callable[[Array, Array], Array]) -> Self:
         (key, one), (other_key, two) = *self.words.items(), *other.words.items()
         if key != other_key:
@@ -58,15 +56,6 @@ class _Sums(eqx.Module):
                 f"cannot add {key} and {other_key}: give both the same names and shapes"
             )
         return replace(self, words={key: add(one, two)})
-
-    def _named(self, flat: AnyArray) -> dict[str, Any]:
-        """The concatenated array `flat`, split by name and in the original shapes."""
-        ends = np.cumsum([int(np.prod(shape)) for _, shape in self.shapes])
-        parts = zip(self.shapes, ends, strict=True)
-        return {
-            name: flat[..., end - int(np.prod(shape)) : end].reshape(flat.shape[:-1] + shape)
-            for (name, shape), end in parts
-        }
 
 
 class Counts(_Sums):
@@ -103,20 +92,18 @@ class Counts(_Sums):
         While JAX traces they are int32, clipped to 2^31 - 1; int64 if JAX is set to 64 bits.
         """
         if self.is_traced:
-            return self._named(_in_one_word(*self._pair(jnp)))
-        low, high = self._pair(np)
-        upper = high.astype(np.int32).astype(np.int64) << 32
-        return _plain(self._named(upper | low.astype(np.int64)))
+            return _named(self, _in_one_word(*_pair(self, jnp)))
+        return _plain(_named(self, _whole(self)))
 
     def floats(self, xp: object = jnp) -> dict[str, Any]:
         """The counts in JAX's widest float dtype; in float64 if `xp` is NumPy."""
         if xp is np:
-            return {name: np.asarray(value, np.float64) for name, value in self.values().items()}
-        low, high = (word.astype(jnp.int32) for word in self._pair(jnp))
+            return _named(self, _whole(self).astype(np.float64))
+        low, high = (word.astype(jnp.int32) for word in _pair(self, jnp))
         # The nearest multiple of 2^32: `low`, now signed, is the distance to it.
         multiple = high + (low < 0).astype(jnp.int32)
         widest = jax.dtypes.canonicalize_dtype(np.float64)
-        return self._named(multiple.astype(widest) * 2.0**32 + low.astype(widest))
+        return _named(self, multiple.astype(widest) * 2.0**32 + low.astype(widest))
 
 
 class Totals(_Sums):
@@ -151,15 +138,51 @@ class Totals(_Sums):
 
         While JAX traces they have the dtype of the sums.
         """
-        return self.floats() if self.is_traced else _plain(self.floats(np))
+        return self.floats() if self.is_traced else _plain(Totals.floats(self, np))
 
     def floats(self, xp: object = jnp) -> dict[str, Any]:
         """The totals in the dtype of the sums; in float64 if `xp` is NumPy."""
         if xp is np:
-            total, lost = self._pair(np)
-            return self._named(total.astype(np.float64) + lost.astype(np.float64))
-        total, lost = self._pair(jnp)
-        return self._named(total + lost)
+            total, lost = _pair(self, np)
+            return _named(self, total.astype(np.float64) + lost.astype(np.float64))
+        total, lost = _pair(self, jnp)
+        return _named(self, total + lost)
+
+
+# Functions and no methods: Equinox makes a module of each method that is read from a module.
+
+
+def _pair(sums: _Sums, xp: object) -> tuple[Any, Any]:
+    """Both words; on the host if `xp` is NumPy."""
+    (words,) = sums.words.values()
+    return _rows(words if xp is jnp else np.asarray(words))
+
+
+def _named(sums: _Sums, flat: AnyArray) -> dict[str, Any]:
+    """The concatenated array `flat`, split by name and in the original shapes."""
+    axes = flat.shape[:-1]
+    return {
+        name: flat[..., start:end].reshape(axes + shape)
+        for name, start, end, shape in _places(sums.shapes)
+    }
+
+
+@lru_cache(maxsize=128)
+def _places(shapes: _Shapes) -> list[tuple[str, int, int, tuple[int, ...]]]:
+    """The name of each part, its first index, the index after its last, and its shape."""
+    ends = list(accumulate(math.prod(shape) for _, shape in shapes))
+    starts = [0, *ends]
+    return [
+        (name, start, end, shape)
+        for (name, shape), start, end in zip(shapes, starts, ends, strict=False)
+    ]
+
+
+def _whole(counts: Counts) -> np.ndarray:
+    """Counts as int64."""
+    low, high = _pair(counts, np)
+    upper = high.astype(np.int32).astype(np.int64) << 32
+    return upper | low.astype(np.int64)
 
 
 @jax.jit

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 
 from solstice import _tree
+from solstice._engine import type_of
 from solstice._experiment import Experiment, overrides, stacked_check_of
 from solstice._loop._state import RunState
 from solstice._types import Batch
@@ -72,13 +73,24 @@ class BatchChecks:
 
 def hollow(experiment: Experiment) -> Experiment:
     """`hollow(exp)`: the Experiment with deleted arrays, which take no memory."""
-    leaves, structure = _tree.flatten(experiment)
-    places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
-    arrays = [leaves[index] for index in places]
-    for part in _tree.parts(arrays):
-        arrays[part] = _tree.copies(arrays[part])
-        for array in arrays[part]:
-            array.delete()
-    for index, array in zip(places, arrays, strict=True):
-        leaves[index] = array
-    return _tree.unflatten(structure, leaves)
+    return _tree.map(_deleted, experiment)
+
+
+_KINDS = 1000
+"""The most kinds of arrays that are remembered."""
+
+_deleted_ones: dict[object, jax.Array] = {}
+"""A deleted array of each kind, because each fit needs them, and making one takes a copy."""
+
+
+def _deleted(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    kind = leaf.shape, leaf.dtype, leaf.sharding, type_of(leaf).weak_type
+    if kind not in _deleted_ones:
+        if len(_deleted_ones) >= _KINDS:
+            _deleted_ones.clear()
+        [copy] = _tree.copies([leaf])
+        copy.delete()
+        _deleted_ones[kind] = copy
+    return _deleted_ones[kind]

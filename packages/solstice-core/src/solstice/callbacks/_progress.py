@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import itertools
 import math
 import numbers
 import os
@@ -70,10 +71,12 @@ class ProgressBar(Callback):
         self._file = file
         self._bars: dict[str, Any] = {}
         self._clocks: dict[str, _Clock] = {}
+        self._next_metrics: dict[str, float] = {}  # by mode, because an epoch may be short
         self._line: list[str] = []
 
     def on_fit_start(self, record: Record) -> None:
         """Opens the bar of the epochs if there are several."""
+        self._next_metrics.clear()
         if record.mode == "train" and record.num_epochs is not None and record.num_epochs > 1:
             self._open("run", "epochs", record.num_epochs, record.epoch, "epoch")
 
@@ -91,7 +94,7 @@ class ProgressBar(Callback):
             if clock.wants_line(time.monotonic()):
                 self._print("  ".join(self._how_far(record, clock)))
             return
-        if record.mode != "predict" and clock.wants_metrics(time.monotonic(), self._seconds):
+        if record.mode != "predict" and self._wants_metrics(record.mode, time.monotonic()):
             # Reading metrics waits for the device, so the bar shows finished steps.
             self._show(bar, self._shown(record.metrics))
         bar.update(record.epoch_step - bar.n)
@@ -141,6 +144,12 @@ class ProgressBar(Callback):
                 **_width(self._out),
             )
 
+    def _wants_metrics(self, mode: str, now: float) -> bool:
+        is_due = now >= self._next_metrics.get(mode, -math.inf)
+        if is_due:
+            self._next_metrics[mode] = now + self._seconds
+        return is_due
+
     def _show(self, bar: Any, metrics: list[str]) -> None:
         """Shows the metrics that fit beside a bar, because tqdm would cut digits off the others."""
         columns, now = _columns(self._out), bar.format_dict
@@ -166,9 +175,13 @@ class ProgressBar(Callback):
         ]
 
     def _shown(self, metrics: Mapping[str, Any]) -> list[str]:
-        scalars = {n: v for n, v in metrics.items() if isinstance(v, numbers.Real)}
-        names = list(scalars)[:_SHOWN] if self._only is None else self._only
-        return [f"{name} {float(scalars[name]):.4f}" for name in names if name in scalars]
+        if self._only is None:
+            scalars = (item for item in metrics.items() if isinstance(item[1], numbers.Real))
+            chosen = list(itertools.islice(scalars, _SHOWN))
+        else:
+            there = [(name, metrics.get(name)) for name in self._only]
+            chosen = [(name, value) for name, value in there if isinstance(value, numbers.Real)]
+        return [f"{name} {float(value):.4f}" for name, value in chosen]
 
     def _end(self) -> None:
         for name in reversed(list(self._bars)):
@@ -195,20 +208,13 @@ class ProgressBar(Callback):
 
 
 class _Clock:
-    """The start of a pass over the data, and the times of its next metrics and next line."""
+    """The start of a pass over the data, and the time of its next line."""
 
     def __init__(self, record: Record) -> None:
         self._began = time.monotonic()
         self._examples = record.num_examples
         self._steps = record.epoch_step
         self._next_line, self._pause = self._began + _FIRST_LINE, _FIRST_LINE
-        self._next_metrics = -math.inf
-
-    def wants_metrics(self, now: float, seconds: float) -> bool:
-        if now < self._next_metrics:
-            return False
-        self._next_metrics = now + seconds
-        return True
 
     def wants_line(self, now: float) -> bool:
         if now < self._next_line:

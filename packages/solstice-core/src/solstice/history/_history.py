@@ -312,13 +312,17 @@ def _row(
     metrics = record.metrics
     if scalars_only:
         metrics = {name: value for name, value in metrics.items() if is_number(value)}
-    large = {n: v for n, v in metrics.items() if most is not None and np.size(v) > most}
+    large = {n: v for n, v in metrics.items() if most is not None and _size(v) > most}
     left_out.name(
         large,
         f"trainer.history leaves out arrays of more than {most} numbers:",
         "To keep them, write `solstice.History()` among the callbacks of the Trainer",
     )
     return row_of(record, span, {n: v for n, v in metrics.items() if n not in large})
+
+
+def _size(value: Any) -> int:
+    return value.size if isinstance(value, np.ndarray) else 1
 
 
 def _html_row(tag: str, cells: list[str]) -> str:

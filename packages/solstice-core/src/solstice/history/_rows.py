@@ -28,7 +28,7 @@ class Rows(AppendOnly[_Row]):
 
     def __init__(self, rows: Iterable[_Row] = ()) -> None:
         super().__init__(rows)
-        self._waiting = deque[Callable[[], _Row]]()
+        self._waiting: deque[Callable[[], _Row]] = deque()
         self._completing = RLock()  # a checkpoint is written by another thread
 
     def add_later(self, make: Callable[[], _Row]) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from types import ModuleType, SimpleNamespace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -116,21 +116,26 @@ def for_compute(metrics: object) -> tuple[SimpleNamespace, ModuleType]:
     Numbers in `Counts` and `Totals` keep their names. The namespace is NumPy in double precision,
     so nothing is compiled and a difference of large counts is exact. While tracing it is JAX.
     """
-    traced = any(isinstance(leaf, Tracer) for leaf in _tree.leaves(metrics))
+    leaves = _tree.leaves(metrics)
+    traced = any(isinstance(leaf, Tracer) for leaf in leaves)
     xp: ModuleType = jnp if traced else np
     numbers: dict[str, Any] = {}
-    read: Any = metrics if traced else jax.device_get(metrics)  # one transfer
+    are_here = traced or all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    read: Any = metrics if are_here else jax.device_get(metrics)  # one transfer
     for field in dataclasses.fields(read):
         name, value = field.name, getattr(read, field.name)
         if _is_sums(value):
-            numbers |= value.floats(xp)
+            # By the class, because Equinox makes a module of a method that is read from a module.
+            numbers |= cast("Any", type(value)).floats(value, xp)
         elif hasattr(value, "dtype"):
             numbers[name] = at_least_float32(value) if traced else value.astype(np.float64)
     return SimpleNamespace(**numbers), xp
 
 
-def divide(xp: ModuleType, numerator: AnyArray, denominator: AnyArray) -> AnyArray:
+def divide(xp: ModuleType, numerator: Any, denominator: Any) -> Any:
     """The quotient in floating point; 0 where the denominator is 0."""
+    if xp is np and np.ndim(numerator) == np.ndim(denominator) == 0:  # in a quarter of the time
+        return numerator / denominator if denominator else np.float64(0.0)
     there = denominator != 0
     # NumPy would warn of a division by 0 that the outer `where` drops.
     return xp.where(there, numerator / xp.where(there, denominator, 1.0), 0.0)

@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from solstice._arguments import instance, numeric, real
-from solstice._metrics import Metrics
+from solstice._metrics import Metrics, computed
 from solstice._sums import Counts, Totals, as_given, at_least_float32, exact_sum
 from solstice._types import AnyArray
 from solstice.metrics._bases import (
@@ -185,9 +185,9 @@ class MetricsCollection(_Composite):
         """`metrics.compute()["digit.accuracy"]`: the values of all parts by name."""
         values: dict[str, Any] = {}
         for name in self.names:
-            computed = self.parts[name].compute()
-            alone = len(computed) == 1
-            values |= {name if alone else f"{name}.{key}": v for key, v in computed.items()}
+            found = computed(self.parts[name])
+            alone = len(found) == 1
+            values |= {name if alone else f"{name}.{key}": v for key, v in found.items()}
         return values
 
 
@@ -221,8 +221,8 @@ class WithLoss(_Composite):
 
     def compute(self) -> Mapping[str, Any]:
         """`metrics.compute()["loss"]`: the loss and the values of the metrics by name."""
-        loss = {"loss": self.loss.compute()["mean"]}
-        return loss | {**self.metrics.compute()} | loss
+        loss = {"loss": computed(self.loss)["mean"]}
+        return loss | {**computed(self.metrics)} | loss
 
 
 def _broadcast(weights: ArrayLike, losses: ArrayLike) -> Array:

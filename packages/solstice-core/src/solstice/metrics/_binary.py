@@ -107,6 +107,7 @@ class BinaryMetrics(Additive):
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["roc_auc"]`: floats by name, and two integer counts."""
         m, xp = for_compute(self)
+        exact = Counts.values(self.counts)
         wrong_positives = m.num_negative - m.right_negatives
         guessed = m.right_positives + wrong_positives
         scores = scores_of(xp, m.right_positives, guessed, m.num_positive)
@@ -124,8 +125,8 @@ class BinaryMetrics(Additive):
                 xp, m.right_positives, guessed, m.num_positive, total
             ),
             **_areas(xp, m.positives[::-1], m.negatives[::-1]),
-            "num_out_of_range": self.counts.values()["out_of_range"],
-            "num_nan": self.counts.values()["num_nan"],
+            "num_out_of_range": exact["out_of_range"],
+            "num_nan": exact["num_nan"],
         }
 
 
@@ -270,6 +271,7 @@ class MultilabelMetrics(Additive):
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["f1_macro"]`: floats by name, and two integer counts."""
         m, xp = for_compute(self)
+        exact = Counts.values(self.counts)
         each = scores_of(xp, m.right, m.guessed, m.holding)
         micro = scores_of(xp, m.right.sum(), m.guessed.sum(), m.holding.sum())
         return {
@@ -277,8 +279,8 @@ class MultilabelMetrics(Additive):
             "subset_accuracy": divide(xp, m.right_examples, m.num_examples),
             **{f"{name}_micro": value for name, value in micro.items()},
             **averaged(xp, each, m.holding, "label"),
-            "num_out_of_range": self.counts.values()["out_of_range"],
-            "num_nan": self.counts.values()["num_nan"],
+            "num_out_of_range": exact["out_of_range"],
+            "num_nan": exact["num_nan"],
         }
 
 

@@ -138,7 +138,7 @@ class ClassificationMetrics(Additive):
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["accuracy"]`: floats by name and two integer counts."""
         m, xp = for_compute(self)
-        exact = self.counts.values()
+        exact = Counts.values(self.counts)
         by_class = scores_of(xp, m.correct, m.predicted, m.labelled)
         top_k = {}
         if self.top_k is not None:

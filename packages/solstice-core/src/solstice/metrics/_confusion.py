@@ -82,7 +82,7 @@ class ConfusionMatrix(Additive):
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["confusion_matrix"]`: the matrix and "num_out_of_range"."""
-        return self.counts.values()
+        return Counts.values(self.counts)
 
 
 class CalibrationError(Additive):
@@ -148,10 +148,11 @@ class CalibrationError(Additive):
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["expected_calibration_error"]`: floats and two integer counts."""
         m, xp = for_compute(self)
+        exact = Counts.values(self.counts)
         apart = xp.abs(divide(xp, m.confidence - m.right, m.count))
         return {
             "expected_calibration_error": (apart * divide(xp, m.count, m.count.sum())).sum(),
             "maximum_calibration_error": apart.max(),
-            "num_out_of_range": self.counts.values()["out_of_range"],
-            "num_nan": self.counts.values()["num_nan"],
+            "num_out_of_range": exact["out_of_range"],
+            "num_nan": exact["num_nan"],
         }

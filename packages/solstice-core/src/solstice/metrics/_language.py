@@ -90,7 +90,7 @@ class LanguageModelMetrics(Additive):
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["perplexity"]`: floats by name and two integer counts."""
         m, xp = for_compute(self)
-        exact = self.counts.values()
+        exact = Counts.values(self.counts)
         loss = divide(xp, m.loss_sum, m.num_tokens)
         with np.errstate(over="ignore"):  # the loss of a diverged model overflows to infinity
             perplexity = xp.exp(loss)

@@ -124,7 +124,7 @@ class RegressionMetrics(Additive):
 
     def _values(self) -> dict[str, Any]:
         m, xp = for_compute(self)
-        exact = self.counts.values()
+        exact = Counts.values(self.counts)
         squared = m.spread[2] + m.count * (m.origin[2] + m.mean[2]) ** 2
         squared = xp.where(xp.isfinite(m.absolute), squared, m.absolute)
         mse = divide(xp, squared, m.count)
