@@ -128,14 +128,20 @@ def run_example(session: nox.Session, name: str) -> tuple[list[tuple[str, str]],
 def tests(session: nox.Session) -> None:
     """Run the whole test suite on the newest Python here, with every adapter; `-- ARGS` for pytest.
 
+    Without ARGS, tests that compare the bits of programs are compiled with all optimisations, and
+    the others with few: they spend most of their time in the compiler.
     `nox -s tests --force-python 3.11` runs it on that one.
     """
     install_all(session, *TEST, "grain")
     session.run("python", "-m", "solstice", env=ENV)  # which Python, which JAX
     apart = [f"--ignore=tests/{name}" for name in APART]
-    rest = [*(session.posargs or ["tests"]), *apart]
     # Three, since some wait for processes of their own.
-    session.run("pytest", "-n", "3", "--dist", "worksteal", *rest, env=ENV)
+    pytest = ["pytest", "-n", "3", "--dist", "worksteal", *apart]
+    if session.posargs:
+        session.run(*pytest, *session.posargs, env=ENV)
+        return
+    session.run(*pytest, "-m", "not bits", "tests", env={**ENV, **QUICK})
+    session.run(*pytest, "-m", "bits", "tests", env=ENV)
 
 
 @nox.session(python=PYTHONS, reuse_venv=False)

@@ -12,6 +12,8 @@ import pytest
 import solstice
 from solstice.callbacks import Checkpoint, History, Logging, Profiler, ProgressBar
 
+pytestmark = pytest.mark.bits
+
 
 class Noisy(solstice.Experiment):
     params: Any

@@ -14,6 +14,8 @@ import solstice
 from solstice._compiles import compiled_so_far
 from solstice._engine import BlockSize, CompiledStepper, Feeder, StagingBuffers
 
+pytestmark = pytest.mark.bits
+
 
 class Means(solstice.Metrics):
     """The mean of each image: metrics that grow."""

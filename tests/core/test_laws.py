@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 import solstice
 from solstice.callbacks import EarlyStopping, Logging, ProgressBar
 
+pytestmark = pytest.mark.bits
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(150, 5)).astype(np.float32)
 Y = RNG.integers(0, 3, 150).astype(np.int32)

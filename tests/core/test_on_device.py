@@ -23,6 +23,8 @@ from solstice.callbacks import Checkpoint, EarlyStopping, FlightRecorder, NaNGua
 from solstice.data import Masked, batches
 from solstice.testing import Sgd
 
+pytestmark = pytest.mark.bits
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(75, 5)).astype(np.float32)
 Y = RNG.integers(0, 3, 75).astype(np.int32)

@@ -12,6 +12,8 @@ import solstice
 from solstice import _tree
 from solstice._engine import Block, BlockSize, CompiledStepper, Feeder, StagingBuffers
 
+pytestmark = pytest.mark.bits
+
 
 class Adds(solstice.Experiment):
     total: Any

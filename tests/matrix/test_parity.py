@@ -16,6 +16,8 @@ from sklearn.datasets import load_digits
 
 import solstice
 
+pytestmark = pytest.mark.bits
+
 STEPS = 50
 RNG = np.random.default_rng(0)
 W1 = RNG.normal(size=(64, 32), scale=0.15).astype(np.float32)

@@ -18,6 +18,8 @@ import solstice
 from solstice.compat import EquinoxModel, as_model
 from solstice.testing import parity
 
+pytestmark = pytest.mark.bits
+
 IMAGES, LABELS = load_digits().images.astype(np.float32)[..., None] / 16, load_digits().target
 TOKENS = load_digits().data.astype(np.int32)
 WIDTH, HEADS, HIDDEN, EPS = 32, 4, 64, 1e-5

@@ -16,6 +16,8 @@ from jax.example_libraries import stax
 
 import solstice
 
+pytestmark = pytest.mark.bits
+
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(9, 8, 4)).astype(np.float32), RNG.integers(0, 3, (9, 8))
 

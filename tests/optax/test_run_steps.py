@@ -16,6 +16,8 @@ import solstice
 from solstice._metrics import to_host
 from solstice.metrics import Collect
 
+pytestmark = pytest.mark.bits
+
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(32, 8, 5)).astype(np.float32), RNG.normal(size=(32, 8)).astype(np.float32)
 
