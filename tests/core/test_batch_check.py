@@ -219,6 +219,15 @@ def test_steps_that_are_not_compiled():
     assert trainer.experiment.total == 6
 
 
+def test_a_check_cannot_change_what_is_trained():
+    class Changes(Sum):
+        def stacked_check(self):
+            return lambda batches: batches["x"].fill(0)
+
+    with pytest.raises(ValueError, match="read-only"):
+        solstice.Trainer().fit(Changes(jnp.zeros(())), numbers(1, 2))
+
+
 def test_nothing_of_a_block_is_trained_if_only_the_whole_is_refused():
     class Whole(Sum):
         def stacked_check(self):

@@ -105,11 +105,11 @@ class Experiment(eqx.Module):
 
         The Trainer calls `check(batches)` with several batches of the same shapes, stacked: NumPy
         arrays with one more axis in front, in the dtypes of the step (integers keep their own),
-        and None in place of text. It must judge each example by itself, because data on the device
-        are checked once, as one batch of all examples. If it raises, each batch is checked by
-        itself, stacked with an axis of one. The batches before the first bad one are trained, and
-        its error is raised.
-        `check_batch` is then called only with the first batch of each structure, shape and dtype.
+        and None in place of text. They are read-only, and valid during the call. It must judge each
+        example by itself, because data on the device are checked once, as one batch of all
+        examples. If it raises, each batch is checked by itself, stacked with an axis of one: the
+        batches before the first bad one are trained, and its error is raised. `check_batch` is then
+        called only with the first batch of each structure, shape and dtype.
 
         Without it, or if it returns None, `check_batch` is called for each batch. A class that
         overrides `check_batch` alone does not use the `stacked_check` of its bases.
@@ -172,8 +172,10 @@ def overrides(kind: type[Experiment], method: str) -> bool:
 def stacked_check_of(experiment: Experiment) -> Callable[[Batch], None] | None:
     """The `stacked_check` of an Experiment, unless its class overrides `check_batch` below it."""
     names = {"check_batch", "stacked_check"}
-    newest = next(kind for kind in type(experiment).__mro__ if names & vars(kind).keys())
-    return experiment.stacked_check() if "stacked_check" in vars(newest) else None
+    kind = type(experiment)
+    newest = next(base for base in kind.__mro__ if names & vars(base).keys())
+    # The function of the class, because a bound method of an Experiment takes 40 us to make.
+    return kind.stacked_check(experiment) if "stacked_check" in vars(newest) else None
 
 
 def params_of(experiment: Any) -> Any:

@@ -122,8 +122,14 @@ class Buffer:
         return True
 
     def rows(self, start: int, stop: int) -> Batch:
-        """The batches from `start` to `stop`, stacked, with integers in their own dtype."""
+        """The batches from `start` to `stop`, stacked and read-only.
+
+        Integers are in their own dtype.
+        """
         rows = [None if given is None else given[start:stop] for given, _, _ in self._columns]
+        for array in rows:
+            if array is not None:
+                array.flags.writeable = False  # a check that changes them would change the step
         return _tree.unflatten(self._treedef, rows)
 
     def convert(self, size: int) -> None:
