@@ -67,8 +67,8 @@ ENV = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "MPLBACKEND": "Agg",
 }
-# Folders of tests that have a session of their own.
-APART = ["loggers", "notebook", "every", "accelerator"]
+# Tests that have a session of their own.
+APART = ["loggers", "notebook", "every", "accelerator/test_past_int32.py"]
 # Tests compile much and compute little.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
@@ -375,12 +375,21 @@ def every(session: nox.Session, versions: str) -> None:
 
 @nox.session
 def accelerator(session: nox.Session) -> None:
-    """Test on the device that JAX chooses; `-- "jax[cuda13]"` installs what a GPU needs."""
-    install_all(session, *TEST, *session.posargs)
-    names = ["laws", "bits", "totals", "sums", "memory", "lost", "digest", "devices", "resume"]
-    files = [f"tests/core/test_{name}.py" for name in names]
+    """Check the laws on the device that JAX chooses, and measure; `-- --help` lists the options.
+
+    `-- --install "jax[cuda13]"` installs what a GPU needs, `-- --tests` runs tests of the core too.
+    """
+    args = list(session.posargs)
+    at = args.index("--install") if "--install" in args else len(args)
+    more, args = args[at + 1 : at + 2], args[:at] + args[at + 2 :]
+    install_all(session, *TEST, *more)
     env = {name: value for name, value in ENV.items() if name != "JAX_PLATFORMS"}
-    session.run("pytest", "tests/accelerator", *files, env=env)
+    own = [arg for arg in args if arg != "--tests"]
+    session.run("python", "tests/accelerator/run.py", *own, env=env)
+    if "--tests" in args:
+        names = ["laws", "bits", "totals", "sums", "memory", "lost", "digest", "devices", "resume"]
+        files = [f"tests/core/test_{name}.py" for name in names]
+        session.run("pytest", "tests/accelerator", *files, env=env)
 
 
 @nox.session

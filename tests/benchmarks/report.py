@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterable
+from typing import Any
 
 import tables
 import workloads
@@ -15,7 +16,7 @@ HEAD = """\
 ![Time relative to one compiled scan, by workload and library](benchmarks.png)
 
 {machine}
-No accelerator was at hand: `nox -s accelerator` makes the table for one.
+{accelerator}
 
 All numbers come from these commands, on one machine with nothing else running:
 
@@ -41,6 +42,9 @@ includes compilation. Peak memory excludes the memory in use after the imports a
 are medians over the processes.
 """
 
+NOT_ACCELERATED = "No accelerator was at hand: `nox -s accelerator` makes the table of one."
+ACCELERATED = "The last section is of `nox -s accelerator`, on another machine."
+
 TITLES = {
     "F": "F: much state, little arithmetic",
     "evaluation": "Evaluation alone",
@@ -62,12 +66,15 @@ TEXTS = {
 }
 
 
-def page(found: dict[str, Results]) -> str:
-    """`report.page(load_all(folder))`: the results by workload, as Markdown."""
+def page(found: dict[str, Results], accelerated: list[dict[str, Any]]) -> str:
+    """`report.page(load_all(folder), load_accelerator(folder))`: the results, as Markdown."""
     commands = dict.fromkeys(results.command for results in found.values())
     machine = next((results.machine for results in found.values()), "")
     head = HEAD.format(
-        headline=headline(found), machine=machine, commands="\n".join(commands) or "nox -s bench"
+        headline=headline(found),
+        machine=machine,
+        accelerator=ACCELERATED if accelerated else NOT_ACCELERATED,
+        commands="\n".join(commands) or "nox -s bench",
     )
     parts = [head]
     for name in tables.ORDER:
@@ -77,6 +84,8 @@ def page(found: dict[str, Results]) -> str:
     started = [results for name, results in found.items() if name.startswith("start-")]
     if started:
         parts += [f"## {TITLES['start']}\n", f"{TEXTS['start']}\n", _start_table(started)]
+    if accelerated:
+        parts += ["## On an accelerator\n", _accelerator_table(accelerated)]
     return "\n".join(parts)
 
 
@@ -285,6 +294,15 @@ def _start_cells(result: Result | None) -> list[str]:
         return [result.why if result else "", "", ""]
     again = statistics.median(result.again)
     return [f"{result.first_step:.2f}", f"{again:.2f}", f"{again / result.first_step:.2f}"]
+
+
+def _accelerator_table(parts: list[dict[str, Any]]) -> str:
+    rows = [
+        [part["name"], row["what"], *(row.get(key, "") for key in ("value", "limit", "by_hand"))]
+        for part in parts
+        for row in part["rows"] or [{"what": part["why"]}]
+    ]
+    return _table(["part", "", "", "", ""], rows)
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:

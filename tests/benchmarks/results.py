@@ -13,6 +13,7 @@ import statistics
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tables
@@ -21,6 +22,7 @@ LIBRARIES = [
     *["jax", "jaxlib", "numpy", "optax", "equinox", "flax", "keras", "grain", "tensorflow"],
     *["torch", "lightning"],
 ]
+ACCELERATOR = "accelerator.json"
 
 
 @dataclass
@@ -93,7 +95,8 @@ def load_all(folder: Path) -> dict[str, Results]:
     """
     order = [w for name in tables.ORDER for w in tables.TABLES[name].workloads]
     order += [f"start-{name}" for name in tables.START_WORKLOADS]
-    found = {path.stem: Results.load(path) for path in folder.glob("*.json")}
+    paths = [path for path in folder.glob("*.json") if path.name != ACCELERATOR]
+    found = {path.stem: Results.load(path) for path in paths}
     machines = {results.machine for results in found.values()}
     if len(machines) > 1:
         lines = [f"  {name}: {results.machine!r}" for name, results in sorted(found.items())]
@@ -102,6 +105,12 @@ def load_all(folder: Path) -> dict[str, Results]:
             f"all of them again, or delete those that you do not need:\n" + "\n".join(lines)
         )
     return {name: found[name] for name in order if name in found}
+
+
+def load_accelerator(folder: Path) -> list[dict[str, Any]]:
+    """What `nox -s accelerator -- --out docs/benchmarks/accelerator.json` wrote; or nothing."""
+    path = folder / ACCELERATOR
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def machine() -> str:

@@ -23,7 +23,7 @@ from typing import Any
 import chart
 import report
 import tables
-from results import Result, Results, load_all
+from results import Result, Results, load_accelerator, load_all
 
 HERE = Path(__file__).parent
 CACHE_ALL = {
@@ -266,12 +266,13 @@ def measure_all(options: argparse.Namespace) -> bool:
 def main() -> int:
     options = parse()
     complete = options.page or measure_all(options)
+    folder = options.out / "benchmarks"
     try:
-        found = load_all(options.out / "benchmarks")
+        found = load_all(folder)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    (options.out / "benchmarks.md").write_text(report.page(found))
+    (options.out / "benchmarks.md").write_text(report.page(found, load_accelerator(folder)))
     chart.draw(options.out / "benchmarks.md", options.out / "benchmarks.png")
     tell(f"wrote benchmarks.md and benchmarks.png into {options.out}")
     return int(not complete)

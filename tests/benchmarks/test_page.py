@@ -2,7 +2,7 @@
 
 import pytest
 import tables
-from results import Result, Results, load_all, ratios
+from results import Result, Results, load_accelerator, load_all, ratios
 
 report = pytest.importorskip("report")  # whose workloads need Optax
 chart = pytest.importorskip("chart")  # which needs Matplotlib
@@ -53,7 +53,8 @@ def test_the_page_and_the_chart_of_partial_results(tmp_path):
     results("reading-python", read=2.0, train=1.0, fit=3.0).save(tmp_path)
     start = Result("by hand", first_steps=[2.0], again=[0.5])
     Results("start-A", {"hand_written": start}, "nox -s bench", "one machine").save(tmp_path)
-    page = report.page(load_all(tmp_path))
+    page = report.page(load_all(tmp_path), [])
+    assert "No accelerator was at hand" in page
     assert "takes 1.25 times the time of one compiled scan" in page
     assert ", a loop by hand 1.50 times." in page
     assert "| Keras 3 | failed |" in page
@@ -74,3 +75,12 @@ def test_every_table_is_on_the_page_and_every_contender_has_a_file():
             path = table.module(name).replace(".", "/")
             assert (tables.HERE / "contenders" / f"{path}.py").exists(), name
         assert set(table.close) <= set(table.contenders)
+
+
+def test_the_table_of_an_accelerator_is_on_the_page(tmp_path):
+    rows = '[{"what": "1 x H100, gpu"}, {"what": "loop", "value": "2 ms", "limit": "1.2 x"}]'
+    (tmp_path / "accelerator.json").write_text(f'[{{"name": "A", "why": "", "rows": {rows}}}]')
+    assert load_all(tmp_path) == {}
+    page = report.page({}, load_accelerator(tmp_path))
+    assert "No accelerator" not in page
+    assert "| A | loop | 2 ms | 1.2 x |  |" in page

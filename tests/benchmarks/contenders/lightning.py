@@ -44,9 +44,9 @@ def trainer(**options: Any) -> lightning.Trainer:
     return lightning.Trainer(max_epochs=0, **{"accelerator": "cpu", **quiet, **options})
 
 
-def make(workload: Workload) -> Any:
+def make(workload: Workload, **options: Any) -> Any:
     module = Module(workload)
-    runs = trainer()
+    runs = trainer(**options)
 
     def run_epoch(batches: list[Any]) -> dict[str, float]:
         runs.fit_loop.max_epochs += 1

@@ -65,10 +65,11 @@ def make_resident(workload: Workload, callbacks: Sequence[solstice.Callback]) ->
     size = len(workload.batches[0][1])
 
     def placed(batches: list[Any]) -> Any:
-        arrays = tuple(map(np.concatenate, zip(*batches, strict=True)))
+        arrays = jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
         return solstice.data.batches(arrays, size, on_device=True)
 
-    data = {n: placed(workload.batches[:n]) for n in (1, len(workload.batches))}
-    resident = replace(workload, validation=placed(workload.validation))
+    batches, validation = batches_of(workload, workload.batches), workload.validation
+    data = {n: placed(batches[:n]) for n in (1, len(batches))}
+    resident = replace(workload, validation=placed(validation) if validation else [])
     fit = models.repeated_fit(resident, callbacks, build(workload))
     return lambda batches: fit(data[len(batches)])

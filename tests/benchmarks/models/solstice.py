@@ -83,7 +83,7 @@ def repeated_fit(
         experiment = trainer.fit(
             experiment,
             batches,
-            None if first else workload.validation or None,
+            None if first or not workload.validation else workload.validation,
             num_epochs=1 if first else workload.epochs,
         )
         return last.metrics

@@ -14,9 +14,9 @@ class Validated(Module):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch[1]))
 
 
-def make(workload: Workload) -> Any:
+def make(workload: Workload, **options: Any) -> Any:
     module = Validated(workload)
-    runs = trainer(num_sanity_val_steps=0)
+    runs = trainer(num_sanity_val_steps=0, **options)
     validation = DataLoader(workload.validation, batch_size=None)
 
     def run_epoch(batches: list[Any]) -> dict[str, float]:
