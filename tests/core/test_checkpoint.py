@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from typing import Any
 
 import equinox as eqx
@@ -572,3 +573,70 @@ def test_an_experiment_without_values_is_refused_with_the_way_to_give_them(tmp_p
     with pytest.raises(CheckpointError, match=r"no values yet: `like=exp\.setup\(batch\)`"):
         checkpoint.load(tmp_path / "a", like=make())
     checkpoint.load(tmp_path / "a", like=make().setup(batch))
+
+
+def many(count=10):
+    return {f"w{index}": jnp.full(2**18, index, jnp.float32) for index in range(count)}
+
+
+def test_what_was_begun_may_be_donated_before_it_is_finished(tmp_path):
+    tree = {**many(), **vars(run(3))}
+    like = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, tree)
+    finish = checkpoint.begin(tmp_path / "a", tree, note={"step": 1})
+    assert not checkpoint.exists(tmp_path / "a")
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array):
+            leaf.delete()
+    assert finish() == tmp_path / "a"
+    same(checkpoint.load(tmp_path / "a", like=like), like)
+    assert checkpoint.manifest(tmp_path / "a")["note"] == {"step": 1}
+
+
+def test_what_was_begun_and_not_finished_is_swept(tmp_path):
+    checkpoint.save(tmp_path / "a", many(1))
+    checkpoint.begin(tmp_path / "a", many(2))
+    same(checkpoint.load(tmp_path / "a", like=many(1)), many(1))
+    assert len(checkpoint.sweep(tmp_path)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_saving_has_no_copy_of_all_arrays_in_memory(tmp_path):
+    tree = many()
+    checkpoint.save(tmp_path / "a", tree)  # imports
+    tracemalloc.start()
+    checkpoint.save(tmp_path / "a", tree)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * tree["w0"].nbytes
+
+
+def test_the_file_is_one_that_safetensors_reads_in_place(tmp_path):
+    tree = {
+        name: jnp.arange(5).astype(name)
+        for name in ("bool", "uint8", "float16", "bfloat16", "int32", "float32", "int16")
+    } | {"empty": jnp.zeros((0, 3)), "scalar": jnp.asarray(2.0), "é": jnp.ones(1)}
+    checkpoint.save(tmp_path / "a", tree)
+    path = tmp_path / "a" / "arrays.safetensors"
+    read = safetensors_numpy().load_file(path)
+    for name, array in tree.items():
+        np.testing.assert_array_equal(read[f"['{name}']"], np.asarray(array))
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8 : 8 + size])
+    assert size % 8 == 0
+    for name, array in tree.items():
+        assert entries[f"['{name}']"]["data_offsets"][0] % array.dtype.itemsize == 0
+
+
+def safetensors_numpy():
+    import safetensors.numpy
+
+    return safetensors.numpy
+
+
+def test_a_deleted_array_is_named_and_nothing_is_written(tmp_path):
+    tree = many(2)
+    tree["w1"].delete()
+    with pytest.raises(ValueError, match=r"array `\['w1'\]` has been deleted"):
+        checkpoint.save(tmp_path / "a", tree)
+    assert not any(tmp_path.iterdir())

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from solstice import _tree
+from solstice._arguments import check_alive
 from solstice._errors import CheckpointError
 from solstice._numbers import to_little_endian, why_not_plain
 
@@ -64,8 +65,19 @@ def kind_of(leaf: object) -> str:
     return "scalar" if isinstance(leaf, np.generic) else type(leaf).__name__
 
 
+def stored_or_array(path: str, leaf: Any) -> Stored | jax.Array:
+    """The leaf in the form of the file, except an array of JAX, which is large or on a device."""
+    if kind_of(leaf) == "array" and isinstance(leaf, jax.Array):
+        check_alive(f"`{path}`", leaf)
+        return leaf
+    return to_stored(path, leaf)
+
+
 def to_stored(path: str, leaf: Any) -> Stored:
     """The leaf in the form of the file. Arrays on a device are copied to the host."""
+    if isinstance(leaf, Stored):
+        return leaf
+    check_alive(f"`{path}`", leaf)
     kind = kind_of(leaf)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise CheckpointError(f"`{path}` has a shape and no values, {leaf}: nothing to save")

@@ -31,7 +31,9 @@ class Checkpoint(Saver):
     folder such as `runs/a/step-1000`; `solstice.checkpoint.load(path, like=exp)` reads only the
     Experiment.
 
-    A thread writes checkpoints while training continues, one at a time. After SIGTERM or Ctrl-C,
+    A thread writes checkpoints while training continues, one at a time. Of a state of more than
+    64 MiB, the arrays are written before the next step, because a copy of them would take memory,
+    and the thread brings them to the disk. After SIGTERM or Ctrl-C,
     the current call finishes, a validation is cut short, and the run is saved. Then the process
     exits with code 143 (128 + SIGTERM), or KeyboardInterrupt is raised. A second signal ends the
     run at once.

@@ -2,8 +2,13 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+import jax
 
 from solstice import checkpoint
 from solstice._monitor import Monitor
@@ -11,6 +16,10 @@ from solstice._record import Record, Snapshot
 from solstice._worker import Worker
 from solstice.callbacks._lock import FolderLock
 from solstice.callbacks._saved import Folder, Saved
+
+_HELD_BYTES = 2**26
+"""The largest state of which a copy is held, so that a thread can write it while training goes on.
+The arrays of a larger one are written before the next step."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +109,19 @@ class Saving:
         # Two conditions may ask for the same step, such as `every` and `minutes`.
         if self._saved_at is not None and moment <= self._saved_at:
             return
-        # A snapshot holds a copy of the weights until it is written; two would take twice as much.
+        # A snapshot is a copy of the state until its arrays are written; two would be twice that.
         self._worker.wait()
         at, value = self._measured or (None, None)
-        self._worker.submit(
-            self._write, record.snapshot, record.step, value if at == record.step else None
-        )
+        snapshot = record.snapshot
+        begin = partial(self._begin, snapshot, record.step, value if at == record.step else None)
+        if _nbytes(snapshot.experiment) > _HELD_BYTES:
+            self._worker.submit(self._finish, begin())
+        else:
+            self._worker.submit(lambda: self._finish(begin()))
         self._saved_at, self._latest = moment, time.monotonic()
 
-    def _write(self, snapshot: Snapshot, step: int, value: float | None) -> None:
-        """Writes a checkpoint and removes old ones; runs in the thread."""
+    def _begin(self, snapshot: Snapshot, step: int, value: float | None) -> Callable[[], Path]:
+        """Writes the arrays of a checkpoint; the result writes the rest."""
         monitor = self._retention.monitor
         about = {
             "serial": self._serial,
@@ -119,7 +131,12 @@ class Saving:
             "monitor": None if monitor is None else monitor.monitor,
         }
         note = {**snapshot.note, "checkpoint": about}
-        checkpoint.save(self._folder.path / f"step-{step}", snapshot.experiment, note=note)
+        path = self._folder.path / f"step-{step}"
+        return checkpoint.begin(path, snapshot.experiment, note=note)
+
+    def _finish(self, finish: Callable[[], Path]) -> None:
+        """Completes a checkpoint and removes old ones; runs in the thread."""
+        finish()
         self._serial += 1
         self._remove_old()
 
@@ -143,3 +160,7 @@ class Saving:
             self._worker.close()
         finally:  # after the last write, because the next owner removes half-written checkpoints
             self._lock.close()
+
+
+def _nbytes(tree: object) -> int:
+    return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(tree))

@@ -10,11 +10,12 @@ from solstice.checkpoint._load import load_renamed as load_renamed
 from solstice.checkpoint._rows import AppendOnly
 from solstice.checkpoint._rows import held as held
 from solstice.checkpoint._rows import read_rows as read_rows
-from solstice.checkpoint._save import check_writable, exists, remove, save, sweep, versions
+from solstice.checkpoint._save import begin, check_writable, exists, remove, save, sweep, versions
 
 __all__ = [
     "AppendOnly",
     "CheckpointError",
+    "begin",
     "check_writable",
     "diff",
     "exists",

@@ -7,24 +7,30 @@ their own, see `_rows.py`.
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from solstice._errors import CheckpointError
 from solstice._paths import check_regular
 from solstice._schema import SchemaError, read
+from solstice._stored import Stored, to_stored
 
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 FORMAT, VERSION = "solstice-checkpoint", 1
 
-_PLAIN = frozenset(
-    ["bool", "bfloat16", "float16", "float32", "float64"]
-    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
-)
+_PLAIN = {
+    "bool": "BOOL",
+    "bfloat16": "BF16",
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+}
 """What every version of safetensors that we support reads back; the rest is kept as its bytes."""
 
 
@@ -39,19 +45,68 @@ def safetensors() -> ModuleType:
     return library
 
 
-def as_bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The array for safetensors: contiguous, or as bytes if its dtype is unknown there."""
-    # `ascontiguousarray` alone would give an array without axes one.
-    array = np.ascontiguousarray(array).reshape(np.shape(array))
-    if array.dtype.name in _PLAIN:
-        return array
-    return np.frombuffer(array.tobytes(), np.uint8).reshape(*array.shape, array.dtype.itemsize)
+def write_arrays(path: Path, leaves: dict[str, Stored | jax.Array]) -> dict[str, Any]:
+    """Writes a file of safetensors, one array after the other, and empties `leaves`.
+
+    Its library has a copy of all arrays in memory while it writes.
+
+    Returns:
+        The entries of the leaves in the manifest.
+    """
+    types = {name: _type_of(leaf) for name, leaf in leaves.items()}
+    # Wide ones first, so that each is aligned.
+    order = sorted(leaves, key=lambda name: (-types[name][0].itemsize, name))
+    entries: dict[str, Any] = {}
+    with path.open("wb") as file:
+        file.write(_header({name: types[name] for name in order}))
+        for name in order:
+            stored = to_stored(name, leaves.pop(name))
+            file.write(_bytes_of(stored.array))
+            entries[name] = _entry(stored)
+    return {name: entries[name] for name in types}
+
+
+def _type_of(leaf: Stored | jax.Array) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    array = leaf.array if isinstance(leaf, Stored) else leaf
+    return np.dtype(array.dtype), array.shape
+
+
+def _header(types: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> bytes:
+    """The beginning of a file of safetensors: the length of the rest of it, and JSON."""
+    entries: dict[str, Any] = {}
+    start = 0
+    for name, (dtype, shape) in types.items():
+        stop = start + dtype.itemsize * math.prod(shape)
+        is_plain = dtype.name in _PLAIN
+        entries[name] = {
+            "dtype": _PLAIN[dtype.name] if is_plain else "U8",
+            "shape": [*shape] if is_plain else [*shape, dtype.itemsize],
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _entry(stored: Stored) -> dict[str, Any]:
+    return {
+        "kind": stored.kind,
+        "dtype": stored.array.dtype.name,
+        "shape": list(stored.array.shape),
+        "sha256": checksum(stored.array),
+        **({} if stored.impl is None else {"impl": stored.impl}),
+    }
 
 
 def from_bytes(
     array: np.ndarray[Any, Any], dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> np.ndarray[Any, Any]:
-    """The array of `as_bytes`."""
+    """An array of a file: of another dtype, it was written as bytes."""
     if array.dtype == dtype:
         return array
     return np.frombuffer(array.tobytes(), dtype).reshape(shape).copy()  # which may be written to
@@ -60,8 +115,7 @@ def from_bytes(
 def checksum(array: np.ndarray[Any, Any]) -> str:
     """The SHA-256 of an array's bytes, dtype and shape."""
     digest = hashlib.sha256(f"{array.dtype.name} {list(array.shape)} ".encode())
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    digest.update(flat.data)
+    digest.update(_bytes_of(array))
     return digest.hexdigest()
 
 

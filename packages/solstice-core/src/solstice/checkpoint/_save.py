@@ -3,27 +3,27 @@
 import os
 import platform
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from solstice._arguments import mapping
 from solstice._arguments import names as names_of
 from solstice._errors import CheckpointError
 from solstice._paths import check_folder, local_path
-from solstice._stored import Stored, described, stored_leaves, to_stored
+from solstice._stored import described, stored_leaves, stored_or_array
 from solstice.checkpoint._files import (
     ARRAYS,
     FORMAT,
     MANIFEST,
     VERSION,
-    as_bytes,
-    checksum,
     safetensors,
     seal,
+    write_arrays,
 )
 from solstice.checkpoint._places import (
     beside,
@@ -60,60 +60,90 @@ def save(path: str | PathLike[str], tree: object, *, note: Mapping[str, Any] | N
     Raises:
         CheckpointError: `path` exists and is not a checkpoint, a leaf does not hold numbers, or
             writing fails.
-        ValueError: `path` is a URL.
+        ValueError: `path` is a URL, or an array has been deleted.
         ImportError: safetensors is not installed.
         TypeError: `note` holds what JSON does not take.
     """
+    return begin(path, tree, note=note)()
+
+
+def begin(
+    path: str | PathLike[str], tree: object, *, note: Mapping[str, Any] | None = None
+) -> Callable[[], Path]:
+    """`finish = solstice.checkpoint.begin("runs/best", exp)`, then `finish()`: `save` in two parts.
+
+    The first part copies the arrays to a file, one after the other, so that they may be deleted or
+    donated afterwards. The second one, `finish()`, brings the file to the disk and renames the
+    folder. It may run in a thread. Without it, `sweep` removes the rest.
+
+    Args:
+        path: as in `save`.
+        tree: as in `save`.
+        note: as in `save`.
+
+    Returns:
+        A function that completes the checkpoint and returns the folder.
+
+    Raises:
+        CheckpointError, ValueError, ImportError: as in `save`.
+        TypeError: from `finish()`, if `note` holds what JSON does not take.
+    """
     folder = local_path(path, "path")
-    note = mapping("note", note, '{"epoch": 3}')
-    stored = {name: to_stored(name, leaf) for name, leaf in stored_leaves(tree).items()}
-    return write(folder, stored, described(tree), note)
-
-
-def write(
-    path: Path, stored: Mapping[str, Stored], words: Mapping[str, str], note: dict[str, Any]
-) -> Path:
-    """`save` for leaves on the host."""
-    library = safetensors()
-    place = real(path)
-    try:
-        _check_replaceable(path)
+    note, words = mapping("note", note, '{"epoch": 3}'), described(tree)
+    leaves = {name: stored_or_array(name, leaf) for name, leaf in stored_leaves(tree).items()}
+    safetensors()  # which reads the file
+    with _named(folder):
+        _check_replaceable(folder)
+        place = real(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
         _settle(place)
-        _replace(place, library, stored, words, note)
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-            raise
-        raise CheckpointError(f"the checkpoint {path} could not be written: {error}") from error
-    return path
-
-
-def _replace(
-    place: Path,
-    library: ModuleType,
-    stored: Mapping[str, Stored],
-    words: Mapping[str, str],
-    note: dict[str, Any],
-) -> None:
-    """Writes a hidden folder beside the path, and renames it when it is whole."""
-    new, old = free_beside(place, "new"), free_beside(place, "old")
-    try:
+        new = free_beside(place, "new")
         new.mkdir()
-        arrays = {name: as_bytes(leaf.array) for name, leaf in stored.items()}
-        library.save_file(arrays, new / ARRAYS)
-        placed = RowFiles(new, place).placed(note)  # on the disk before the manifest speaks of them
-        (new / MANIFEST).write_text(seal(_manifest(stored, words, placed)))
-        for name in (ARRAYS, MANIFEST):
-            _to_disk(new / name)
-        _to_disk(new)
-        if place.exists():
-            place.rename(old)  # a rename cannot replace a folder with files in it
-        new.rename(place)
-        _to_disk(place.parent)  # else a power failure may undo the rename
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        finish_renaming(place)
-    shutil.rmtree(old, ignore_errors=True)
+        with _removed_on_error(new):
+            entries = write_arrays(new / ARRAYS, leaves)
+    manifest = {**_manifest(words), "leaves": entries}
+    return partial(_finish, folder, place, new, manifest, note)
+
+
+@contextmanager
+def _named(path: Path) -> Generator[None, None, None]:
+    """Within, an error of the disk becomes a CheckpointError that names the checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint {path} could not be written: {error}") from error
+
+
+@contextmanager
+def _removed_on_error(folder: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _finish(
+    path: Path, place: Path, new: Path, manifest: dict[str, Any], note: dict[str, Any]
+) -> Path:
+    """Completes the hidden folder beside the path, and renames it."""
+    old = free_beside(place, "old")
+    with _named(path):
+        try:
+            placed = RowFiles(new, place).placed(note)  # on the disk before the manifest names them
+            (new / MANIFEST).write_text(seal({**manifest, "note": placed}))
+            for name in (ARRAYS, MANIFEST):
+                _to_disk(new / name)
+            _to_disk(new)
+            if place.exists():
+                place.rename(old)  # a rename cannot replace a folder with files in it
+            new.rename(place)
+            _to_disk(place.parent)  # else a power failure may undo the rename
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            finish_renaming(place)
+        shutil.rmtree(old, ignore_errors=True)
+    return path
 
 
 def sweep(folder: str | PathLike[str], names: Collection[str] | None = None) -> list[Path]:
@@ -223,26 +253,12 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _manifest(
-    stored: Mapping[str, Stored], words: Mapping[str, str], note: object
-) -> dict[str, Any]:
-    leaves = {
-        name: {
-            "kind": leaf.kind,
-            "dtype": leaf.array.dtype.name,
-            "shape": list(leaf.array.shape),
-            "sha256": checksum(leaf.array),
-            **({} if leaf.impl is None else {"impl": leaf.impl}),
-        }
-        for name, leaf in stored.items()
-    }
+def _manifest(words: Mapping[str, str]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "leaves": leaves,
         "described": dict(words),
         "versions": versions(),
-        "note": note,
     }
 
 
