@@ -406,6 +406,13 @@ def bench_many_fits(session: nox.Session) -> None:
     session.run("python", "tests/benchmarks/many_fits.py", *session.posargs, env=ENV)
 
 
+@nox.session
+def bench_memory(session: nox.Session) -> None:
+    """Measure the peak memory of a state of 400 MB; `-- --megabytes 40` for a smaller one."""
+    install_all(session, "optax", "safetensors")
+    session.run("python", "tests/benchmarks/memory.py", *session.posargs, env=ENV)
+
+
 @nox.session(venv_backend="virtualenv")
 def bench_saving(session: nox.Session) -> None:
     """Measure what saving 500 MB costs a run, beside Orbax and Equinox."""

@@ -211,9 +211,9 @@ def test_nothing_is_copied_for_callbacks_that_read_no_experiment(
     copied, made = [], []
     copy_in_place, make_stepper = _tree.copy_in_place, _stages.make_stepper
 
-    def copies(arrays: Any) -> None:
-        copied.append(len(arrays))
-        copy_in_place(arrays)
+    def copies(arrays: Any, indices: Any) -> None:
+        copied.append(len(indices))
+        copy_in_place(arrays, indices)
 
     def makes(*arguments: Any, **options: Any) -> Any:
         made.append(arguments[1])

@@ -1,6 +1,6 @@
 """A stepper: reading changes nothing, and sharing costs one copy at the next donated call."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,9 +31,9 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     copy = _tree.copy_in_place
 
-    def counted(arrays: list[jax.Array]) -> None:
-        made.append(len(arrays))
-        copy(arrays)
+    def counted(arrays: list[jax.Array], indices: Sequence[int]) -> None:
+        made.append(len(indices))
+        copy(arrays, indices)
 
     monkeypatch.setattr(_tree, "copy_in_place", counted)
     return made

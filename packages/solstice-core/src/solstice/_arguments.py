@@ -240,7 +240,8 @@ def check_alive(name: str, value: object) -> None:
     if is_deleted(value):
         raise ValueError(
             f"the array {name} has been deleted: it was donated to a compiled function, as by "
-            f"`jax.jit(..., donate_argnums=0)`. Pass the result of that function instead"
+            f"`trainer.fit(exp, ..., donate=True)` or `jax.jit(..., donate_argnums=0)`. Use the "
+            f"result of that call instead: `exp = trainer.fit(exp, ..., donate=True)`"
         )
 
 

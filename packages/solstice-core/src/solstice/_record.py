@@ -210,7 +210,7 @@ class Record:
         """The run at this moment; `Trainer.fit(resume=...)` can continue from it.
 
         Available at a training step if it is in `needs`, at the end of a training epoch, and at
-        the end of a call in training. Reading it costs a copy of the Experiment's arrays.
+        the end of a call in training. To keep it costs a copy of the Experiment's arrays.
         """
         return self._get("snapshot")
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import difflib
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import equinox as eqx
 
-from solstice._arguments import instance
+from solstice import _tree
+from solstice._arguments import check_alive, instance, is_deleted
 
 _M = TypeVar("_M", bound=eqx.Module)
 
@@ -28,6 +30,8 @@ def replace(module: _M, /, **changes: Any) -> _M:
     Raises:
         TypeError: `module` is not a module, it has no field of that name, or the new value of a
             static field is an array.
+        ValueError: a field that stays holds a deleted array, as of an Experiment that
+            `fit(..., donate=True)` gave up.
     """
     instance("module", module, eqx.Module, "an Experiment, Metrics or another equinox.Module")
     fields = {field.name: field for field in dataclasses.fields(module)}
@@ -39,6 +43,7 @@ def replace(module: _M, /, **changes: Any) -> _M:
                 f"field {name!r} of {type(module).__name__} is static and cannot hold an array; "
                 f"declare it without `static=True`, or give it a Python value"
             )
+    _check_alive(module, [name for name in fields if name not in changes])
     new: _M = object.__new__(type(module))
     for name, field in fields.items():
         if name in changes:
@@ -51,6 +56,14 @@ def replace(module: _M, /, **changes: Any) -> _M:
         if check is not None:
             check(new)
     return new
+
+
+def _check_alive(module: eqx.Module, names: Iterable[str]) -> None:
+    """Raises a ValueError if one of these fields holds a deleted array, of a donated Experiment."""
+    for name in names:
+        for leaf in _tree.leaves(getattr(module, name, None)):
+            if is_deleted(leaf):
+                check_alive(f"in `{name}` of the {type(module).__name__}", leaf)
 
 
 def _unchanged(value: Any) -> Any:

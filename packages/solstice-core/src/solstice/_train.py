@@ -21,6 +21,7 @@ def train(
     batch_size: int | None = None,
     callbacks: Iterable[Callback] | None = None,
     resume: str | PathLike[str] | None = None,
+    donate: bool = False,
 ) -> _E:
     """`trained = solstice.train(exp, num_epochs=3, train_ds=train_ds, val_ds=val_ds)`: train.
 
@@ -29,7 +30,7 @@ def train(
     Experiment is the attribute `experiment` of the exception.
 
     Args:
-        experiment: the initial Experiment; it is not changed.
+        experiment: the initial Experiment; it is not changed, unless `donate` is True.
         train_ds: the training data set.
         val_ds: the validation data set, evaluated after each epoch.
         num_epochs: passes over `train_ds`; 1 unless `max_steps` is given.
@@ -38,6 +39,7 @@ def train(
         callbacks: exactly these callbacks; by default a progress bar.
         resume: continue a saved run: "last" or "best" of a `solstice.callbacks.Checkpoint` among
             the callbacks, or a path.
+        donate: give `experiment` up, to save the memory of one state.
 
     Returns:
         The trained Experiment.
@@ -50,6 +52,7 @@ def train(
         max_steps=max_steps,
         batch_size=batch_size,
         resume=resume,
+        donate=donate,
     )
 
 

@@ -163,11 +163,12 @@ class Trainer:
         batch_size: int | None = None,
         resume: str | PathLike[str] | None = None,
         strict_resume: bool = False,
+        donate: bool = False,
     ) -> _E:
         """`trained = trainer.fit(exp, train_ds, val_ds, num_epochs=10)`: train.
 
         Args:
-            experiment: the initial Experiment; it is not changed.
+            experiment: the initial Experiment; it is not changed, unless `donate` is True.
             train_ds: the training data set (see the class).
             val_ds: the validation data set, evaluated after each epoch or every
                 `val_every_n_steps`.
@@ -183,6 +184,9 @@ class Trainer:
                 names the checkpoint.
             strict_resume: raise an error, instead of a warning, if the resumed run may differ from
                 an uninterrupted one.
+            donate: give `experiment` up, so that the run needs one state less in memory. Its arrays
+                are deleted at the first steps, except those that other objects hold too: use the
+                result, `exp = trainer.fit(exp, ..., donate=True)`.
 
         Returns:
             The trained Experiment.
@@ -213,7 +217,7 @@ class Trainer:
             switch("strict_resume", strict_resume),
         )
         hooks = Hooks(callbacks, "train", saved and saved.stop)
-        stages = self._stages()
+        stages = self._stages(experiment if switch("donate", donate) else None)
         with interrupts_guarded(saves=hooks.saves) as guard:
             with self._runs.preparing(hooks, training.start, experiment):
                 run = training.run(experiment, hooks, stages, guard)
@@ -274,8 +278,9 @@ class Trainer:
         # Not a generator itself, which would raise these errors only when it is read.
         return self._predict(experiment, source)
 
-    def _stages(self) -> Stages:
-        return Stages(self._options.steps_per_call, self._options.prefetch, self._runs.memory)
+    def _stages(self, given: Experiment | None = None) -> Stages:
+        options = self._options
+        return Stages(options.steps_per_call, options.prefetch, self._runs.memory, given)
 
     def _run_evaluation(
         self, experiment: Experiment, ds: Dataset, mode: Mode, batch_size: int | None

@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeGuard, TypeVar, cast
 
 import jax
@@ -65,21 +65,23 @@ def _copy_of_shards(x: Array) -> Array:
     return jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
 
 
-def copy_in_place(arrays: list[Any]) -> None:
-    """Replaces arrays by `copies`, a few MiB at a time, to free unshared originals early.
+def copy_in_place(arrays: list[Any], indices: Sequence[int]) -> None:
+    """Replaces these arrays by `copies`, a few MiB at a time, to free unshared originals early.
 
     Small arrays are copied together, because each call of a copy has a fixed cost.
     """
-    for part in parts(arrays):
-        arrays[part] = copies(arrays[part])
+    for part in parts([arrays[index].nbytes for index in indices]):
+        some = indices[part]
+        for index, copy in zip(some, copies([arrays[i] for i in some]), strict=True):
+            arrays[index] = copy
 
 
-def parts(arrays: list[Any]) -> Iterator[slice]:
-    """Slices of a list, with a few MiB of arrays in each."""
+def parts(sizes: Sequence[int]) -> Iterator[slice]:
+    """Slices of a list of arrays of these bytes, with a few MiB in each."""
     start = size = 0
-    for stop in range(1, len(arrays) + 1):
-        size += arrays[stop - 1].nbytes
-        if size >= _BYTES_AT_A_TIME or stop == len(arrays):
+    for stop, nbytes in enumerate(sizes, 1):
+        size += nbytes
+        if size >= _BYTES_AT_A_TIME or stop == len(sizes):
             yield slice(start, stop)
             start, size = stop, 0
 

@@ -17,6 +17,7 @@ from solstice._batch import arrays_of
 from solstice._compiles import Kind, kinds_of
 from solstice._engine._block import Block
 from solstice._engine._interrupts import interrupts_held
+from solstice._engine._ownership import Ownership
 from solstice._engine._pack import types_of, unpack
 from solstice._engine._placement import SINGLE_DEVICE, Placement
 from solstice._engine._program import Program
@@ -33,7 +34,7 @@ class CompiledStepper:
     """A `Stepper` for steps that JAX can trace.
 
     Args:
-        experiment: the initial Experiment. It is not changed, and stays valid.
+        experiment: the initial Experiment. It is not changed, and stays valid without `given`.
         method: "train_step", "eval_step" or "predict_step".
         batch: a batch of the usual kind; the step is traced with it before anything runs.
         steps_per_call: the most steps in a call; chosen by rule if None.
@@ -43,9 +44,10 @@ class CompiledStepper:
         placement: the device of the state.
         readers: the number of accumulators of metrics. Each merges step by step, so its bits do not
             depend on when another is read.
+        given: the caller's Experiment, if the run gives it up. Its arrays are then destroyed.
 
     Attributes:
-        kind, name, sizes: as in `Stepper`.
+        kind, name, sizes, ownership: as in `Stepper`.
         traced: the traced step.
 
     Raises:
@@ -66,6 +68,7 @@ class CompiledStepper:
         readers: int = 1,
         epoch_steps: int | None = None,
         placement: Placement = SINGLE_DEVICE,
+        given: Experiment | None = None,
     ) -> None:
         batch = arrays_of(batch)
         plan, arrays = prepare(experiment, method, batch)
@@ -80,20 +83,24 @@ class CompiledStepper:
             self.sizes = self.traced.sizes_on_device(
                 epoch_steps, steps_per_call, keeps_outputs=stacks
             )
+        # Evaluation must not destroy the training state, and `rewind` needs the old one, except
+        # in blocks of one step, which it always keeps.
+        may_rewind = can_rewind and self.sizes.steps_per_block > 1
+        donates = method == "train_step" and not may_rewind
         self._steps = Steps(
             plan.program,
             merging.sums,
             loops=self.sizes.steps_per_call > 1,
             keeps_outputs=keeps_outputs,
-            # Evaluation must not destroy the training state, and `rewind` needs the old one,
-            # except in blocks of one step, which it always keeps.
-            donates=method == "train_step" and not (can_rewind and self.sizes.steps_per_block > 1),
+            donates=donates,
+            fixed=() if donates else plan.unchanged,
             placement=placement,
         )
         self._call = compiled(self._steps)
         self._empty, self._can_wait = merging.empty, merging.can_wait
         self._carry = Carry(arrays, [self._empty] * readers, np.ones(readers, bool))
-        self._is_shared = True  # because the caller owns the initial arrays
+        self.ownership = Ownership(given)
+        self._initial = None if given is None else arrays
         self._before = self._carry
         self._owner: CompiledStepper | None = None
         self._lender: Program | None = None  # the newest program whose state fits this one
@@ -129,9 +136,9 @@ class CompiledStepper:
 
     def share_experiment(self) -> Experiment:
         """The Experiment after the last step. It stays valid."""
-        self._is_shared = True  # so the next call copies the arrays before it donates them
+        self.ownership.share()
         if self._owner is not None:
-            self._owner._is_shared = True
+            self._owner.ownership.share()
         return self._steps.program.merge(self._carry.arrays)
 
     def borrow_state(self, owner: Stepper, batch: Batch) -> bool:
@@ -186,10 +193,16 @@ class CompiledStepper:
 
     def run(self, block: Block) -> "StackedOutputs":
         """Runs a block of steps; returns their outputs, on the device."""
-        # The old state is kept only for `rewind`, because it needs a second copy of the memory.
-        if not self._steps.donates:
-            self._before = self._carry
+        self.settle()
         return self._run(block, len(block))
+
+    def settle(self) -> None:
+        """Ends the time in which `rewind` is possible, and frees what only that needed."""
+        # If calls do not donate, this is a second copy of the state until the next block.
+        self._before = self._carry
+        if self._initial is not None and self._carry.arrays is not self._initial:
+            self._initial = None
+            self.ownership.give_up()
 
     def rewind(self, block: Block, count: int) -> None:
         """Restores the state after the `count`-th step of the last block.
@@ -235,12 +248,11 @@ class CompiledStepper:
         ]
         arrays = self._steps.program.split(experiment)
         self._carry = Carry(arrays, merged, np.array([saved is None for saved in totals]))
-        self._is_shared = True  # the caller holds these arrays too
+        self.ownership.restart()
 
     def _run(self, block: Block, count: int) -> "StackedOutputs":
-        if self._steps.donates and self._is_shared:  # donation destroys an array for all owners
-            _tree.copy_in_place(self._carry.arrays)  # one by one, to free unshared ones early
-            self._is_shared = False
+        if self._steps.donates:
+            self.ownership.unshare(self._carry.arrays)
         ends: list[Array] = []
         kept: list[PyTree] = []
         # Before the calls: if one fails, those before it still read the buffer.

@@ -1,4 +1,4 @@
-"""Cost: the operations of a step, counted in its jaxpr before anything runs, and its memory."""
+"""Cost: the operations of a step, counted in its jaxpr before anything runs."""
 
 import math
 from collections.abc import Iterator
@@ -62,11 +62,10 @@ def _flops(equation: Any) -> int:
     return size
 
 
-def changed_bytes(jaxpr: Any, count: int) -> int:
-    """The bytes of the first `count` results that are not the input in their place."""
+def unchanged(jaxpr: Any, count: int) -> tuple[int, ...]:
+    """The indices of the first `count` results that are the input in their place."""
     pairs = zip(jaxpr.invars[:count], _sources(jaxpr)[:count], strict=True)
-    changed = [variable.aval for variable, source in pairs if variable is not source]
-    return sum(size_of(aval) * aval.dtype.itemsize for aval in changed)
+    return tuple(i for i, (variable, source) in enumerate(pairs) if variable is source)
 
 
 def _sources(jaxpr: Any) -> list[Any]:

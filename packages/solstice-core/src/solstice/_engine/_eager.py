@@ -16,6 +16,7 @@ from solstice._console import warn
 from solstice._engine._block import Block
 from solstice._engine._block_size import Arrangement
 from solstice._engine._digest import StepDigest, digest_of_code
+from solstice._engine._ownership import Ownership
 from solstice._engine._program import check_pair
 from solstice._engine._trace import undecorated
 from solstice._experiment import Experiment
@@ -32,9 +33,10 @@ class EagerStepper:
         error: the error of tracing; a warning names its line.
         readers: the number of accumulators of metrics.
         look: called with the name of the step and its outputs.
+        given: the caller's Experiment, if the run gives it up.
 
     Attributes:
-        kind, name, sizes: as in `Stepper`.
+        kind, name, sizes, ownership: as in `Stepper`.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class EagerStepper:
         error: Exception,
         readers: int,
         look: Callable[[str, Outputs], None],
+        given: Experiment | None = None,
     ) -> None:
         warn(
             f"{type(experiment).__name__}.{method} cannot be compiled, and runs uncompiled, which "
@@ -53,7 +56,10 @@ class EagerStepper:
         self.kind = type(experiment)
         self.name = f"{self.kind.__name__}.{method}"
         self.sizes = Arrangement(1, 1, 1, "the step cannot be compiled, and runs uncompiled")
-        self._experiment = experiment
+        self.ownership = Ownership(given)
+        # Other containers than the caller's, because references of callbacks to them are counted.
+        self._initial = None if given is None else _tree.map(_same, experiment)
+        self._experiment = self._initial or experiment
         self._method = method
         self._look = look
         self._totals: list[Metrics | None] = [None] * readers
@@ -106,6 +112,7 @@ class EagerStepper:
 
     def run(self, block: Block) -> "OneOutput":
         """Runs the one step of a block."""
+        self.settle()
         batch = arrays_of(block.batches[0])
         result: object = getattr(self._experiment, self._method)(batch)
         if self._method == "predict_step":
@@ -118,6 +125,12 @@ class EagerStepper:
         if metrics is not None:
             self._totals = [metrics if t is None else t.merge(metrics) for t in self._totals]
         return OneOutput(outputs)
+
+    def settle(self) -> None:
+        """Gives up the caller's arrays, after the first step."""
+        if self._initial is not None and self._experiment is not self._initial:
+            self._initial = None
+            self.ownership.give_up()
 
     def rewind(self, block: Block, count: int) -> None:
         """Does nothing, because a call is one step."""
@@ -146,6 +159,10 @@ class EagerStepper:
         if any(saved is not None for saved in totals):
             raise KeyError("metrics of steps that cannot be compiled")
         self._experiment = experiment
+
+
+def _same(leaf: object) -> object:
+    return leaf
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from solstice._compiles import Kind
 from solstice._engine._block import Block
 from solstice._engine._block_size import Arrangement
 from solstice._engine._digest import StepDigest
+from solstice._engine._ownership import Ownership
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
 from solstice._types import Batch, Outputs
@@ -83,6 +84,11 @@ class Stepper(Protocol):
         ...
 
     @property
+    def ownership(self) -> Ownership:
+        """The owners of the state's arrays."""
+        ...
+
+    @property
     def is_lost(self) -> bool:
         """Whether a call has failed and the arrays cannot be read. Waits for the device."""
         ...
@@ -108,6 +114,10 @@ class Stepper(Protocol):
 
     def run(self, block: Block) -> BlockOutputs:
         """Runs a block of steps."""
+        ...
+
+    def settle(self) -> None:
+        """Ends the time in which `rewind` is possible, and frees what only that needed."""
         ...
 
     def rewind(self, block: Block, count: int) -> None:

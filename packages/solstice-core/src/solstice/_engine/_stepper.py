@@ -24,6 +24,7 @@ def make_stepper(
     readers: int = 1,
     epoch_steps: int | None = None,
     placement: Placement = SINGLE_DEVICE,
+    given: Experiment | None = None,
 ) -> Stepper:
     """A stepper that starts with an Experiment; the arguments are those of `CompiledStepper`.
 
@@ -41,9 +42,10 @@ def make_stepper(
             readers=readers,
             epoch_steps=epoch_steps,
             placement=placement,
+            given=given,
         )
     except jax.errors.JAXTypeError as error:  # the step needs values, and tracing has none
-        return EagerStepper(experiment, method, error, readers, look)
+        return EagerStepper(experiment, method, error, readers, look, given)
     if method != "predict_step":
         look(stepper.name, stepper.outputs)
     return stepper

@@ -52,6 +52,8 @@ class Steps:
             backward pass of a convolution is slow in one.
         keeps_outputs: whether the outputs of each step are returned.
         donates: whether a call destroys the arrays of its carry, to reuse their memory.
+        fixed: the indices of arrays that the step does not change. A call does not return them,
+            because a result that is not donated is a copy.
         placement: the devices of the state.
     """
 
@@ -60,6 +62,7 @@ class Steps:
     loops: bool = True
     keeps_outputs: bool = False
     donates: bool = False
+    fixed: tuple[int, ...] = ()
     placement: Placement = SINGLE_DEVICE
 
     @property
@@ -149,8 +152,9 @@ def compiled(steps: Steps) -> Call:
         arrays: list[Array], totals: list[PyTree], is_empty: Any, batches: Batch, count: Array
     ) -> tuple[Array, list[Array], list[PyTree], Results]:
         token, new, kept = run_block(steps, Carry(arrays, totals, is_empty), batches, count)
-        return token, new.arrays, new.totals, kept
+        return token, [x for i, x in enumerate(new.arrays) if i not in fixed], new.totals, kept
 
+    fixed = {*steps.fixed}
     # Arrays are an argument of their own, because they are donated. Totals may be in a callback.
     jitted = cast("_Run", jax.jit(run, donate_argnums=0 if steps.donates else ()))
 
@@ -161,6 +165,8 @@ def compiled(steps: Steps) -> Call:
         # Put there first, because a transfer by the call would not be ahead of it.
         others = steps.placement.put((carry.is_empty, batches, np.uint32(count)))
         token, arrays, totals, kept = jitted(carry.arrays, given, *others)
+        for index in steps.fixed:  # in ascending order, so each comes to its place
+            arrays.insert(index, carry.arrays[index])
         after = carry.totals if steps.grows else totals
         return token, Carry(arrays, after, np.zeros_like(carry.is_empty)), kept
 

@@ -1,6 +1,6 @@
 """Tracing: a step becomes a plan before anything runs, and a digest that other processes share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -12,7 +12,7 @@ from jax import Array, ShapeDtypeStruct
 from solstice import _tree
 from solstice._batch import describe_batch, is_traced
 from solstice._engine._block_size import Arrangement, arrangement
-from solstice._engine._cost import Cost, changed_bytes, cost_of
+from solstice._engine._cost import Cost, cost_of, unchanged
 from solstice._engine._digest import StepDigest, digest_of_jaxpr
 from solstice._engine._pack import as_jax, as_type, is_weak, type_of, types_of
 from solstice._engine._program import ARRAY, PROGRAMS, ConstantChanged, Program, program_of
@@ -32,7 +32,7 @@ class Plan:
         types: the shape and dtype of each array of the state.
         outputs: the shapes of the step's outputs, packed.
         cost: the cost of a step.
-        changed: the bytes of the state's arrays that the step does not return unchanged.
+        unchanged: the indices of the state's arrays that the step returns unchanged.
         captures: whether the step uses a value of a JAX transformation around it, as an optimizer
             does that was made there from a traced learning rate.
     """
@@ -41,7 +41,7 @@ class Plan:
     types: Types
     outputs: PyTree
     cost: Cost
-    changed: int
+    unchanged: tuple[int, ...]
     captures: bool
 
 
@@ -61,8 +61,14 @@ class Traced:
 
     def sizes(self, steps_per_call: int | None = None) -> Arrangement:
         """The most steps in a call and in a block; the user's choice if given."""
-        step_bytes = _bytes([*self.shapes, *_tree.leaves(self.plan.outputs)])
-        return arrangement(self.plan.cost, step_bytes, self.plan.changed, steps_per_call)
+        step_bytes = _nbytes([*self.shapes, *_tree.leaves(self.plan.outputs)])
+        return arrangement(self.plan.cost, step_bytes, self._changed_bytes, steps_per_call)
+
+    @property
+    def _changed_bytes(self) -> int:
+        """The bytes of the state's arrays that the step changes."""
+        fixed = {*self.plan.unchanged}
+        return _nbytes(x for index, x in enumerate(self.plan.types) if index not in fixed)
 
     def is_of(self, batch: Batch) -> bool:
         """Whether the step was traced with batches like this one."""
@@ -72,9 +78,9 @@ class Traced:
         self, epoch_steps: int, steps_per_call: int | None = None, *, keeps_outputs: bool
     ) -> Arrangement:
         """The same for data on the device, of `epoch_steps` batches."""
-        step_bytes = _bytes(_tree.leaves(self.plan.outputs)) if keeps_outputs else 0
+        step_bytes = _nbytes(_tree.leaves(self.plan.outputs)) if keeps_outputs else 0
         return arrangement(
-            self.plan.cost, step_bytes, self.plan.changed, steps_per_call, epoch_steps
+            self.plan.cost, step_bytes, self._changed_bytes, steps_per_call, epoch_steps
         )
 
     def digest(self) -> StepDigest:
@@ -84,10 +90,6 @@ class Traced:
     def with_batches(self, shapes: Types) -> "Traced":
         """The same step for batches of other shapes; unchanged if the number of arrays differs."""
         return self if len(shapes) != len(self.shapes) else replace(self, shapes=shapes)
-
-
-def _bytes(arrays: list[ShapeDtypeStruct]) -> int:
-    return sum(x.size * x.dtype.itemsize for x in arrays)
 
 
 @lru_cache(maxsize=PROGRAMS)
@@ -110,6 +112,7 @@ def prepare(experiment: Experiment, method: str, batch: Batch) -> tuple[Plan, li
     try:
         plan = _trace(whole, types, _tree.structure(batch), types_of(batch))
     except Exception as error:
+        given.clear()  # because the frames of the error may live on, and would own the arrays
         _explain(error, function, method, batch)
         raise
     leaves, constants = _tree.leaves(experiment), plan.program.constants
@@ -171,8 +174,12 @@ def _settle(program: Program, types: list[ShapeDtypeStruct], batch: Batch, turns
         # A limit, because a step that swaps an int and a float would alternate for ever.
         return _settle(program, settled, batch, turns - 1)
     program.check_drift(settled, new)
-    cost, changed = cost_of(jaxpr.jaxpr), changed_bytes(jaxpr.jaxpr, len(settled))
-    return Plan(program, tuple(settled), outputs, cost, changed, is_traced(jaxpr.consts))
+    cost, fixed = cost_of(jaxpr.jaxpr), unchanged(jaxpr.jaxpr, len(settled))
+    return Plan(program, tuple(settled), outputs, cost, fixed, is_traced(jaxpr.consts))
+
+
+def _nbytes(types: Iterable[ShapeDtypeStruct]) -> int:
+    return sum(x.size * x.dtype.itemsize for x in types)
 
 
 def _settle_type(old: ShapeDtypeStruct, new: ShapeDtypeStruct) -> ShapeDtypeStruct:

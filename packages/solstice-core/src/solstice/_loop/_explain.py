@@ -43,6 +43,7 @@ def explanation(mode: str, stage: Stage, hooks: Hooks, every: int | None) -> str
         )
     lines.append(f"  compiled programs: {slots.num_shapes}, one for each shape of batch")
     lines.append(f"  state: {stepper.state_bytes:,} bytes, {_reuse(stepper, callbacks)}")
+    lines += [f"  {line}" for line in _held(stepper)] if mode == "train" else []
     lines.append(f"  {_memory(stage)}")
     lines.append(f"  {stage.source.name} can be continued within an epoch {stage.source.continues}")
     return "\n".join(lines)
@@ -60,6 +61,23 @@ def _memory(stage: Stage) -> str:
 
 def _when(every: int | None) -> str:
     return "at every step" if every == 1 else f"at every {every} steps"
+
+
+def _held(stepper: Stepper) -> list[str]:
+    """The states in memory, and why."""
+    owners = stepper.ownership
+    if not owners.gives_up:
+        lines = [
+            "held: the newest state, and the Experiment given to `fit`, which stays valid; with "
+            "`donate=True` it is given up"
+        ]
+    else:
+        lines = ["held: the newest state alone, since `donate=True` gave the old Experiment up"]
+    if owners.gives_up and owners.at_start:
+        lines.append(f"copied at the start: {owners.at_start:,} bytes that other objects hold too")
+    if owners.times:
+        lines.append(f"copied {owners.times:,} times: callbacks kept arrays of the state")
+    return lines
 
 
 def _reuse(stepper: Stepper, callbacks: list[Callback]) -> str:

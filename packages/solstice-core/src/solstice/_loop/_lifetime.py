@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from solstice._experiment import Experiment
 from solstice._loop._hooks import Hooks
 from solstice._loop._run import Run
-from solstice._loop._state import LOST
 from solstice._record import Record, changed
 
 
@@ -18,17 +17,18 @@ class Ended:
     A Run is not kept, because its buffers and its state take memory.
 
     Attributes:
-        last: its newest Experiment; None if it is lost.
+        last: its newest Experiment, or the message if it is lost.
         explanation: the text of `explain`.
     """
 
-    last: Experiment | None
+    last: Experiment | str
     explanation: str
 
     @staticmethod
     def of(run: Run) -> "Ended":
         """`Ended.of(run)`: the newest Experiment of a run, and its explanation."""
-        return Ended(None if run.state.is_lost else run.state.experiment, run.explain())
+        run.state.close()
+        return Ended(run.state.lost if run.state.is_lost else run.experiment, run.explain())
 
     @property
     def experiment(self) -> Experiment:
@@ -37,8 +37,8 @@ class Ended:
         Raises:
             RuntimeError: a compiled call failed, and the Experiment is lost.
         """
-        if self.last is None:
-            raise RuntimeError(LOST)
+        if isinstance(self.last, str):
+            raise RuntimeError(self.last)
         return self.last
 
     def explain(self) -> str:
@@ -97,7 +97,7 @@ def _fail(run: Run, error: BaseException) -> None:
     run.hooks.notify_exception(record, error)
     _name_exhausted(error)
     if run.state.is_lost:
-        error.add_note(LOST)
+        error.add_note(run.state.lost)
     elif run.state.trains and record.step > 0:
         with suppress(AttributeError):  # an exception may forbid attributes
             error.experiment = record.experiment  # pyright: ignore[reportAttributeAccessIssue]

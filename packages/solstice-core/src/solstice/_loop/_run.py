@@ -98,6 +98,7 @@ class Run:
 
     def end(self) -> None:
         """Calls `on_fit_end`."""
+        self.stage.stepper.settle()
         self.hooks.notify("on_fit_end", self.state.of_run)
 
     def epochs(self) -> Iterator[int]:

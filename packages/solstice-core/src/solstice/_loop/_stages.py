@@ -103,6 +103,7 @@ class Stages:
         steps_per_call: the user's choice, or None.
         prefetch: the number of batches that a thread reads ahead.
         memory: staging buffers of earlier runs, by step. `close` returns them.
+        given: the caller's Experiment, if the training gives it up.
 
     Attributes:
         computation: the steps of the stages so far.
@@ -113,11 +114,13 @@ class Stages:
         steps_per_call: int | None,
         prefetch: int,
         memory: dict[str, BuffersByKind],
+        given: Experiment | None = None,
     ) -> None:
         self.computation = Computation()
         self._steps_per_call = steps_per_call
         self._prefetch = prefetch
         self._memory = memory
+        self._given = given
         self._buffers: dict[str, StagingBuffers] = {}
         self._resident: dict[str, ResidentBuffers] = {}
         self._placement: Placement | None = None
@@ -157,6 +160,7 @@ class Stages:
             readers=hooks.num_readers,
             epoch_steps=None if data is None else source.length,
             placement=placement,
+            given=self._given if method == "train_step" else None,
         )
         self._name_override(method, stepper)
         self.computation.add_step(method, stepper)
@@ -175,8 +179,8 @@ class Stages:
         if stage is None or not stage.stepper.borrow_state(owner, batch):
             experiment = owner.share_experiment()
             stage = self.stage(source, experiment, "eval_step", hooks, epoch=epoch)
-            stage.stepper.borrow_state(owner, batch)
-            self._validation = stage
+            # A stepper that cannot borrow has the state, which must not be held until the next one.
+            self._validation = stage if stage.stepper.borrow_state(owner, batch) else None
         return stage
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from solstice._experiment import Experiment
 from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
 from solstice._loop._kept import Kept
+from solstice._loop._lost import lost
 from solstice._loop._stages import Stage
 from solstice._metrics import Metrics, to_host
 from solstice._record import Compilation, Lazy, Once, Record, Snapshot, Times, changed, made
@@ -21,12 +22,6 @@ from solstice._sources import Source, fingerprint
 
 if TYPE_CHECKING:
     from solstice._loop._snapshot import Position
-
-LOST = """\
-The Experiment is lost: a compiled call failed, and its inputs were donated to save memory. The \
-Experiment given to `fit` is unchanged. Resume from the newest checkpoint: write \
-`trainer.fit(..., resume="last")`, with `solstice.callbacks.Checkpoint("runs/a", every=1000)` \
-among the callbacks"""
 
 Point = Callable[[], Record]
 """Makes the record of a moment at which a signal may save the run."""
@@ -167,8 +162,19 @@ class RunState:
             RuntimeError: a compiled call failed, and the Experiment is lost.
         """
         if self.is_lost:
-            raise RuntimeError(LOST)
+            raise RuntimeError(self.lost)
         return self._stepper.share_experiment() if self._experiment is None else self._experiment
+
+    @property
+    def lost(self) -> str:
+        """The message if the Experiment is lost."""
+        return lost(gave_up=self._stepper.ownership.gives_up)
+
+    def close(self) -> None:
+        """Makes the last Experiment, which `fit` returns and `trainer.experiment` is."""
+        # Once: two with the same arrays would each be another owner, in a later `donate=True`.
+        if not self.is_lost:
+            self._experiment = self.experiment
 
     @property
     def count(self) -> int:

@@ -16,8 +16,7 @@ class NaNGuard(Callback):
     updates and continue, use `solstice.compat.skip_nonfinite`.
 
     Args:
-        every: training steps from one check to the next, 1 or more. Each costs a copy of the
-            arrays.
+        every: training steps from one check to the next, 1 or more. Each reads all arrays.
 
     Raises:
         ValueError: `every` is not a whole number of 1 or more.

@@ -1,5 +1,6 @@
 """Norms of params, gradients and updates by subtree."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -94,5 +95,9 @@ class _Tracking(Around):
         return new, (inner, Norms(norms_of(grads, self.depth), update))
 
 
-def _sum_of_squares(leaf: Array) -> Array:
+def _sum_of_squares_of(leaf: Array) -> Array:
     return jnp.sum(jnp.square(jnp.abs(leaf).astype(jnp.float32)))  # params may be complex
+
+
+# Compiled, because each operation alone makes a copy of the array.
+_sum_of_squares: Callable[[Array], Array] = jax.jit(_sum_of_squares_of)

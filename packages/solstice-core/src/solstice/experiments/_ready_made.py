@@ -30,11 +30,12 @@ class ReadyMadeExperiment(Experiment):
         batch_size: int | None = None,
         callbacks: Iterable[Callback] | None = None,
         resume: str | PathLike[str] | None = None,
+        donate: bool = False,
     ) -> Self:
         """`exp = exp.train(train_ds, val_ds, num_epochs=5)`: a trained copy.
 
         The arguments are those of `solstice.train`. An Experiment never changes in place, so
-        assign the result.
+        assign the result. `exp = exp.train(..., donate=True)` gives the old one up, to save memory.
         """
         return train(
             self,
@@ -45,6 +46,7 @@ class ReadyMadeExperiment(Experiment):
             batch_size=batch_size,
             callbacks=callbacks,
             resume=resume,
+            donate=donate,
         )
 
     def test(
