@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import solstice
 from solstice import _tree
+from solstice._engine import Reading
 from solstice._loop import _stages
 from solstice.history._rows import Rows
 
@@ -228,6 +229,77 @@ def test_nothing_is_copied_for_callbacks_that_read_no_experiment(
         trainer.fit(adds(), BATCHES, BATCHES, num_epochs=5)
         assert copied == [1]  # the array of the caller
         assert made == ["train_step", "eval_step"]
+
+
+def test_an_epoch_begins_while_the_device_computes_the_metrics_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    open_ones: set[int] = set()
+    made, fetch = Reading.__init__, Reading.fetch
+
+    def makes(self: Any, total: Any) -> None:
+        made(self, total)
+        open_ones.add(id(self))
+
+    def fetches(self: Any, times: Any) -> None:
+        fetch(self, times)
+        open_ones.discard(id(self))
+        assert all(isinstance(leaf, np.ndarray) for leaf in self._leaves)
+
+    monkeypatch.setattr(Reading, "__init__", makes)
+    monkeypatch.setattr(Reading, "fetch", fetches)
+
+    class Counts(solstice.Callback):
+        every = None
+
+        def __init__(self, waits: bool) -> None:
+            self.waits_for_device = waits
+            self.counts: list[int] = []
+
+        def on_epoch_start(self, record: solstice.Record) -> None:
+            self.counts.append(len(open_ones))
+
+        def on_epoch_end(self, record: solstice.Record) -> None:
+            self.counts.append(len(open_ones))
+
+    class Measures(solstice.Callback):
+        every = None
+
+        def measure(self, record: solstice.Record) -> Any:
+            return {"open": len(open_ones)}
+
+    # By epoch, at the start and end of the training and of the validation. The first row of each
+    # kind is read at once.
+    late = [0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    for waits, expected in [(False, late), (True, [0] * 16)]:
+        callback = Counts(waits)
+        trainer = solstice.Trainer([callback])
+        trainer.fit(adds(), BATCHES, BATCHES, num_epochs=4)
+        assert callback.counts == expected
+        assert not open_ones
+        assert trainer.history.rows[-1]["total"] == 20
+    trainer = solstice.Trainer([Measures(), solstice.callbacks.History(every=2)])
+    trainer.fit(adds(), BATCHES, num_epochs=4)
+    assert {row["open"] for row in trainer.history.rows} == {0}
+
+
+def test_the_wait_for_metrics_is_a_time_of_the_device() -> None:
+    class Slow(Adds):
+        def train_step(self, batch: Any) -> Any:
+            new = self.seen + 1e-9 * jnp.linalg.norm(jnp.ones((600, 600)) @ jnp.ones((600, 600)))
+            return solstice.replace(self, seen=new), Total(new[0])
+
+    times = []
+
+    class Watches(solstice.Callback):
+        every = None
+
+        def on_fit_end(self, record: solstice.Record) -> None:
+            times.append(record.times)
+
+    solstice.Trainer([Watches()]).fit(Slow(jnp.zeros(3)), BATCHES * 10)
+    (last,) = times
+    assert last.device > 0
 
 
 def test_a_validation_of_other_batches_is_made_anew() -> None:

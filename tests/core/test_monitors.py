@@ -10,7 +10,7 @@ import pytest
 from clocks import stopped
 
 import solstice
-from solstice._engine import _staging
+from solstice._engine import _staging, _totals
 from solstice._loop import _run, _state
 from solstice.callbacks import (
     DeviceMemory,
@@ -196,7 +196,7 @@ def test_throughput_covers_the_training_alone():
 
 
 def test_time_that_a_data_set_takes_is_told_as_such(monkeypatch):
-    clock = stopped(monkeypatch, _staging, _run, _state, _monitors)
+    clock = stopped(monkeypatch, _staging, _totals, _run, _state, _monitors)
 
     def slow():
         for value in range(3):

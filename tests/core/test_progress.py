@@ -160,6 +160,13 @@ def test_a_terminal_has_a_bar_for_each_epoch_and_evaluation(terminal):
     assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 2/2"]
 
 
+def test_short_epochs_have_their_lines_in_order(terminal):
+    text = written(lambda t: t.fit(Mean(), some(1, 2), some(4), num_epochs=30), terminal)
+    found = r"epoch (\d+)/30  step (\d+)  RATE  train/accuracy (\S+) .*? val/accuracy (\S+) "
+    lines = re.findall(found, text)
+    assert lines == [(str(n), str(2 * n), "1.5000", "4.0000") for n in range(1, 31)]
+
+
 def test_a_bar_without_a_known_length_counts(terminal):
     text = written(lambda t: t.fit(Mean(), lambda: iter(some(1, 2))), terminal)
     assert "epoch 1/1: 0step" in text

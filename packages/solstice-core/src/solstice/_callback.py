@@ -61,6 +61,10 @@ class Callback:
         can_stop: False promises that the step hooks raise nothing, not even `Stop`. The Trainer
             then keeps no copy of the state to return to that step, which saves memory. If a hook
             raises anyway, the run ends with the Experiment of the end of the call.
+        waits_for_device: False to call `on_epoch_start` and `on_epoch_end`, and `on_step_end` with
+            metrics, while the device may still compute the steps before them, so that the run goes
+            on meanwhile; `record.metrics` waits when you read it. With True, a clock in these hooks
+            measures finished steps.
         has_side_effects: True for a callback that writes files or reports elsewhere.
             `Trainer(fast_dev_run=True)` leaves it out.
         saves: True for a callback that saves the run in `on_call_end` if `record.interrupted`. With
@@ -73,6 +77,7 @@ class Callback:
     needs: Collection[str] = ()
     phase: Phase = Phase.LOG
     can_stop: bool = True
+    waits_for_device: bool = True
     has_side_effects: bool = False
     saves: bool = False
 

@@ -37,6 +37,7 @@ from solstice._engine._staging import BuffersByKind as BuffersByKind
 from solstice._engine._staging import Feeder as Feeder
 from solstice._engine._staging import StagingBuffers as StagingBuffers
 from solstice._engine._stepper import make_stepper as make_stepper
+from solstice._engine._totals import Reading as Reading
 from solstice._engine._totals import metrics_like as metrics_like
 from solstice._engine._trace import Plan as Plan
 from solstice._engine._trace import Traced as Traced

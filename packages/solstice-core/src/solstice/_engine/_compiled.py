@@ -4,7 +4,7 @@ Nothing is read back to the host.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import jax
@@ -23,7 +23,7 @@ from solstice._engine._placement import SINGLE_DEVICE, Placement
 from solstice._engine._program import Program
 from solstice._engine._protocols import Stepper
 from solstice._engine._steps import Carry, Steps, calls, compiled, merge_grown
-from solstice._engine._totals import merging_of, on_host, total_from
+from solstice._engine._totals import Reading, merging_of, total_from
 from solstice._engine._trace import Traced, prepare
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
@@ -219,13 +219,13 @@ class CompiledStepper:
         self._clear(reader)
         return total
 
-    def read_metrics(self, reader: int = 0) -> Callable[[], Metrics] | None:
-        """Like `take_metrics`, on the host; None if these metrics do not wait to be computed."""
+    def read_metrics(self, reader: int = 0) -> Reading | None:
+        """Like `take_metrics`, for later; None if these metrics do not wait to be computed."""
         if not self._can_wait or self._carry.is_empty[reader]:
             return None
-        metrics = on_host(self._carry.totals[reader])
+        reading = Reading(self._carry.totals[reader])
         self._clear(reader)
-        return metrics
+        return reading
 
     def _clear(self, reader: int) -> None:
         # A new carry with new lists, because `rewind` may restore the old one.

@@ -1,6 +1,6 @@
 """What a run needs of a stepper, with a compiled and an eager implementation."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from jax import ShapeDtypeStruct
@@ -11,6 +11,7 @@ from solstice._engine._block import Block
 from solstice._engine._block_size import Arrangement
 from solstice._engine._digest import StepDigest
 from solstice._engine._ownership import Ownership
+from solstice._engine._totals import Reading
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
 from solstice._types import Batch, Outputs
@@ -128,8 +129,8 @@ class Stepper(Protocol):
         """The merged metrics since this reader last took them; None if there are none."""
         ...
 
-    def read_metrics(self, reader: int = 0) -> Callable[[], Metrics] | None:
-        """Like `take_metrics`, on the host; None if these metrics do not wait to be computed."""
+    def read_metrics(self, reader: int = 0) -> Reading | None:
+        """Like `take_metrics`, for later; None if these metrics do not wait to be computed."""
         ...
 
     def totals(self) -> list[Metrics | None]:

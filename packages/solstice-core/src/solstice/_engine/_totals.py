@@ -1,6 +1,7 @@
 """Totals: the merged metrics of steps, computed within the compiled call."""
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, cast
@@ -16,6 +17,7 @@ from solstice._engine._pack import pack, unpack
 from solstice._engine._program import PROGRAMS, Program
 from solstice._engine._trace import Traced
 from solstice._metrics import Metrics, as_metrics, may_raise
+from solstice._record import Times
 from solstice._sums import ADDITIONS
 from solstice._types import Batch, PyTree, Structure
 
@@ -58,14 +60,29 @@ def merging_of(traced: Traced) -> Merging:
     return Merging(empty, _sums(jaxpr.jaxpr), can_wait)
 
 
-def on_host(total: PyTree) -> Callable[[], Metrics]:
-    """A packed total in the memory of the host; the result makes the metrics, of NumPy arrays."""
-    leaves, structure = _tree.flatten(total)
-    for leaf in leaves[1:]:
-        leaf.copy_to_host_async()  # so that all of them take the time of one
-    # Copies, because NumPy may read the memory of the device in place, which holds it.
-    arrays = [np.array(leaf) for leaf in leaves]
-    return lambda: unpack(_tree.unflatten(structure, arrays))
+class Reading:
+    """`reading = Reading(total)`: a packed total on its way to the memory of the host.
+
+    The program that computes it may still run, so nothing waits for it before `fetch`, whose time
+    is added to `times`.
+    """
+
+    def __init__(self, total: PyTree) -> None:
+        self._leaves, self._structure = _tree.flatten(total)
+        for leaf in self._leaves:
+            leaf.copy_to_host_async()  # so that all of them take the time of one
+
+    def fetch(self, times: Times) -> None:
+        """Waits for the program, and drops the memory of the device."""
+        began = time.perf_counter()
+        # Copies, because NumPy may read the memory of the device in place, which holds it.
+        self._leaves = [np.array(leaf) for leaf in self._leaves]
+        times.device += time.perf_counter() - began
+
+    def metrics(self, times: Times) -> Metrics:
+        """The metrics, of NumPy arrays."""
+        self.fetch(times)
+        return unpack(_tree.unflatten(self._structure, self._leaves))
 
 
 def packed_metrics(program: Program, outputs: PyTree, batch: Batch) -> PyTree:

@@ -160,7 +160,7 @@ class Hooks:
         """Refuses callbacks with changed settings, because the run reads them only once.
 
         Raises:
-            TypeError: `every`, `modes`, `needs`, `phase` or `can_stop` of one has changed.
+            TypeError: an attribute such as `every`, `modes` or `needs` of one has changed.
         """
         for callback, before in zip(self.callbacks, self._settings, strict=True):
             now = _settings_of(callback)
@@ -171,6 +171,10 @@ class Hooks:
                     f"{kind}.{name} was {before[name]!r} at the start of the run, and is "
                     f"{now[name]!r}: the Trainer reads it once, so set it in `__init__`"
                 )
+
+    def wait_for_device(self, hook: str) -> bool:
+        """Whether a callback with this hook wants the device to have finished the steps before."""
+        return any(callback.waits_for_device for callback in _those_with(hook, self.listeners))
 
     @property
     def num_readers(self) -> int:
@@ -300,6 +304,7 @@ def _settings_of(callback: Callback) -> dict[str, Any]:
         "needs": tuple(callback.needs),
         "phase": callback.phase,
         "can_stop": callback.can_stop,
+        "waits_for_device": callback.waits_for_device,
     }
 
 

@@ -97,8 +97,9 @@ class Run:
         self.hooks.notify("on_fit_start", self.state.of_run)
 
     def end(self) -> None:
-        """Calls `on_fit_end`."""
+        """Calls `on_fit_end`, after the last step."""
         self.stage.stepper.settle()
+        self.state.kept.fetch()
         self.hooks.notify("on_fit_end", self.state.of_run)
 
     def epochs(self) -> Iterator[int]:
@@ -113,6 +114,7 @@ class Run:
         """Calls `on_epoch_start`."""
         self.hooks.check_settings()
         self.has_begun = True
+        self._wait("on_epoch_start")
         self.hooks.notify("on_epoch_start", self.state.of_epoch)
 
     @contextmanager
@@ -244,7 +246,13 @@ class Run:
 
     def notify_epoch_end(self, *phases: Phase) -> None:
         """Calls `on_epoch_end` of the callbacks of these phases."""
+        self._wait("on_epoch_end")
         self.hooks.notify("on_epoch_end", self.state.of_epoch_end, phases)
+
+    def _wait(self, hook: str) -> None:
+        """Waits for the device if a callback wants it, such as one that measures time."""
+        if self.hooks.wait_for_device(hook):
+            self.state.kept.fetch()
 
     def close_epoch(self) -> None:
         """Marks a training epoch, with its validation, as complete."""

@@ -232,7 +232,10 @@ class RunState:
         if name == "snapshot":
             return Lazy(self.snapshot)  # it costs a copy of the weights, so only if it is read
         if name == "metrics":
-            return self._with_measured(self._take_metrics(self._hooks.reader(callback)))
+            taken = self._take_metrics(self._hooks.reader(callback))
+            if callback.waits_for_device:
+                self.kept.fetch()
+            return self._with_measured(taken)
         call, index = self.epoch.call, self.epoch.count - 1
         if call is None:
             return None
@@ -280,11 +283,15 @@ class RunState:
 
     def _take_metrics(self, reader: int = 0) -> Once:
         """Reads the metrics of a reader, which may be computed later."""
+        reading = self._stepper.read_metrics(reader)
+        if reading is not None:
+            times = self.times
+            self.kept.reading(reading, times)
+            return Once(lambda: to_host(reading.metrics(times)))  # without the run, to free it
         began = time.perf_counter()
-        waiting = self._stepper.read_metrics(reader)
-        computed = to_host(self._stepper.take_metrics(reader)) if waiting is None else {}
+        computed = to_host(self._stepper.take_metrics(reader))
         self.times.device += time.perf_counter() - began
-        return made(computed) if waiting is None else Once(lambda: to_host(waiting()))
+        return made(computed)
 
     def _with_measured(self, taken: Once) -> Once | dict[str, Any]:
         """The metrics of the step first, which win over the values of `measure`."""
@@ -303,6 +310,8 @@ class RunState:
         moment = self.count, self.epoch.has_ended
         # Once, because Throughput restarts its clock in `measure`.
         if self.epoch.measured[0] != moment:
+            if self._hooks.wait_for_device("measure"):
+                self.kept.fetch()
             self.epoch.measured = moment, self._hooks.measured(self.of_epoch)
         return self.epoch.measured[1]
 

@@ -8,7 +8,7 @@ import numbers
 import os
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TextIO, cast
 
 from solstice._arguments import names, not_negative
@@ -28,6 +28,9 @@ _WIDE = 120
 
 _SPARE = 6
 """Characters that a bar can do without: tqdm counts 10 where it does not know the width."""
+
+_TOGETHER = 0.1
+"""Seconds between two writings of lines above bars, because tqdm draws all bars again."""
 
 _FIRST_LINE = 30.0
 """Seconds until the first progress line within an epoch, if the output is not a terminal."""
@@ -56,6 +59,7 @@ class ProgressBar(Callback):
     """
 
     every = None
+    waits_for_device = False  # it reads metrics where it measures time
 
     def __init__(
         self,
@@ -72,7 +76,9 @@ class ProgressBar(Callback):
         self._bars: dict[str, Any] = {}
         self._clocks: dict[str, _Clock] = {}
         self._next_metrics: dict[str, float] = {}  # by mode, because an epoch may be short
-        self._line: list[str] = []
+        self._line: list[str | Record] = []  # the metrics of a record are read as late as possible
+        self._lines: list[list[str | Record]] = []
+        self._written = -math.inf
 
     def on_fit_start(self, record: Record) -> None:
         """Opens the bar of the epochs if there are several."""
@@ -89,6 +95,7 @@ class ProgressBar(Callback):
 
     def on_call_end(self, record: Record) -> None:
         """Advances the bar, and updates the metrics every `seconds`."""
+        self._flush(at_once=False)
         clock, bar = self._clocks[record.mode], self._bars.get(record.mode)
         if bar is None:
             if clock.wants_line(time.monotonic()):
@@ -109,10 +116,10 @@ class ProgressBar(Callback):
         if within:
             self._line = [_title(record), f"step {record.step:,}"]
         elif record.mode != "val" or not record.has_validation:
+            _ = record.metrics  # waits for the device, so that the rate is that of finished steps
             steps = record.step if record.mode == "train" else record.epoch_step
             self._line = [_title(record), f"step {steps:,}", clock.rate(record)]
-        count = None if (_columns(self._out) or _WIDE) >= _WIDE else 1
-        self._line += [f"{record.mode}/{text}" for text in self._shown(record.metrics)[:count]]
+        self._line.append(record.only("metrics"))
         if record.mode == "train" and "run" in self._bars:
             self._bars["run"].update(record.epoch + 1 - self._bars["run"].n)
         if not (record.mode == "train" and record.has_validation):
@@ -188,6 +195,7 @@ class ProgressBar(Callback):
             self._close(name)
         self._clocks.clear()
         self._write()
+        self._flush(at_once=True)
 
     def _close(self, name: str) -> None:
         bar = self._bars.pop(name, None)
@@ -195,9 +203,26 @@ class ProgressBar(Callback):
             bar.close()
 
     def _write(self) -> None:
+        """Writes the line of an epoch; those of short epochs are written together."""
         if self._line:
-            self._print("  ".join(self._line))
-        self._line = []
+            self._lines.append(self._line)
+            self._line = []
+            # Without bars at once, because other lines of a file must not come in between.
+            self._flush(at_once=not self._bars)
+
+    def _flush(self, *, at_once: bool) -> None:
+        now = time.monotonic()
+        if self._lines and (at_once or now - self._written >= _TOGETHER):
+            lines, self._lines, self._written = self._lines, [], now
+            self._print("\n".join("  ".join(self._parts(line)) for line in lines))
+
+    def _parts(self, line: list[str | Record]) -> Iterator[str]:
+        count = None if (_columns(self._out) or _WIDE) >= _WIDE else 1
+        for part in line:
+            if isinstance(part, str):
+                yield part
+            else:
+                yield from (f"{part.mode}/{text}" for text in self._shown(part.metrics)[:count])
 
     def _print(self, text: str) -> None:
         if self._bars:  # tqdm must write it, to move the bars down a line

@@ -75,6 +75,7 @@ class History(Callback):
 
     modes = ("train", "val", "test")  # predictions have no metrics
     needs = ("metrics",)
+    waits_for_device = False  # a row is made when somebody reads it
 
     def __init__(
         self, *, every: int | None = None, scalars_only: bool = False, max_size: int | None = None
