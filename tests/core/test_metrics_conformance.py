@@ -417,6 +417,14 @@ class NanWhereEmpty(CountsInt32):
         return {"accuracy": self.right / self.count, "of_right": self.right / self.right}
 
 
+class BreaksItsPromise(Right):
+    can_raise = False
+
+    def compute(self):
+        counts = self.counts.values()
+        return {"accuracy": counts["right"] / counts["all"]}
+
+
 class OrderMatters(CountsInt32):
     """Forgets the last batch but one."""
 
@@ -434,6 +442,7 @@ FAULTS = {
     FloatCounts: {"test_counts_are_exact"},
     OneVsRest: {"test_it_agrees_with_its_reference"},
     NanWhereEmpty: {"test_nothing_is_nan"},
+    BreaksItsPromise: {"test_a_promise_not_to_raise_is_kept"},
 }
 
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from solstice import _tree
-from solstice._metrics import Metrics
+from solstice._metrics import Metrics, may_raise
 from solstice._types import AnyArray, Batch
 from solstice.testing._suite import Conformance, feature, optional, rests_on
 
@@ -144,6 +144,18 @@ class MetricsConformance(Conformance, is_suite=True):
                 nan = name not in self.may_be_nan and np.any(np.isnan(value))
                 assert not nan, f"no NaN: {name!r} is {value} of {_length(part)} examples"
 
+    def test_a_promise_not_to_raise_is_kept(self) -> None:
+        """With `can_raise = False`, `compute` takes NumPy arrays of any values."""
+        one = self._built(self._examples())
+        if may_raise(one):
+            pytest.skip("`can_raise` is True, so `compute` is called in each epoch")
+        here = jax.device_get(one)
+        self._alike(self._computed(here), self._computed(one), "NumPy arrays")
+        for value in (0, 1, np.nan, np.inf):
+            filled = _tree.map(lambda leaf, value=value: _filled(leaf, value), here)
+            with np.errstate(all="ignore"):
+                self._computed(filled)
+
     # Features
 
     @feature("order")
@@ -261,6 +273,11 @@ class MetricsConformance(Conformance, is_suite=True):
                 one[name], other[name], self.tolerance, self.tolerance, equal_nan=True
             )
             assert same, f"{what}: {name!r} is {one[name]} and {other[name]}"
+
+
+def _filled(leaf: Any, value: float) -> Any:
+    is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return np.full_like(leaf, value if is_float or np.isfinite(value) else np.iinfo(leaf.dtype).max)
 
 
 def _cut(examples: Batch, parts: _Parts) -> list[Batch]:
