@@ -650,7 +650,7 @@ def test_arrays_that_do_not_fit_are_refused_by_name():
 
 @pytest.mark.parametrize("value", ["gpu", 1, 0])
 def test_on_device_is_a_switch(value: Any):
-    with pytest.raises(ValueError, match="on_device must be True or False"):
+    with pytest.raises(ValueError, match="on_device must be True, False or None"):
         batches((X, Y), 5, on_device=value)
 
 

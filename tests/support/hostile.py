@@ -66,6 +66,12 @@ NO_PATH = {
     "a URL": lambda: "gs://bucket/x",
     "a zero byte": lambda: "a\0b",
 }
+NO_SWITCH: dict[str, Any] = {
+    "no": lambda: "no",
+    "0": lambda: 0,
+    "1": lambda: 1,
+    "array": lambda: np.ones(2),
+}
 NO_FUNCTION = {"5": lambda: 5, "text": lambda: "mse", "a list": lambda: [len]}
 NO_ARRAY = {
     "text": lambda: "abc",
@@ -100,8 +106,8 @@ KINDS: dict[str, dict[str, Callable[[], Any]]] = {
     "finite": NO_NUMBER | NONE | {"inf": lambda: INF},
     "share": NO_NUMBER | NONE | {"1.0": lambda: 1.0, "-0.1": lambda: -0.1, "-inf": lambda: -INF},
     "probability": NO_NUMBER | NONE | {"1.5": lambda: 1.5, "-0.1": lambda: -0.1},
-    "switch": {"no": lambda: "no", "0": lambda: 0, "1": lambda: 1, "array": lambda: np.ones(2)}
-    | NONE,
+    "switch": NO_SWITCH | NONE,
+    "switch or None": NO_SWITCH,
     "word": {"auto": lambda: "auto", "5": lambda: 5, "bytes": lambda: b"min", "list": list},
     "names": {
         "5": lambda: 5,
@@ -659,6 +665,7 @@ TARGETS: dict[str, Target] = {
             "shuffle": "switch",
             "seed": "natural",
             "drop_last": "switch",
+            "on_device": "switch or None",
         },
     ),
     "pad_batch": Target(

@@ -108,6 +108,17 @@ def switch(name: str, value: object) -> bool:
     return bool(cast("Any", value))
 
 
+def switch_or_none(name: str, value: object) -> bool | None:
+    """`switch_or_none("on_device", on_device)`: like `switch`, or None.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not (value is None or isinstance(value, bool | np.bool_)):
+        raise ValueError(_message(name, "True, False or None", value))
+    return None if value is None else bool(cast("Any", value))
+
+
 def choice(name: str, value: object, allowed: Collection[_S]) -> _S:
     """`choice("mode", mode, ("min", "max"))`: one of several words.
 

@@ -176,7 +176,8 @@ class Trainer:
                 `max_steps` is given.
             max_steps: the number of training steps to stop after, 1 or more.
             batch_size: examples per batch, for data sets given as arrays. The training set is
-                then shuffled for each epoch, like `solstice.data.batches(..., shuffle=True)`.
+                then shuffled for each epoch, like `solstice.data.batches(..., shuffle=True)`. Small
+                arrays are copied to the device once, as by its `on_device=None`.
             resume: continue a saved run as if it had never ended: "last" or "best" of the
                 `solstice.callbacks.Checkpoint` among the callbacks, or the path of a checkpoint.
                 Keep all other arguments; `num_epochs` and `max_steps` count from the start of the

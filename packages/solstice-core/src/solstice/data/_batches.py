@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from solstice import _tree
-from solstice._arguments import check_alive, switch, whole
+from solstice._arguments import check_alive, switch, switch_or_none, whole
 from solstice._batch import is_numeric, unmasked
 from solstice._errors import DataError
 from solstice._memory import device_memory, frozen_copy, small_bytes
@@ -25,7 +25,7 @@ class Batches:
 
     Args:
         arrays: an array or a pytree of arrays (a tuple, a dict ...) of one length, with the
-            examples along axis 0. Only arrays that are not NumPy arrays are copied.
+            examples along axis 0. NumPy arrays are not copied, except for the device.
         batch_size: examples per batch, 1 or more. The last batch may be smaller.
         shuffle: whether each epoch has another order.
         seed: a non-negative integer, the seed of the orders.
@@ -36,6 +36,7 @@ class Batches:
             copied now, so later changes of yours have no effect.
 
     Attributes:
+        on_device: as given.
         is_resident: whether the arrays go to the device.
 
     Raises:
@@ -77,8 +78,8 @@ class Batches:
                 f"arrays must be of one length on axis 0; the lengths are {lengths or 'none'}"
             )
         self._length = lengths[0]
-        self.on_device = on_device
-        self.is_resident = self._goes_on_device(on_device)
+        self.on_device = switch_or_none("on_device", on_device)
+        self.is_resident = self._goes_on_device()
         if self.is_resident:
             # A copy that nobody can change: steps read the device, callbacks and checks the host.
             self._leaves = [frozen_copy(leaf) for leaf in self._leaves]
@@ -113,19 +114,18 @@ class Batches:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placed": None}  # to copy or pickle only the arrays on the host
 
-    def _goes_on_device(self, asked: bool | None) -> bool:
-        is_asked = asked is not None and switch("on_device", asked)
-        if asked is not None and not is_asked:
+    def _goes_on_device(self) -> bool:
+        if self.on_device is False:
             return False
         wrong = self._why_not_on_device()
-        if is_asked and wrong:
+        if self.on_device and wrong:
             raise DataError(
                 f"batches with on_device=True need arrays of numbers, of fewer than 2**31 "
                 f"examples, which calls read as they are; {wrong}. Leave on_device out: "
                 f"`batches(arrays, {self.batch_size})`"
             )
         nbytes = sum(leaf.nbytes for leaf in self._leaves)
-        return is_asked or (not wrong and nbytes <= small_bytes())
+        return bool(self.on_device) or (not wrong and nbytes <= small_bytes())
 
     def _why_not_on_device(self) -> str:
         if type(self) is not Batches:  # whose methods may change batches
