@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import solstice
 from solstice import _memory
-from solstice._engine import _placement
+from solstice._engine import BlockSize, Feeder, StagingBuffers, _placement
 from solstice.callbacks import Checkpoint, EarlyStopping, FlightRecorder, NaNGuard
 from solstice.data import Masked, batches
 from solstice.testing import Sgd
@@ -220,6 +220,18 @@ def test_an_epoch_is_one_call_and_one_for_the_smaller_last_batch():
         net(), batches((X, Y), 4, shuffle=True, on_device=True), num_epochs=3
     )
     assert calls == [18, 19] * 3
+
+
+def test_a_convolution_on_the_cpu_runs_one_step_a_call():
+    def run(on_device: bool) -> Any:
+        trainer = solstice.Trainer()
+        data = batches((X, Y), 4, shuffle=True, on_device=on_device)
+        return digest(trainer.fit(net(convolution), data)), trainer.explain()
+
+    found, text = run(True)
+    assert found == run(False)[0]
+    assert "1 step a call, up to 8 calls at once" in text
+    assert "compiled programs: 2" in text
 
 
 def test_a_stop_within_a_call_leaves_what_that_step_left():
@@ -510,6 +522,14 @@ def test_an_accelerator_gets_batches_ahead_of_their_call(
     again = solstice.Trainer(steps_per_call=steps_per_call).fit(experiment, data, num_epochs=2)
     assert digest(found) == digest(again)
     assert (found.count, found.total.tolist()) == (20, [20.0] * 3)
+
+
+def test_blocks_for_an_accelerator_lie_there_before_their_call():
+    slots = StagingBuffers(BlockSize(4), placement=_placement.SingleDevice(puts=True))
+    block = Feeder(iter([X[:2]] * 3), slots, lambda batch: None).take(4)
+    assert block is not None
+    assert isinstance(block.placed, jax.Array)
+    assert np.array_equal(block.placed[:3], np.stack([X[:2]] * 3))
 
 
 # The copy on the device
