@@ -45,18 +45,32 @@ def explanation(mode: str, stage: Stage, hooks: Hooks, every: int | None) -> str
     lines.append(f"  state: {stepper.state_bytes:,} bytes, {_reuse(stepper, callbacks)}")
     lines += [f"  {line}" for line in _held(stepper)] if mode == "train" else []
     lines.append(f"  {_memory(stage)}")
+    lines += _host(stage)
     lines.append(f"  {stage.source.name} can be continued within an epoch {stage.source.continues}")
     return "\n".join(lines)
 
 
 def _memory(stage: Stage) -> str:
     """The memory of the batches."""
-    data, buffers = stage.source.resident, stage.buffers
+    data, buffers = stage.source.arrays, stage.buffers
     if isinstance(buffers, StagingBuffers):
         return f"memory for batches: {buffers.nbytes:,} bytes"
     nbytes = sum(x.nbytes for x in _tree.leaves(stage.arrays))
     why = "by on_device=True" if data and data.on_device else f"small: at most {small_bytes():,}"
     return f"{stage.source.name} is on the device: {nbytes:,} bytes, put there once ({why})"
+
+
+def _host(stage: Stage) -> list[str]:
+    """The reason why arrays that might be on the device are fed from the host."""
+    data = stage.source.arrays
+    if data is None or data.on_device is False or stage.arrays is not None:
+        return []
+    why = data.why_on_host or (
+        "the step cannot be compiled"
+        if stage.stepper.needs_batches
+        else "the Experiment lies on several devices"
+    )
+    return [f"  {stage.source.name} is fed from the host: {why}"]
 
 
 def _when(every: int | None) -> str:

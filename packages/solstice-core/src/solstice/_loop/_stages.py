@@ -223,14 +223,16 @@ class Stages:
 
 def _resident(source: Source, placement: Placement) -> Batches | None:
     """The data set if its arrays go to the device of the run."""
-    data = source.resident
-    if data is None or placement.num_devices == 1:
+    data = source.arrays
+    if data is None or not data.is_resident:
+        return None
+    if placement.num_devices == 1:
         return data
     if data.on_device is None:  # chosen by rule
         return None
     raise DataError(
         f"{source.name} has on_device=True, and the arrays of the Experiment lie on "
-        f"{placement.num_devices} devices: leave on_device out"
+        f"{placement.num_devices} devices. Feed them from the host: {data.from_host()}"
     )
 
 

@@ -110,10 +110,9 @@ class Source:
         return isinstance(self._data, Iterator)
 
     @property
-    def resident(self) -> Batches | None:
-        """The data set, if its arrays go to the device; None for batches from the host."""
-        data = self._data
-        return data if isinstance(data, Batches) and data.is_resident else None
+    def arrays(self) -> Batches | None:
+        """The data set, if it is arrays in memory."""
+        return self._data if isinstance(self._data, Batches) else None
 
     @property
     def continues(self) -> str:
@@ -331,7 +330,7 @@ class Source:
 
     def rows(self, number: int) -> tuple[Batches, int]:
         """One epoch of a data set on the device, and the index of the first batch to read."""
-        data, start = cast("Batches", self.resident), 0
+        data, start = cast("Batches", self._data), 0
         if self._returned is not None:  # after a `seek`
             self._returned, start = None, self._start
         self._reader.forget()

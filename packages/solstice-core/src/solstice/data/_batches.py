@@ -38,6 +38,7 @@ class Batches:
     Attributes:
         on_device: as given.
         is_resident: whether the arrays go to the device.
+        why_on_host: the reason if they do not; "" if they do.
 
     Raises:
         DataError: there is no array, the lengths differ, `batch_size` is below 1, `seed` is not a
@@ -79,7 +80,8 @@ class Batches:
             )
         self._length = lengths[0]
         self.on_device = switch_or_none("on_device", on_device)
-        self.is_resident = self._goes_on_device()
+        self.why_on_host = self._why_on_host()
+        self.is_resident = not self.why_on_host
         if self.is_resident:
             # A copy that nobody can change: steps read the device, callbacks and checks the host.
             self._leaves = [frozen_copy(leaf) for leaf in self._leaves]
@@ -114,18 +116,26 @@ class Batches:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placed": None}  # to copy or pickle only the arrays on the host
 
-    def _goes_on_device(self) -> bool:
+    def from_host(self) -> str:
+        """`data.from_host()`: the line that makes these batches on the host, for messages."""
+        told = {"shuffle": self.shuffle, "seed": self.seed, "drop_last": self.drop_last}
+        more = "".join(f", {name}={value}" for name, value in told.items() if value)
+        return f"`solstice.data.batches(arrays, {self.batch_size}{more})`"
+
+    def _why_on_host(self) -> str:
         if self.on_device is False:
-            return False
+            return "on_device is not set"
         wrong = self._why_not_on_device()
         if self.on_device and wrong:
             raise DataError(
                 f"batches with on_device=True need arrays of numbers, of fewer than 2**31 "
-                f"examples, which calls read as they are; {wrong}. Leave on_device out: "
-                f"`batches(arrays, {self.batch_size})`"
+                f"examples, and a call reads them itself; {wrong}. Feed them from the host: "
+                f"{self.from_host()}"
             )
-        nbytes = sum(leaf.nbytes for leaf in self._leaves)
-        return bool(self.on_device) or (not wrong and nbytes <= small_bytes())
+        nbytes, most = sum(leaf.nbytes for leaf in self._leaves), small_bytes()
+        if not self.on_device and nbytes > most:
+            return f"its {nbytes:,} bytes are more than {most:,}, which are small for this device"
+        return wrong
 
     def _why_not_on_device(self) -> str:
         if type(self) is not Batches:  # whose methods may change batches
@@ -258,7 +268,7 @@ def _put(data: Batches, device: Any) -> Batch:
         room = "" if memory is None else f", which has {memory:,}"
         raise DataError(
             f"the arrays, {nbytes:,} bytes, cannot be put on the device{room}: {error!r:.200}. "
-            f"Feed them from the host: `batches(arrays, {data.batch_size})` without on_device"
+            f"Feed them from the host: {data.from_host()}"
         ) from error
 
 
