@@ -13,11 +13,12 @@ from solstice._engine import Block, BlockOutputs, Feeder, Guard, ResidentFeeder,
 from solstice._experiment import Experiment
 from solstice._loop._batch_check import BatchChecks
 from solstice._loop._cadence import Cadence, cadence_of
+from solstice._loop._epoch import Call, Point
 from solstice._loop._explain import explanation
 from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits, next_epoch
 from solstice._loop._stages import Stage, Stages
-from solstice._loop._state import Call, Point, RunState
+from solstice._loop._state import RunState
 from solstice._loop._validation import Validation
 from solstice._record import Compilation, Record, changed
 from solstice._types import Batch
