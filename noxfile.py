@@ -1,8 +1,8 @@
 """What one runs here: `nox -s quickstart`, `nox -s tests`, `nox -s matrix`; `nox -l` lists all.
 
 The matrix is every Python below with the lowest and the newest versions of what we depend on, and
-every set of adapters below: core alone, each adapter alone with core, and all together. A cell
-installs wheels, as a user would.
+every set of adapters below: core alone, each adapter alone with core, and all together. A Python that
+is newer than the lowest versions has the newest only. A cell installs wheels, as a user would.
 """
 
 import glob
@@ -19,9 +19,10 @@ from pathlib import Path
 import nox
 import nox.command
 
-PYTHONS = ["3.11", "3.12", "3.13"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 ADAPTERS = ["flax", "haiku", "stax", "optax"]
 VERSIONS = {"lowest": ["-c", "constraints/lowest.txt"], "newest": []}
+NEWER_THAN_LOWEST = ["3.14"]  # no wheels of the lowest JAX
 SETS = {"none": [], **{name: [name] for name in ADAPTERS}, "all": ADAPTERS}
 
 TEST = [
@@ -169,8 +170,10 @@ def matrix(session: nox.Session) -> None:
         (python, versions, adapters)
         for python, versions, adapters in itertools.product(PYTHONS, VERSIONS, SETS)
         if asked <= {python, versions, adapters}
+        and not (python in NEWER_THAN_LOWEST and versions == "lowest")
     ]
-    there = [cell for cell in cells if shutil.which(f"python{cell[0]}")]
+    installed = {python for python in PYTHONS if is_there(python)}
+    there = [cell for cell in cells if cell[0] in installed]
     split = {cell[1] for cell in there} == set(VERSIONS)  # one of each, so that their caches serve
     shares = [
         [c for i, c in enumerate(there) if (c[1] == "lowest" if split else i % 2 == 0) == first]
