@@ -1,8 +1,8 @@
 """What one runs here: `nox -s quickstart`, `nox -s tests`, `nox -s matrix`; `nox -l` lists all.
 
 The matrix is every Python below with the lowest and the newest versions of what we depend on, and
-every set of adapters below: core alone, each adapter alone with core, and all together. A Python that
-is newer than the lowest versions has the newest only. A cell installs wheels, as a user would.
+every set of adapters below: core alone, each adapter alone with core, and all together. A Python
+that is newer than the lowest versions has the newest only. A cell installs wheels, as a user would.
 """
 
 import glob
