@@ -14,7 +14,7 @@ Table = dict[str, dict[str, str]]
 
 SHOWN = {
     "ready-made Experiment, default callbacks": ("Solstice, ready-made", "tab:orange"),
-    "Experiment by hand, no callbacks": ("Solstice, step by hand", "gold"),
+    "Experiment by hand, no callbacks": ("Solstice, step by hand", "moccasin"),
     "hand-written loop, donated": ("loop by hand", "tab:gray"),
     "Keras 3": ("Keras", "tab:red"),
     "Flax NNX": ("Flax NNX", "tab:green"),
@@ -35,7 +35,7 @@ def draw(page: Path, path: Path) -> None:
         for title, table in tables.items()
         if title[0].isupper() and title.partition(":")[0] in ("A", "B32", "B128", "C", "D", "E")
     }
-    figure, axis = plt.subplots(figsize=(9, 0.75 * len(trained) + 1.7))
+    figure, axis = plt.subplots(figsize=(9, 0.62 * len(trained) + 1.9))
     for at, (title, table) in enumerate(trained.items()):
         _points(axis, at, table, BASE.get(title.partition(":")[0], "x the limit"))
     axis.set_yticks(range(len(trained)), [_label(title) for title in trained])
@@ -49,7 +49,7 @@ def draw(page: Path, path: Path) -> None:
         if any(row.get("quartiles") for table in trained.values() for row in _rows(table, name)):
             axis.scatter([], [], s=70, color=color, label=name)
     figure.legend(*axis.get_legend_handles_labels(), loc="upper center", ncols=4, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.88))
+    figure.tight_layout(rect=(0, 0, 1, 0.9))
     figure.savefig(path, dpi=160, metadata={"Software": None})
     plt.close(figure)
 
@@ -71,11 +71,18 @@ def read(page: str) -> dict[str, Table]:
 
 
 def _points(axis: Any, at: int, table: Table, column: str) -> None:
-    """A point for each contender: its median."""
-    for row_name, (_, color) in SHOWN.items():
+    """A point for each contender: its median. That of the first, on top, has its number."""
+    first = next(iter(SHOWN))
+    for row_name, (_, color) in reversed(SHOWN.items()):
         row = table.get(row_name)
-        if row and row.get("quartiles"):
-            axis.scatter(float(row[column]), at, s=70, color=color, edgecolor="white", zorder=3)
+        if not row or not row.get("quartiles"):
+            continue
+        median = float(row[column])
+        axis.scatter(median, at, s=70, color=color, edgecolor="white", zorder=3)
+        if row_name == first:
+            axis.annotate(
+                row[column], (median, at), (0, 8), textcoords="offset points", ha="center"
+            )
 
 
 def _rows(table: Table, short: str) -> list[dict[str, str]]:

@@ -98,7 +98,7 @@ def headline(found: dict[str, Results]) -> str:
         return "These are partial results."
     rest = "".join(f", {HEADLINE[key]} {spans[key]}" for key in others if spans[key])
     return (
-        f"{HEADLINE[ours]} takes {spans[ours]} the time of one compiled scan of the whole "
+        f"{HEADLINE[ours]} takes {spans[ours]} as long as one compiled scan of the whole "
         f"epoch{rest}."
     )
 

@@ -55,7 +55,7 @@ def test_the_page_and_the_chart_of_partial_results(tmp_path):
     Results("start-A", {"hand_written": start}, "nox -s bench", "one machine").save(tmp_path)
     page = report.page(load_all(tmp_path), [])
     assert "No accelerator was at hand" in page
-    assert "takes 1.25 times the time of one compiled scan" in page
+    assert "takes 1.25 times as long as one compiled scan" in page
     assert ", a loop by hand 1.50 times." in page
     assert "| Keras 3 | failed |" in page
     assert "| a generator in Python |" in page
