@@ -242,7 +242,9 @@ def test_an_epoch_begins_while_the_device_computes_the_metrics_before(
         open_ones.add(id(self))
 
     def fetches(self: Any, times: Any) -> None:
+        before = times.device
         fetch(self, times)
+        assert times.device > before
         open_ones.discard(id(self))
         assert all(isinstance(leaf, np.ndarray) for leaf in self._leaves)
 
@@ -262,6 +264,14 @@ def test_an_epoch_begins_while_the_device_computes_the_metrics_before(
         def on_epoch_end(self, record: solstice.Record) -> None:
             self.counts.append(len(open_ones))
 
+    class AtSteps(Counts):
+        every = 2
+        needs = ("metrics",)
+
+        def on_step_end(self, record: solstice.Record) -> None:
+            if record.mode == "train":
+                self.counts.append(-len(open_ones))
+
     class Measures(solstice.Callback):
         every = None
 
@@ -278,28 +288,13 @@ def test_an_epoch_begins_while_the_device_computes_the_metrics_before(
         assert callback.counts == expected
         assert not open_ones
         assert trainer.history.rows[-1]["total"] == 20
+    for waits in (False, True):
+        steps = AtSteps(waits)
+        solstice.Trainer([steps]).fit(adds(), BATCHES)
+        assert steps.counts == ([0, 0, 0, 0] if waits else [0, -1, -2, 1])
     trainer = solstice.Trainer([Measures(), solstice.callbacks.History(every=2)])
     trainer.fit(adds(), BATCHES, num_epochs=4)
     assert {row["open"] for row in trainer.history.rows} == {0}
-
-
-def test_the_wait_for_metrics_is_a_time_of_the_device() -> None:
-    class Slow(Adds):
-        def train_step(self, batch: Any) -> Any:
-            new = self.seen + 1e-9 * jnp.linalg.norm(jnp.ones((600, 600)) @ jnp.ones((600, 600)))
-            return solstice.replace(self, seen=new), Total(new[0])
-
-    times = []
-
-    class Watches(solstice.Callback):
-        every = None
-
-        def on_fit_end(self, record: solstice.Record) -> None:
-            times.append(record.times)
-
-    solstice.Trainer([Watches()]).fit(Slow(jnp.zeros(3)), BATCHES * 10)
-    (last,) = times
-    assert last.device > 0
 
 
 def test_a_validation_of_other_batches_is_made_anew() -> None:

@@ -99,38 +99,42 @@ class Lazy:
     """A field of a record that is computed each time it is read, because it is costly."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
-        self._make: Callable[[], Any] | None = make
+        self._make = make
 
     def make(self) -> Any:
         """The value."""
-        return self._make and self._make()
+        return self._make()
 
 
 class Once(Lazy):
     """A field of a record that is computed when it is first read."""
 
-    _value: Any = None
+    def __init__(self, make: Callable[[], Any]) -> None:
+        super().__init__(make)
+        self._made: list[Any] = []  # the value, once it is computed
 
     def make(self) -> Any:
         """The value. An error is raised again at the next read."""
-        if self._make is not None:
-            self._value = self._make()
-            self._make = None  # because it may hold the run
-        return self._value
+        if not self._made:
+            self._made.append(self._make())
+            self._make = _never  # because the function may hold the run
+        return self._made[0]
 
     @property
     def is_made(self) -> bool:
         """Whether the value has been computed."""
-        return self._make is None
+        return bool(self._made)
 
     def fork(self) -> "Once":
         """The same field for another owner, who may change the value."""
-        if self._make is not None:
-            return Once(self._make)
-        return Once(partial(copy.copy, self._value))
+        return Once(partial(copy.copy, self._made[0]) if self._made else self._make)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return made, (self.make(),)  # a copy, or a pickle, has the value
+
+
+def _never() -> None:
+    """Replaces the function of a field that has been computed."""
 
 
 def made(value: Any) -> Once:
@@ -138,10 +142,6 @@ def made(value: Any) -> Once:
     field = Once(lambda: value)
     field.make()
     return field
-
-
-_UNREAD = Lazy(lambda: None)
-"""Stands for a field that a record does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,8 +231,10 @@ class Record:
 
     def is_computed(self, name: str) -> bool:
         """`record.is_computed("metrics")`: whether a field is here, and reading it is free."""
-        value = self.given.get(name, _UNREAD)
-        return value.is_made if isinstance(value, Once) else not isinstance(value, Lazy)
+        value = self.given.get(name)
+        if isinstance(value, Once):
+            return value.is_made
+        return name in self.given and not isinstance(value, Lazy)
 
     def _get(self, name: str) -> Any:
         if name not in self.given:
