@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import solstice
 from solstice import _tree
+from solstice._engine import _ownership
 
 on_two = pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
 ROWS = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
@@ -111,6 +112,23 @@ class KeepsCalls(Keeps):
 
 
 def check_that_nothing_handed_out_changes(
+    num_devices: int,
+    impl: str,
+    every: int | None,
+    is_split: bool,
+    keeps_calls: bool,
+    calls: int,
+    is_large: bool = False,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if is_large:  # only what others hold is copied
+            patch.setattr(_ownership, "_SMALL_BYTES", -1)
+        _check_that_nothing_handed_out_changes(
+            num_devices, impl, every, is_split, keeps_calls, calls
+        )
+
+
+def _check_that_nothing_handed_out_changes(
     num_devices: int, impl: str, every: int | None, is_split: bool, keeps_calls: bool, calls: int
 ) -> None:
     start = noisy(impl)
@@ -142,11 +160,12 @@ def check_that_nothing_handed_out_changes(
     every=st.sampled_from([None, 1, 3]),
     keeps_calls=st.booleans(),
     calls=st.sampled_from([1, 4]),
+    is_large=st.booleans(),
 )
 def test_nothing_that_a_run_hands_out_is_deleted_or_changed(
-    impl: str, every: int | None, is_split: bool, keeps_calls: bool, calls: int
+    impl: str, every: int | None, is_split: bool, keeps_calls: bool, calls: int, is_large: bool
 ):
-    check_that_nothing_handed_out_changes(2, impl, every, is_split, keeps_calls, calls)
+    check_that_nothing_handed_out_changes(2, impl, every, is_split, keeps_calls, calls, is_large)
 
 
 def in_a_process(code: str, devices: int, *more: str) -> subprocess.Popen[str]:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import solstice
 from solstice import checkpoint
 from solstice._plain import from_plain, to_plain
-from solstice.callbacks import Checkpoint, EarlyStopping, History
+from solstice.callbacks import Checkpoint, EarlyStopping, History, _saving
 from solstice.checkpoint import CheckpointError
 from solstice.compat import EquinoxModel, ema
 from solstice.data import batches
@@ -620,21 +620,31 @@ def test_what_cannot_be_written_is_raised_and_the_experiment_is_there(tmp_path):
     assert int(trainer.experiment.step) == 4
 
 
-def test_saving_is_done_in_a_thread_one_at_a_time(tmp_path, monkeypatch):
-    threads, under_way = [], []
-    real = checkpoint.save
+@pytest.mark.parametrize("is_large", [False, True])
+def test_saving_is_done_in_a_thread_one_at_a_time(tmp_path, monkeypatch, is_large):
+    begun, finished, under_way = [], [], []
+    real = checkpoint.begin
 
-    def save(*args, **options):
+    def begin(*args, **options):
         under_way.append(1)
-        threads.append((threading.current_thread().name, len(under_way)))
-        real(*args, **options)
-        under_way.pop()
+        begun.append((threading.current_thread().name, len(under_way)))
+        finish = real(*args, **options)
 
-    monkeypatch.setattr(checkpoint, "save", save)
+        def and_finish():
+            finished.append(threading.current_thread().name)
+            finish()
+            under_way.pop()
+
+        return and_finish
+
+    monkeypatch.setattr(checkpoint, "begin", begin)
+    monkeypatch.setattr(_saving, "_HELD_BYTES", -1 if is_large else 2**26)
     train(tmp_path / "a", every=1)
-    assert {name.startswith("solstice-checkpoint") for name, _ in threads} == {True}
-    assert {count for _, count in threads} == {1}
-    assert len(threads) == 40
+    # The arrays of a large state are written before the next step donates them.
+    assert {name.startswith("solstice-checkpoint") for name, _ in begun} == {not is_large}
+    assert {name.startswith("solstice-checkpoint") for name in finished} == {True}
+    assert {count for _, count in begun} == {1}
+    assert len(begun) == len(finished) == 40
     assert not [t for t in threading.enumerate() if t.name.startswith("solstice-checkpoint")]
 
 
