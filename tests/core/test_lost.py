@@ -97,6 +97,18 @@ def test_an_experiment_that_is_lost_is_told_of_and_the_run_goes_on_from_a_checkp
     np.testing.assert_array_equal(resumed.total, whole.total)
 
 
+@pytest.mark.parametrize("donate", [False, True])
+def test_what_was_given_is_lost_too_if_it_was_given_up(donate: bool):
+    trainer, exp = solstice.Trainer(), begin()
+    with pytest.raises(Exception, match="host refuses") as caught:
+        trainer.fit(exp, BATCHES, num_epochs=2, donate=donate)
+    told = "\n".join(caught.value.__notes__)
+    assert "The Experiment is lost" in told
+    assert ("given to `fit` was given up (`donate=True`)" in told) == donate
+    assert ("given to `fit` is unchanged" in told) == (not donate)
+    assert exp.total.is_deleted() == donate
+
+
 @pytest.mark.parametrize("steps_per_call", [1, 8, None])
 def test_what_the_error_says_holds_where_memory_is_not_reused(steps_per_call: int | None):
     hears = Hears()

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -94,6 +95,46 @@ def test_there_are_never_three_states(monkeypatch: pytest.MonkeyPatch, val: Any,
     assert max(held) - before < 2.2 * 10 * 4 * 2**20
     assert [float(part[0]) for part in start.parts] == [*range(1, 11)]
     assert [float(part[0]) for part in trained.parts] == [512.0 * n for n in range(1, 11)]
+
+
+class Looks(solstice.Callback):
+    """Notes the bytes of all arrays at each moment, and reads the state."""
+
+    modes = ("train", "val")
+    needs = ("experiment",)
+    every = 1
+
+    def __init__(self) -> None:
+        self.held: list[int] = []
+
+    def look(self, record: solstice.Record) -> None:
+        self.held.append(sum(x.nbytes for x in jax.live_arrays()))
+
+    def look_and_read(self, record: solstice.Record) -> None:
+        part: Any = record.experiment.parts[0]  # pyright: ignore[reportAttributeAccessIssue]
+        assert float(part[0]) > 0
+        self.look(record)
+
+    on_epoch_start = on_step_end = on_epoch_end = look_and_read
+    on_call_end = look
+
+
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("states", [1, 2])
+def test_one_large_array_is_in_memory_once_or_twice(tmp_path: Path, states: int, every: int | None):
+    """With `donate=True` once; else the caller's too. No callback and no validation adds one."""
+    part = jnp.ones(2**25 + 2**21)  # 136 MiB: more than a step may change in a loop
+    bytes_of_one, before = part.nbytes, sum(x.nbytes for x in jax.live_arrays()) - part.nbytes
+    start, looks = Doubling([part]), Looks()
+    del part
+    monitors = [solstice.callbacks.NormMonitor(), solstice.callbacks.NaNGuard(every=2)]
+    saver = solstice.callbacks.Checkpoint(tmp_path, keep=1)
+    trainer = solstice.Trainer([looks, *monitors, saver], val_every_n_steps=every)
+    data = [np.float32(1.5)] * 2
+    trained = trainer.fit(start, data, [np.float32(1)], num_epochs=2, donate=states == 1)
+    assert float(trained.parts[0][0]) == 1.5**4
+    assert max(looks.held) - before < (states + 0.1) * bytes_of_one
+    assert start.parts[0].is_deleted() == (states == 1)
 
 
 def test_a_check_of_batches_may_read_arrays():

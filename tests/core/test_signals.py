@@ -21,6 +21,7 @@ import pytest
 
 import solstice
 from solstice import checkpoint
+from solstice._loop import _run
 from solstice.callbacks import Checkpoint, EarlyStopping, History, ProgressBar
 
 pytest.importorskip("safetensors")
@@ -178,6 +179,20 @@ def test_a_validation_at_a_step_is_cut_short_and_done_again(tmp_path, number, st
     ends(number, lambda: run(tmp_path / "a", val=val, **options))
     (name,) = saved(tmp_path / "a")
     assert 4 <= int(name.removeprefix("step-")) < 8  # before the steps after which it validates
+    resumed = run(tmp_path / "a", resume="last", **options)
+    assert resumed == run(tmp_path / "b", **options)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_validation_at_a_step_is_finished_where_the_state_is_large(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    """To cut it short takes a copy of the state before the steps."""
+    monkeypatch.setattr(_run, "_HELD_BYTES", -1)
+    options = {"val_every_n_steps": 4}
+    val = through(VAL, Sends(number, 5, cuts=False))
+    ends(number, lambda: run(tmp_path / "a", val=val, **options))
+    assert saved(tmp_path / "a") == ["step-8"]
     resumed = run(tmp_path / "a", resume="last", **options)
     assert resumed == run(tmp_path / "b", **options)
 

@@ -23,6 +23,9 @@ from solstice._loop._validation import Validation
 from solstice._record import Compilation, Record, changed
 from solstice._types import Batch
 
+_HELD_BYTES = 2**26
+"""The largest state of which a copy is held, so that a signal can cut a validation short."""
+
 _BLOCKS_AHEAD = 3
 """Blocks of batches that may be read but not trained yet: the next block, with a reserve."""
 
@@ -217,6 +220,7 @@ class Run:
                 continue
             self.state.move_to(call, step - first + 1)
             is_whole = call.before is None and not self.hooks.is_remembered(step)
+            is_whole = is_whole and not self.validates_at(step)  # of a large state, or not saved
             self._save_at(self.state.interrupted if is_whole else call.before)
             yield step
             if self.hooks.stop is not None:
@@ -300,8 +304,10 @@ class Run:
         """The moment before a block that ends with a validation, if the run can be saved.
 
         A signal cuts the validation short. The resumed run then repeats the block and validates.
+        This moment is a copy of the state, so with a large one a signal waits for the validation.
         """
-        if self.guard.saves and self.validates_at(self.state.count + len(block)):
+        is_small = self.stage.stepper.state_bytes <= _HELD_BYTES
+        if self.guard.saves and is_small and self.validates_at(self.state.count + len(block)):
             return self.state.point()
         return None
 
