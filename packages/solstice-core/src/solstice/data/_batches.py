@@ -3,17 +3,17 @@
 import copy
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
-import jax
 import numpy as np
 
 from solstice import _tree
 from solstice._arguments import check_alive, switch, switch_or_none, whole
-from solstice._batch import is_numeric, unmasked
+from solstice._batch import unmasked
 from solstice._errors import DataError
-from solstice._memory import device_memory, frozen_copy, small_bytes
+from solstice._memory import frozen_copy
 from solstice._types import Batch
+from solstice.data._residence import Residence, why_on_host
 
 
 class Batches:
@@ -34,11 +34,6 @@ class Batches:
             the batches there. The bits are those of batches from the host. None puts them there if
             they take at most an eighth of the device's memory, or 64 MiB on the CPU. The arrays are
             copied now, so later changes of yours have no effect.
-
-    Attributes:
-        on_device: as given.
-        is_resident: whether the arrays go to the device.
-        why_on_host: the reason if they do not; "" if they do.
 
     Raises:
         DataError: there is no array, the lengths differ, `batch_size` is below 1, `seed` is not a
@@ -79,16 +74,27 @@ class Batches:
                 f"arrays must be of one length on axis 0; the lengths are {lengths or 'none'}"
             )
         self._length = lengths[0]
-        self.on_device = switch_or_none("on_device", on_device)
-        self.why_on_host = self._why_on_host()
-        self.is_resident = not self.why_on_host
+        self._residence = self._residence_for(switch_or_none("on_device", on_device))
         if self.is_resident:
             # A copy that nobody can change: steps read the device, callbacks and checks the host.
             self._leaves = [frozen_copy(leaf) for leaf in self._leaves]
-        self._placed: tuple[object, Batch] | None = None
         self.epoch = 0
-        self._ordered: int | None = None
-        self._rows: np.ndarray[Any, Any] | None = None
+        self._ordered: tuple[int, np.ndarray[Any, Any]] | None = None
+
+    @property
+    def on_device(self) -> bool | None:
+        """`data.on_device`: as given."""
+        return self._residence.asked
+
+    @property
+    def is_resident(self) -> bool:
+        """`data.is_resident`: whether the arrays go to the device."""
+        return not self.why_on_host
+
+    @property
+    def why_on_host(self) -> str:
+        """`data.why_on_host`: the reason why they do not; "" if they do."""
+        return self._residence.why_on_host
 
     @property
     def arrays(self) -> Batch:
@@ -107,14 +113,7 @@ class Batches:
         Raises:
             DataError: the arrays do not fit in the memory of the device.
         """
-        key = device, jax.dtypes.canonicalize_dtype(float)  # because JAX's dtypes depend on x64
-        if self._placed is None or self._placed[0] != key:
-            self._placed = None  # frees the arrays on another device first
-            self._placed = key, _put(self, device)
-        return self._placed[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_placed": None}  # to copy or pickle only the arrays on the host
+        return self._residence.place(self.arrays, device, self.from_host())
 
     def from_host(self) -> str:
         """`data.from_host()`: the line that makes these batches on the host, for messages."""
@@ -122,28 +121,17 @@ class Batches:
         more = "".join(f", {name}={value}" for name, value in told.items() if value)
         return f"`solstice.data.batches(arrays, {self.batch_size}{more})`"
 
-    def _why_on_host(self) -> str:
-        if self.on_device is False:
-            return "on_device is not set"
-        wrong = self._why_not_on_device()
-        if self.on_device and wrong:
+    def _residence_for(self, asked: bool | None) -> Residence:
+        # The methods of a subclass may change batches.
+        wrong = "" if type(self) is Batches else f"{type(self).__name__} is a class of its own"
+        why = why_on_host(asked, self._leaves, wrong)
+        if asked and why:
             raise DataError(
                 f"batches with on_device=True need arrays of numbers, of fewer than 2**31 "
-                f"examples, and a call reads them itself; {wrong}. Feed them from the host: "
+                f"examples, and a call reads them itself; {why}. Feed them from the host: "
                 f"{self.from_host()}"
             )
-        nbytes, most = sum(leaf.nbytes for leaf in self._leaves), small_bytes()
-        if not self.on_device and nbytes > most:
-            return f"its {nbytes:,} bytes are more than {most:,}, which are small for this device"
-        return wrong
-
-    def _why_not_on_device(self) -> str:
-        if type(self) is not Batches:  # whose methods may change batches
-            return f"{type(self).__name__} is a class of its own"
-        strangers = [leaf for leaf in self._leaves if not is_numeric(leaf)]
-        if strangers:
-            return f"one has the dtype {strangers[0].dtype}"
-        return f"there are {self._length:,}" if self._length >= 2**31 else ""
+        return Residence(asked, why)
 
     @property
     def num_examples(self) -> int:
@@ -185,11 +173,11 @@ class Batches:
         """`data.order`: the row of each example of the epoch; None without shuffling."""
         if not self.shuffle:
             return None
-        if self._ordered != self.epoch:
+        if self._ordered is None or self._ordered[0] != self.epoch:
             # Not the sum, which would give epoch 1 of seed 0 the order of epoch 0 of seed 1.
             rng = np.random.default_rng([self.seed, self.epoch])
-            self._ordered, self._rows = self.epoch, rng.permutation(self._length)
-        return self._rows
+            self._ordered = self.epoch, rng.permutation(self._length)
+        return self._ordered[1]
 
     def describe(self) -> dict[str, Any]:
         """`data.describe()`: the settings on which the batches of an epoch depend, by name."""
@@ -257,19 +245,6 @@ class BatchIterator(Iterator[Batch]):
                 )
         self._data.set_epoch(state["epoch"])
         self._index = state["batch"]
-
-
-def _put(data: Batches, device: Any) -> Batch:
-    try:
-        return cast("Any", jax).block_until_ready(jax.device_put(data.arrays, device))
-    except Exception as error:  # the class of JAX's error depends on the device and its version
-        nbytes = sum(leaf.nbytes for leaf in _tree.leaves(data.arrays))
-        memory = device_memory(device)
-        room = "" if memory is None else f", which has {memory:,}"
-        raise DataError(
-            f"the arrays, {nbytes:,} bytes, cannot be put on the device{room}: {error!r:.200}. "
-            f"Feed them from the host: {data.from_host()}"
-        ) from error
 
 
 batches = Batches
