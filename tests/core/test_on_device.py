@@ -621,9 +621,20 @@ def test_text_among_the_arrays_of_fit_is_fed_from_the_host():
     assert sorted(name for s in spy.seen for name in s[2]["batch"][2]) == sorted(names)
 
 
-def test_text_on_the_device_is_refused():
-    with pytest.raises(solstice.DataError, match=r"dtype <U6.*batches\(arrays, 5, seed=3\)`"):
-        batches((X, np.array(["row 17"] * 75)), 5, seed=3, on_device=True)
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        np.array(["row 17"] * 75),
+        np.array([object()] * 75),
+        np.zeros(75, "datetime64[s]"),
+        np.zeros(75, [("a", "f4")]),
+    ],
+    ids=["text", "objects", "times", "records"],
+)
+def test_what_jax_has_no_type_for_is_refused_on_the_device(stranger: Any):
+    with pytest.raises(solstice.DataError, match=r"one has the dtype .*`solstice.*5, seed=3\)`"):
+        batches((X, stranger), 5, seed=3, on_device=True)
+    assert not batches((X, stranger), 5, on_device=None).is_resident
 
 
 def test_a_subclass_whose_batches_may_differ_from_its_arrays_is_refused():

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from solstice import _tree
-from solstice._batch import is_numeric
 from solstice._errors import DataError
 from solstice._memory import device_memory, small_bytes
 from solstice._types import Batch
@@ -68,11 +67,19 @@ def why_on_host(asked: bool | None, leaves: Sequence[np.ndarray[Any, Any]], wron
 
 
 def _why_never(leaves: Sequence[np.ndarray[Any, Any]]) -> str:
-    strangers = [leaf for leaf in leaves if not is_numeric(leaf)]
+    strangers = [leaf for leaf in leaves if not _is_of_jax(leaf.dtype)]
     if strangers:
         return f"one has the dtype {strangers[0].dtype}"
     length = len(leaves[0])
     return f"there are {length:,}" if length >= 2**31 else ""
+
+
+def _is_of_jax(dtype: np.dtype[Any]) -> bool:
+    try:
+        jax.device_put(np.zeros((), dtype.newbyteorder("=")))
+    except (TypeError, ValueError):  # text, objects, times, records and long doubles
+        return False
+    return True
 
 
 def _put(arrays: Batch, device: Any, from_host: str) -> Batch:
