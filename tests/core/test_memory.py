@@ -64,7 +64,8 @@ class Doubling(solstice.Experiment):
 
 class CheckedDoubling(Doubling):
     def check_batch(self, batch: Any) -> None:
-        assert len(self.parts) == 10
+        assert len(self.parts) in {1, 10}
+        assert np.all(batch < 9)
 
 
 class StackedDoubling(CheckedDoubling):
@@ -174,13 +175,16 @@ def broken() -> Iterator[Any]:
         ([], broken, {}),
         ([], broken, {"prefetch": 1}),
         ([], broken, {"steps_per_call": 1}),
+        ([], [np.float32(1)] * 3 + [np.float32(9)], {}),
+        ([], [np.float32(9)], {}),
     ],
-    ids=["stop", "data", "prefetch", "next block"],
+    ids=["stop", "data", "prefetch", "next block", "refused", "first refused"],
 )
-def test_no_exception_keeps_a_run(callbacks: Any, data: Any, options: Any):
+@pytest.mark.parametrize("kind", [CheckedDoubling, StackedDoubling])
+def test_no_exception_keeps_a_run(callbacks: Any, data: Any, options: Any, kind: Any):
     alive: list[int] = []
     for _ in range(3):
-        with suppress(OSError):
-            solstice.Trainer(callbacks, **options).fit(Doubling([jnp.ones(())]), data)
+        with suppress(OSError, AssertionError):
+            solstice.Trainer(callbacks, **options).fit(kind([jnp.ones(1)]), data)
         alive.append(len(jax.live_arrays()))
     assert len({*alive}) == 1, alive

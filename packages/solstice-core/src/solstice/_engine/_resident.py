@@ -19,8 +19,8 @@ from solstice import _tree
 from solstice._batch import own
 from solstice._engine._block_size import BlockSize
 from solstice._engine._buffer import InUse
+from solstice._engine._deferred import DeferredError
 from solstice._engine._placement import SINGLE_DEVICE, Placement
-from solstice._engine._staging import refusal
 from solstice._memory import aligned
 from solstice._record import Times
 from solstice._types import Batch
@@ -216,15 +216,15 @@ class ResidentFeeder:
         self._at = epoch.start
         order = None if epoch.order is None else buffers.placement.put(_numbers(epoch.order))
         self._rows = Rows(epoch.arrays, order, np.uint32(0), epoch.batch_size, buffers.sizes.most)
-        self._error: Exception | None = None
+        self._error = DeferredError()
 
     def take(self, until_look: int, until_end: int | None = None) -> ResidentBlock | None:
         """The next block; None at the end of the data or of the run. See `Feeder.take`."""
         epoch, start = self._epoch, self._at
         if until_end == 0:
             return None
-        if self._error is not None or start >= epoch.stop:
-            self._raise_error()
+        if self._error or start >= epoch.stop:
+            self._error.raise_kept()
             return None
         # The smaller last batch is a block of its own.
         end = min(epoch.stop, epoch.num_full) if start < epoch.num_full else epoch.stop
@@ -237,7 +237,7 @@ class ResidentFeeder:
         most = self._buffers.sizes.next(until_look, until_end)
         count = self._checked(start, min(most, end - start))
         if count == 0:
-            self._raise_error()
+            self._error.raise_kept()
         self._at = start + count
         first = np.uint32(start * epoch.batch_size)
         rows = Rows(self._rows.arrays, self._rows.order, first, size, self._rows.most)
@@ -252,8 +252,7 @@ class ResidentFeeder:
             began = time.perf_counter()
             batch = self._epoch.read(index)
             self._times.data += time.perf_counter() - began
-            self._error = refusal(check, batch)  # raised by `take`, after the steps before it
-            if self._error is not None:
+            if not self._error.accepts(check, batch):
                 return index - start
         return count
 
@@ -261,17 +260,8 @@ class ResidentFeeder:
         """The stacked check for one batch; None if it has accepted all examples."""
         check, buffers = cast("Callable[[Batch], None]", self._stacked_check), self._buffers
         if buffers.are_valid is None:  # once, because the arrays do not change
-            buffers.are_valid = refusal(check, _stacked(self._epoch.examples)) is None
+            buffers.are_valid = DeferredError().accepts(check, _stacked(self._epoch.examples))
         return None if buffers.are_valid else lambda batch: check(_stacked(batch))
-
-    def _raise_error(self) -> None:
-        """Raises the error of a check, if there is one."""
-        error, self._error = self._error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error  # whose frames refer to this object
 
 
 def _stacked(batch: Batch) -> Batch:

@@ -16,6 +16,7 @@ from solstice import _tree
 from solstice._batch import is_numeric
 from solstice._engine._block_size import BlockSize
 from solstice._engine._buffer import Buffer, FlatBatch, InUse
+from solstice._engine._deferred import DeferredError
 from solstice._engine._interrupts import begin_wait, end_wait
 from solstice._engine._placement import SINGLE_DEVICE, Placement, warn_of_spread_batch
 from solstice._errors import DataError
@@ -95,7 +96,7 @@ class Feeder:
         self._stacked_check = stacked_check
         self._times = times or Times()
         self._held: FlatBatch | None = None
-        self._error: Exception | None = None
+        self._error = DeferredError()
         self._read_at = 0.0
 
     def take(self, until_look: int, until_end: int | None = None) -> StagedBlock | None:
@@ -111,7 +112,7 @@ class Feeder:
             return None
         batch = self._next()
         if batch is None:
-            self._raise_error()
+            self._error.raise_kept()
             return None
         if self._stacked_check is not None and self._check and self._slots.is_new(batch):
             self._check(batch.tree)
@@ -134,7 +135,7 @@ class Feeder:
         slot.convert(size)
         times.copy += self._clock() - start - (times.data - read)
         if size == 0:
-            self._raise_error()
+            self._error.raise_kept()
         placed = self._slots.placement.put(slot.stacked)
         kept = kept[:size]
         return StagedBlock(size, slot.stacked, placed, slot.in_use, kept, slot.num_examples)
@@ -142,26 +143,15 @@ class Feeder:
     def _checked(self, slot: Buffer, size: int) -> int:
         """The number of batches before the first that the `stacked_check` refuses."""
         check = self._stacked_check
-        if check is None or (error := refusal(check, slot.rows(0, size))) is None:
+        if check is None or self._error.accepts(check, slot.rows(0, size)):
             return size
-        alone = (refusal(check, slot.rows(index, index + 1)) for index in range(size))
-        first = next((pair for pair in enumerate(alone) if pair[1] is not None), (0, error))
-        # In place of an error of the data set, which came after this batch.
-        (good, self._error), self._held = first, None
-        return good
-
-    def _raise_error(self) -> None:
-        """Raises the error of the data set, if there is one."""
-        error, self._error = self._error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error  # whose frames refer to this object
+        self._held = None  # it came after the refused batch, as an error of the data set would
+        one_by_one = (self._error.accepts(check, slot.rows(i, i + 1)) for i in range(size))
+        return next((i for i, is_good in enumerate(one_by_one) if not is_good), 0)
 
     def _next(self) -> FlatBatch | None:
         held, self._held = self._held, None
-        if held is not None or self._error is not None:
+        if held is not None or self._error:
             return held
         batch: Batch = None
         began = self._clock()
@@ -169,16 +159,17 @@ class Feeder:
             begin_wait()
             batch = next(self._batches, None)
         except Exception as error:  # not Ctrl-C, which ends the run at once
-            self._error = error  # raised by `take`, after the earlier batches have been trained
+            self._error.keep(error)  # raised by `take`, after the earlier batches have been trained
         finally:
             end_wait()  # before the check, which a signal must not cut short
         self._read_at = self._clock()
         self._times.data += self._read_at - began
         if batch is None:
             return None
-        if self._stacked_check is None and self._check is not None:
-            self._error = refusal(self._check, batch)
-        return FlatBatch(batch) if self._error is None else None
+        check = self._check if self._stacked_check is None else None
+        if check is not None and not self._error.accepts(check, batch):
+            return None
+        return FlatBatch(batch)
 
 
 BuffersByKind: TypeAlias = dict[Hashable, deque[Buffer]]
@@ -264,12 +255,3 @@ def _leaf_kinds(batch: FlatBatch) -> dict[str, str]:
         path: f"{leaf.dtype} of {leaf.ndim} axes" if is_numeric(leaf) else "not an array"
         for path, leaf in _tree.leaves_by_path(batch.tree)
     }
-
-
-def refusal(check: Callable[[Batch], None], batches: Batch) -> Exception | None:
-    """The error of a check, or None."""
-    try:
-        check(batches)
-    except Exception as error:
-        return error
-    return None
