@@ -17,7 +17,7 @@ _SMALL = 2**26
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     """`aligned((32, 8), np.float32)`: uninitialised memory that JAX on the CPU reads in place."""
-    dtype = np.dtype(dtype).newbyteorder("=")  # that of the machine, because JAX has no other
+    dtype = np.dtype(dtype)
     length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     # NumPy does not align to 64 bytes, so this is an aligned part of a larger array.
     memory = np.empty(length + _ALIGNMENT, np.uint8)

@@ -62,12 +62,7 @@ class Batches:
                     f"`batches((images, labels), {batch_size})`; one leaf is {leaf!r:.80}"
                 )
             check_alive("among arrays", leaf)
-        self._leaves = [
-            unmasked(leaf, "the arrays")
-            if isinstance(leaf, np.ma.MaskedArray)
-            else np.asarray(leaf)
-            for leaf in leaves
-        ]
+        self._leaves = [_as_array(leaf) for leaf in leaves]
         lengths = [len(leaf) for leaf in self._leaves]
         if len(set(lengths)) != 1:
             raise DataError(
@@ -245,6 +240,13 @@ class BatchIterator(Iterator[Batch]):
                 )
         self._data.set_epoch(state["epoch"])
         self._index = state["batch"]
+
+
+def _as_array(leaf: Any) -> np.ndarray[Any, Any]:
+    """A leaf as a NumPy array in the byte order of the machine, because JAX has no other."""
+    is_masked = isinstance(leaf, np.ma.MaskedArray)
+    array = unmasked(leaf, "the arrays") if is_masked else np.asarray(leaf)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 batches = Batches

@@ -76,7 +76,7 @@ def _why_never(leaves: Sequence[np.ndarray[Any, Any]]) -> str:
 
 def _is_of_jax(dtype: np.dtype[Any]) -> bool:
     try:
-        jax.device_put(np.zeros((), dtype.newbyteorder("=")))
+        jax.device_put(np.zeros((), dtype))
     except (TypeError, ValueError):  # text, objects, times, records and long doubles
         return False
     return True
