@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from clocks import stopped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
 from solstice import _memory
-from solstice._engine import BlockSize, Feeder, StagingBuffers, _placement
+from solstice._engine import BlockSize, Feeder, StagingBuffers, _block_size, _placement, _resident
 from solstice.callbacks import Checkpoint, EarlyStopping, FlightRecorder, NaNGuard
 from solstice.data import Masked, batches
 from solstice.testing import Sgd
@@ -274,10 +275,13 @@ class Reads(Net):
 @pytest.mark.filterwarnings("ignore:.*cannot be compiled")
 def test_steps_that_cannot_be_compiled_are_fed_from_the_host():
     def run(on_device: bool) -> Any:
-        experiment = net(kind=Reads)
-        return fitted(on_device, size=40, experiment=experiment)
+        trainer = solstice.Trainer()
+        data = batches((X, Y), 40, shuffle=True, on_device=on_device)
+        return digest(trainer.fit(net(kind=Reads), data, num_epochs=2)), trainer.explain()
 
-    assert run(True) == run(False)
+    found, text = run(True)
+    assert found == run(False)[0]
+    assert "train_ds is fed from the host: the step cannot be compiled" in text
 
 
 def test_masked_batches_keep_their_masks():
@@ -486,6 +490,20 @@ def test_checks_see_numbers_before_jax_narrows_them():
     experiment = net(kind=Sees)
     with pytest.raises(AssertionError):
         solstice.Trainer().fit(experiment, batches((X, labels), 4, on_device=True))
+
+
+def test_slow_checks_give_shorter_blocks(monkeypatch: pytest.MonkeyPatch, no_hurry: None):
+    monkeypatch.setattr(_block_size, "PATIENCE", 0.25)
+    clock = stopped(monkeypatch, _resident)
+
+    def check(batch: Any) -> None:
+        clock.now += 0.1
+
+    data = batches((X, Y), 5, on_device=True)
+    epoch = _resident.EpochOfRows(data.place(), None, 75, 5, 0, 15, data.__getitem__)
+    feeder = _resident.ResidentFeeder(epoch, _resident.ResidentBuffers(BlockSize(15)), check)
+    blocks = [feeder.take(100) for _ in range(6)]
+    assert [block and len(block) for block in blocks] == [3, 3, 3, 3, 3, None]
 
 
 # Transfers

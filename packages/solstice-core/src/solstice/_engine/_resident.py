@@ -244,17 +244,24 @@ class ResidentFeeder:
         return ResidentBlock(rows, slot, _Batches(epoch, start, count))
 
     def _checked(self, start: int, count: int) -> int:
-        """The number of batches from `start` on before the first invalid one, at most `count`."""
+        """The number of batches before the first invalid one, at most `count`.
+
+        Slow checks give shorter blocks, as a slow data set does.
+        """
         check = self._check if self._stacked_check is None else self._of_values()
         if check is None:
             return count
-        for index in range(start, start + count):
-            began = time.perf_counter()
-            batch = self._epoch.read(index)
-            self._times.data += time.perf_counter() - began
+        done, began = 0, time.monotonic()
+        while done < count:
+            read = time.perf_counter()
+            batch = self._epoch.read(start + done)
+            self._times.data += time.perf_counter() - read
             if not self._error.accepts(check, batch):
-                return index - start
-        return count
+                break
+            done += 1
+            if self._buffers.sizes.is_full(done, count, time.monotonic() - began):
+                break
+        return done
 
     def _of_values(self) -> Callable[[Batch], None] | None:
         """The stacked check for one batch; None if it has accepted all examples."""
