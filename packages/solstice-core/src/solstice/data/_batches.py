@@ -112,8 +112,8 @@ class Batches:
 
     def from_host(self) -> str:
         """`data.from_host()`: the line that makes these batches on the host, for messages."""
-        told = {"shuffle": self.shuffle, "seed": self.seed, "drop_last": self.drop_last}
-        more = "".join(f", {name}={value}" for name, value in told.items() if value)
+        given = {"shuffle": self.shuffle, "seed": self.seed, "drop_last": self.drop_last}
+        more = "".join(f", {name}={value}" for name, value in given.items() if value)
         return f"`solstice.data.batches(arrays, {self.batch_size}{more})`"
 
     def _residence_for(self, asked: bool | None) -> Residence:
