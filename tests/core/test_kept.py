@@ -360,3 +360,28 @@ def test_rows_that_wait_are_rows(later: list[bool], action: str, compares: bool)
     rows.extend(other)
     rows += other
     assert list(rows) == plain * 3
+
+
+def test_a_validation_checks_its_batches_with_the_newest_values() -> None:
+    class Narrows(solstice.Experiment):
+        """Runs uncompiled, and allows less at each step."""
+
+        most: int
+
+        def train_step(self, batch: Any) -> Any:
+            most = self.most - int(batch[0] > 0)
+            return solstice.replace(self, most=most), {"loss": batch.sum()}
+
+        def eval_step(self, batch: Any) -> Any:
+            return self, {"loss": batch.sum()}
+
+        def check_batch(self, batch: Any) -> None:
+            if batch[0] > self.most:
+                raise solstice.DataError(f"more than {self.most}")
+
+    ones, trainer = [np.ones(2, np.float32)] * 2, solstice.Trainer()
+    with (
+        pytest.warns(UserWarning, match="cannot be compiled"),
+        pytest.raises(solstice.DataError, match="more than 3"),
+    ):
+        trainer.fit(Narrows(7), ones, [4 * ones[0]], num_epochs=4)

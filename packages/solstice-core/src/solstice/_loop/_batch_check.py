@@ -1,13 +1,12 @@
 """BatchChecks: the checks of the batches of a run, which keep no copy of the state in memory."""
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import jax
 
 from solstice import _tree
-from solstice._engine import type_of
+from solstice._engine import Stepper, type_of
 from solstice._experiment import Experiment, overrides, stacked_check_of
 from solstice._loop._state import RunState
 from solstice._types import Batch
@@ -20,37 +19,44 @@ class BatchChecks:
 
     Args:
         state: the current moment of the run.
-        kind: the class of its Experiment.
+        stepper: runs its steps.
         is_given: whether the run has an Experiment that stays the same, and is held anyway.
     """
 
-    def __init__(self, state: RunState, kind: type[Experiment], is_given: bool) -> None:
+    def __init__(self, state: RunState, stepper: Stepper, is_given: bool) -> None:
         self._state = state
-        self._kind = kind
+        self._kind = stepper.kind
         self._is_given = is_given
+        self._is_compiled = not stepper.needs_batches
+        self._made: tuple[Check | None, Experiment | None] | None = None
 
     def of_epoch(self) -> tuple[Check | None, Check | None]:
         """`check_batch` and the stacked check for one epoch; None for one that there is not."""
         # A batch to predict may have no targets, which a check would miss.
         if self._state.at.mode == "predict":
             return None, None
+        stacked, hollowed = self._stacked_and_hollow
         if not overrides(self._kind, "check_batch"):
-            return None, self._stacked
-        return self._check if self._is_given else self._of_every_batch(), self._stacked
+            return None, stacked
+        return self._check if hollowed is None else self._of_every_batch(hollowed), stacked
 
-    @cached_property
-    def _stacked(self) -> Check | None:
-        return stacked_check_of(self._state.experiment)
+    @property
+    def _stacked_and_hollow(self) -> tuple[Check | None, Experiment | None]:
+        """The stacked check, and the Experiment with deleted arrays.
 
-    @cached_property
-    def _hollow(self) -> Experiment:
-        return hollow(self._state.experiment)
+        A compiled step changes arrays alone, so they are made once for a run.
+        """
+        if self._made is None or not self._is_compiled:
+            experiment = self._state.experiment
+            hollowed = None if self._is_given else hollow(experiment)
+            self._made = stacked_check_of(experiment), hollowed
+        return self._made
 
     def _check(self, batch: Batch) -> None:
         # The function of the class: a bound method of an Experiment costs 40 us a call.
         self._kind.check_batch(self._state.experiment, batch)
 
-    def _of_every_batch(self) -> Check:
+    def _of_every_batch(self, hollowed: Experiment) -> Check:
         """`check_batch` for each batch, of the Experiment at the start of the epoch.
 
         That Experiment would be one more copy of the state until the end of the epoch. So checks
@@ -63,7 +69,7 @@ class BatchChecks:
             nonlocal whole
             if whole is None:
                 try:
-                    return self._kind.check_batch(self._hollow, batch)
+                    return self._kind.check_batch(hollowed, batch)
                 except Exception:  # of an array that it reads, or of a batch that it refuses
                     whole = self._state.experiment
             return self._kind.check_batch(whole, batch)

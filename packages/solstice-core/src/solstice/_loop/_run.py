@@ -75,9 +75,7 @@ class Run:
         self._nested = hooks.nested() if validation else None
         is_given = experiment is not None
         # A validation uses those of its run, because they may need a copy of each array.
-        self._checks = (
-            outer._checks if outer else BatchChecks(self.state, stage.stepper.kind, is_given)
-        )
+        self._checks = outer._checks if outer else BatchChecks(self.state, stage.stepper, is_given)
 
     @property
     def experiment(self) -> Experiment:
