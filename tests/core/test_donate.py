@@ -276,6 +276,16 @@ def test_nothing_that_a_callback_keeps_is_deleted_or_changed(part: str, donate: 
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot be compiled")
+@pytest.mark.parametrize("part", ["all", "one array", "another array"])
+def test_nothing_that_a_callback_keeps_of_an_eager_run_is_deleted(part: str, size: str):
+    keeps = Keeps(PARTS[part])
+    fitted(adds(EagerAdds), donate=True, callbacks=[keeps])
+    for now, then in keeps.kept:
+        for a, b in zip(numbers(now), then, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 @pytest.fixture
 def copied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The arrays that were copied, each time."""
@@ -313,6 +323,17 @@ def test_to_read_copies_nothing_and_to_keep_copies_what_is_kept(donate: bool, co
     fitted(adds(), donate=donate, callbacks=[keeps])
     assert copied[0] == (1 if donate else num_arrays)
     assert {*copied[1:]} == {1}
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_a_resumed_run_copies_nothing(tmp_path: Path, donate: bool, copied: list[int]):
+    saver, start = Checkpoint(tmp_path), adds()
+    solstice.Trainer([saver]).fit(start, BATCHES, num_epochs=1)
+    copied.clear()
+    path = saver.find("last")
+    solstice.Trainer().fit(start, BATCHES, num_epochs=3, resume=path, donate=donate)
+    assert copied
+    assert sum(copied) == 0
 
 
 def test_a_run_says_what_it_holds_and_why(copied: list[int]):
@@ -360,13 +381,21 @@ def test_a_run_that_fails_before_its_first_step_gives_nothing_up(size: str):
     assert_same(start, adds())
 
 
-def test_arrays_that_nobody_else_holds():
-    alone = [jnp.zeros(9) + index for index in range(3)]
+@pytest.mark.parametrize(
+    "make", [lambda i: jnp.zeros(9) + i, lambda i: jax.device_put(np.ones(i + 9))]
+)
+def test_arrays_that_nobody_else_holds(make: Any):
+    alone = [make(index) for index in range(3)]
     assert held_by_others(alone) == []
     kept = alone[1]
     assert held_by_others(alone) == [1]
     del kept
     assert held_by_others(alone) == []
+    kept = alone[1].addressable_data(0)
+    assert held_by_others(alone) == [1]
+    kept = alone[2].addressable_shards[0].data
+    assert 2 in held_by_others(alone)
+    del kept
     assert held_by_others([alone[0], alone[0]]) == [0, 1]
     key = [jax.random.key(0)]
     assert held_by_others(key) == [0]  # small, and its data has no owner that one can count

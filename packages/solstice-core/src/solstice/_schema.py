@@ -76,7 +76,9 @@ def _read_one_of(kinds: tuple[Any, ...], value: object, where: str) -> object:
         try:
             return _read(kind, value, where)
         except SchemaError as error:
-            errors.append(error)
+            # Without its frames, which hold this list: all of it, up to the state of the run that
+            # is resumed, would be in memory until a search for cycles.
+            errors.append(error.with_traceback(None))
     raise errors[0]
 
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from solstice import _tree
@@ -90,34 +90,35 @@ def held_by_others(arrays: list[Array], given: Experiment | None = None) -> list
     found: list[int] = []
     for index in range(len(arrays)):
         one = id(arrays[index])
-        others = _references(arrays, index) - here[one] - spare[one] - (_unheld() - 1)
+        others = _other_references(arrays, index) - (here[one] - 1) - spare[one]
         # An array in two places has to become two arrays.
         if others > 0 or here[one] > 1 or index in shared:
             found.append(index)
     return found
 
 
-def _references(arrays: list[Array], index: int) -> int:
-    """The number of references to an array in a list, with those of this function."""
-    return sys.getrefcount(arrays[index]) + _references_within(arrays[index])
+def _other_references(arrays: list[Array], index: int) -> int:
+    """The references to an array, without one of the list."""
+    here, within = _unheld()
+    others = sys.getrefcount(arrays[index]) - here
+    return others + max(_references_within(arrays[index]) - within, 0)
+
+
+@lru_cache(maxsize=1)
+def _unheld() -> tuple[int, int]:
+    """The references to an array that only a list holds, and to the array within it."""
+    arrays = [jax.device_put(np.zeros(1, np.float32))]
+    return sys.getrefcount(arrays[0]), _references_within(arrays[0])
 
 
 def _references_within(array: Array) -> int:
-    """In old versions of JAX, an array holds another one on its memory, and hands that out."""
+    """Some arrays hold another one on their memory, and hand it out as their data."""
     inner = _within(array)
     return 0 if inner is array else sys.getrefcount(inner)
 
 
 def _within(array: Array) -> Array:
     return array if _tree.is_key(array) else array.addressable_shards[0].data
-
-
-@lru_cache(maxsize=1)
-def _unheld() -> int:
-    """The `_references` of an array that only a list holds."""
-    arrays = [jnp.zeros(1) + 1]
-    _on_shared_memory(arrays)
-    return _references(arrays, 0)
 
 
 def _on_shared_memory(arrays: list[Array]) -> set[int]:
