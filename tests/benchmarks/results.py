@@ -19,7 +19,7 @@ import numpy as np
 import tables
 
 LIBRARIES = [
-    *["jax", "jaxlib", "numpy", "optax", "equinox", "flax", "keras", "grain", "tensorflow"],
+    *["jax", "jaxlib", "numpy", "optax", "equinox", "flax", "keras", "grain", "tensorflow-cpu"],
     *["torch", "lightning"],
 ]
 ACCELERATOR = "accelerator.json"
@@ -91,12 +91,14 @@ def load_all(folder: Path) -> dict[str, Results]:
     """`load_all(Path("docs/benchmarks"))["A"]`: all that are there, in the order of the page.
 
     Raises:
-        ValueError: they are of several machines, or of several versions of a library.
+        ValueError: there are none, or they are of several machines or versions of a library.
     """
     order = [w for name in tables.ORDER for w in tables.TABLES[name].workloads]
     order += [f"start-{name}" for name in tables.START_WORKLOADS]
     paths = [path for path in folder.glob("*.json") if path.name != ACCELERATOR]
     found = {path.stem: Results.load(path) for path in paths}
+    if not found:
+        raise ValueError(f"{folder} has no results yet: measure some before you ask for the page")
     machines = {results.machine for results in found.values()}
     if len(machines) > 1:
         lines = [f"  {name}: {results.machine!r}" for name, results in sorted(found.items())]
