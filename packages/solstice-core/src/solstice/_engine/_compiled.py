@@ -6,6 +6,7 @@ Nothing is read back to the host.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from solstice._engine._interrupts import interrupts_held
 from solstice._engine._ownership import Ownership
 from solstice._engine._pack import types_of, unpack
 from solstice._engine._placement import SINGLE_DEVICE, Placement
-from solstice._engine._program import Program
+from solstice._engine._program import PROGRAMS, Program
 from solstice._engine._protocols import Stepper
 from solstice._engine._steps import Carry, Steps, calls, compiled, merge_grown
 from solstice._engine._totals import Reading, merging_of, total_from
@@ -73,7 +74,6 @@ class CompiledStepper:
         batch = arrays_of(batch)
         plan, arrays = prepare(experiment, method, batch)
         self.kind = type(experiment)
-        self.name = f"{self.kind.__name__}.{method}"
         self.traced = Traced(plan, _tree.structure(batch), types_of(batch))
         merging = merging_of(self.traced)
         if epoch_steps is None:
@@ -97,13 +97,16 @@ class CompiledStepper:
             placement=placement,
         )
         self._call = compiled(self._steps)
-        self._empty, self._can_wait = merging.empty, merging.can_wait
-        self._carry = Carry(arrays, [self._empty] * readers, np.ones(readers, bool))
-        self.ownership = Ownership(given)
-        self._initial = None if given is None else arrays
+        self._merging = merging
+        self._carry = Carry(arrays, [merging.empty] * readers, np.ones(readers, bool))
+        self.ownership = Ownership(arrays, given)
         self._before = self._carry
         self._owner: CompiledStepper | None = None
-        self._lender: Program | None = None  # the newest program whose state fits this one
+
+    @property
+    def name(self) -> str:
+        """The name of the step, such as "Classifier.train_step"."""
+        return f"{self.kind.__name__}.{self._steps.program.name}"
 
     @property
     def outputs(self) -> Outputs:
@@ -160,18 +163,14 @@ class CompiledStepper:
 
     def _start(self, arrays: list[Array]) -> None:
         readers = len(self._carry.totals)
-        self._carry = Carry(arrays, [self._empty] * readers, np.ones(readers, bool))
+        self._carry = Carry(arrays, [self._merging.empty] * readers, np.ones(readers, bool))
         self._before = self._carry
 
     def _takes(self, owner: "CompiledStepper", batch: Batch) -> bool:
         """Whether the state of another stepper, and batches like this one, fit the program."""
-        program = owner._steps.program
-        if self._lender is not program:
-            if not program.has_state_of(self._steps.program):
-                return False
-            if owner.traced.plan.types != self.traced.plan.types:
-                return False
-            self._lender = program
+        theirs, ours = owner.traced.plan, self.traced.plan
+        if not _have_one_state(theirs.program, ours.program) or theirs.types != ours.types:
+            return False
         return self.traced.is_of(batch)
 
     def signature(self, block: Block) -> tuple[str, dict[str, Kind]]:
@@ -200,9 +199,7 @@ class CompiledStepper:
         """Ends the time in which `rewind` is possible, and frees what only that needed."""
         # If calls do not donate, this is a second copy of the state until the next block.
         self._before = self._carry
-        if self._initial is not None and self._carry.arrays is not self._initial:
-            self._initial = None
-            self.ownership.give_up()
+        self.ownership.settle(self._carry.arrays)
 
     def rewind(self, block: Block, count: int) -> None:
         """Restores the state after the `count`-th step of the last block.
@@ -221,7 +218,7 @@ class CompiledStepper:
 
     def read_metrics(self, reader: int = 0) -> Reading | None:
         """Like `take_metrics`, for later; None if these metrics do not wait to be computed."""
-        if not self._can_wait or self._carry.is_empty[reader]:
+        if not self._merging.can_wait or self._carry.is_empty[reader]:
             return None
         reading = Reading(self._carry.totals[reader])
         self._clear(reader)
@@ -230,7 +227,7 @@ class CompiledStepper:
     def _clear(self, reader: int) -> None:
         # A new carry with new lists, because `rewind` may restore the old one.
         totals, is_empty = list(self._carry.totals), self._carry.is_empty.copy()
-        totals[reader], is_empty[reader] = self._empty, True
+        totals[reader], is_empty[reader] = self._merging.empty, True
         self._carry = replace(self._carry, totals=totals, is_empty=is_empty)
 
     def totals(self) -> list[Metrics | None]:
@@ -243,7 +240,9 @@ class CompiledStepper:
     ) -> None:
         """Restores a saved Experiment, and the metrics of each reader from arrays by path."""
         merged = [
-            self._empty if saved is None else total_from(saved, self.traced, self._steps.grows)
+            self._merging.empty
+            if saved is None
+            else total_from(saved, self.traced, self._steps.grows)
             for saved in totals
         ]
         arrays = self._steps.program.split(experiment)
@@ -265,6 +264,11 @@ class CompiledStepper:
                 kept.append(outputs)
                 self._carry = merge_grown(self._steps, before, self._carry, grown, steps)
         return StackedOutputs(kept, count)
+
+
+@lru_cache(maxsize=PROGRAMS)  # because constants are compared one by one, at each validation
+def _have_one_state(one: Program, other: Program) -> bool:
+    return one.has_state_of(other)
 
 
 class StackedOutputs:

@@ -56,10 +56,9 @@ class EagerStepper:
         self.kind = type(experiment)
         self.name = f"{self.kind.__name__}.{method}"
         self.sizes = Arrangement(1, 1, 1, "the step cannot be compiled, and runs uncompiled")
-        self.ownership = Ownership(given)
         # Other containers than the caller's, because references of callbacks to them are counted.
-        self._initial = None if given is None else _tree.map(_same, experiment)
-        self._experiment = self._initial or experiment
+        self._experiment = experiment if given is None else _tree.map(_same, experiment)
+        self.ownership = Ownership(self._experiment, given)
         self._method = method
         self._look = look
         self._totals: list[Metrics | None] = [None] * readers
@@ -128,9 +127,7 @@ class EagerStepper:
 
     def settle(self) -> None:
         """Gives up the caller's arrays, after the first step."""
-        if self._initial is not None and self._experiment is not self._initial:
-            self._initial = None
-            self.ownership.give_up()
+        self.ownership.settle(self._experiment)
 
     def rewind(self, block: Block, count: int) -> None:
         """Does nothing, because a call is one step."""

@@ -22,6 +22,7 @@ class Ownership:
     Donation destroys an array for all owners, so arrays that others hold are copied first.
 
     Args:
+        initial: the initial state of the stepper, or the list of its arrays.
         given: the Experiment of the caller, if the run gives it up (`donate=True`); else None.
 
     Attributes:
@@ -29,9 +30,10 @@ class Ownership:
         at_start: the bytes of the given Experiment that were copied because others hold them.
     """
 
-    def __init__(self, given: Experiment | None = None) -> None:
-        # Held until `give_up`, because its references to the arrays are counted.
+    def __init__(self, initial: object, given: Experiment | None = None) -> None:
+        # Held until `settle`, because its references to the arrays are counted.
         self._given = given
+        self._initial = None if given is None else initial
         self._gives_up = given is not None
         self._is_shared = self._is_first = True  # because the caller owns the initial arrays
         self.times = self.at_start = 0
@@ -65,11 +67,15 @@ class Ownership:
             self.times += bool(held)
         _tree.copy_in_place(arrays, held)
 
-    def give_up(self) -> None:
-        """Deletes the arrays of the caller's Experiment, except those that others hold too."""
-        given, self._given = self._given, None
-        if given is None:
+    def settle(self, newest: object) -> None:
+        """Deletes the arrays of the caller's Experiment, once the stepper has a newer state.
+
+        Those that others hold too stay.
+        """
+        given = self._given
+        if given is None or newest is self._initial:
             return
+        self._given = self._initial = None
         arrays = [x for x in _tree.leaves(given) if isinstance(x, Array) and not x.is_deleted()]
         held = set(held_by_others(arrays, given))
         for index, array in enumerate(arrays):
