@@ -193,17 +193,21 @@ def to_host(metrics: Metrics | None) -> dict[str, Any]:
     return on_host(cast("Mapping[str, Any]", values))
 
 
-_HERE = (float, int, np.ndarray, np.generic)
-"""Values that are in the memory of the host."""
-
-
 def on_host(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values on the host; those of an inner mapping get its name as a prefix: "val/a"."""
-    if not all(isinstance(value, _HERE) for value in values.values()):
-        flat = by_name(values)
-        # One transfer, and the order is kept.
-        values = dict(zip(flat, jax.device_get(list(flat.values())), strict=True))
-    return {name: _plain(value) for name, value in values.items()}
+    numbers = {name: _number(value) for name, value in values.items()}
+    if not any(number is None for number in numbers.values()):
+        return numbers
+    flat = by_name(values)
+    read = jax.device_get(list(flat.values()))  # one transfer, and the order is kept
+    return {name: _plain(value) for name, value in zip(flat, read, strict=True)}
+
+
+def _number(value: Any) -> object:
+    """A number of NumPy or Python as one of Python; None for all else."""
+    if isinstance(value, np.generic):
+        return cast("object", value.item())
+    return value if type(value) in (bool, int, float) else None
 
 
 def by_name(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,8 +225,6 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> object:
-    if isinstance(value, np.generic):
-        return cast("object", value.item())
     return np.asarray(value).item() if np.ndim(value) == 0 else np.asarray(value)
 
 

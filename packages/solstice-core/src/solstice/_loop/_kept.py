@@ -10,6 +10,7 @@ from solstice._engine import Reading
 from solstice._record import Once, Times
 
 _READINGS = 2
+"""Those of a training epoch and its validation."""
 
 
 class Kept:
@@ -32,8 +33,7 @@ class Kept:
     def reading(self, new: Reading, times: Times) -> None:
         """Metrics that the device may still compute; those before the newest are fetched.
 
-        So the host prepares the next steps meanwhile, and the metrics of at most a training epoch
-        and its validation stay on the device.
+        So the host prepares the next steps meanwhile, and few metrics stay on the device.
         """
         self._readings.append((new, times))
         self.fetch(_READINGS)

@@ -1,6 +1,7 @@
 """Base classes of metrics, and functions to count, divide and mask."""
 
 import dataclasses
+from functools import lru_cache
 from types import ModuleType, SimpleNamespace
 from typing import Any, Self, cast
 
@@ -134,8 +135,8 @@ def for_compute(metrics: object) -> tuple[SimpleNamespace, ModuleType]:
 
 def divide(xp: ModuleType, numerator: Any, denominator: Any) -> Any:
     """The quotient in floating point; 0 where the denominator is 0."""
-    if xp is np and np.ndim(numerator) == np.ndim(denominator) == 0:  # in a quarter of the time
-        return numerator / denominator if denominator else np.float64(0.0)
+    if xp is np and np.ndim(denominator) == 0:  # in a quarter of the time
+        return numerator / denominator if denominator else np.zeros_like(numerator, float)[()]
     there = denominator != 0
     # NumPy would warn of a division by 0 that the outer `where` drops.
     return xp.where(there, numerator / xp.where(there, denominator, 1.0), 0.0)
@@ -156,16 +157,19 @@ def averaged(
     xp: ModuleType, each: dict[str, AnyArray], holding: AnyArray, unit: str
 ) -> dict[str, Any]:
     """Scores of each class or label: their means, plain and by frequency, and each by itself."""
-    weights = divide(xp, holding, holding.sum())
+    weights, number = divide(xp, holding, holding.sum()), holding.shape[-1]
+    names = _names_of_each(tuple(each), unit, number)
+    single = [values[index] for index in range(number) for values in each.values()]
     return {
-        **{f"{name}_macro": values.mean() for name, values in each.items()},
+        **{f"{name}_macro": values.sum() / number for name, values in each.items()},
         **{f"{name}_weighted": (values * weights).sum() for name, values in each.items()},
-        **{
-            f"{name}_{unit}_{index}": values[index]
-            for index in range(holding.shape[-1])
-            for name, values in each.items()
-        },
+        **dict(zip(names, single, strict=True)),
     }
+
+
+@lru_cache(maxsize=32)
+def _names_of_each(names: tuple[str, ...], unit: str, number: int) -> list[str]:
+    return [f"{name}_{unit}_{index}" for index in range(number) for name in names]
 
 
 def as_mask(mask: ArrayLike | None, shape: tuple[int, ...], *, by_row: bool = False) -> Array:
