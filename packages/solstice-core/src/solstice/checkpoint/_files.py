@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import jax
 import numpy as np
@@ -23,6 +23,8 @@ from solstice._stored import Stored, to_stored
 
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 FORMAT, VERSION = "solstice-checkpoint", 1
+
+_BYTES_AT_A_TIME = 2**22
 
 _PLAIN = {
     "bool": "BOOL",
@@ -51,7 +53,7 @@ def write_arrays(path: Path, leaves: dict[str, Stored | jax.Array]) -> dict[str,
     Its library has a copy of all arrays in memory while it writes.
 
     Returns:
-        The entries of the leaves in the manifest.
+        The entries of the leaves in the manifest, for `with_checksums`.
     """
     types = {name: _type_of(leaf) for name, leaf in leaves.items()}
     # Wide ones first, so that each is aligned.
@@ -61,9 +63,28 @@ def write_arrays(path: Path, leaves: dict[str, Stored | jax.Array]) -> dict[str,
         file.write(_header({name: types[name] for name in order}))
         for name in order:
             stored = to_stored(name, leaves.pop(name))
+            entries[name] = {**_entry(stored), "place": (file.tell(), stored.array.nbytes)}
             file.write(_bytes_of(stored.array))
-            entries[name] = _entry(stored)
     return {name: entries[name] for name in types}
+
+
+def with_checksums(path: Path, entries: dict[str, Any]) -> dict[str, Any]:
+    """The entries with the checksums of the arrays, which are read from the file.
+
+    They take longer than to write the file, and training need not wait for them.
+    """
+    with path.open("rb") as file:
+        return {name: _with_checksum(file, **entry) for name, entry in entries.items()}
+
+
+def _with_checksum(file: BinaryIO, place: tuple[int, int], **entry: Any) -> dict[str, Any]:
+    digest = _digest(entry["dtype"], entry["shape"])
+    start, left = place
+    file.seek(start)
+    while left > 0 and (part := file.read(min(left, _BYTES_AT_A_TIME))):
+        digest.update(part)
+        left -= len(part)
+    return {**entry, "sha256": digest.hexdigest()}
 
 
 def _type_of(leaf: Stored | jax.Array) -> tuple[np.dtype[Any], tuple[int, ...]]:
@@ -98,7 +119,6 @@ def _entry(stored: Stored) -> dict[str, Any]:
         "kind": stored.kind,
         "dtype": stored.array.dtype.name,
         "shape": list(stored.array.shape),
-        "sha256": checksum(stored.array),
         **({} if stored.impl is None else {"impl": stored.impl}),
     }
 
@@ -114,9 +134,13 @@ def from_bytes(
 
 def checksum(array: np.ndarray[Any, Any]) -> str:
     """The SHA-256 of an array's bytes, dtype and shape."""
-    digest = hashlib.sha256(f"{array.dtype.name} {list(array.shape)} ".encode())
+    digest = _digest(array.dtype.name, list(array.shape))
     digest.update(_bytes_of(array))
     return digest.hexdigest()
+
+
+def _digest(dtype: str, shape: list[int]) -> Any:
+    return hashlib.sha256(f"{dtype} {shape} ".encode())
 
 
 def seal(manifest: dict[str, Any]) -> str:

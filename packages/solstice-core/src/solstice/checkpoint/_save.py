@@ -23,6 +23,7 @@ from solstice.checkpoint._files import (
     VERSION,
     safetensors,
     seal,
+    with_checksums,
     write_arrays,
 )
 from solstice.checkpoint._places import (
@@ -101,8 +102,7 @@ def begin(
         new.mkdir()
         with _removed_on_error(new):
             entries = write_arrays(new / ARRAYS, leaves)
-    manifest = {**_manifest(words), "leaves": entries}
-    return partial(_finish, folder, place, new, manifest, note)
+    return partial(_finish, folder, place, new, {**_manifest(words), "leaves": entries}, note)
 
 
 @contextmanager
@@ -131,7 +131,8 @@ def _finish(
     with _named(path):
         try:
             placed = RowFiles(new, place).placed(note)  # on the disk before the manifest names them
-            (new / MANIFEST).write_text(seal({**manifest, "note": placed}))
+            leaves = with_checksums(new / ARRAYS, manifest["leaves"])
+            (new / MANIFEST).write_text(seal({**manifest, "leaves": leaves, "note": placed}))
             for name in (ARRAYS, MANIFEST):
                 _to_disk(new / name)
             _to_disk(new)
