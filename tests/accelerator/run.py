@@ -10,11 +10,14 @@ with 1 if a law does not hold or was not checked, or if a part failed.
 
 import argparse
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,20 +76,25 @@ def run_part(name: str, seconds: float, small: bool, environment: dict[str, str]
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows"
         command = [sys.executable, str(HERE / "part.py"), name, str(rows), str(seconds)]
-        try:
-            done = subprocess.run(
-                [*command, *(["--small"] if small else [])],
-                env=environment,
-                timeout=seconds,
-                check=False,
-                stdout=sys.stderr,
-            )
-            why = "" if done.returncode == 0 else f"failed with code {done.returncode}"
-        except subprocess.TimeoutExpired:
-            why = f"ended after {seconds:.0f} s"
+        command += ["--small"] if small else []
+        why = run_group(command, seconds, environment)
         lines = rows.read_text().splitlines() if rows.exists() else []
     found = [json.loads(line) for line in lines]
     return Part(name, found, why, time.monotonic() - began)
+
+
+def run_group(command: list[str], seconds: float, environment: dict[str, str]) -> str:
+    """Runs a process and those that it starts; why it did not end well, or ""."""
+    process = subprocess.Popen(command, env=environment, stdout=sys.stderr, start_new_session=True)
+    try:
+        code = process.wait(seconds)
+        return "" if code == 0 else f"failed with code {code}"
+    except subprocess.TimeoutExpired:
+        return f"ended after {seconds:.0f} s"
+    finally:  # also after Ctrl-C: a process that it left would go on using the device
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def compare(part: Part, parts: list[Part]) -> None:

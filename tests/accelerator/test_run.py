@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -77,16 +78,34 @@ def test_no_time_is_a_failure_of_the_laws_alone():
     assert not run.Part("A", rows, "failed with code 1", 10.0).holds
 
 
+def has_ended(pid, within=10):
+    """Whether a process is gone in time, or waits for somebody to ask how it ended (Linux)."""
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        os.sched_yield()
+    return False
+
+
 def test_a_part_that_hangs_or_fails_keeps_the_rows_it_has(tmp_path, monkeypatch):
-    """A part of two rows, of which the second never comes."""
+    """A part of two rows, of which the second never comes; what it has started ends with it."""
+    pid = tmp_path / "pid"
     (tmp_path / "part.py").write_text(
-        "import sys, time\n"
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(pid)!r}, 'w').write(str(child.pid))\n"
         "open(sys.argv[2], 'a').write('{\"what\": \"first\"}\\n')\n"
         "time.sleep(600) if sys.argv[1] == 'hangs' else sys.exit(3)\n"
     )
     monkeypatch.setattr(run, "HERE", tmp_path)
     hangs = run.run_part("hangs", 5, True, {})
     assert (hangs.rows, hangs.why) == ([{"what": "first"}], "ended after 5 s")
+    assert has_ended(int(pid.read_text()))
     fails = run.run_part("fails", 60, True, {})
     assert (fails.rows, fails.why) == ([{"what": "first"}], "failed with code 3")
 
