@@ -132,6 +132,9 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("adapt_argument", "kind"): "the code that calls it has it in its source",
     ("EquinoxModel", "axis_name"): "equinox checks it, in the layers that have one",
     ("checkpoint.check_writable", "who"): "a name for the message",
+    ("checkpoint.begin", "tree"): "as in save",
+    ("checkpoint.begin", "note"): "its second part writes the note, and refuses it as save does",
+    ("elementwise", "check_values"): "a decorator: Python gives it the function below",
     ("checkpoint.save", "tree"): "any tree; test_checkpoint has what is refused",
     ("checkpoint.load", "like"): "any tree; test_checkpoint has what is refused",
 }

@@ -351,6 +351,7 @@ TARGETS: dict[str, Target] = {
             "train_ds": "data set",
             **RUN,
             "resume": "path or None",
+            "donate": "switch",
             "callbacks": "callbacks or None",
         },
     ),
@@ -721,6 +722,7 @@ TARGETS: dict[str, Target] = {
     "checkpoint.save": Target(
         checkpoint.save, {"path": "a", "tree": X}, {"path": "path", "note": "note"}
     ),
+    "checkpoint.begin": Target(checkpoint.begin, {"path": "a", "tree": X}, {"path": "path"}),
     "checkpoint.load": Target(
         checkpoint.load,
         {"path": "a", "like": X},
