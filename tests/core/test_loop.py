@@ -51,3 +51,40 @@ def test_a_hook_of_validation_is_near_to_fit(every: int | None):
     for path in depth.paths.values():
         assert path[:3] == ["fit", "train", "evaluate"]
         assert len(path) <= 5, path
+
+
+class Doubles(solstice.Experiment):
+    def predict_step(self, batch):
+        return {"twice": batch * 2, "name": "double"}
+
+    train_step = eval_step = None
+
+
+class Fails(solstice.Callback):
+    """Fails after the sixth batch."""
+
+    every = 1
+
+    def on_step_end(self, record):
+        if record.epoch_step == 6:
+            raise ArithmeticError("of a hook")
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("error", "callbacks", "count"),
+    [(OSError, [], 7), (ArithmeticError, [Fails()], 6)],
+    ids=["of the data set", "of a hook"],
+)
+def test_an_error_comes_after_the_predictions_before_it(
+    steps_per_call: int, error: type[Exception], callbacks: list[solstice.Callback], count: int
+):
+    def batches():
+        for number in range(7):
+            yield np.float32(number)
+        raise OSError("of the data set")
+
+    trainer, found = solstice.Trainer(callbacks, steps_per_call=steps_per_call), []
+    with pytest.raises(error):
+        found.extend(trainer.predict(Doubles(), batches()))
+    assert found == [{"twice": 2.0 * number, "name": "double"} for number in range(count)]

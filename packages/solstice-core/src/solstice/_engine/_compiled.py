@@ -4,9 +4,10 @@ Nothing is read back to the host.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import jax
 import numpy as np
@@ -282,7 +283,7 @@ class StackedOutputs:
     def __init__(self, outputs: list[PyTree], count: int) -> None:
         self._outputs = outputs
         self._count = count
-        self._host: list[PyTree] | None = None
+        self._host: list[tuple[list[Any], Hashable]] | None = None
 
     def first(self, count: int) -> "StackedOutputs":
         """The outputs of the first `count` steps."""
@@ -292,8 +293,16 @@ class StackedOutputs:
         return (self[index] for index in range(self._count))
 
     def __getitem__(self, index: int, /) -> Outputs:
-        host = self._host or jax.device_get(self._outputs)  # one transfer for all steps
-        self._host = host
+        host = self._host = self._host or self._on_host()
         # `calls` makes one call of all steps, or one call for each step.
         call, row = (0, index) if len(host) == 1 else (index, 0)
-        return unpack(_tree.row(host[call], row))
+        leaves, structure = host[call]
+        is_array = np.ndarray, Array  # and else a constant
+        return _tree.unflatten(
+            structure, [x[row] if isinstance(x, is_array) else x for x in leaves]
+        )
+
+    def _on_host(self) -> list[tuple[list[Any], Hashable]]:
+        """The outputs of each call, flattened once for all its steps."""
+        host = jax.device_get(self._outputs)  # one transfer
+        return [_tree.flatten(unpack(one)) for one in host]

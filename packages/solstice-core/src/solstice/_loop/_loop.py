@@ -1,6 +1,6 @@
 """The loop: the order of steps, hooks and validation in training, evaluation and prediction."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from solstice._callback import Phase
 from solstice._loop._run import Run
@@ -47,14 +47,26 @@ def evaluate(run: Run) -> None:
 
 
 def predict(run: Run) -> Iterator[Outputs]:
-    """The outputs of each batch, as NumPy arrays."""
+    """The outputs of each batch, as NumPy arrays.
+
+    Those of a call are read while the device works on the next one. An error comes after the
+    outputs of the batches before it.
+    """
     run.start_epoch()
+    ready: Iterable[Outputs] = ()
     with run.calls() as calls:
         for call in calls:
-            with run.hooks_of(call):
-                for step in run.due_steps(call):
-                    run.notify_step(step, *_PHASES)
-            yield from run.outputs_of(call)
+            try:
+                with run.hooks_of(call):
+                    for step in run.due_steps(call):
+                        run.notify_step(step, *_PHASES)
+            except Exception:
+                yield from ready
+                yield from run.outputs_of(call)
+                raise
+            yield from ready
+            ready = run.outputs_of(call)
             run.end_call(call)
+        yield from ready
     run.end_epoch()
     run.notify_epoch_end(*_PHASES)
