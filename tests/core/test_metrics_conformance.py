@@ -313,6 +313,7 @@ SUITES = [
 ]  # fmt: skip
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.__name__)
 def test_five_hundred_random_sets_agree_with_the_oracle(suite: Any):
     class Oracle(suite):

@@ -6,7 +6,6 @@ Nothing is read back to the host.
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -22,7 +21,6 @@ from solstice._engine._interrupts import interrupts_held
 from solstice._engine._ownership import Ownership
 from solstice._engine._pack import types_of, unpack
 from solstice._engine._placement import SINGLE_DEVICE, Placement
-from solstice._engine._program import PROGRAMS, Program
 from solstice._engine._protocols import Stepper
 from solstice._engine._steps import Carry, Steps, calls, compiled, merge_grown
 from solstice._engine._totals import Reading, merging_of, total_from
@@ -170,7 +168,7 @@ class CompiledStepper:
     def _takes(self, owner: "CompiledStepper", batch: Batch) -> bool:
         """Whether the state of another stepper, and batches like this one, fit the program."""
         theirs, ours = owner.traced.plan, self.traced.plan
-        if not _have_one_state(theirs.program, ours.program) or theirs.types != ours.types:
+        if not theirs.program.has_state_of(ours.program) or theirs.types != ours.types:
             return False
         return self.traced.is_of(batch)
 
@@ -265,11 +263,6 @@ class CompiledStepper:
                 kept.append(outputs)
                 self._carry = merge_grown(self._steps, before, self._carry, grown, steps)
         return StackedOutputs(kept, count)
-
-
-@lru_cache(maxsize=PROGRAMS)  # because constants are compared one by one, at each validation
-def _have_one_state(one: Program, other: Program) -> bool:
-    return one.has_state_of(other)
 
 
 class StackedOutputs:
