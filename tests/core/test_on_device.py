@@ -500,7 +500,7 @@ def test_slow_checks_give_shorter_blocks(monkeypatch: pytest.MonkeyPatch, no_hur
         clock.now += 0.1
 
     data = batches((X, Y), 5, on_device=True)
-    epoch = _resident.EpochOfRows(data.place(), None, 75, 5, 0, 15, data.__getitem__)
+    epoch = _resident.EpochOfRows(data.place(), None, 75, 5, 0, 15, data.arrays, data.__getitem__)
     feeder = _resident.ResidentFeeder(epoch, _resident.ResidentBuffers(BlockSize(15)), check)
     blocks = [feeder.take(100) for _ in range(6)]
     assert [block and len(block) for block in blocks] == [3, 3, 3, 3, 3, None]

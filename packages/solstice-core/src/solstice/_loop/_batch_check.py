@@ -42,13 +42,14 @@ class BatchChecks:
 
     @property
     def _stacked_and_hollow(self) -> tuple[Check | None, Experiment | None]:
-        """The stacked check, and the Experiment with deleted arrays.
+        """The stacked check, and the Experiment with deleted arrays; None if it is not needed.
 
         A compiled step changes arrays alone, so they are made once for a run.
         """
         if self._made is None or not self._is_compiled:
             experiment = self._state.experiment
-            hollowed = None if self._is_given else hollow(experiment)
+            is_hollow = overrides(self._kind, "check_batch") and not self._is_given
+            hollowed = hollow(experiment) if is_hollow else None
             self._made = stacked_check_of(experiment), hollowed
         return self._made
 
