@@ -45,7 +45,8 @@ EPOCHS = {
 STATE = {
     LIMIT: TRAINING[LIMIT],
     BY_HAND: TRAINING[BY_HAND],
-    "solstice_none": "Experiment by hand, `fit` as it chooses",
+    "donated": "Experiment by hand, `fit(..., donate=True)`",
+    "solstice_none": "Experiment by hand, `fit`, which copies the state of the caller first",
     "per_call_1": "Experiment by hand, `steps_per_call=1`",
     "per_call_2": "Experiment by hand, `steps_per_call=2`",
     "per_call_8": "Experiment by hand, `steps_per_call=8`",

@@ -64,13 +64,24 @@ def default_callbacks() -> list[solstice.Callback]:
     ]
 
 
-def make(workload: Workload, callbacks: Sequence[solstice.Callback], **options: Any) -> Any:
+def make(
+    workload: Workload,
+    callbacks: Sequence[solstice.Callback],
+    *,
+    donate: bool = False,
+    **options: Any,
+) -> Any:
     """`run_epoch = make(workload, callbacks)`: each run is one `fit`, with all that it costs."""
-    return repeated_fit(workload, callbacks, Training(workload), **options)
+    return repeated_fit(workload, callbacks, Training(workload), donate=donate, **options)
 
 
 def repeated_fit(
-    workload: Workload, callbacks: Sequence[solstice.Callback], experiment: Any, **options: Any
+    workload: Workload,
+    callbacks: Sequence[solstice.Callback],
+    experiment: Any,
+    *,
+    donate: bool = False,
+    **options: Any,
 ) -> Any:
     """`run_epoch = repeated_fit(workload, callbacks, exp)`: each `fit` goes on from the last."""
     last = Last()
@@ -85,6 +96,7 @@ def repeated_fit(
             batches,
             None if first or not workload.validation else workload.validation,
             num_epochs=1 if first else workload.epochs,
+            donate=donate,
         )
         return last.metrics
 
