@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import solstice
 from solstice._engine import BlockSize, CompiledStepper, Feeder, StagingBuffers, _block_size
 
 ROUNDS = 10
+ADAM = optax.adam(1e-3)
 
 
 class Descends(solstice.Experiment):
@@ -31,6 +33,22 @@ class Descends(solstice.Experiment):
 
     def eval_step(self, batch: Any) -> Any:
         return self, {"loss": self.loss(self.params, batch)}
+
+
+class Adapts(Descends):
+    """The same with Adam, whose moments a step changes too."""
+
+    opt_state: Any
+
+    def train_step(self, batch: Any) -> Any:
+        value, grads = jax.value_and_grad(self.loss)(self.params, batch)
+        updates, opt_state = ADAM.update(grads, self.opt_state)
+        params = optax.apply_updates(self.params, updates)
+        return solstice.replace(self, params=params, opt_state=opt_state), {"loss": value}
+
+
+def with_adam(experiment: Descends) -> Adapts:
+    return Adapts(experiment.params, experiment.loss, ADAM.init(experiment.params))
 
 
 def dense(params: Any, x: Any) -> Any:
@@ -122,18 +140,18 @@ def by_bytes(title: str, batch: np.ndarray, sizes: tuple[int, ...]) -> None:
     table(f"{title}, by bytes in a block", "us a step", sizes, found)
 
 
-def by_changed_bytes(layers: int, widths: tuple[int, ...]) -> None:
+def by_changed_bytes(width: int, depths: tuple[int, ...]) -> None:
     """The time of a step in a loop over that of a step alone, by the bytes that it changes."""
     names: list[str] = []
     found: list[float] = []
-    for width in widths:
-        wide, batch = mlp(*[width] * (layers + 1)), normal(8, width)
+    for depth in depths:
+        deep, batch = with_adam(mlp(*[width] * (depth + 1))), normal(8, width)
         _block_size.CHANGED_BYTES = {jax.default_backend(): 0}
-        runs = [fed(wide, batch, 1)]
+        runs = [fed(deep, batch, 1)]
         _block_size.CHANGED_BYTES = {jax.default_backend(): 2**62}
-        runs += [fed(wide, batch, size) for size in (2, 8)]
+        runs += [fed(deep, batch, size) for size in (2, 8)]
         alone, *loops = interleaved(runs, 16)
-        names += [f"{4 * layers * width**2:,}, {size} steps" for size in (2, 8)]
+        names += [f"{3 * depth * width**2 // 2**18} MiB, {size} steps" for size in (2, 8)]
         found += [loop / alone for loop in loops]
     table("CHANGED_BYTES: a loop over single steps, by bytes that change", "times", names, found)
 
@@ -146,7 +164,7 @@ def main() -> None:
     by_bytes("BYTES_PER_CALL: batches of 256 kB", normal(2**16), (2**21, 2**23, 2**25, 2**27))
     kernel = Descends(jnp.ones((8, 3, 3, 3)), convolved)
     by_steps("CALLS_AT_ONCE: a convolution", kernel, normal(8, 3, 32, 32), (1, 8, 32))
-    by_changed_bytes(8, (256, 512, 1024))
+    by_changed_bytes(1024, (4, 8, 12, 24))
     flops, n, big = 2**33, 1024, normal(2**24)
     product = seconds(lambda x: x @ x, normal(n, n)) / (2 * n**3)
     table("FLOPS_PER_CALL, in products of 1024x1024", "s", [f"{flops:,}"], [product * flops])
