@@ -76,7 +76,7 @@ class Worker:
 
     def ask(self, command: str) -> dict[str, Any]:
         """`worker.ask("epoch")["seconds"]`."""
-        with suppress(BrokenPipeError):  # `read` tells why
+        with suppress(BrokenPipeError):  # `read` says why
             print(command, file=self._process.stdin, flush=True)
         return self.read()
 
@@ -195,11 +195,11 @@ def parse() -> argparse.Namespace:
         "run",
     )  # fmt: skip
     parser.add_argument(
-        "--with-torch", action="store_true", help="tells `nox -s bench` to install PyTorch"
+        "--with-torch", action="store_true", help="install PyTorch too (by `nox -s bench`)"
     )
     parser.add_argument(
         "--with-tensorflow", action="store_true",
-        help="tells `nox -s bench` to install TensorFlow, for tf.data",
+        help="install TensorFlow too, for tf.data (by `nox -s bench`)",
     )  # fmt: skip
     parser.add_argument(
         "--epochs", type=int, default=3, help="measured epochs of each process; 3 by default"

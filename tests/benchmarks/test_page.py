@@ -44,7 +44,7 @@ def test_a_ratio_is_within_a_round_and_to_the_slowest():
 
 
 def test_the_page_and_the_chart_of_partial_results(tmp_path):
-    """Some workloads, one with contenders that did not run, and a chart of what is there."""
+    """Some workloads, one with contenders that did not run, and a chart of the others."""
     for name in ("A", "C", "E", "F-layers", "evaluation"):
         results(name, limit=1.0, hand_written=1.5, ready_default=1.25).save(tmp_path)
     failed = results("B32", limit=1.0, hand_written=1.5)

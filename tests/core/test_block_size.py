@@ -148,11 +148,11 @@ def test_a_trainer_leaves_out_what_a_call_compiles(monkeypatch: pytest.MonkeyPat
     begun: list[InUse] = []
     begin = InUse.begin
 
-    def told(slot: InUse) -> None:
+    def noted(slot: InUse) -> None:
         begun.append(slot)
         begin(slot)
 
-    monkeypatch.setattr(InUse, "begin", told)
+    monkeypatch.setattr(InUse, "begin", noted)
     for _ in range(2):  # the second compiles nothing
         start = Multiplies(jnp.ones((3, 3)))  # a shape of this test alone
         solstice.Trainer(steps_per_call=2).fit(start, [np.int32(0)] * 5)

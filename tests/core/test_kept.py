@@ -140,7 +140,7 @@ def test_metrics_are_computed_once_for_all_callbacks() -> None:
     trainer = solstice.Trainer(callbacks)
     trainer.fit(adds(), BATCHES, num_epochs=4)
     at_epochs = [total for total in Total.computed if total == 20]
-    so_far = 2 * 4  # `on_call_end` reads them anew, for both
+    so_far = 2 * 4  # `on_call_end` reads them again, for both
     assert len(at_epochs) <= 4 + so_far
     assert [row["total"] for row in trainer.history.rows] == [20] * 4
 

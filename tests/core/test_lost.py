@@ -38,7 +38,7 @@ class Calls(solstice.Experiment):
 
 
 class Hears(solstice.Callback):
-    """Reads what it is told of an exception."""
+    """Reads the record of an exception."""
 
     every = None
 
@@ -72,11 +72,11 @@ def test_an_experiment_that_is_lost_is_told_of_and_the_run_goes_on_from_a_checkp
     saver, hears = Checkpoint(tmp_path, every=20), Hears()
     trainer, exp = solstice.Trainer([saver, hears]), begin()
     error = fails(trainer, exp)
-    told = "\n".join(error.__notes__)
-    assert "The Experiment is lost" in told
-    assert 'resume="last"' in told
-    assert "newest Experiment" not in told
-    assert "The Experiment is lost" in told.split("on_exception raised")[1].splitlines()[0]
+    notes = "\n".join(error.__notes__)
+    assert "The Experiment is lost" in notes
+    assert 'resume="last"' in notes
+    assert "newest Experiment" not in notes
+    assert "The Experiment is lost" in notes.split("on_exception raised")[1].splitlines()[0]
     assert not hasattr(error, "experiment")
     assert not hasattr(hears, "count")
     with pytest.raises(RuntimeError, match="The Experiment is lost"):
@@ -102,10 +102,10 @@ def test_what_was_given_is_lost_too_if_it_was_given_up(donate: bool):
     trainer, exp = solstice.Trainer(), begin()
     with pytest.raises(Exception, match="host refuses") as caught:
         trainer.fit(exp, BATCHES, num_epochs=2, donate=donate)
-    told = "\n".join(caught.value.__notes__)
-    assert "The Experiment is lost" in told
-    assert ("given to `fit` was given up (`donate=True`)" in told) == donate
-    assert ("given to `fit` is unchanged" in told) == (not donate)
+    notes = "\n".join(caught.value.__notes__)
+    assert "The Experiment is lost" in notes
+    assert ("given to `fit` was given up (`donate=True`)" in notes) == donate
+    assert ("given to `fit` is unchanged" in notes) == (not donate)
     assert exp.total.is_deleted() == donate
 
 
@@ -114,14 +114,14 @@ def test_what_the_error_says_holds_where_memory_is_not_reused(steps_per_call: in
     hears = Hears()
     trainer = solstice.Trainer([Watches(), hears], steps_per_call=steps_per_call)
     error = fails(trainer, begin())
-    told = "".join(error.__notes__)
-    if "The Experiment is lost" in told:  # the device was ahead, or not: that is its choice
+    notes = "".join(error.__notes__)
+    if "The Experiment is lost" in notes:  # the device was ahead, or not: that is its choice
         with pytest.raises(RuntimeError, match="The Experiment is lost"):
             _ = trainer.experiment
     else:
         newest: Any = trainer.experiment
         assert int(newest.count) == hears.count == int(error.experiment.count)
-        assert f"The newest Experiment, after step {newest.count}," in told
+        assert f"The newest Experiment, after step {newest.count}," in notes
 
 
 def test_an_error_elsewhere_loses_nothing():

@@ -31,7 +31,7 @@ class BatchChecks:
         self._made: tuple[Check | None, Experiment | None] | None = None
 
     def of_epoch(self) -> tuple[Check | None, Check | None]:
-        """`check_batch` and the stacked check for one epoch; None for one that there is not."""
+        """`check_batch` and the stacked check for one epoch; None where there is none."""
         # A batch to predict may have no targets, which a check would miss.
         if self._state.at.mode == "predict":
             return None, None
