@@ -155,3 +155,29 @@ def test_an_evaluation_that_fails_loses_nothing():
     with pytest.raises(Exception, match="host refuses"):
         trainer.validate(exp, BATCHES)
     assert trainer.experiment is exp
+
+
+class Slow(solstice.Experiment):
+    """Multiplies for a while, and has no metrics that somebody could read."""
+
+    total: Any
+
+    def train_step(self, batch: Any) -> Any:
+        def product(_: Any, total: Any) -> Any:
+            return jnp.tanh(total @ total)
+
+        total = jax.lax.fori_loop(0, 30, product, self.total + batch.sum())
+        return solstice.replace(self, total=total), {}
+
+    def eval_step(self, batch: Any) -> Any:
+        return self, {}
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_run_ends_after_its_last_step(on_device: bool):
+    """Else a step that fails at the end would not fail the run."""
+    start, x = Slow(jnp.eye(300)), np.ones((4, 1), np.float32)
+    data = solstice.data.batches(x, 1, on_device=on_device)
+    for _ in range(2):  # the first run compiles
+        trained = solstice.Trainer().fit(start, data)
+        assert trained.total.is_ready()

@@ -174,6 +174,11 @@ class ResidentBuffers:
         """The number of sizes of batches so far; each has a compiled program."""
         return len(self._seen)
 
+    def wait(self) -> None:
+        """Waits for the calls of the newest blocks; raises the error of one that failed."""
+        for slot in self._slots:
+            slot.wait(self.sizes)
+
     def is_new(self, size: int) -> bool:
         """Whether no batch of this size has come yet."""
         return size not in self._seen

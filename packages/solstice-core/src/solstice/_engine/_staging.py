@@ -208,6 +208,12 @@ class StagingBuffers:
         """The size of this memory in bytes."""
         return sum(slot.nbytes for ring in self.rings.values() for slot in ring)
 
+    def wait(self) -> None:
+        """Waits for the calls that read this memory; raises the error of one that failed."""
+        for ring in self.rings.values():
+            for slot in ring:
+                slot.in_use.wait(self.sizes)
+
     @property
     def num_shapes(self) -> int:
         """The number of kinds of batches so far; each has a compiled program."""

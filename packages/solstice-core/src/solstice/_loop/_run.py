@@ -102,6 +102,7 @@ class Run:
         """Calls `on_fit_end`, after the last step."""
         self.stage.stepper.settle()
         self.state.kept.fetch()
+        self.stages.wait()
         self.hooks.notify("on_fit_end", self.state.of_run)
 
     def epochs(self) -> Iterator[int]:

@@ -183,6 +183,11 @@ class Stages:
             self._validation = stage if stage.stepper.borrow_state(owner, batch) else None
         return stage
 
+    def wait(self) -> None:
+        """Waits for all calls, because a step may fail whose results nobody has read."""
+        for buffers in (*self._buffers.values(), *self._resident.values()):
+            buffers.wait()
+
     def close(self) -> None:
         """Gives the staging buffers to the next run, which need not allocate them."""
         self._memory.update({method: b.rings for method, b in self._buffers.items()})
