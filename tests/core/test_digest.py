@@ -313,7 +313,7 @@ def test_another_topology_is_named(tmp_path: Path, was: Any, now: Any, said: str
         return Linear(w, jax.device_put(jax.random.key(0), whole))
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not split batches over devices")
+        warnings.filterwarnings("ignore", message=".*does not split batches")
         fit(tmp_path / "run", placed(*was), 1)
         with pytest.raises(CheckpointError, match=said):
             fit(tmp_path / "run", placed(*now), 2)

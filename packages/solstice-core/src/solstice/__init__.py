@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from solstice._callback import Callback, Phase
 from solstice._engine import run_steps
-from solstice._errors import CompileBudgetError, DataError, ExperimentError
+from solstice._errors import CompileBudgetError, DataError, ExperimentError, ShardingError
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
 from solstice._record import Compilation, Record, Snapshot, Stop, Times
@@ -86,6 +86,7 @@ __all__ = [
     "Record",
     "RegressionExperiment",
     "Replay",
+    "ShardingError",
     "Snapshot",
     "Stop",
     "Times",

@@ -15,3 +15,7 @@ class CompileBudgetError(RuntimeError):
 
 class CheckpointError(Exception):
     """A checkpoint cannot be written, is damaged, or is of another tree. The message says which."""
+
+
+class ShardingError(ValueError):
+    """A mesh or a sharding cannot be used: it does not fit the devices or the arrays."""

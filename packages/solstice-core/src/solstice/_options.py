@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from solstice._arguments import whole, whole_or_none
+from solstice._engine import Layout
 from solstice._errors import DataError
 from solstice._loop import Limits, Validation
 from solstice._sources import Source, open_source
@@ -18,6 +19,7 @@ class Options:
 
     Attributes:
         fast_dev_run: the number of batches of a quick run, or None for a normal run.
+        layout: the mesh and the sharding; None for one device.
     """
 
     limit_train_batches: int | None
@@ -28,18 +30,28 @@ class Options:
     fast_dev_run: int | None
     overfit_batches: int | None
     sanity_val_batches: int | None
+    layout: Layout | None
 
     @staticmethod
-    def of(*, prefetch: int, fast_dev_run: object, **numbers: int | None) -> "Options":
+    def of(
+        *,
+        prefetch: int,
+        fast_dev_run: object,
+        mesh: object,
+        sharding: object,
+        **numbers: int | None,
+    ) -> "Options":
         """`Options.of(prefetch=0, ...)`: the options as the user has written them.
 
         Raises:
-            ValueError: a number is out of range, or not an integer.
+            ValueError: a number is out of range, or not an integer; or an unknown word.
+            TypeError: `mesh` or `sharding` is something else.
         """
+        layout = Layout.of(mesh, sharding)
         tried = _num_tried(fast_dev_run)
         checked = {name: whole_or_none(name, value) for name, value in numbers.items()}
         prefetch = whole("prefetch", prefetch, 0, "batches")
-        options = Options(prefetch=prefetch, fast_dev_run=tried, **checked)
+        options = Options(prefetch=prefetch, fast_dev_run=tried, layout=layout, **checked)
         if tried is None:
             return options
         return replace(options, limit_train_batches=tried, limit_val_batches=tried)

@@ -10,6 +10,8 @@ from solstice._batch import arrays_of
 from solstice._callback import Callback
 from solstice._console import Text
 from solstice._engine import (
+    MeshLike,
+    Sharding,
     check_processes,
     interrupts_guarded,
     warn_of_spread_state,
@@ -71,13 +73,23 @@ class Trainer:
             cannot overfit them has a bug.
         sanity_val_batches: evaluate n batches before the first step of `fit`, to find errors in the
             validation early. Callbacks do not see these batches, and the metrics are dropped.
+        mesh: the devices: "all", a number, or a `jax.sharding.Mesh` with Auto axes. Each batch is
+            split over them, along the axis "data" of the mesh or else its first. The history is
+            that of one device. None runs on the device of the Experiment.
+        sharding: how the arrays of the Experiment lie on a mesh: "replicated", each whole on every
+            device; "fsdp", split over all of them, for less memory; a dict from path patterns to
+            these words or a `jax.sharding.PartitionSpec`, such as `{"*kernel": P(None, "model"),
+            "*": "fsdp"}`, of which the first match counts; or a function of a path, such as
+            "params/dense/kernel", and a `jax.ShapeDtypeStruct`.
 
     Attributes:
         callbacks: the callbacks, in the order of their calls.
 
     Raises:
-        ValueError: a number is out of range, or not an integer.
-        TypeError: `callbacks` is not a list of callbacks.
+        ValueError: a number is out of range, or not an integer; `sharding` is an unknown word, or
+            has no mesh.
+        TypeError: `callbacks` is not a list of callbacks, or `mesh` or `sharding` is something
+            else.
 
     The order at one step: the step, callbacks that log, validation, callbacks that monitor,
     callbacks that save.
@@ -95,6 +107,8 @@ class Trainer:
         fast_dev_run: bool | int = False,
         overfit_batches: int | None = None,
         sanity_val_batches: int | None = None,
+        mesh: MeshLike | None = None,
+        sharding: Sharding = "replicated",
     ) -> None:
         self._options = Options.of(
             limit_train_batches=limit_train_batches,
@@ -105,6 +119,8 @@ class Trainer:
             fast_dev_run=fast_dev_run,
             overfit_batches=overfit_batches,
             sanity_val_batches=sanity_val_batches,
+            mesh=mesh,
+            sharding=sharding,
         )
         self.callbacks = check_callbacks(as_callbacks(callbacks))
         if self._options.fast_dev_run:
@@ -200,9 +216,10 @@ class Trainer:
                 `strict_resume` refuses it.
             DataError: a data set or a batch cannot be used, or a one-shot iterator is exhausted.
             ExperimentError: a step breaks the contract of its return value.
+            ShardingError: the mesh or the sharding does not fit the devices or the Experiment.
             RuntimeError: this Trainer is training already.
         """
-        _check_experiment(experiment)
+        self._check(experiment)
         self._runs.check_idle()
         options = self._options
         limits = options.limits(num_epochs, max_steps)
@@ -274,19 +291,27 @@ class Trainer:
             DataError: the data set or a batch cannot be used.
             NotImplementedError: the Experiment has no `predict_step`.
         """
-        _check_experiment(experiment)
+        self._check(experiment)
         source = open_source(ds, "ds", batch_size)
         # Not a generator itself, which would raise these errors only when it is read.
         return self._predict(experiment, source)
 
+    def _check(self, experiment: Experiment) -> None:
+        check_experiment(experiment)
+        if self._options.layout is None:
+            check_processes()
+            warn_of_spread_state(experiment)
+
     def _stages(self, given: Experiment | None = None) -> Stages:
         options = self._options
-        return Stages(options.steps_per_call, options.prefetch, self._runs.memory, given)
+        return Stages(
+            options.steps_per_call, options.prefetch, self._runs.memory, given, options.layout
+        )
 
     def _run_evaluation(
         self, experiment: Experiment, ds: Dataset, mode: Mode, batch_size: int | None
     ) -> dict[str, Any]:
-        _check_experiment(experiment)
+        self._check(experiment)
         limit = self._options.limit_val_batches if mode == "val" else None
         source = open_source(ds, f"{mode}_ds", batch_size, limit=limit)
         with self._evaluating(experiment, source, "eval_step", mode) as run:
@@ -313,9 +338,3 @@ class Trainer:
         with self._runs.running(run):
             run.start()
             yield run
-
-
-def _check_experiment(experiment: Experiment) -> None:
-    check_experiment(experiment)
-    check_processes()
-    warn_of_spread_state(experiment)

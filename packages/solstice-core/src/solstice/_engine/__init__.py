@@ -16,6 +16,8 @@ from solstice._engine._interrupts import Guard as Guard
 from solstice._engine._interrupts import end_if_asked as end_if_asked
 from solstice._engine._interrupts import interrupts_guarded as interrupts_guarded
 from solstice._engine._interrupts import waiting as waiting
+from solstice._engine._mesh import Layout as Layout
+from solstice._engine._mesh import MeshLike as MeshLike
 from solstice._engine._pack import type_of as type_of
 from solstice._engine._pack import unpack as unpack
 from solstice._engine._placement import Placement as Placement
@@ -33,6 +35,8 @@ from solstice._engine._protocols import Stepper as Stepper
 from solstice._engine._resident import EpochOfRows as EpochOfRows
 from solstice._engine._resident import ResidentBuffers as ResidentBuffers
 from solstice._engine._resident import ResidentFeeder as ResidentFeeder
+from solstice._engine._sharding import Sharding as Sharding
+from solstice._engine._sharding import Spread as Spread
 from solstice._engine._staging import BuffersByKind as BuffersByKind
 from solstice._engine._staging import Feeder as Feeder
 from solstice._engine._staging import StagingBuffers as StagingBuffers

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import jax
 
 from solstice._engine._cost import Cost
-from solstice._engine._placement import SINGLE_DEVICE, Placement
 
 STEPS_PER_CALL = 32
 """Steps in a block: enough to make the cost of a call negligible, and few to wait for."""
@@ -95,18 +94,18 @@ class Arrangement:
 
 def arrangement(
     cost: Cost,
-    step_bytes: int,
     changed_bytes: int,
+    step_bytes: int,
     steps_per_call: int | None = None,
     epoch_steps: int | None = None,
 ) -> Arrangement:
     """The arrangement for steps of this cost.
 
     Args:
-        cost: the cost of a step.
+        cost: the cost of a step, on one device.
+        changed_bytes: the bytes of the arrays of the state that a step changes, on one device.
         step_bytes: the bytes of a batch and of the outputs of a step; of data on the device, those
             of the outputs that are kept.
-        changed_bytes: the bytes of the arrays of the state that a step changes.
         steps_per_call: the user's choice, or None. It is an upper bound.
         epoch_steps: for data on the device, the steps in an epoch; None for data from the host.
     """
@@ -175,19 +174,15 @@ class BlockSize:
     Args:
         most: the most steps in a block.
         first: the most steps in the first one; None if all have `most`.
-        placement: agrees on the number of steps with other processes.
 
     Attributes:
         room: the most steps in the next block, by the time of earlier ones.
     """
 
-    def __init__(
-        self, most: int, first: int | None = None, placement: Placement = SINGLE_DEVICE
-    ) -> None:
+    def __init__(self, most: int, first: int | None = None) -> None:
         self.most = most
         self.room = most if first is None else first
         self._adapts = first is not None
-        self._placement = placement
 
     def next(self, until_look: int, until_end: int | None = None) -> int:
         """The most steps in the next block.
@@ -197,7 +192,7 @@ class BlockSize:
             until_end: the steps until `max_steps`; None if it is not set.
         """
         most = min(self.room, until_look)
-        return self._placement.agree(most if until_end is None else min(most, until_end))
+        return most if until_end is None else min(most, until_end)
 
     def is_full(self, count: int, most: int, seconds: float) -> bool:
         """Whether a block of `count` batches runs now, `seconds` after its first was read."""

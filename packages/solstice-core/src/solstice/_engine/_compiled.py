@@ -22,6 +22,7 @@ from solstice._engine._ownership import Ownership
 from solstice._engine._pack import types_of, unpack
 from solstice._engine._placement import SINGLE_DEVICE, Placement
 from solstice._engine._protocols import Stepper
+from solstice._engine._sharding import Spread
 from solstice._engine._steps import Carry, Steps, calls, compiled, merge_grown
 from solstice._engine._totals import Reading, merging_of, total_from
 from solstice._engine._trace import Traced, prepare
@@ -72,15 +73,19 @@ class CompiledStepper:
     ) -> None:
         batch = arrays_of(batch)
         plan, arrays = prepare(experiment, method, batch)
+        split = placement.shardings(plan)
+        spread = Spread(placement.parts, split)
+        arrays = placement.put_state(arrays, split)
         self.kind = type(experiment)
         self.traced = Traced(plan, _tree.structure(batch), types_of(batch))
         merging = merging_of(self.traced)
+        merging = replace(merging, empty=placement.put_whole(merging.empty))
         if epoch_steps is None:
-            self.sizes = self.traced.sizes(steps_per_call)
+            self.sizes = self.traced.sizes(steps_per_call, spread)
         else:
             stacks = keeps_outputs or merging.sums is None  # metrics that grow are outputs too
             self.sizes = self.traced.sizes_on_device(
-                epoch_steps, steps_per_call, keeps_outputs=stacks
+                epoch_steps, steps_per_call, spread, keeps_outputs=stacks
             )
         # Evaluation must not destroy the training state, and `rewind` needs the old one, except
         # in blocks of one step, which it always keeps.
@@ -94,6 +99,7 @@ class CompiledStepper:
             donates=donates,
             fixed=() if donates else plan.unchanged,
             placement=placement,
+            split=split,
         )
         self._call = compiled(self._steps)
         self._merging = merging
@@ -116,6 +122,16 @@ class CompiledStepper:
     def state_bytes(self) -> int:
         """The size of the state's arrays in bytes."""
         return sum(x.nbytes for x in self._carry.arrays)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines on the devices, for `Trainer.explain`."""
+        return self._steps.placement.notes(self.traced.plan)
+
+    @property
+    def advice(self) -> str:
+        """A sentence on a sharding that does not do what it is for; else ""."""
+        return self._steps.placement.advice(self.traced.plan)
 
     @property
     def works_in_place(self) -> bool:
@@ -238,13 +254,14 @@ class CompiledStepper:
         self, experiment: Experiment, totals: Sequence[Mapping[str, ArrayLike] | None]
     ) -> None:
         """Restores a saved Experiment, and the metrics of each reader from arrays by path."""
+        placement = self._steps.placement
         merged = [
             self._merging.empty
             if saved is None
-            else total_from(saved, self.traced, self._steps.grows)
+            else placement.put_whole(total_from(saved, self.traced, self._steps.grows))
             for saved in totals
         ]
-        arrays = self._steps.program.split(experiment)
+        arrays = placement.put_state(self._steps.program.split(experiment), self._steps.split)
         self._carry = Carry(arrays, merged, np.array([saved is None for saved in totals]))
         self.ownership.restart()
 

@@ -64,6 +64,16 @@ class EagerStepper:
         self._totals: list[Metrics | None] = [None] * readers
 
     @property
+    def notes(self) -> list[str]:
+        """None."""
+        return []
+
+    @property
+    def advice(self) -> str:
+        """None."""
+        return ""
+
+    @property
     def works_in_place(self) -> bool:
         """False: a step makes new arrays."""
         return False

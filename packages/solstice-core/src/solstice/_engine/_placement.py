@@ -1,9 +1,9 @@
 """Placement: where batches and state live, and what happens if they lie elsewhere."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import jax
 from jax import Array
@@ -13,6 +13,9 @@ from solstice._console import warn
 from solstice._experiment import Experiment
 from solstice._memory import default_device
 from solstice._types import Batch, PyTree
+
+if TYPE_CHECKING:
+    from solstice._engine._trace import Plan
 
 READS_HOST = ("cpu",)
 """Platforms on which a call reads memory of the host in place."""
@@ -32,20 +35,49 @@ class Placement(Protocol):
         ...
 
     @property
+    def parts(self) -> int:
+        """The number of devices that share the work of a step."""
+        ...
+
+    @property
     def device(self) -> Any:
-        """The device of the run; None for JAX's default device."""
+        """The device, or the sharding, of arrays that are not split; None for JAX's default."""
+        ...
+
+    def shardings(self, plan: "Plan") -> tuple[Any, ...]:
+        """The sharding of each array of a state; none on one device."""
         ...
 
     def put(self, batches: Batch) -> Batch:
         """Stacked batches in host memory, on the devices of the run."""
         ...
 
-    def constrain(self, arrays: list[Array]) -> list[Array]:
+    def put_state(self, arrays: list[Array], split: Sequence[Any]) -> list[Array]:
+        """The arrays of a state in these shardings. They may share memory with the given ones."""
+        ...
+
+    def put_whole(self, tree: PyTree) -> PyTree:
+        """Arrays that each device needs whole, such as empty metrics."""
+        ...
+
+    def constrain(self, arrays: list[Array], split: Sequence[Any]) -> list[Array]:
         """The arrays of the state, within a compiled step, with their place fixed."""
         ...
 
-    def agree(self, steps: int) -> int:
-        """The number of steps that all processes run, given the most that this one can."""
+    def constrain_whole(self, tree: PyTree) -> PyTree:
+        """Results of a step, within a compiled call, that each process can read."""
+        ...
+
+    def split(self, batch: Batch) -> Batch:
+        """One batch of data on the devices, within a compiled step, split over them."""
+        ...
+
+    def notes(self, plan: "Plan") -> list[str]:
+        """Lines on the devices, for `Trainer.explain`."""
+        ...
+
+    def advice(self, plan: "Plan") -> str:
+        """A sentence on a sharding that does not do what it is for; else ""."""
         ...
 
 
@@ -58,11 +90,18 @@ class SingleDevice:
             reads their memory in place.
         device: the device to put them on; JAX's default device if None.
         num_devices: more than 1 if the state lies on several, which slows calls down.
+        moves_to: the device to which a state is moved first; None to leave it where it lies.
     """
 
     puts: bool = False
     device: Any = None
     num_devices: int = 1
+    moves_to: Any = None
+
+    @property
+    def parts(self) -> int:
+        """1: each device runs every step in full."""
+        return 1
 
     @property
     def is_lead(self) -> bool:
@@ -73,13 +112,47 @@ class SingleDevice:
         """The arrays on the device; on the CPU the same memory."""
         return jax.device_put(batches, self.device) if self.puts else batches
 
-    def constrain(self, arrays: list[Array]) -> list[Array]:
+    def shardings(self, plan: "Plan") -> tuple[Any, ...]:
+        """None."""
+        del plan
+        return ()
+
+    def put_state(self, arrays: list[Array], split: Sequence[Any]) -> list[Array]:
+        """The same arrays, on the device of the mesh if there is one."""
+        del split
+        if self.moves_to is None:
+            return arrays
+        return [x if _devices(x) == {self.moves_to} else self._moved(x) for x in arrays]
+
+    def _moved(self, array: Array) -> Array:
+        return jax.device_put(array, self.moves_to)
+
+    def put_whole(self, tree: PyTree) -> PyTree:
         """The same arrays."""
+        return tree
+
+    def constrain(self, arrays: list[Array], split: Sequence[Any]) -> list[Array]:
+        """The same arrays."""
+        del split
         return arrays
 
-    def agree(self, steps: int) -> int:
-        """The same number."""
-        return steps
+    def constrain_whole(self, tree: PyTree) -> PyTree:
+        """The same arrays."""
+        return tree
+
+    def split(self, batch: Batch) -> Batch:
+        """The same batch."""
+        return batch
+
+    def notes(self, plan: "Plan") -> list[str]:
+        """None."""
+        del plan
+        return []
+
+    def advice(self, plan: "Plan") -> str:
+        """None."""
+        del plan
+        return ""
 
 
 SINGLE_DEVICE: Placement = SingleDevice()
@@ -103,9 +176,9 @@ def check_processes() -> None:
     count = jax.process_count()
     if count > 1:
         raise RuntimeError(
-            f"JAX runs in {count} processes, and a Trainer runs in one: each process would train "
-            f"or evaluate a separate model on its own data, and nothing would be averaged. Run one "
-            f"process without `jax.distributed.initialize()`"
+            f"JAX runs in {count} processes, and this Trainer has no mesh: each process would "
+            f"train or evaluate a separate model, and nothing would be averaged. Write "
+            f'Trainer(mesh="all")'
         )
 
 
@@ -122,10 +195,9 @@ def warn_of_spread_state(experiment: Experiment) -> None:
         else f"all {count} devices compute each step on the whole batch, and exchange their results"
     )
     warn(
-        f"{_named(path, len(spread), type(experiment).__name__)} on {count} devices, and the "
-        f"Trainer does not split batches over devices: {loss}, which is slower than one device. "
-        f"Put the arrays on one: `jax.tree.map(lambda x: jax.device_put(x, jax.devices()[0]) if "
-        f"isinstance(x, jax.Array) else x, experiment)`",
+        f"{_named(path, len(spread), type(experiment).__name__)} on {count} devices, and this "
+        f"Trainer has no mesh, so it does not split batches: {loss}, which is slower than one "
+        f'device. Write Trainer(mesh="all"), or Trainer(mesh=1) for one device',
         stacklevel=4,
     )
 

@@ -165,6 +165,11 @@ class Program:
         """`.params['w']`: the tree path of a leaf, by its index among all leaves."""
         return _tree.leaves_by_path(self._marked())[index][0]
 
+    def array_names(self) -> list[str]:
+        """`params/dense/kernel`: the path of each array, as `solstice.summary` shows it."""
+        named = _tree.leaves_by_slashes(self._marked()).items()
+        return [name for name, leaf in named if leaf is ARRAY]
+
     def _array_paths(self) -> list[str]:
         return [path for path, leaf in _tree.leaves_by_path(self._marked()) if leaf is ARRAY]
 

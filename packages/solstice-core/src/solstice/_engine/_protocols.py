@@ -75,6 +75,16 @@ class Stepper(Protocol):
         ...
 
     @property
+    def notes(self) -> list[str]:
+        """Lines on the devices, for `Trainer.explain`."""
+        ...
+
+    @property
+    def advice(self) -> str:
+        """A sentence on a sharding that does not do what it is for; else ""."""
+        ...
+
+    @property
     def works_in_place(self) -> bool:
         """Whether a call reuses the memory of its input arrays."""
         ...

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import jax
 
 from solstice._engine._compiled import CompiledStepper
-from solstice._engine._eager import EagerStepper
+from solstice._engine._eager import EagerStepper, line_of
 from solstice._engine._placement import SINGLE_DEVICE, Placement
 from solstice._engine._protocols import Stepper
+from solstice._errors import ExperimentError
 from solstice._experiment import Experiment
 from solstice._types import Batch, Outputs
 
@@ -45,6 +46,12 @@ def make_stepper(
             given=given,
         )
     except jax.errors.JAXTypeError as error:  # the step needs values, and tracing has none
+        if placement.parts > 1:
+            raise ExperimentError(
+                f"{type(experiment).__name__}.{method} cannot be compiled, so it cannot run on a "
+                f"mesh of {placement.num_devices} devices: {line_of(error)}. Write it with "
+                f"jax.numpy, jnp.where and jax.lax.cond, or use a Trainer without a mesh"
+            ) from error
         return EagerStepper(experiment, method, error, readers, look, given)
     if method != "predict_step":
         look(stepper.name, stepper.outputs)

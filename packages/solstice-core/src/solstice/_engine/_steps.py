@@ -55,6 +55,7 @@ class Steps:
         fixed: the indices of arrays that the step does not change. A call does not return them,
             because a result that is not donated is a copy.
         placement: the devices of the state.
+        split: the sharding of each array of the state, if it lies on several devices.
     """
 
     program: Program
@@ -64,6 +65,7 @@ class Steps:
     donates: bool = False
     fixed: tuple[int, ...] = ()
     placement: Placement = SINGLE_DEVICE
+    split: tuple[Any, ...] = ()
 
     @property
     def grows(self) -> bool:
@@ -91,7 +93,7 @@ def run_block(
         new, outputs = steps.program.traced_call(arrays, batch)
         one = packed_metrics(steps.program, outputs, batch)
         kept = outputs if steps.keeps_outputs else None, one if steps.grows else None
-        return new, one, kept
+        return new, *steps.placement.constrain_whole((one, kept))
 
     # Of a scan only the states are stored for the backward pass, not what is inside the steps.
     one_step = cast("_Take", jax.checkpoint(take)) if count is None else take
@@ -100,19 +102,24 @@ def run_block(
         index, arrays, totals = state
         new, one, kept = one_step(arrays, batch)
         steps.program.check_drift(arrays, new)  # again, for batches of another kind than planned
-        new = steps.placement.constrain(new)
+        new = steps.placement.constrain(new, steps.split)
         if steps.sums is not None:
             begins = carry.is_empty & (index == 0)
             totals = [
                 merged_with(steps.sums, total, one, begins[reader])
                 for reader, total in enumerate(totals)
             ]
+            # Else the first call, whose totals are empty, would be another program than the next.
+            totals = steps.placement.constrain_whole(totals)
         return (index + 1, new, totals), kept
 
     def step(loop: tuple[_State, Results]) -> tuple[_State, Results]:
         state, kept = loop
         index = state[0]
-        state, now = advance(state, _batch_at(batches, index))
+        batch = _batch_at(batches, index)
+        if isinstance(batches, Rows):  # others are split already
+            batch = steps.placement.split(batch)
+        state, now = advance(state, batch)
         return state, _tree.map(partial(_write_row, index), kept, now)
 
     first: _State = (jnp.zeros((), jnp.uint32), carry.arrays, carry.totals)

@@ -16,6 +16,7 @@ from solstice._engine._cost import Cost, cost_of, unchanged
 from solstice._engine._digest import StepDigest, digest_of_jaxpr
 from solstice._engine._pack import as_jax, as_type, is_weak, type_of, types_of
 from solstice._engine._program import ARRAY, PROGRAMS, ConstantChanged, Program, program_of
+from solstice._engine._sharding import ONE, Spread
 from solstice._errors import DataError, ExperimentError
 from solstice._experiment import Experiment
 from solstice._types import Batch, PyTree, Structure
@@ -59,29 +60,37 @@ class Traced:
     structure: Structure
     shapes: Types
 
-    def sizes(self, steps_per_call: int | None = None) -> Arrangement:
+    def sizes(self, steps_per_call: int | None = None, spread: Spread = ONE) -> Arrangement:
         """The most steps in a call and in a block; the user's choice if given."""
-        step_bytes = _nbytes([*self.shapes, *_tree.leaves(self.plan.outputs)])
-        return arrangement(self.plan.cost, step_bytes, self._changed_bytes, steps_per_call)
+        step_bytes = _nbytes(self.shapes) // spread.parts + self._output_bytes
+        return arrangement(*self._work(spread), step_bytes, steps_per_call)
 
     @property
-    def _changed_bytes(self) -> int:
-        """The bytes of the state's arrays that the step changes."""
-        fixed = {*self.plan.unchanged}
-        return _nbytes(x for index, x in enumerate(self.plan.types) if index not in fixed)
+    def _output_bytes(self) -> int:
+        return _nbytes(_tree.leaves(self.plan.outputs))
+
+    def _work(self, spread: Spread) -> tuple[Cost, int]:
+        """The cost of a step on one device, and the bytes of the arrays there that it changes."""
+        plan = self.plan
+        cost = replace(plan.cost, flops=plan.cost.flops // spread.parts)
+        changed = [i for i in range(len(plan.types)) if i not in {*plan.unchanged}]
+        return cost, spread.nbytes(plan.types, changed)
 
     def is_of(self, batch: Batch) -> bool:
         """Whether the step was traced with batches like this one."""
         return _tree.structure(batch) == self.structure and types_of(batch) == self.shapes
 
     def sizes_on_device(
-        self, epoch_steps: int, steps_per_call: int | None = None, *, keeps_outputs: bool
+        self,
+        epoch_steps: int,
+        steps_per_call: int | None = None,
+        spread: Spread = ONE,
+        *,
+        keeps_outputs: bool,
     ) -> Arrangement:
         """The same for data on the device, of `epoch_steps` batches."""
-        step_bytes = _nbytes(_tree.leaves(self.plan.outputs)) if keeps_outputs else 0
-        return arrangement(
-            self.plan.cost, step_bytes, self._changed_bytes, steps_per_call, epoch_steps
-        )
+        step_bytes = self._output_bytes if keeps_outputs else 0
+        return arrangement(*self._work(spread), step_bytes, steps_per_call, epoch_steps)
 
     def digest(self) -> StepDigest:
         """The digest of the step, the same in every process."""

@@ -43,6 +43,7 @@ def explanation(mode: str, stage: Stage, hooks: Hooks, every: int | None) -> str
         )
     lines.append(f"  compiled programs: {slots.num_shapes}, one for each shape of batch")
     lines.append(f"  state: {stepper.state_bytes:,} bytes, {_reuse(stepper, callbacks)}")
+    lines += [f"  {line}" for line in stepper.notes]
     lines += [f"  {line}" for line in _held(stepper)] if mode == "train" else []
     lines.append(f"  {_memory(stage)}")
     lines += _host(stage)

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
-from solstice._console import say
+from solstice._console import say, warn
 from solstice._engine import (
     BlockSize,
     BuffersByKind,
     EpochOfRows,
     Feeder,
+    Layout,
     Placement,
     ResidentBuffers,
     ResidentFeeder,
@@ -104,6 +105,7 @@ class Stages:
         prefetch: the number of batches that a thread reads ahead.
         memory: staging buffers of earlier runs, by step. `close` returns them.
         given: the caller's Experiment, if the training gives it up.
+        layout: the mesh of the Trainer; None for the device of the Experiment.
 
     Attributes:
         computation: the steps of the stages so far.
@@ -115,8 +117,10 @@ class Stages:
         prefetch: int,
         memory: dict[str, BuffersByKind],
         given: Experiment | None = None,
+        layout: Layout | None = None,
     ) -> None:
         self.computation = Computation()
+        self._layout = layout
         self._steps_per_call = steps_per_call
         self._prefetch = prefetch
         self._memory = memory
@@ -147,7 +151,7 @@ class Stages:
             epoch: the epoch whose first batch the step is traced with.
             steps_per_call: the steps per call of a saved run, in place of the rule.
         """
-        placement = self._placement = self._placement or placement_of(experiment)
+        placement = self._placement = self._placement or self._place(experiment)
         data, callbacks = _resident(source, placement), hooks.listeners
         stepper = make_stepper(
             experiment,
@@ -162,13 +166,19 @@ class Stages:
             placement=placement,
             given=self._given if method == "train_step" else None,
         )
-        self._name_override(method, stepper)
+        if method == "train_step":
+            self._name_override(stepper)
+            if stepper.advice:
+                warn(stepper.advice, stacklevel=4)
         self.computation.add_step(method, stepper)
         if data is None or stepper.needs_batches:
             buffers = self._buffers_of(method, stepper, placement)
             return Stage(source, stepper, buffers, self._prefetch)
         arrays = data.place(placement.device)
         return Stage(source, stepper, self._resident_of(method, stepper, placement), 0, arrays)
+
+    def _place(self, experiment: Experiment) -> Placement:
+        return placement_of(experiment) if self._layout is None else self._layout.placement()
 
     def validation(self, source: Source, owner: Stepper, hooks: Hooks, epoch: int = 0) -> Stage:
         """The stage of a validation, with the newest state of the training's stepper.
@@ -192,10 +202,10 @@ class Stages:
         """Gives the staging buffers to the next run, which need not allocate them."""
         self._memory.update({method: b.rings for method, b in self._buffers.items()})
 
-    def _name_override(self, method: str, stepper: Stepper) -> None:
+    def _name_override(self, stepper: Stepper) -> None:
         """Says if a rule overrides `steps_per_call`."""
         asked, used = self._steps_per_call or 1, stepper.sizes.steps_per_call
-        if method == "train_step" and used < asked:
+        if used < asked:
             say(f"steps_per_call={asked} runs as {used}: {stepper.sizes.reason}")
 
     def _buffers_of(self, method: str, stepper: Stepper, placement: Placement) -> StagingBuffers:
@@ -231,7 +241,7 @@ def _resident(source: Source, placement: Placement) -> Batches | None:
     data = source.arrays
     if data is None or not data.is_resident:
         return None
-    if placement.num_devices == 1:
+    if placement.num_devices == placement.parts:  # else each one runs every step in full
         return data
     if data.on_device is None:  # chosen by rule
         return None

@@ -1,0 +1,251 @@
+"""Meshes: batches split over many devices, and the state split or whole on them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import jax
+import numpy as np
+from jax import Array, lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from solstice import _tree
+from solstice._engine._placement import READS_HOST, Placement, SingleDevice
+from solstice._engine._sharding import REPLICATED, Rule, Spread, left_whole, shardings, size_of
+from solstice._errors import ShardingError
+from solstice._memory import default_device
+from solstice._types import Batch, PyTree
+
+if TYPE_CHECKING:
+    from solstice._engine._trace import Plan
+
+MeshLike: TypeAlias = str | int | Mesh
+"""The `mesh` of a Trainer: "all", a number of devices, or a mesh."""
+
+_WHOLE = 0.02
+"""The share of the state that "fsdp" may leave whole without a warning."""
+# A choice, that of MaxText's `sharding_tolerance`.
+
+AXIS = "data"
+"""The axis of a mesh along which batches are split, if it has one of this name."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The `mesh` and the `sharding` of a Trainer, before JAX is asked for devices."""
+
+    mesh: MeshLike
+    rule: Rule = REPLICATED
+
+    @staticmethod
+    def of(mesh: object, sharding: object) -> "Layout | None":
+        """The options as the user has written them, checked; None for one device.
+
+        Raises:
+            ValueError: an unknown word, a number below 1, or `sharding` without a mesh.
+            TypeError: something else.
+        """
+        rule = Rule.of(sharding)
+        if mesh is None:
+            if rule != REPLICATED:
+                given = repr(sharding) if isinstance(sharding, str) else "..."
+                raise ValueError(
+                    f'sharding={given} needs a mesh: write Trainer(mesh="all", sharding={given})'
+                )
+            return None
+        if mesh == "all" or isinstance(mesh, Mesh):
+            return Layout(cast("MeshLike", mesh), rule)
+        if isinstance(mesh, int) and not isinstance(mesh, bool):
+            if mesh < 1:
+                raise ValueError(f"mesh must be 1 device or more; it is {mesh}")
+            return Layout(mesh, rule)
+        raise TypeError(
+            f'mesh must be "all", a number of devices, or a jax.sharding.Mesh; it is {mesh!r:.60}'
+        )
+
+    def placement(self) -> Placement:
+        """The placement on the devices of JAX.
+
+        Raises:
+            ShardingError: there are too few devices, or the mesh has explicit axes.
+        """
+        mesh = _mesh_of(self.mesh)
+        if mesh.size > 1 or jax.process_count() > 1:
+            axis = AXIS if AXIS in mesh.axis_names else mesh.axis_names[0]
+            return MeshPlacement(mesh, cast("str", axis), self.rule)
+        [device] = mesh.devices.flat
+        chosen = None if device == default_device() else device
+        return SingleDevice(device.platform not in READS_HOST, chosen, moves_to=device)
+
+
+@dataclass(frozen=True)
+class MeshPlacement:
+    """Several devices, in one process or many: a batch is split over them along one axis.
+
+    Attributes:
+        mesh: the devices.
+        axis: the axis of the mesh along which batches are split.
+        rule: how the arrays of the state are split.
+    """
+
+    mesh: Mesh
+    axis: str
+    # Not compared, because the shardings that follow from it are.
+    rule: Rule = field(compare=False)
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this is process 0."""
+        return jax.process_index() == 0
+
+    @property
+    def num_devices(self) -> int:
+        """The devices of all processes."""
+        return self.mesh.size
+
+    @property
+    def parts(self) -> int:
+        """The number of parts of a batch."""
+        return self.mesh.shape[self.axis]
+
+    @property
+    def device(self) -> NamedSharding:
+        """On each device, whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def shardings(self, plan: "Plan") -> tuple[NamedSharding, ...]:
+        """The sharding of each array of a state, by the rule."""
+        return shardings(self.rule, plan.program.array_names(), plan.types, self.mesh, self.axis)
+
+    def put(self, batches: Batch) -> Batch:
+        """Stacked batches, split along axis 1; those that the devices do not divide are whole."""
+        return _tree.map(self._put_stacked, batches)
+
+    def put_state(self, arrays: list[Array], split: Sequence[Any]) -> list[Array]:
+        """The arrays in these shardings. They may share memory with the given ones."""
+        return [put(array, one) for array, one in zip(arrays, split, strict=True)]
+
+    def put_whole(self, tree: PyTree) -> PyTree:
+        """The arrays of a tree, whole on each device."""
+        return _tree.map(partial(put, sharding=self.device), tree)
+
+    def constrain(self, arrays: list[Array], split: Sequence[Any]) -> list[Array]:
+        """The arrays of the state, within a compiled step, in these shardings."""
+        return [lax.with_sharding_constraint(x, one) for x, one in zip(arrays, split, strict=True)]
+
+    def constrain_whole(self, tree: PyTree) -> PyTree:
+        """Results of a step, whole on each device, so that each process can read them."""
+        return _tree.map(self._constrain_whole, tree)
+
+    def split(self, batch: Batch) -> Batch:
+        """One batch within a compiled step, split along axis 0 like those from the host."""
+        return _tree.map(self._split, batch)
+
+    def notes(self, plan: "Plan") -> list[str]:
+        """Lines on the memory of each device, for `Trainer.explain`."""
+        spread, types = Spread(self.parts, self.shardings(plan)), plan.types
+        shape = " x ".join(f"{size} ({name!r})" for name, size in self.mesh.shape.items())
+        nbytes = spread.nbytes(types, range(len(types)))
+        return [
+            f"mesh: {shape} devices; state on each: {nbytes:,} bytes",
+            *(
+                f"large, but whole on each device: {path}, {size_of(like):,} bytes"
+                for path, like in self._left_whole(plan).items()
+            ),
+        ]
+
+    def advice(self, plan: "Plan") -> str:
+        """A sentence if "fsdp" leaves more than 2 % of the state whole on each device; else ""."""
+        whole = self._left_whole(plan)
+        nbytes, total = sum(map(size_of, whole.values())), sum(map(size_of, plan.types))
+        if nbytes <= _WHOLE * total:
+            return ""
+        path, like = next(iter(whole.items()))
+        more = f", and of {len(whole) - 1} more arrays" if len(whole) > 1 else ""
+        return (
+            f'sharding="fsdp" leaves {nbytes:,} of {total:,} bytes whole on each device: '
+            f"{self.parts} devices divide no axis of `{path}`, {like.dtype}{list(like.shape)}"
+            f"{more}. Pad an axis to a multiple of {self.parts}, or use another number of devices"
+        )
+
+    def _left_whole(self, plan: "Plan") -> "dict[str, jax.ShapeDtypeStruct]":
+        names = plan.program.array_names()
+        return left_whole(self.rule, names, plan.types, self.shardings(plan))
+
+    def _put_stacked(self, leaf: Any) -> Any:
+        if isinstance(leaf, Array):  # placed already
+            return leaf
+        divides = np.ndim(leaf) > 1 and np.shape(leaf)[1] % self.parts == 0
+        spec = PartitionSpec(None, self.axis) if divides else PartitionSpec()
+        return put(leaf, NamedSharding(self.mesh, spec))
+
+    def _split(self, leaf: Array) -> Array:
+        divides = leaf.ndim > 0 and leaf.shape[0] % self.parts == 0
+        spec = PartitionSpec(self.axis) if divides else PartitionSpec()
+        return lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
+
+    def _constrain_whole(self, leaf: Array) -> Array:
+        return lax.with_sharding_constraint(leaf, self.device)
+
+
+def put(array: Any, sharding: NamedSharding) -> Array:
+    """An array that each process has whole, or that lies on all of them, in a sharding."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    if isinstance(array, Array) and not array.is_fully_addressable:
+        same = array.sharding.is_equivalent_to(sharding, array.ndim)
+        return array if same else cast("Array", jax.jit(_same, out_shardings=sharding)(array))
+    if isinstance(array, Array) and _tree.is_key(array):  # which `device_put` refuses here
+        data = _from_host(jax.random.key_data(array), NamedSharding(sharding.mesh, PartitionSpec()))
+        return cast("Any", jax.random).wrap_key_data(data, impl=jax.random.key_impl(array))
+    return _from_host(array, sharding)
+
+
+def _from_host(array: Any, sharding: NamedSharding) -> Array:
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+
+
+def _same(array: Array) -> Array:
+    return array
+
+
+def _mesh_of(given: MeshLike) -> Mesh:
+    if isinstance(given, Mesh):
+        return _check_mesh(given)
+    devices = cast("list[Any]", jax.devices())
+    count = len(devices) if isinstance(given, str) else given
+    if count > len(devices):
+        more = (
+            f"; on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count={count} makes more"
+            if devices[0].platform == "cpu"
+            else ""
+        )
+        raise ShardingError(
+            f"mesh={count} asks for {count} devices, and JAX has {len(devices)} of the platform "
+            f'{devices[0].platform!r}. Write mesh="all"{more}'
+        )
+    return _check_mesh(Mesh(np.array(devices[:count]), (AXIS,)))
+
+
+def _check_mesh(mesh: Mesh) -> Mesh:
+    """Raises a ShardingError for a mesh that the Trainer cannot use."""
+    if mesh.size == 0 or not mesh.axis_names:
+        raise ShardingError('the mesh has no devices. Write mesh="all"')
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        shape, names = tuple(mesh.shape.values()), tuple(mesh.axis_names)
+        autos = f"(jax.sharding.AxisType.Auto,) * {len(names)}"
+        raise ShardingError(
+            f"the mesh has axes of the types {', '.join(str(t) for t in mesh.axis_types)}, and a "
+            f"Trainer needs Auto ones, with which JAX finds the sharding of each operation. Write "
+            f"jax.make_mesh({shape}, {names}, axis_types={autos})"
+        )
+    owners = {device.process_index for device in mesh.devices.flat}
+    missing = sorted({*range(jax.process_count())} - owners)
+    if missing:
+        raise ShardingError(
+            f"the mesh has {mesh.size} devices, none of them in process {missing[0]}, which would "
+            f'have nothing to compute. Write mesh="all"'
+        )
+    return mesh

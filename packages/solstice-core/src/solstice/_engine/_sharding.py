@@ -1,0 +1,214 @@
+"""Sharding rules: how each array of an Experiment is split over the devices of a mesh."""
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+from jax import ShapeDtypeStruct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from solstice import _tree
+from solstice._errors import ShardingError
+
+Spec: TypeAlias = str | PartitionSpec | None
+"""A word, "replicated" or "fsdp", or the axes of the mesh for each axis of an array."""
+
+Sharding: TypeAlias = str | Mapping[str, Spec] | Callable[[str, ShapeDtypeStruct], Spec]
+"""The `sharding` of a Trainer."""
+
+WORDS = ("replicated", "fsdp")
+
+FSDP_SIZE = 2**16
+"""The elements from which "fsdp" splits an array; to collect a smaller one costs more time."""
+# A choice: 256 KiB in float32. Kauldron splits from 4 MiB.
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the arrays of a state are split.
+
+    Attributes:
+        patterns: pairs of a path pattern and a spec; the first match counts.
+        function: a function of a path and an array, in place of patterns.
+    """
+
+    patterns: tuple[tuple[str, Spec], ...] = ()
+    function: Callable[[str, ShapeDtypeStruct], Spec] | None = None
+
+    @staticmethod
+    def of(given: object) -> "Rule":
+        """The `sharding` of a Trainer, checked.
+
+        Raises:
+            ValueError: an unknown word.
+            TypeError: something else.
+        """
+        if isinstance(given, str):
+            return Rule((("*", _word(given)),))
+        if isinstance(given, Mapping):
+            pairs = cast("Mapping[object, object]", given).items()
+            return Rule(tuple((_pattern(k), _spec(v, f"sharding[{k!r}]")) for k, v in pairs))
+        if callable(given):
+            return Rule(function=cast("Any", given))
+        raise TypeError(
+            f'sharding must be "replicated", "fsdp", a dict of path patterns such as '
+            f'{{"*kernel": PartitionSpec(None, "model"), "*": "fsdp"}}, or a function of a path '
+            f"and an array; it is {given!r:.60}"
+        )
+
+    def spec(self, path: str, like: ShapeDtypeStruct) -> Spec:
+        """The spec of an array."""
+        if self.function is not None:
+            return _spec(self.function(path, like), f"the sharding of {path!r}")
+        matches = (spec for pattern, spec in self.patterns if fnmatch.fnmatchcase(path, pattern))
+        return next(matches, None)
+
+    def check_patterns(self, paths: Sequence[str]) -> None:
+        """Raises a ShardingError for a pattern that matches no path."""
+        for pattern, _ in self.patterns:
+            if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+                some = ", ".join(map(repr, paths[:8])) + (", ..." if len(paths) > 8 else "")
+                raise ShardingError(
+                    f"sharding has the pattern {pattern!r}, which matches no array of the "
+                    f"Experiment; the arrays are {some}. `*` matches any text, as in '*kernel'; "
+                    f"`print(solstice.summary(exp))` shows the paths"
+                )
+
+
+REPLICATED = Rule((("*", "replicated"),))
+
+
+def shardings(
+    rule: Rule, paths: Sequence[str], types: Sequence[ShapeDtypeStruct], mesh: Mesh, axis: str
+) -> tuple[NamedSharding, ...]:
+    """The sharding of each array.
+
+    Args:
+        rule: the rule.
+        paths: the paths of the arrays, such as "params/dense/kernel".
+        types: their shapes and dtypes.
+        mesh: the devices.
+        axis: the axis of the mesh along which batches are split, and arrays by "fsdp".
+
+    Raises:
+        ShardingError: a pattern matches no path, or a spec does not fit its array.
+    """
+    rule.check_patterns(paths)
+    found: list[NamedSharding] = []
+    for path, like in zip(paths, types, strict=True):
+        spec = rule.spec(path, like)
+        if spec == "fsdp":
+            spec = _fsdp(like, mesh.shape[axis], axis)
+        elif not isinstance(spec, PartitionSpec):
+            spec = PartitionSpec()
+        _check_fits(spec, path, like, mesh)
+        found.append(NamedSharding(mesh, spec))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a step is spread over devices.
+
+    Attributes:
+        parts: the number of devices that share its work.
+        split: the sharding of each array of the state; none on one device.
+    """
+
+    parts: int = 1
+    split: tuple[NamedSharding, ...] = ()
+
+    def nbytes(self, types: Sequence[ShapeDtypeStruct], indices: Iterable[int]) -> int:
+        """The bytes on one device of the arrays with these indices."""
+        if not self.split:
+            return sum(size_of(types[index]) for index in indices)
+        return sum(_shard_bytes(types[index], self.split[index]) for index in indices)
+
+
+ONE = Spread()
+"""One device."""
+
+
+def left_whole(
+    rule: Rule,
+    paths: Sequence[str],
+    types: Sequence[ShapeDtypeStruct],
+    split: Sequence[NamedSharding],
+) -> dict[str, ShapeDtypeStruct]:
+    """The large arrays that "fsdp" leaves whole, because the devices divide none of their axes."""
+    return {
+        path: like
+        for path, like, one in zip(paths, types, split, strict=True)
+        if like.size >= FSDP_SIZE
+        and one.is_fully_replicated
+        and one.mesh.size > 1
+        and not _tree.is_key(cast("Any", like))
+        and rule.spec(path, like) == "fsdp"
+    }
+
+
+def size_of(like: ShapeDtypeStruct) -> int:
+    """The bytes of an array."""
+    return like.size * like.dtype.itemsize
+
+
+def _shard_bytes(like: ShapeDtypeStruct, sharding: NamedSharding) -> int:
+    return math.prod(sharding.shard_shape(like.shape)) * like.dtype.itemsize
+
+
+def _fsdp(like: ShapeDtypeStruct, parts: int, axis: str) -> PartitionSpec:
+    """Splits the longest axis that the devices divide; keys and small arrays stay whole."""
+    if _tree.is_key(cast("Any", like)) or like.size < FSDP_SIZE:
+        return PartitionSpec()
+    for index in sorted(range(len(like.shape)), key=lambda index: -like.shape[index]):
+        if like.shape[index] % parts == 0:
+            return PartitionSpec(*[None] * index, axis)
+    return PartitionSpec()
+
+
+def _check_fits(spec: PartitionSpec, path: str, like: ShapeDtypeStruct, mesh: Mesh) -> None:
+    given = f"sharding gives `{path}`, {like.dtype}{list(like.shape)}, the spec {spec}"
+    if len(spec) > len(like.shape):
+        raise ShardingError(
+            f"{given}, which is for {len(spec)} axes, and the array has {len(like.shape)}. Write "
+            f"at most one entry for each axis, or match fewer arrays"
+        )
+    for size, names in zip(like.shape, spec, strict=False):
+        parts = 1
+        for name in (names,) if isinstance(names, str) else names or ():
+            if name not in mesh.shape:
+                raise ShardingError(
+                    f"{given}, and the mesh has no axis {name!r}; its axes are "
+                    f"{', '.join(map(repr, mesh.axis_names))}"
+                )
+            parts *= mesh.shape[name]
+        if size % parts:
+            raise ShardingError(
+                f"{given}, and {parts} devices cannot divide an axis of {size}. Pad the array to "
+                f"{math.ceil(size / parts) * parts}, split another axis, or leave it whole with "
+                f"PartitionSpec()"
+            )
+
+
+def _word(word: str) -> str:
+    if word not in WORDS:
+        raise ValueError(f"sharding must be one of {', '.join(map(repr, WORDS))}; it is {word!r}")
+    return word
+
+
+def _pattern(key: object) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"the keys of sharding must be path patterns, texts; one is {key!r:.60}")
+    return key
+
+
+def _spec(value: object, name: str) -> Spec:
+    if value is None or isinstance(value, PartitionSpec):
+        return value
+    if isinstance(value, str):
+        return _word(value)
+    raise TypeError(
+        f'{name} must be a jax.sharding.PartitionSpec, "replicated" or "fsdp"; it is {value!r:.60}'
+    )
