@@ -15,14 +15,15 @@ from functools import cache, cached_property
 from pathlib import Path
 
 FLOORS = (
-    "_arguments _batch _better _console _errors _finite _hints _hooks _left_out _memory _numbers "
-    "_paths _picture _plain _rates _replace _schema _signatures _stored _sums _text_table _tree "
-    "_types _worker",
+    "_agreement _arguments _batch _better _console _errors _finite _hints _hooks _left_out _memory "
+    "_numbers _paths _picture _plain _rates _replace _schema _service _signatures _stored _sums "
+    "_text_table _tree _types _worker",
     "_callback _compiles _experiment _history_rows _metrics _monitor _record _saver data",
     "_engine _sources",
     "_loop",
     "__init__ _options _own_history _runs _train _trainer",
-    "__main__ callbacks checkpoint compat experiments history inspect loggers metrics new_adapter",
+    "__main__ callbacks checkpoint compat distributed experiments history inspect loggers metrics "
+    "new_adapter",
     "testing",
 )
 """The files and folders of the package: each imports from its own floor and from those before it.

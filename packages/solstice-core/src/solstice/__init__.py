@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 from solstice._callback import Callback, Phase
 from solstice._engine import run_steps
-from solstice._errors import CompileBudgetError, DataError, ExperimentError, ShardingError
+from solstice._errors import (
+    CompileBudgetError,
+    DataError,
+    ExperimentError,
+    PeerError,
+    PeerFailed,
+    PeerMismatch,
+    PeerMissing,
+    ShardingError,
+)
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics
 from solstice._record import Compilation, Record, Snapshot, Stop, Times
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
         checkpoint,
         compat,
         data,
+        distributed,
         experiments,
         history,
         inspect,
@@ -54,6 +64,7 @@ _LAZY = {
     "checkpoint": "",
     "compat": "",
     "data": "",
+    "distributed": "",
     "experiments": "AutoencoderExperiment BinaryClassificationExperiment ClassificationExperiment "
     "GANExperiment LanguageModelExperiment MultilabelClassificationExperiment "
     "RegressionExperiment VAEExperiment",
@@ -82,6 +93,10 @@ __all__ = [
     "LanguageModelExperiment",
     "Metrics",
     "MultilabelClassificationExperiment",
+    "PeerError",
+    "PeerFailed",
+    "PeerMismatch",
+    "PeerMissing",
     "Phase",
     "Record",
     "RegressionExperiment",
@@ -97,6 +112,7 @@ __all__ = [
     "compare",
     "compat",
     "data",
+    "distributed",
     "experiments",
     "find_learning_rate",
     "history",

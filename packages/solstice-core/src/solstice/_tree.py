@@ -36,7 +36,7 @@ def copies(arrays: list[Any]) -> list[Any]:
     here = [x for x in plain if x.is_fully_addressable]
     copied = iter(jax.device_put(here, may_alias=False))
     new = [next(copied) if x.is_fully_addressable else _copy_of_shards(x) for x in plain]
-    return [_as_key(x, like) if is_key(like) else x for x, like in zip(new, arrays, strict=True)]
+    return [as_key(x, like) if is_key(like) else x for x, like in zip(new, arrays, strict=True)]
 
 
 def is_array(leaf: object) -> TypeGuard[AnyArray | np.generic]:
@@ -54,7 +54,8 @@ def is_key(leaf: AnyArray | np.generic) -> TypeGuard[Array]:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _as_key(data: Array, like: Array) -> Array:
+def as_key(data: Array, like: Array) -> Array:
+    """Typed PRNG keys of this data, of the kind of others."""
     # `jax.device_put(key, may_alias=False)` shares the memory of a key on several devices.
     return cast("Any", jax.random).wrap_key_data(data, impl=jax.random.key_impl(like))
 

@@ -1,0 +1,78 @@
+"""Real processes, connected over loopback, for tests of several.
+
+A program is Python text. It may use `me` and `count`, `wait(name)`, and `show(name, value)`, whose
+values come back by process.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from typing import Any
+
+_HEAD = """
+import json, os, sys, time
+me, count, port = map(int, sys.argv[1:])
+import solstice
+from solstice import distributed
+
+def show(name, value):
+    print("SHOWN", json.dumps([name, value]), flush=True)
+
+def connect(**options):
+    distributed.initialize(f"127.0.0.1:{port}", count, me, timeout=10, **options)
+
+def error_of(call, *arguments, **options):
+    try:
+        call(*arguments, **options)
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+"""
+
+
+@dataclass
+class Ended:
+    """One process that has ended."""
+
+    code: int
+    output: str
+    shown: dict[str, Any] = field(default_factory=dict)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def run(program: str, count: int = 2, timeout: float = 60, **env: str) -> list[Ended]:
+    """Runs the program in so many processes; kills all that are left after the timeout."""
+    command = [sys.executable, "-c", _HEAD + textwrap.dedent(program)]
+    port = free_port()
+    started = [
+        subprocess.Popen(
+            [*command, str(i), str(count), str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **env},
+        )
+        for i in range(count)
+    ]
+    timer = signal.SIGKILL  # SIGTERM is swallowed by JAX
+    try:
+        return [_ended(process, process.communicate(timeout=timeout)[0]) for process in started]
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.send_signal(timer)
+                process.communicate()
+
+
+def _ended(process: subprocess.Popen[str], output: str) -> Ended:
+    lines = [line for line in output.splitlines() if line.startswith("SHOWN ")]
+    return Ended(process.returncode, output, dict(json.loads(line[6:]) for line in lines))
