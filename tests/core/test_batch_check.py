@@ -290,5 +290,5 @@ def test_integers_are_converted_after_the_check():
         block = feeder.take(4)
         assert block is not None
         assert seen[0].dtype == dtype
-        assert block.stacked.dtype == jax.dtypes.canonicalize_dtype(dtype)
-        np.testing.assert_array_equal(block.stacked, np.stack(values))
+        assert block.buffer.stacked.dtype == jax.dtypes.canonicalize_dtype(dtype)
+        np.testing.assert_array_equal(block.buffer.stacked, np.stack(values))

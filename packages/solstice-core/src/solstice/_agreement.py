@@ -51,6 +51,7 @@ class Word:
         stop_at: the step of the block before at which it stopped.
         signal: the number of the signal that asks for the end, or 0.
         phase: its place in the program, such as "train epoch 3 call 17": the same on all.
+        kind: the kind of its batches, in words, or "" without any.
     """
 
     batches: int
@@ -58,6 +59,7 @@ class Word:
     stop_at: int | None = None
     signal: int = 0
     phase: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Agreed:
         by: the index of the process with the signal, else of the one that stopped, else None. None
             too for a SIGTERM that came before the process could handle it, since JAX does not say
             to which process.
+        kinds: the kinds of their batches, each with a process that has it. One run has one.
     """
 
     batches: int
@@ -81,6 +84,7 @@ class Agreed:
     stop_at: int | None = None
     signal: int = 0
     by: int | None = None
+    kinds: tuple[tuple[str, int], ...] = ()
 
 
 class Agreement:
@@ -117,7 +121,7 @@ class Agreement:
 
     def agree(self, word: Word, timeout: float | None = None) -> Agreed:
         """Says the word of this process, and returns what follows from those of all."""
-        place, said = f"block {word.phase!r}", astuple(word)[:4]
+        place, said = f"block {word.phase!r}", [*astuple(word)[:4], word.kind]
         return Agreed(*self._meet(place, said, self._agreed_of, timeout))
 
     def share(self, name: str, text: str, timeout: float | None = None) -> tuple[str, ...]:
@@ -147,8 +151,8 @@ class Agreement:
     def _agreed_of(self, said: _Said) -> list[Any]:
         *rest, number, by = _agreed(said)
         if not number and self._note is not None and self._note.result(0) is not None:
-            return [*rest, int(signal.SIGTERM), None]
-        return [*rest, number, by]
+            number, by = int(signal.SIGTERM), None
+        return [*rest, number, by, _kinds(said)]
 
     def _meet(
         self, place: str, payload: object, combine: Callable[[_Said], Any], timeout: float | None
@@ -265,6 +269,15 @@ def _agreed(said: _Said) -> list[Any]:
     at, stopped, reason = min(stops, default=(math.inf, None, ""))
     by, signal = signals[0] if signals else (stopped, 0)
     return [min(batches), max(batches), reason, None if at == math.inf else at, signal, by]
+
+
+def _kinds(said: _Said) -> list[tuple[str, int]]:
+    """The kinds of batches, each with the first process that has it."""
+    found: dict[str, int] = {}
+    for word, who in said:
+        if word[4]:
+            found.setdefault(word[4], who[0])
+    return [*found.items()]
 
 
 def _shared(said: _Said) -> list[str]:

@@ -236,7 +236,8 @@ class Trainer:
         )
         hooks = Hooks(callbacks, "train", saved and saved.stop)
         stages = self._stages(experiment if switch("donate", donate) else None)
-        with interrupts_guarded(saves=hooks.saves) as guard:
+        several = stages.peers is not None
+        with stages.notified(), interrupts_guarded(saves=hooks.saves, agrees=several) as guard:
             with self._runs.preparing(hooks, training.start, experiment):
                 run = training.run(experiment, hooks, stages, guard)
             with self._runs.running(run):
@@ -329,12 +330,13 @@ class Trainer:
         """A run that does not train, after `on_fit_start`."""
         hooks = Hooks(check_callbacks([*self._kept, *self.callbacks]), mode)
         stages, start = self._stages(), Record(mode=mode, steps_per_epoch=source.length)
-        with self._runs.preparing(hooks, start, experiment):
-            # A batch to predict may have no targets, which `setup` may need.
-            if mode != "predict":
-                experiment = experiment.setup(arrays_of(first_batch(source)))
-            stage = stages.stage(source, experiment, method, hooks)
-            run = Run(stage, hooks, start, stages, experiment=experiment)
-        with self._runs.running(run):
-            run.start()
-            yield run
+        with stages.notified():
+            with self._runs.preparing(hooks, start, experiment):
+                # A batch to predict may have no targets, which `setup` may need.
+                if mode != "predict":
+                    experiment = experiment.setup(arrays_of(first_batch(source)))
+                stage = stages.stage(source, experiment, method, hooks)
+                run = Run(stage, hooks, start, stages, experiment=experiment)
+            with self._runs.running(run):
+                run.start()
+                yield run

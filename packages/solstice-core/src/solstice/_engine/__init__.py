@@ -13,8 +13,10 @@ from solstice._engine._digest import StepDigest as StepDigest
 from solstice._engine._eager import line_of as line_of
 from solstice._engine._functional import run_steps as run_steps
 from solstice._engine._interrupts import Guard as Guard
+from solstice._engine._interrupts import agree_on_signal as agree_on_signal
 from solstice._engine._interrupts import end_if_asked as end_if_asked
 from solstice._engine._interrupts import interrupts_guarded as interrupts_guarded
+from solstice._engine._interrupts import signal_asked as signal_asked
 from solstice._engine._interrupts import waiting as waiting
 from solstice._engine._mesh import Layout as Layout
 from solstice._engine._mesh import MeshLike as MeshLike

@@ -174,15 +174,17 @@ class BlockSize:
     Args:
         most: the most steps in a block.
         first: the most steps in the first one; None if all have `most`.
+        patience: the seconds after which a block runs with the batches read so far.
 
     Attributes:
         room: the most steps in the next block, by the time of earlier ones.
     """
 
-    def __init__(self, most: int, first: int | None = None) -> None:
+    def __init__(self, most: int, first: int | None = None, patience: float = PATIENCE) -> None:
         self.most = most
         self.room = most if first is None else first
         self._adapts = first is not None
+        self._patience = patience
 
     def next(self, until_look: int, until_end: int | None = None) -> int:
         """The most steps in the next block.
@@ -196,7 +198,7 @@ class BlockSize:
 
     def is_full(self, count: int, most: int, seconds: float) -> bool:
         """Whether a block of `count` batches runs now, `seconds` after its first was read."""
-        return count >= most or seconds >= PATIENCE
+        return count >= most or seconds >= self._patience
 
     def learn(self, steps: int, seconds: float, *, was_awaited: bool) -> None:
         """Adapts to a block of `steps` steps.

@@ -132,6 +132,14 @@ class Buffer:
                 array.flags.writeable = False  # a check that changes them would change the step
         return _tree.unflatten(self._treedef, rows)
 
+    def batch(self, index: int) -> Batch:
+        """A copy of a batch, in the dtypes in which it came; without text and objects."""
+        leaves = [
+            None if given is None else given[index].astype(dtype)
+            for given, _, dtype in self._columns
+        ]
+        return _tree.unflatten(self._treedef, leaves)
+
     def convert(self, size: int) -> None:
         """Converts the integers of the first `size` batches to JAX's dtype."""
         for to, given in self._converted:

@@ -205,6 +205,17 @@ class CompiledStepper:
             **{path: Kind(str(value)) for path, value in callbacks.items()},
         }
 
+    def warm_up(self, block: Block) -> None:
+        """Compiles the program of a block without running a step, if calls have a step count."""
+        if self._steps.loops:
+            if self._steps.donates:
+                self.ownership.unshare(self._carry.arrays)
+            before = self._carry
+            token, after, _ = self._call(before, block.placed, 0)
+            jax.block_until_ready(token)
+            # The totals of no steps are not those of a reader that has some.
+            self._carry = replace(after, totals=before.totals, is_empty=before.is_empty)
+
     def run(self, block: Block) -> "StackedOutputs":
         """Runs a block of steps; returns their outputs, on the device."""
         self.settle()

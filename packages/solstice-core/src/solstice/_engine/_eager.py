@@ -135,6 +135,9 @@ class EagerStepper:
             self._totals = [metrics if t is None else t.merge(metrics) for t in self._totals]
         return OneOutput(outputs)
 
+    def warm_up(self, block: Block) -> None:
+        """Nothing: such a step is not compiled."""
+
     def settle(self) -> None:
         """Gives up the caller's arrays, after the first step."""
         self.ownership.settle(self._experiment)

@@ -28,17 +28,20 @@ class Guard:
 
     Args:
         saves: whether the run can be saved when a signal asks for its end.
+        agrees: whether the run ends only after all processes have agreed on a signal.
 
     Attributes:
         asked: the signal that asked for the end of the run, or None.
+        awaits_agreement: whether other processes do not know of the signal yet.
         is_urgent: whether a second signal came. Nothing more is saved then.
         has_begun: whether there is something to save. Before, a signal ends the run at once.
         point: makes the record of the moment that can be saved now; None while the state is
             inconsistent, such as during a callback.
     """
 
-    def __init__(self, *, saves: bool = False) -> None:
+    def __init__(self, *, saves: bool = False, agrees: bool = False) -> None:
         self.saves = saves
+        self.awaits_agreement = agrees
         self.asked: int | None = None
         self.is_urgent = False
         self.has_begun = False
@@ -88,7 +91,24 @@ def end_if_asked() -> None:
     owner = _owner()
     if owner is None or owner.asked is None or owner.point is None or not _is_main_thread():
         return
-    _end(owner.asked)
+    if not owner.awaits_agreement:
+        _end(owner.asked)
+
+
+def signal_asked() -> int | None:
+    """The signal that asks for the end of a run of this process, or None."""
+    owner = _owner()
+    return None if owner is None else owner.asked
+
+
+def agree_on_signal(number: int) -> None:
+    """Has a signal, which any process received, end the run of this one."""
+    owner = _owner()
+    if owner is None:  # nobody saves
+        _end(number)
+    else:
+        owner.asked, owner.awaits_agreement = owner.asked or number, False
+        _asked.add(owner)
 
 
 @contextmanager
@@ -128,7 +148,7 @@ def waiting() -> Generator[None, None, None]:
 
 
 @contextmanager
-def interrupts_guarded(*, saves: bool) -> Generator[Guard, None, None]:
+def interrupts_guarded(*, saves: bool, agrees: bool = False) -> Generator[Guard, None, None]:
     """Handles signals for a run, except those for which the user has a handler.
 
     Yields the guard of the run. Outside of the main thread, Python handles no signals, and the
@@ -137,8 +157,9 @@ def interrupts_guarded(*, saves: bool) -> Generator[Guard, None, None]:
     Args:
         saves: whether the run can be saved when a signal asks for its end. If not, Ctrl-C ends it
             at once, and the handler of SIGTERM is not replaced.
+        agrees: whether the run is one of several processes, which agree on a signal first.
     """
-    guard = Guard(saves=saves)
+    guard = Guard(saves=saves, agrees=agrees)
     if not _is_main_thread():
         yield guard
         return

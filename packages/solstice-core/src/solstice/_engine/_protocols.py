@@ -123,6 +123,10 @@ class Stepper(Protocol):
         """A name, and by path the inputs on which the compiled program of a block depends."""
         ...
 
+    def warm_up(self, block: Block) -> None:
+        """Compiles the program of a block without running a step, if that is possible."""
+        ...
+
     def run(self, block: Block) -> BlockOutputs:
         """Runs a block of steps."""
         ...

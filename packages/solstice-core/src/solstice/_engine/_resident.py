@@ -7,7 +7,7 @@ a call is not bounded by the bytes of its batches.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -114,6 +114,10 @@ class _Batches(Sequence[Batch]):
     def __len__(self) -> int:
         return self._size
 
+    def first(self, count: int) -> "_Batches":
+        """The first `count` of them."""
+        return _Batches(self._epoch, self._start, count)
+
     def __getitem__(self, index: Any) -> Any:
         return own(self._epoch.read(self._start + index))  # else a view of read-only memory
 
@@ -219,6 +223,7 @@ class ResidentFeeder:
         self._stacked_check = stacked_check
         self._times = times or Times()
         self._at = epoch.start
+        self._newest: ResidentBlock | None = None
         order = None if epoch.order is None else buffers.placement.put(_numbers(epoch.order))
         self._rows = Rows(epoch.arrays, order, np.uint32(0), epoch.batch_size, buffers.sizes.most)
         self._error = DeferredError()
@@ -246,7 +251,14 @@ class ResidentFeeder:
         self._at = start + count
         first = np.uint32(start * epoch.batch_size)
         rows = Rows(self._rows.arrays, self._rows.order, first, size, self._rows.most)
-        return ResidentBlock(rows, slot, _Batches(epoch, start, count))
+        self._newest = ResidentBlock(rows, slot, _Batches(epoch, start, count))
+        return self._newest
+
+    def cut(self, count: int) -> ResidentBlock:
+        """The first `count` batches of the newest block. The others are the next to be read."""
+        block = cast("ResidentBlock", self._newest)
+        self._at -= len(block) - count
+        return replace(block, batches=block.batches.first(count))
 
     def _checked(self, start: int, count: int) -> int:
         """The number of batches before the first invalid one, at most `count`.

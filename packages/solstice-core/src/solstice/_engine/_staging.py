@@ -9,8 +9,8 @@ set may reuse its own memory.
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import TypeAlias, cast
 
 from solstice import _tree
 from solstice._batch import is_numeric
@@ -36,22 +36,28 @@ class StagedBlock:
 
     Attributes:
         size: the number of batches.
-        stacked: their arrays with a leading axis of K; the first `len(block)` rows are valid.
-        placed: `stacked` on the devices of the run.
-        slot: the calls that read the buffer that holds them.
+        buffer: the memory that holds them; its first `len(block)` rows are valid.
+        placed: this memory on the devices of the run.
         batches: the batches with text and objects, if the Feeder keeps them.
-        num_examples: examples in each batch: the length of axis 0 of the first array that has one.
     """
 
     size: int
-    stacked: Batch
+    buffer: Buffer
     placed: Batch
-    slot: InUse
     batches: list[Batch]
-    num_examples: int
 
     def __len__(self) -> int:
         return self.size
+
+    @property
+    def slot(self) -> InUse:
+        """The calls that read the buffer."""
+        return self.buffer.in_use
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in each batch: the length of axis 0 of the first array that has one."""
+        return self.buffer.num_examples
 
     @property
     def on_device(self) -> bool:
@@ -60,7 +66,9 @@ class StagedBlock:
 
     def arrays(self, index: int) -> Batch:
         """The arrays of a batch: views of the buffer, which the next block but one overwrites."""
-        return _tree.row(self.stacked, (index, ...))  # `...`, because NumPy else makes numbers
+        return _tree.row(
+            self.buffer.stacked, (index, ...)
+        )  # `...`, because NumPy else makes numbers
 
 
 class Feeder:
@@ -96,6 +104,8 @@ class Feeder:
         self._stacked_check = stacked_check
         self._times = times or Times()
         self._held: FlatBatch | None = None
+        self._newest: StagedBlock | None = None
+        self._returned: list[FlatBatch] = []
         self._error = DeferredError()
         self._read_at = 0.0
 
@@ -138,7 +148,16 @@ class Feeder:
             self._error.raise_kept()
         placed = self._slots.placement.put(slot.stacked)
         kept = kept[:size]
-        return StagedBlock(size, slot.stacked, placed, slot.in_use, kept, slot.num_examples)
+        self._newest = StagedBlock(size, slot, placed, kept)
+        return self._newest
+
+    def cut(self, count: int) -> StagedBlock:
+        """The first `count` batches of the newest block. The others are the next to be read."""
+        block = cast("StagedBlock", self._newest)
+        kept, slot = block.batches, block.buffer
+        indices = range(count, len(block))
+        self._returned = [FlatBatch(kept[i] if kept else slot.batch(i)) for i in indices]
+        return replace(block, size=count, batches=kept[:count])
 
     def _checked(self, slot: Buffer, size: int) -> int:
         """The number of batches before the first that the `stacked_check` refuses."""
@@ -150,6 +169,8 @@ class Feeder:
         return next((i for i, is_good in enumerate(one_by_one) if not is_good), 0)
 
     def _next(self) -> FlatBatch | None:
+        if self._returned:
+            return self._returned.pop(0)
         held, self._held = self._held, None
         if held is not None or self._error:
             return held

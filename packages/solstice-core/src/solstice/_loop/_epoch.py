@@ -43,6 +43,7 @@ class Epoch:
         call: the newest call.
         count: the number of its steps up to the current moment.
         following: the block after it, if it has been read.
+        has_met: whether the processes have agreed that all see the end of this call.
         failure: an error of reading that block.
         totals: the metrics so far, if `max_steps` ended the epoch, possibly before its end.
         metrics: the metrics, once the epoch has ended.
@@ -53,6 +54,7 @@ class Epoch:
     call: Call | None = None
     count: int = 0
     following: Block | None = None
+    has_met: bool = False
     failure: BaseException | None = None
     totals: list[Metrics | None] | None = None
     metrics: Once | None = None

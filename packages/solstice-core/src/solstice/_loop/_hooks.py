@@ -135,11 +135,11 @@ class Hooks:
         self._stop = None
         return self
 
-    def _request(self, stop: Stop) -> None:
+    def request(self, stop: Stop) -> None:
         """Keeps a request to stop, if it is the first."""
         self._stop = self._stop or stop
         if self._outer is not None:
-            self._outer._request(stop)
+            self._outer.request(stop)
 
     def _take(self, error: Stop | StopIteration, callback: Callback, hook: str) -> None:
         """Keeps a request to stop, and refuses a StopIteration."""
@@ -154,7 +154,7 @@ class Hooks:
                 f"{name} asked to stop, and its `can_stop = False` promises that it does not: "
                 f"remove that line"
             ) from error
-        self._request(error.with_traceback(None))  # its frames refer to the run
+        self.request(error.with_traceback(None))  # its frames refer to the run
 
     def check_settings(self) -> None:
         """Refuses callbacks with changed settings, because the run reads them only once.
@@ -175,6 +175,10 @@ class Hooks:
     def wait_for_device(self, hook: str) -> bool:
         """Whether a callback with this hook wants the device to have finished the steps before."""
         return any(callback.waits_for_device for callback in _those_with(hook, self.listeners))
+
+    def saves_at(self, count: int) -> bool:
+        """Whether a callback of the phase SAVE is due at the `count`-th step."""
+        return any(count % every == 0 for _, every in self._at_end[Phase.SAVE])
 
     @property
     def num_readers(self) -> int:

@@ -18,6 +18,8 @@ def train(run: Run) -> None:
                 with run.hooks_of(call):
                     for step in run.due_steps(call):
                         run.notify_step(step, Phase.LOG)
+                        if not run.goes_on(call):  # another process has stopped
+                            break
                         if run.validates_at(step):
                             with run.validation() as validation:
                                 evaluate(validation)

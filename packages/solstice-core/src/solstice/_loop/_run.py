@@ -17,6 +17,7 @@ from solstice._loop._epoch import Call, Point
 from solstice._loop._explain import explanation
 from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits, next_epoch
+from solstice._loop._meetings import Meetings
 from solstice._loop._stages import Stage, Stages
 from solstice._loop._state import RunState
 from solstice._loop._validation import Validation
@@ -70,6 +71,7 @@ class Run:
         source = validation and validation.source
         kept = outer and outer.state.kept
         self.state = RunState(stage, hooks, start, stages.computation, source, experiment, kept)
+        self._meetings = stages.peers and Meetings(stages.peers, self.state, hooks, self.guard)
         self._limits = limits or Limits()
         self._validation = validation
         self._nested = hooks.nested() if validation else None
@@ -135,11 +137,11 @@ class Run:
         state, every = self.state, self._validation and self._validation.every
         cadence = cadence_of(self.hooks.listeners, self.stage.stepper.sizes.steps_per_block, every)
         block = None if self.hooks.stop else self._take(feeder, cadence, state.count)
-        while block is not None and self.hooks.stop is None:
-            call = self._call(block)
+        while (call := self._call(block, feeder)) is not None:
             self._save_at(state.interrupted)
             try:  # fill the next block while the device works on this one
-                state.epoch.following = self._take(feeder, cadence, state.count + len(block))
+                count = state.count + len(call)
+                state.epoch.following = self._take(feeder, cadence, count)
             except BaseException as error:  # raised after the hooks, because these steps have run
                 state.epoch.failure = error
             yield call
@@ -149,14 +151,19 @@ class Run:
         left = self._limits.room(count)
         return feeder.take(cadence.room(count), left and max(left, 0))
 
-    def _call(self, block: Block) -> Call:
-        """Runs a block, after the hooks at its start."""
-        state = self.state
-        before = self._point_before(block)
-        self.guard.has_begun = True
-        self._save_at(None)
-        fields = partial(state.before_step, block)
-        self.hooks.notify_step_start(state.at, state.count + 1, fields)
+    def _call(self, block: Block | None, feeder: Feeder | ResidentFeeder) -> Call | None:
+        """Runs a block, after the hooks at its start; None at the end of the epoch."""
+        state, stop, before = self.state, self.hooks.stop, None
+        if block is not None and stop is None:
+            before = self._point_before(block)
+            self.guard.has_begun = True
+            self._save_at(None)
+            fields = partial(state.before_step, block)
+            self.hooks.notify_step_start(state.at, state.count + 1, fields)
+        if self._meetings is not None:
+            block = self._meetings.before_call(feeder, block, stop)
+        if block is None or (stop is not None and self._meetings is None):
+            return None
         state.kept.settle()
         outputs, compilation = self._run_block(block)
         call = Call(block, outputs, state.at, before, compilation)
@@ -166,6 +173,10 @@ class Run:
     def _run_block(self, block: Block) -> tuple[BlockOutputs, Compilation | None]:
         stepper = self.stage.stepper
         compiled, began = compiled_so_far(), time.perf_counter()
+        if self._meetings is not None and self.stages.is_new(stepper, block):
+            stepper.warm_up(block)
+            what = f"{stepper.name} for batches of {block.num_examples}"
+            self._meetings.wait_for_compilation(what)
         outputs = stepper.run(block)
         self.state.times.dispatch += time.perf_counter() - began
         now = compiled_so_far()
@@ -189,14 +200,29 @@ class Run:
             raise
         if self.hooks.stop is None:
             self.state.move_to(call, len(call))
-        else:
+        elif self._meetings is None:  # else all rewind together, before the next call
             self.state.rewind(call)
+        else:
+            self._meetings.after_stop(self._is_common(call))
         self._save_at(self.state.interrupted)
         self.state.epoch.raise_failure()
 
+    def goes_on(self, call: Call) -> bool:
+        """Whether no other process has stopped within this call, before all validate or save."""
+        if self._meetings is not None and self.state.epoch.count == len(call):
+            return self._meetings.goes_on(call, self._is_common(call))
+        return True
+
+    def _is_common(self, call: Call) -> bool:
+        """Whether all processes work together in the hooks of the last step of a call."""
+        last = call.start.step + len(call)
+        return self.state.trains and (self.validates_at(last) or self.hooks.saves_at(last))
+
     def _return_after_failure(self, call: Call) -> None:
         count = self.state.epoch.count
-        if not self.stage.stepper.works_in_place and count > 0:
+        # Others would have to run these steps too.
+        can_rewind = self._meetings is None
+        if can_rewind and not self.stage.stepper.works_in_place and count > 0:
             self.state.rewind(call)
             return
         # The state of a donated call is gone, so the moment is the end of the call. Only a callback
@@ -260,6 +286,8 @@ class Run:
 
     def close_epoch(self) -> None:
         """Marks a training epoch, with its validation, as complete."""
+        if self._meetings is not None:
+            self._meetings.between_calls("after the epoch")
         if self.guard.saves:  # now, because the data set goes on to the next epoch
             self._save_at(self.state.point())
         if not self.state.epoch.ended_by_max_steps and self.hooks.stop is None:
@@ -318,8 +346,4 @@ class Run:
         is_read = any("batch" in callback.needs for callback in self.hooks.listeners)
         if not is_read and not self.stage.stepper.needs_batches:
             return None
-        return _same if self.stage.prefetch else own  # a prefetched batch is a copy
-
-
-def _same(batch: Batch) -> Batch:
-    return batch
+        return (lambda batch: batch) if self.stage.prefetch else own  # prefetched ones are copies

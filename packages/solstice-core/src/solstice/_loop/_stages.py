@@ -1,12 +1,15 @@
 """Stages: a data set, its stepper and its staging buffers, made for the callbacks of a run."""
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Generator, Hashable
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
+from solstice import _tree
 from solstice._console import say, warn
 from solstice._engine import (
+    Block,
     BlockSize,
     BuffersByKind,
     EpochOfRows,
@@ -29,6 +32,7 @@ from solstice._loop._cadence import watchers_within
 from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
 from solstice._loop._outputs import advice
+from solstice._loop._peers import peers_of_this_process
 from solstice._metrics import without_metrics
 from solstice._record import Times
 from solstice._sources import Source
@@ -109,6 +113,7 @@ class Stages:
 
     Attributes:
         computation: the steps of the stages so far.
+        peers: the other processes of the run; None if there are none.
     """
 
     def __init__(
@@ -120,7 +125,9 @@ class Stages:
         layout: Layout | None = None,
     ) -> None:
         self.computation = Computation()
+        self.peers = None if layout is None else peers_of_this_process()
         self._layout = layout
+        self._compiled: set[Hashable] = set()
         self._steps_per_call = steps_per_call
         self._prefetch = prefetch
         self._memory = memory
@@ -177,6 +184,12 @@ class Stages:
         arrays = data.place(placement.device)
         return Stage(source, stepper, self._resident_of(method, stepper, placement), 0, arrays)
 
+    @contextmanager
+    def notified(self) -> Generator[None, None, None]:
+        """Within, an error ends the run of the other processes too."""
+        with nullcontext() if self.peers is None else self.peers.notified():
+            yield
+
     def _place(self, experiment: Experiment) -> Placement:
         return placement_of(experiment) if self._layout is None else self._layout.placement()
 
@@ -192,6 +205,13 @@ class Stages:
             # A stepper that cannot borrow has the state, which must not be held until the next one.
             self._validation = stage if stage.stepper.borrow_state(owner, batch) else None
         return stage
+
+    def is_new(self, stepper: Stepper, block: Block) -> bool:
+        """Whether a stepper gets batches of this kind for the first time."""
+        kind = stepper.name, tuple(x.shape for x in _tree.leaves(block.placed))
+        is_new = kind not in self._compiled
+        self._compiled.add(kind)
+        return is_new
 
     def wait(self) -> None:
         """Waits for all calls, because a step may fail whose results nobody has read."""
@@ -226,6 +246,8 @@ class Stages:
 
     def _block_size(self, stepper: Stepper) -> BlockSize:
         sizes, is_set = stepper.sizes, self._steps_per_call is not None
+        if self.peers is not None:  # whose clocks differ
+            return BlockSize(sizes.steps_per_block, patience=math.inf)
         # The user's number holds, however long a call takes.
         return BlockSize(sizes.steps_per_block, None if is_set else sizes.first_steps)
 

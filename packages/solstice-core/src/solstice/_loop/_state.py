@@ -107,6 +107,7 @@ class RunState:
     def start_call(self, call: Call) -> None:
         """Sets the moment before the first step of a call, which runs already."""
         self.epoch.call, self.epoch.count, self.epoch.following = call, 0, None
+        self.epoch.has_met = False
 
     def move_to(self, call: Call, count: int) -> None:
         """Sets the moment after the `count`-th step of a call."""
