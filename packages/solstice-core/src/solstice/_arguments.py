@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from solstice import _tree
 from solstice._numbers import KINDS, kind_of
 
 _T = TypeVar("_T")
@@ -239,7 +240,7 @@ def classes(name: str, value: _T) -> _T:
     real(name, value)
     leaves = jax.tree.leaves(value)
     if _type_of(name, value) == "float" and not any(isinstance(x, Tracer) for x in leaves):
-        given = np.asarray(value)
+        given = _tree.to_numpy(value)
         broken = given[given != np.floor(given)]
         if broken.size:
             raise ValueError(_message(name, "integers", value, f"and holds {broken[0]}"))

@@ -55,6 +55,14 @@ def _is_on_the_host(array: jax.Array) -> bool:
     return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
+def from_device(leaves: list[Any]) -> list[Any]:
+    """The leaves of a batch, with arrays on an accelerator as arrays of NumPy; one transfer."""
+    for leaf in leaves:
+        if isinstance(leaf, jax.Array) and not _is_on_the_host(leaf):
+            return jax.device_get(leaves)
+    return leaves
+
+
 def describe_batch(batch: Batch) -> str:
     """`(f32[32,8,8], i32[32])`: the structure of a batch, for messages."""
     return eqx.tree_pformat(batch, short_arrays=True)

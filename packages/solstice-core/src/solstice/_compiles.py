@@ -96,7 +96,7 @@ class Kind:
         if self.is_array:
             return self._value
         leaf = self._get()
-        return self._code or (f"a {self._type}" if leaf is _GONE else f"{leaf!r:.60}")
+        return self._code or (f"a {self._type}" if leaf is _GONE else _tree.text_of(leaf)[:60])
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from solstice import _tree
 from solstice._numbers import kind_of
 from solstice._types import AnyArray
 
@@ -175,7 +176,7 @@ def _form(name: str, given: object) -> tuple[str, AnyArray | None]:
         name, given = f"np.asarray({name})", _stacked(given)
     if _is_traced(given):
         return name, given
-    array = np.asarray(given) if hasattr(given, "dtype") else None
+    array = _tree.to_numpy(given) if hasattr(given, "dtype") else None
     if array is None or array.dtype != object or _is_text(array):
         return name, array
     try:

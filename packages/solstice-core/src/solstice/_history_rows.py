@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from solstice import _tree
 from solstice._record import Record
 from solstice._schema import SchemaError, read
 
@@ -69,7 +70,7 @@ def as_json(row: Mapping[str, Any]) -> str:
 
 
 def _plain(value: object) -> Any:
-    return np.asarray(value).tolist() if hasattr(value, "dtype") else value
+    return _tree.to_numpy(value).tolist() if hasattr(value, "dtype") else value
 
 
 def as_cells(row: Mapping[str, Any]) -> dict[str, Any]:

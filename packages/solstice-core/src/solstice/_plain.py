@@ -87,7 +87,7 @@ def _array_to_plain(value: AnyArray | np.generic, where: str) -> dict[str, objec
         )
     if isinstance(value, np.ndarray | np.generic) and (why := why_not_plain(value)):
         raise TypeError(f"{where} holds {why}")
-    array = np.asarray(value)
+    array = _tree.to_numpy(value)
     kind = "scalar" if isinstance(value, np.generic) else "array"
     data = base64.b64encode(to_little_endian(array).tobytes()).decode()
     return {kind: [name_of(array.dtype), list(array.shape), data]}

@@ -82,7 +82,9 @@ def to_stored(path: str, leaf: Any) -> Stored:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise CheckpointError(f"`{path}` has a shape and no values, {leaf}: nothing to save")
     if kind == "key":
-        return Stored(kind, np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf)))
+        return Stored(
+            kind, _tree.to_numpy(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf))
+        )
     if kind == "int":
         return Stored(kind, np.frombuffer(str(leaf).encode(), np.uint8))  # of any size
     why = why_not_plain(leaf) if kind in ("numpy", "scalar") else None
@@ -91,7 +93,7 @@ def to_stored(path: str, leaf: Any) -> Stored:
             f"`{path}` is {why}. A checkpoint keeps numbers: what is not is a static field, or "
             f"kept elsewhere"
         )
-    return Stored(kind, to_little_endian(np.asarray(leaf)))
+    return Stored(kind, to_little_endian(_tree.to_numpy(leaf)))
 
 
 def is_consistent(stored: Stored) -> bool:
@@ -112,13 +114,13 @@ def from_stored(stored: Stored, like: Any) -> object:
     # What is committed to no device goes to where a step has its other arrays, and so must stay.
     sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
     if stored.kind == "key":
-        data = jnp.asarray(array)
+        data = jax.device_put(array, may_alias=False)
         key: jax.Array = cast("Any", jax.random).wrap_key_data(data, impl=stored.impl)
         return key if sharding is None else jax.device_put(key, sharding)
     if stored.kind == "array":
         if getattr(like, "weak_type", False) and array.ndim == 0:
             # Only a Python number makes a weak type.
-            return jax.device_put(jnp.asarray(array.item()), sharding)
+            return jax.device_put(array.item(), sharding)
         # A copy of its own, which may be donated: JAX reads aligned NumPy memory in place.
         return jax.device_put(array, sharding, may_alias=False)
     if stored.kind == "numpy":  # in the byte order of `like`
@@ -183,7 +185,7 @@ def _children(node: object) -> list[tuple[str, Any]] | None:
 def in_words(value: object) -> str:
     """A static value in words, the same in every process."""
     named = callable(value) and hasattr(value, "__qualname__")
-    return _name(value) if named else _ADDRESS.sub("", repr(value))
+    return _name(value) if named else _ADDRESS.sub("", _tree.text_of(value))
 
 
 def _name(named: Any) -> str:

@@ -155,7 +155,7 @@ class Totals(_Sums):
 def _pair(sums: _Sums, xp: object) -> tuple[Any, Any]:
     """Both words; on the host if `xp` is NumPy."""
     (words,) = sums.words.values()
-    return _rows(words if xp is jnp else np.asarray(words))
+    return _rows(words if xp is jnp else _tree.to_numpy(words))
 
 
 def _named(sums: _Sums, flat: AnyArray) -> dict[str, Any]:

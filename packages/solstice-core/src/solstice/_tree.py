@@ -49,6 +49,17 @@ def is_inexact(leaf: object) -> TypeGuard[AnyArray | np.generic]:
     return is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
+def to_numpy(leaf: Any) -> np.ndarray[Any, Any]:
+    """A leaf as an array of NumPy; one on a device by a transfer that `transfer_guard` allows."""
+    return np.asarray(jax.device_get(leaf) if isinstance(leaf, jax.Array) else leaf)
+
+
+def text_of(value: object) -> str:
+    """`repr(value)`, which reads the arrays in it, and which `transfer_guard` must not refuse."""
+    with jax.transfer_guard("allow"):
+        return repr(value)
+
+
 def is_key(leaf: AnyArray | np.generic) -> TypeGuard[Array]:
     """Whether an array holds typed PRNG keys, such as those of `jax.random.key`."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from solstice import _tree
-from solstice._batch import is_numeric
+from solstice._batch import from_device, is_numeric
 from solstice._engine._block_size import BlockSize
 from solstice._memory import aligned
 from solstice._types import Batch
@@ -27,7 +27,8 @@ class FlatBatch:
         if _is_pair(batch):  # the usual case, in a third of the time
             self.leaves, self.treedef = batch, _PAIR
         else:
-            self.leaves, self.treedef = _tree.flatten(batch)
+            leaves, self.treedef = _tree.flatten(batch)
+            self.leaves = from_device(leaves)
 
     @cached_property
     def kind(self) -> Hashable:

@@ -165,7 +165,7 @@ class _Writer:
             # NumPy cannot read typed keys.
             self.text(str(jax.random.key_impl(value)))
             value = jax.random.key_data(value)
-        array = np.asarray(value)
+        array = _tree.to_numpy(value)
         self.text(f"{array.dtype} {array.shape}")
         self.digest.update(np.ascontiguousarray(array).tobytes())
 
@@ -204,7 +204,7 @@ class _Writer:
                 self.text(f"{number} {getattr(aval, 'dtype', aval)} {shape}")
 
     def _literal(self, literal: Any) -> None:
-        array = np.asarray(literal.val)
+        array = _tree.to_numpy(literal.val)
         if array.ndim == 0:
             # 7 digits: more would show 0.1 of float32 as 0.100000001.
             self.numbers[f"{array.item():.7g}" if array.dtype.kind == "f" else str(array)] += 1

@@ -5,13 +5,14 @@ from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
-from jax import Array, ShapeDtypeStruct
+from jax import Array, ShapeDtypeStruct, lax
 
 from solstice import _tree
 from solstice._arguments import is_deleted
 from solstice._batch import arrays_of, describe_batch, is_traced
 from solstice._engine._eager import line_of
 from solstice._engine._pack import as_jax, unpack
+from solstice._engine._placement import SINGLE_DEVICE, placement_of
 from solstice._engine._steps import Carry, Steps, calls, compiled, merge_grown, run_block
 from solstice._engine._totals import merging_of
 from solstice._engine._trace import Traced, prepare
@@ -71,10 +72,15 @@ def run_steps(experiment: _E, batches: Batch) -> tuple[_E, Metrics | None]:
             f"it with jax.numpy, jnp.where and jax.lax.cond; `Trainer.fit` runs it uncompiled"
         ) from error
     merging = merging_of(traced)
-    steps = Steps(traced.plan.program, merging.sums, traced.sizes().steps_per_call > 1)
+    is_within = traced.plan.captures or is_traced((experiment, batches))
+    steps = Steps(
+        traced.plan.program,
+        merging.sums,
+        loops=traced.sizes().steps_per_call > 1,
+        placement=SINGLE_DEVICE if is_within else placement_of(experiment),
+    )
     carry = Carry(arrays, [merging.empty], np.ones(1, bool))
     count = len(_tree.leaves(stacked)[0])
-    is_within = traced.plan.captures or is_traced((experiment, batches))
     run = _scan if is_within else _call
     carry = run(steps, carry, stacked, count)
     return cast("_E", steps.program.merge(carry.arrays)), unpack(carry.totals[0])
@@ -142,6 +148,11 @@ def _as_array(leaf: Any) -> Any:
 def _first(stacked: Batch) -> Batch:
     """The first batch, as `setup` sees it: NumPy arrays, if they have values."""
     if is_traced(stacked):
-        return _tree.row(stacked, 0)
+        return _tree.map(_first_row, stacked)
     with jax.ensure_compile_time_eval():  # because the steps may be within a transformation
-        return jax.device_get(_tree.row(stacked, 0))
+        return jax.device_get(_tree.map(_first_row, stacked))
+
+
+def _first_row(array: Array) -> Array:
+    # Not `array[0]`, which transfers the index to the device implicitly.
+    return lax.index_in_dim(array, 0, keepdims=False)

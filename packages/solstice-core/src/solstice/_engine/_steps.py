@@ -186,14 +186,14 @@ def calls(steps: Steps, batches: Batch, count: int) -> list[tuple[Batch, int]]:
         return [(batches, count)]
     if isinstance(batches, Rows):
         return [(batches.after(index), 1) for index in range(count)]
-    return [(_tree.map(partial(_one_row, index), batches), 1) for index in range(count)]
+    return [(_one_row(batches, index), 1) for index in range(count)]
 
 
 def merge_grown(steps: Steps, before: Carry, after: Carry, grown: PyTree, count: int) -> Carry:
     """Merges metrics that grow after a call, because a compiled loop cannot carry them."""
     if not steps.grows:
         return after
-    new: list[Metrics] = [unpack(_tree.row(grown, index)) for index in range(count)]
+    new: list[Metrics] = [unpack(_row(grown, index)) for index in range(count)]
     starts = zip(before.is_empty, before.totals, strict=True)
     totals = [
         reduce(lambda total, one: total.merge(one), new if is_empty else [total, *new])
@@ -217,8 +217,29 @@ def _read_row(index: Array | int, buffer: Array) -> Array:
     return cast("Array", lax.dynamic_index_in_dim(buffer, index, keepdims=False))
 
 
-def _one_row(index: int, buffer: Array) -> Array:
-    return buffer[index : index + 1]
+def _one_row(batches: Batch, index: int) -> Batch:
+    leaves, structure = _tree.flatten(batches)
+    if all(isinstance(leaf, np.ndarray) for leaf in leaves):
+        return _tree.row(batches, slice(index, index + 1))  # views
+    return _tree.unflatten(structure, _at(index, leaves, 1))
+
+
+def _row(stacked: PyTree, index: int) -> PyTree:
+    leaves, structure = _tree.flatten(stacked)
+    return _tree.unflatten(structure, _at(index, leaves, None))
+
+
+def _at(index: int, leaves: list[Array], length: int | None) -> list[Array]:
+    """Rows of arrays on a device. There `array[index]` would transfer the index implicitly."""
+    return cast("Any", _copied)(leaves, jax.device_put(np.uint32(index)), length)
+
+
+@partial(jax.jit, static_argnums=2)
+def _copied(leaves: list[Array], index: Array, length: int | None) -> list[Array]:
+    # Of leaves, because JAX would keep the structures with the program.
+    if length is None:
+        return [_read_row(index, leaf) for leaf in leaves]
+    return [lax.dynamic_slice_in_dim(leaf, index, length) for leaf in leaves]
 
 
 def _write_row(index: Array, buffer: Array, value: Array) -> Array:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import jax
 import numpy as np
 
 from solstice import _tree
@@ -131,4 +132,5 @@ def owners_of(callbacks: list[Any]) -> dict[str, Owner]:
 
 def by_path(metrics: Any) -> dict[str, Any]:
     """The arrays of metrics by path, on the host."""
-    return {path: np.asarray(leaf) for path, leaf in _tree.leaves_by_path(metrics)}
+    read = jax.device_get(dict(_tree.leaves_by_path(metrics)))  # one transfer
+    return {path: np.asarray(leaf) for path, leaf in read.items()}

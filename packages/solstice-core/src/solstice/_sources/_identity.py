@@ -65,7 +65,7 @@ def checksum(tree: object) -> str:
 
 def _as_array(leaf: object) -> np.ndarray[Any, Any] | None:
     try:
-        return np.asarray(leaf)
+        return _tree.to_numpy(leaf)
     except Exception:  # any error of a tensor: reading the batch will raise it
         return None
 

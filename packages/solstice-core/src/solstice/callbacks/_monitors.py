@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import jax
@@ -49,12 +50,15 @@ class LearningRate(Callback):
     def measure(self, record: Record) -> Mapping[str, Any]:
         """The metric "lr", or one metric for each optimiser."""
         if self._schedule is None:
-            return {name: float(rate) for name, rate in rates_by_name(record.experiment).items()}
+            rates: Any = jax.device_get(rates_by_name(record.experiment))
+            return {name: float(rate) for name, rate in rates.items()}
         if not callable(self._schedule):
             return {"lr": float(self._schedule)}
         updates = updates_by_name(record.experiment, record.step)
         # The newest update was made with the count before it.
-        return {name: float(self._schedule(max(n - 1, 0))) for name, n in updates.items()}
+        with _numbers_allowed():
+            found: Any = {name: self._schedule(max(n - 1, 0)) for name, n in updates.items()}
+        return {name: float(rate) for name, rate in jax.device_get(found).items()}
 
 
 class NormMonitor(Callback):
@@ -83,7 +87,8 @@ class NormMonitor(Callback):
 
     def measure(self, record: Record) -> Mapping[str, Any]:
         """The norms as floats, by name and subtree."""
-        norms = {"param_norm": norms_of(self._params(record.experiment), self._depth)}
+        with _numbers_allowed():
+            norms = {"param_norm": norms_of(self._params(record.experiment), self._depth)}
         for found in _find(record.experiment, Norms):
             norms |= {"grad_norm": found.gradient, "update_norm": found.update}
         read: Any = jax.device_get(norms)
@@ -157,6 +162,11 @@ class DeviceMemory(Callback):
             return {"memory_bytes": max(s["peak_bytes_in_use"] for s in stats)}
         arrays = cast("list[Any]", jax.live_arrays())
         return {"memory_bytes": sum(array.nbytes for array in arrays)}
+
+
+def _numbers_allowed() -> AbstractContextManager[None]:
+    """Allows calculations with Python numbers, which JAX counts as implicit transfers."""
+    return cast("Any", jax.transfer_guard_host_to_device("allow"))
 
 
 def _rate(schedule: object) -> float | None:

@@ -245,7 +245,7 @@ class BatchIterator(Iterator[Batch]):
 def _as_array(leaf: Any) -> np.ndarray[Any, Any]:
     """A leaf as a NumPy array in the byte order of the machine, because JAX has no other."""
     is_masked = isinstance(leaf, np.ma.MaskedArray)
-    array = unmasked(leaf, "the arrays") if is_masked else np.asarray(leaf)
+    array = unmasked(leaf, "the arrays") if is_masked else _tree.to_numpy(leaf)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 

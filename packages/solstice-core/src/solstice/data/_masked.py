@@ -54,7 +54,7 @@ def pad_batch(batch: Batch, size: int) -> Masked:
     """
     size = whole("size", size, 1, "examples", error=DataError)
     if isinstance(batch, Masked):
-        batch, mask = batch.batch, np.asarray(batch.mask)
+        batch, mask = batch.batch, _tree.to_numpy(batch.mask)
     else:
         mask = None
     for leaf in _tree.leaves((batch, mask)):
@@ -73,6 +73,6 @@ def pad_batch(batch: Batch, size: int) -> Masked:
     padding = np.zeros((size - length, *counts.shape[1:]), bool)
 
     def filled(leaf: object) -> np.ndarray[Any, Any]:
-        return np.asarray(leaf)[rows]
+        return _tree.to_numpy(leaf)[rows]
 
     return Masked(_tree.map(filled, batch), np.concatenate([counts, padding]))

@@ -7,9 +7,9 @@ from typing import TypeAlias, Unpack
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+from solstice import _tree
 from solstice._arguments import function_or_none, not_negative, whole
 from solstice._errors import DataError
 from solstice._metrics import at_least_float32
@@ -47,7 +47,7 @@ class AutoencoderTask(_Reconstruction):
     @elementwise
     def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
         # Masked examples too: all go through the encoder, and BatchNorm would spread their NaN.
-        check_no_nan(np.asarray(features_of(batch)))
+        check_no_nan(_tree.to_numpy(features_of(batch)))
 
     def outputs(self, outputs: ModelOutputs, x: Inputs, targets: Targets | None) -> Array:
         return _decoded(outputs, x)[0]
@@ -121,7 +121,7 @@ class VAETask(_Reconstruction):
 
     @elementwise
     def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
-        x = np.asarray(features_of(batch))
+        x = _tree.to_numpy(features_of(batch))
         check_no_nan(x)
         if self.loss is None and x.size and (x.min() < 0 or x.max() > 1):
             raise DataError(

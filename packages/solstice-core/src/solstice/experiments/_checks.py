@@ -82,10 +82,10 @@ def counted(targets: AnyArray, mask: AnyArray | None) -> np.ndarray:
     Returns:
         A NumPy array: the targets, or with a mask, those under it, flat.
     """
-    targets = np.asarray(targets)
+    targets = _tree.to_numpy(targets)
     if mask is None:
         return targets
-    return targets[np.broadcast_to(spread(np.asarray(mask), targets), targets.shape)]
+    return targets[np.broadcast_to(spread(_tree.to_numpy(mask), targets), targets.shape)]
 
 
 def check_lengths(x: Inputs, targets: Targets) -> None:

@@ -6,9 +6,9 @@ from typing import Self, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+from solstice import _tree
 from solstice._arguments import whole
 from solstice._batch import is_traced, num_rows
 from solstice._replace import replace
@@ -134,7 +134,7 @@ class GANExperiment(ReadyMadeExperiment):
         """
         x, _ = _features(batch)
         check_floating(x)
-        check_no_nan(np.asarray(x))
+        check_no_nan(_tree.to_numpy(x))
 
     def stacked_check(self) -> Callable[[Batch], None]:
         """The check of values, for many batches at once."""

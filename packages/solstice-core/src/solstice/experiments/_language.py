@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from solstice import _tree
 from solstice._arguments import integers, not_negative, whole
 from solstice._batch import describe_batch
 from solstice._engine import PROGRAMS, Program, program_of
@@ -49,7 +50,7 @@ class LanguageModelTask(Task):
 
     @elementwise
     def check_values(self, batch: Batch, mask: AnyArray | None) -> None:
-        tokens = np.asarray(batch)
+        tokens = _tree.to_numpy(batch)
         if tokens.size and (tokens.min() < 0 or tokens.max() >= self.vocabulary_size):
             bad = tokens[(tokens < 0) | (tokens >= self.vocabulary_size)]
             raise DataError(

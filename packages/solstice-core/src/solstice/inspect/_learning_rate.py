@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -126,7 +127,8 @@ def find_learning_rate(
     check_experiment(experiment)
     rates = np.geomspace(lowest, highest, steps)
     losses = _Losses(metric, smooth)
-    trial = _Rising(experiment, jnp.asarray(rates, jnp.float32), jnp.zeros((), jnp.int32))
+    start = jax.device_put((rates.astype(np.float32), np.int32(0)))
+    trial = _Rising(experiment, *start)
     trial = Trainer([losses]).fit(trial, train_ds, max_steps=steps, batch_size=batch_size)
     trial.check_obeyed()
     found = np.asarray(losses.smoothed)
@@ -227,9 +229,10 @@ class _Rising(Experiment):
 
     def check_obeyed(self) -> None:
         """Raises a ValueError if the optimiser has replaced the last rate by another."""
-        asked = self.rates[self.index - 1]
-        for path, rate in injected_rates(self.inner).items():
-            if not np.array_equal(rate, jnp.full_like(rate, asked)):
+        rates, index, found = jax.device_get((self.rates, self.index, injected_rates(self.inner)))
+        asked = rates[index - 1]
+        for path, rate in found.items():
+            if not np.array_equal(rate, np.full_like(rate, asked)):
                 raise ValueError(
                     f"the optimiser overrides the learning rate: `{path}` is {rate} after a step "
                     f"at {asked}, as with a schedule. Create it with {_MAKE}"

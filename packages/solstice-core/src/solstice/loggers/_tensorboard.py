@@ -175,11 +175,11 @@ class TensorBoard(Placed):
         if axes == 0:
             self._board.add_scalar(tag, float(value), step)
         elif axes == 1:
-            self._board.add_histogram(tag, np.asarray(value), step)
+            self._board.add_histogram(tag, _tree.to_numpy(value), step)
         else:
             formats = {2: "HW", 3: "HWC", 4: "NHWC"}
             show = self._board.add_images if axes == 4 else self._board.add_image
-            show(tag, _as_image(np.asarray(value)), step, dataformats=formats[axes])
+            show(tag, _as_image(_tree.to_numpy(value)), step, dataformats=formats[axes])
 
     def _write_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
         for path, array in arrays.items():
@@ -200,7 +200,7 @@ class TensorBoard(Placed):
 def _params(experiment: object) -> dict[str, Any]:
     """The floating-point params by path, as NumPy arrays of float32."""
     return {
-        path: np.asarray(leaf, np.float32)
+        path: _tree.to_numpy(leaf).astype(np.float32)
         for path, leaf in _tree.leaves_by_slashes(params_of(experiment)).items()
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
     }

@@ -197,7 +197,7 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...], *, by_row: bool = Fa
 def _is_mask(given: Array) -> bool:
     if given.dtype == bool or isinstance(given, Tracer):
         return given.dtype == bool
-    return bool(np.isin(np.asarray(given), [0, 1]).all())
+    return bool(np.isin(_tree.to_numpy(given), [0, 1]).all())
 
 
 def count(where: Array, axis: int | None = None) -> Array:

@@ -126,8 +126,8 @@ class Collect(Growing):
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["scores"]`: the kept rows, a NumPy array. Not under `jax.jit`."""
-        kept = np.asarray(self.mask)
-        return {name: np.asarray(self.arrays[name])[kept] for name in self.names}
+        kept, arrays = jax.device_get((self.mask, self.arrays))  # one transfer
+        return {name: np.asarray(arrays[name])[kept] for name in self.names}
 
 
 def _merged(one: Metrics, other: Metrics) -> Metrics:

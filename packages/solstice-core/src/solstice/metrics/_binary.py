@@ -166,12 +166,12 @@ class BinaryCurves(Growing):
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["roc_auc"]`: floats and two integer counts. Not under `jax.jit`."""
-        mask, neither = np.asarray(self.mask), np.asarray(self.targets) == 2
+        scores, targets, mask = self._on_host()
         _, positives, negatives = self._steps()
         return {
             **_areas(np, positives, negatives),
-            "num_out_of_range": (mask & neither).sum(),
-            "num_nan": (mask & np.asarray(has_nan(self.scores))).sum(),
+            "num_out_of_range": (mask & (targets == 2)).sum(),
+            "num_nan": (mask & np.isnan(scores)).sum(),
         }
 
     def roc_curve(self) -> tuple[Any, Any, Any]:
@@ -197,14 +197,19 @@ class BinaryCurves(Growing):
 
     def _steps(self) -> tuple[Any, Any, Any]:
         """The distinct scores, highest first, and the positives and negatives at each."""
-        scores, targets = np.asarray(self.scores), np.asarray(self.targets)
-        kept = np.asarray(self.mask) & (targets < 2) & ~np.asarray(has_nan(self.scores))
+        scores, targets, mask = self._on_host()
+        kept = mask & (targets < 2) & ~np.isnan(scores)
         targets = targets[kept]
-        values, at = np.unique(scores[kept].astype(np.float64), return_inverse=True)
+        values, at = np.unique(scores[kept], return_inverse=True)
         counts = [
             np.bincount(at[targets == label], minlength=len(values))[::-1] for label in (1, 0)
         ]
         return values[::-1], counts[0], counts[1]
+
+    def _on_host(self) -> tuple[Any, Any, Any]:
+        """The scores in float64, the targets and the mask."""
+        scores, *others = jax.device_get((self.scores, self.targets, self.mask))  # one transfer
+        return np.asarray(scores, np.float64), *map(np.asarray, others)
 
 
 class MultilabelMetrics(Additive):
