@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import solstice
-from solstice._engine import CompiledStepper
+from solstice._engine import CompiledStepper, _placement
 from solstice._engine._digest import digest_of_code, digest_of_jaxpr
 from solstice.callbacks import Checkpoint
 from solstice.checkpoint import CheckpointError
@@ -318,3 +318,41 @@ def test_another_topology_is_named(tmp_path: Path, was: Any, now: Any, said: str
         with pytest.raises(CheckpointError, match=said):
             fit(tmp_path / "run", placed(*now), 2)
         fit(tmp_path / "run", placed(*was), 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "platform", "is_set"),
+    [
+        ("", "cpu", True),
+        ("", "gpu", False),
+        ("--xla_gpu_deterministic_ops=true", "gpu", True),
+        ("--xla_dump_to=/tmp  --xla_gpu_deterministic_ops", "gpu", True),
+        ("--xla_gpu_deterministic_ops=1 --xla_gpu_deterministic_ops=false", "gpu", False),
+        ("--xla_gpu_deterministic_ops_too=true", "gpu", False),
+    ],
+)
+def test_the_flag_for_equal_bits_on_a_gpu_is_read(
+    monkeypatch: pytest.MonkeyPatch, flags: str, platform: str, is_set: bool
+):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert _placement._is_deterministic(platform) == is_set
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        (True, False, "set `XLA_FLAGS=--xla_gpu_deterministic_ops=true` before Python starts"),
+        (False, False, "set `XLA_FLAGS=--xla_gpu_deterministic_ops=true` before Python starts"),
+        (False, True, "xla_gpu_deterministic_ops was False, and is True"),
+    ],
+)
+def test_a_run_whose_device_may_give_other_bits_is_not_resumed_strictly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: bool, now: bool, said: str
+):
+    monkeypatch.setattr(_placement, "_is_deterministic", lambda platform: was)
+    fit(tmp_path / "run", linear(), 1)
+    monkeypatch.setattr(_placement, "_is_deterministic", lambda platform: now)
+    with pytest.raises(CheckpointError, match=said):
+        fit(tmp_path / "run", linear(), 2)
+    with pytest.warns(UserWarning, match=said):
+        fit(tmp_path / "run", linear(), 2, strict=False)

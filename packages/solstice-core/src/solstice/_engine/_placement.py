@@ -1,6 +1,7 @@
 """Placement: where batches and state live, and what happens if they lie elsewhere."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 READS_HOST = ("cpu",)
 """Platforms on which a call reads memory of the host in place."""
+
+_DETERMINISTIC = "--xla_gpu_deterministic_ops"
+"""The flag of XLA without which a program on a GPU may give other bits each time: XLA chooses
+kernels by their time, and some of them add in any order."""
 
 
 class Placement(Protocol):
@@ -218,17 +223,28 @@ def warn_of_spread_batch(batch: Batch) -> bool:
 
 
 def topology(experiment: Experiment) -> dict[str, str | int | bool]:
-    """The devices of an Experiment, and the setting of JAX on which its random numbers depend."""
+    """The devices of an Experiment, and the settings of JAX and XLA on which its bits depend."""
     arrays = [x for x in _tree.leaves(experiment) if isinstance(x, Array)]
     most = max(arrays, key=_num_devices, default=None)
     devices = cast("Iterable[Any]", jax.devices() if most is None else most.sharding.device_set)
+    device = next(iter(devices))
     split = [str(getattr(x.sharding, "spec", "")) for x in arrays if _num_devices(x) > 1]
     return {
         "devices": _num_devices(most),
-        "kind": next(iter(devices)).device_kind,
+        "kind": device.device_kind,
         "layout": hashlib.sha256("\n".join(split).encode()).hexdigest() if split else "",
         "jax_threefry_partitionable": bool(cast("Any", jax.config).jax_threefry_partitionable),
+        "xla_gpu_deterministic_ops": _is_deterministic(device.platform),
     }
+
+
+def _is_deterministic(platform: str) -> bool:
+    """Whether a program gives the same bits each time; on a GPU, whether XLA has the flag."""
+    if platform != "gpu":
+        return True
+    words = [word.partition("=") for word in os.environ.get("XLA_FLAGS", "").split()]
+    values = [value.lower() for name, _, value in words if name == _DETERMINISTIC]
+    return bool(values) and values[-1] in ("", "1", "true")  # of several, the last one counts
 
 
 def _named(path: str, count: int, owner: str) -> str:

@@ -13,6 +13,10 @@ from solstice._experiment import Experiment
 
 _Scalar: TypeAlias = bool | float
 _ARRAYS: Any = (jax.Array, np.ndarray, np.generic)
+_NOT_DETERMINISTIC = (
+    "on a GPU, XLA may compute other bits each time: set "
+    "`XLA_FLAGS=--xla_gpu_deterministic_ops=true` before Python starts, in both runs"
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class TopologyNote:
     kind: str
     layout: str
     jax_threefry_partitionable: bool
+    xla_gpu_deterministic_ops: bool
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Computation:
     def changes(self, saved: Mapping[str, Any], *, same_jax: bool) -> list[str]:
         """The differences from the `note` of a saved run, in words."""
         return [
+            *([] if self.topology["xla_gpu_deterministic_ops"] else [_NOT_DETERMINISTIC]),
             *_changed_devices(saved.get("topology", {}), self.topology),
             *(self._changed_steps(saved.get("steps", {})) if same_jax else []),
             *self._changed_scalars(saved.get("scalars", {})),
