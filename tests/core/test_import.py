@@ -147,3 +147,22 @@ def test_a_public_method_is_documented(cls, name):
 def test_the_version_is_that_of_the_distribution():
     assert solstice.__version__.split(".")[0].isdigit()
     assert solstice.__version__.count(".") >= 1
+
+
+NOT_INSTALLED = """
+import importlib.metadata as metadata
+find = metadata.Distribution.from_name
+def from_name(name):
+    if name.startswith("solstice"):
+        raise metadata.PackageNotFoundError(name)
+    return find(name)
+metadata.Distribution.from_name = from_name
+import solstice
+print(solstice.__version__, "solstice-core" in solstice.checkpoint.versions())
+"""
+
+
+def test_the_sources_can_be_imported_where_they_are_not_installed():
+    command = [sys.executable, "-c", NOT_INSTALLED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "0+source False\n"

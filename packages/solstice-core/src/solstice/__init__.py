@@ -1,6 +1,7 @@
 """Solstice organises JAX deep-learning code: Experiment, Metrics, Trainer, for any framework."""
 
 from importlib import import_module as _import_module
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,10 @@ if TYPE_CHECKING:
     )
     from solstice.metrics import ClassificationMetrics
 
-__version__ = _version("solstice-core")
+try:
+    __version__ = _version("solstice-core")
+except _PackageNotFoundError:  # the sources are on the path of Python, and are not installed
+    __version__ = "0+source"
 
 _LAZY = {
     "callbacks": "",
