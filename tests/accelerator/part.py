@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
     module, _, name = options.part.partition("-")
-    if module not in ("device", "laws", "placement", "memory", "torch"):
+    if module not in ("device", "laws", "placement", "memory", "blocks", "torch"):
         module, name = "training", module
     deadline = time.monotonic() + 0.8 * options.seconds
     part = importlib.import_module({"torch": "peers", "memory": "peaks"}.get(module, module))

@@ -46,6 +46,7 @@ def test_the_small_script_checks_the_laws_and_measures(tmp_path):
     assert list(found) == run.SMALL
     assert sum(row.get("holds", False) for row in found["laws"]) >= 18
     assert "1.00 x the limit" in [row.get("limit") for row in found["E"]]
+    assert len(found["blocks"]) == 7
 
 
 def task(folder):
@@ -121,3 +122,14 @@ def test_peers_are_compared_with_the_part_of_their_workload():
         "3.00 x the limit",
         "1.50 x by hand",
     )
+
+
+@pytest.mark.parametrize(("name", "flags"), [("laws", f"--a=b {run.FLAG}"), ("A", "--a=b")])
+def test_only_the_laws_run_with_the_flag_for_equal_bits(tmp_path, monkeypatch, name, flags):
+    (tmp_path / "part.py").write_text(
+        "import json, os, sys\n"
+        "open(sys.argv[2], 'a').write(json.dumps({'what': os.environ['XLA_FLAGS']}) + '\\n')\n"
+    )
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    found = run.run_part(name, 60, True, {"XLA_FLAGS": "--a=b"})
+    assert found.rows == [{"what": flags}]

@@ -14,7 +14,14 @@ import numpy as np
 import optax
 
 import solstice
-from solstice._engine import BlockSize, CompiledStepper, Feeder, StagingBuffers, _block_size
+from solstice._engine import (
+    BlockSize,
+    CompiledStepper,
+    Feeder,
+    StagingBuffers,
+    _block_size,
+    placement_of,
+)
 
 ROUNDS = 10
 ADAM = optax.adam(1e-3)
@@ -91,8 +98,9 @@ def interleaved(runs: Iterable[Callable[[int], float]], steps: int) -> list[floa
 
 
 def fed(experiment: Descends, batch: np.ndarray, size: int) -> Callable[[int], float]:
-    stepper = CompiledStepper(experiment, "train_step", batch)
-    slots = StagingBuffers(BlockSize(size))
+    placement = placement_of(experiment)
+    stepper = CompiledStepper(experiment, "train_step", batch, placement=placement)
+    slots = StagingBuffers(BlockSize(size), placement=placement)
 
     def run(count: int) -> float:
         feeder = Feeder(iter([batch] * count), slots, lambda batch: None)
@@ -140,20 +148,42 @@ def by_bytes(title: str, batch: np.ndarray, sizes: tuple[int, ...]) -> None:
     table(f"{title}, by bytes in a block", "us a step", sizes, found)
 
 
-def by_changed_bytes(width: int, depths: tuple[int, ...]) -> None:
-    """The time of a step in a loop over that of a step alone, by the bytes that it changes."""
-    names: list[str] = []
-    found: list[float] = []
-    for depth in depths:
-        deep, batch = with_adam(mlp(*[width] * (depth + 1))), normal(8, width)
+def over_single_steps(width: int, depth: int, sizes: tuple[int, ...] = (2, 8)) -> dict[str, float]:
+    """The time of a step in loops of these sizes over that of a step alone, by a name for each."""
+    deep, batch = with_adam(mlp(*[width] * (depth + 1))), normal(8, width)
+    limits = _block_size.CHANGED_BYTES
+    try:
         _block_size.CHANGED_BYTES = {jax.default_backend(): 0}
         runs = [fed(deep, batch, 1)]
         _block_size.CHANGED_BYTES = {jax.default_backend(): 2**62}
-        runs += [fed(deep, batch, size) for size in (2, 8)]
-        alone, *loops = interleaved(runs, 16)
-        names += [f"{3 * depth * width**2 // 2**18} MiB, {size} steps" for size in (2, 8)]
-        found += [loop / alone for loop in loops]
-    table("CHANGED_BYTES: a loop over single steps, by bytes that change", "times", names, found)
+        runs += [fed(deep, batch, size) for size in sizes]
+    finally:
+        _block_size.CHANGED_BYTES = limits
+    alone, *loops = interleaved(runs, 16)
+    names = [f"{3 * depth * width**2 // 2**18} MiB, {size} steps" for size in sizes]
+    return {name: loop / alone for name, loop in zip(names, loops, strict=True)}
+
+
+def by_changed_bytes(width: int, depths: tuple[int, ...]) -> None:
+    found: dict[str, float] = {}
+    for depth in depths:
+        found |= over_single_steps(width, depth)
+    title = "CHANGED_BYTES: a loop over single steps, by bytes that change"
+    table(title, "times", found.keys(), found.values())
+
+
+def of_product(n: int) -> float:
+    """Seconds of an operation in products of n x n, of which one call makes many."""
+    times, x = 16, normal(n, n) / n**0.5
+    loop = seconds(lambda x: jax.lax.fori_loop(0, times, lambda _, y: y @ x, x), jnp.asarray(x))
+    return loop / times / (2 * n**3)
+
+
+def of_memory(size: int) -> float:
+    """Seconds of an operation that waits for memory."""
+    times = 16
+    loop = seconds(lambda x: jax.lax.fori_loop(0, times, lambda _, x: x + 1, x), jnp.ones(size))
+    return loop / times / size
 
 
 def main() -> None:
@@ -165,12 +195,10 @@ def main() -> None:
     kernel = Descends(jnp.ones((8, 3, 3, 3)), convolved)
     by_steps("CALLS_AT_ONCE: a convolution", kernel, normal(8, 3, 32, 32), (1, 8, 32))
     by_changed_bytes(1024, (4, 8, 12, 24))
-    flops, n, big = 2**33, 1024, normal(2**24)
-    product = seconds(lambda x: x @ x, normal(n, n)) / (2 * n**3)
+    flops, product = 2**33, of_product(1024)
     table("FLOPS_PER_CALL, in products of 1024x1024", "s", [f"{flops:,}"], [product * flops])
-    passes = seconds(lambda x: jax.lax.fori_loop(0, 16, lambda _, x: x + 1, x), big)
-    waiting = passes / big.size / 16
-    table("_SLOWEST: an addition in memory to one in a product", "times", [""], [waiting / product])
+    slowest = of_memory(2**24) / product
+    table("_SLOWEST: an addition in memory to one in a product", "times", [""], [slowest])
 
 
 if __name__ == "__main__":
