@@ -25,7 +25,7 @@ READS = (
 
 
 @contextmanager
-def as_on_an_accelerator() -> Generator[None]:
+def as_on_an_accelerator() -> Generator[None, None, None]:
     """Refuses implicit transfers, and puts batches on the device as for an accelerator."""
     guard: Any = _Guard()
     with pytest.MonkeyPatch.context() as patch, jax.transfer_guard("disallow"):
