@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -199,11 +200,13 @@ class TensorBoard(Placed):
 
 def _params(experiment: object) -> dict[str, Any]:
     """The floating-point params by path, as NumPy arrays of float32."""
-    return {
-        path: _tree.to_numpy(leaf).astype(np.float32)
+    found = {
+        path: leaf
         for path, leaf in _tree.leaves_by_slashes(params_of(experiment)).items()
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
     }
+    read: Any = jax.device_get(found)  # one transfer
+    return {path: np.asarray(leaf, np.float32) for path, leaf in read.items()}
 
 
 def _set_aside(directory: Path) -> None:
