@@ -185,3 +185,12 @@ def test_metrics_are_computed_from_arrays_on_the_device():
         assert made.compute()["num_nan"] == 0
         made.roc_curve()
         assert counts.values()["hits"] == Y.sum()
+
+
+def test_a_failed_run_is_replayed(tmp_path: Any):
+    broken = [*BATCHES, (np.full((4, 5), np.inf, np.float32), Y[:4])]
+    callbacks = [NaNGuard(every=1), FlightRecorder(tmp_path / "flight")]
+    with as_on_an_accelerator():
+        with pytest.raises(FloatingPointError):
+            solstice.Trainer(callbacks).fit(net(), broken)
+        assert "batch[0]" in solstice.replay(tmp_path / "flight", net(), broken).nonfinite

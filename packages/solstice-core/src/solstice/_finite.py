@@ -13,7 +13,9 @@ def nonfinite(tree: object) -> list[str]:
     floating = [(path, leaf) for path, leaf in _tree.leaves_by_path(tree) if _tree.is_inexact(leaf)]
     if not floating:
         return []
-    bad = jax.device_get(_any_bad([leaf for _, leaf in floating]))
+    # Explicitly, for `jax.transfer_guard`.
+    there = [x if isinstance(x, jax.Array) else jax.device_put(x) for _, x in floating]
+    bad = jax.device_get(_any_bad(there))
     return [path for (path, _), is_bad in zip(floating, bad, strict=True) if is_bad]
 
 
