@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import PurePath
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from solstice._record import Record
 from solstice._types import MODES, Mode
@@ -67,6 +67,9 @@ class Callback:
             measures finished steps.
         has_side_effects: True for a callback that writes files or reports elsewhere.
             `Trainer(fast_dev_run=True)` leaves it out.
+        processes: of a run in several processes, "all" to call the hooks in each, or "first" to
+            call them in process 0 alone, such as for a progress bar. A callback that stops or saves
+            the run needs "all"; its numbers are the same in all. `measure` is called in all.
         saves: True for a callback that saves the run in `on_call_end` if `record.interrupted`. With
             one, SIGTERM and Ctrl-C end the run where it can be saved; a second signal ends it at
             once.
@@ -79,6 +82,7 @@ class Callback:
     can_stop: bool = True
     waits_for_device: bool = True
     has_side_effects: bool = False
+    processes: Literal["first", "all"] = "all"
     saves: bool = False
 
     def on_fit_start(self, record: Record) -> None:

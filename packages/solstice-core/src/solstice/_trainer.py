@@ -234,8 +234,8 @@ class Trainer:
             saved,
             switch("strict_resume", strict_resume),
         )
-        hooks = Hooks(callbacks, "train", saved and saved.stop)
         stages = self._stages(experiment if switch("donate", donate) else None)
+        hooks = Hooks(callbacks, "train", saved and saved.stop, is_lead=stages.is_lead)
         several = stages.peers is not None
         with stages.notified(), interrupts_guarded(saves=hooks.saves, agrees=several) as guard:
             with self._runs.preparing(hooks, training.start, experiment):
@@ -328,8 +328,9 @@ class Trainer:
         self, experiment: Experiment, source: Source, method: str, mode: Mode
     ) -> Generator[Run, None, None]:
         """A run that does not train, after `on_fit_start`."""
-        hooks = Hooks(check_callbacks([*self._kept, *self.callbacks]), mode)
         stages, start = self._stages(), Record(mode=mode, steps_per_epoch=source.length)
+        callbacks = check_callbacks([*self._kept, *self.callbacks])
+        hooks = Hooks(callbacks, mode, is_lead=stages.is_lead)
         with stages.notified():
             with self._runs.preparing(hooks, start, experiment):
                 # A batch to predict may have no targets, which `setup` may need.

@@ -58,6 +58,7 @@ def check_callbacks(callbacks: Collection[Any]) -> list[Callback]:
         instance(f"{name}.phase", callback.phase, Phase, "solstice.Phase.LOG, MONITOR or SAVE")
         _check_names(name, "needs", callback.needs, NEEDS)
         _check_names(name, "modes", callback.modes, MODES)
+        _check_names(name, "processes", (callback.processes,), ("first", "all"))
         if not callback.modes:
             raise ValueError(f"{name}.modes is empty, so no hook would be called: {list(MODES)}")
         check_hooks(callback, Callback)
@@ -86,10 +87,12 @@ class Hooks:
         mode: the mode of the run.
         stop: the request to stop of a saved run, or None.
         outer: the hooks of the training run around a validation, or None.
+        is_lead: whether this process calls the callbacks that one process alone calls.
 
     Attributes:
         callbacks: all callbacks.
-        listeners: those that are called in this mode.
+        listeners: those that are called in this mode, in any process. They decide how long calls
+            are, and what is compiled, so they are the same in all processes.
     """
 
     def __init__(
@@ -98,18 +101,25 @@ class Hooks:
         mode: Mode,
         stop: Stop | None = None,
         outer: "Hooks | None" = None,
+        is_lead: bool = True,
     ) -> None:
         self.callbacks = callbacks
         self.listeners = [callback for callback in callbacks if mode in callback.modes]
-        self._at_start = _at_cadence("on_step_start", self.listeners)
+        self._is_lead = is_lead
+        self._called = [c for c in self.listeners if is_lead or c.processes == "all"]
+        self._at_start = _at_cadence("on_step_start", self._called)
         at_end = _at_cadence("on_step_end", self.listeners)
         # By the number of the phase: the hash of an enum is slow, at each step.
-        self._at_end = [[at for at in at_end if at[0].phase == p] for p in Phase]
+        self._at_end = [
+            [at for at in _at_cadence("on_step_end", self._called) if at[0].phase == p]
+            for p in Phase
+        ]
+        self._saving = tuple({every for callback, every in at_end if callback.phase == Phase.SAVE})
         self._ends = tuple({every for _, every in at_end})
         # Reading metrics empties an accumulator of the callback, which a saved run has too.
         self._remembering = {
             every
-            for callback, every in [*self._at_start, *at_end]
+            for callback, every in [*_at_cadence("on_step_start", self.listeners), *at_end]
             if "metrics" in callback.needs or overrides_hook(callback, "state_dict")
         }
         # By identity, because two callbacks may be equal.
@@ -128,7 +138,7 @@ class Hooks:
 
         A request from within the validation ends both runs.
         """
-        return Hooks(self.callbacks, "val", outer=self)
+        return Hooks(self.callbacks, "val", outer=self, is_lead=self._is_lead)
 
     def start(self) -> "Hooks":
         """These hooks without a request to stop, for another validation."""
@@ -178,7 +188,7 @@ class Hooks:
 
     def saves_at(self, count: int) -> bool:
         """Whether a callback of the phase SAVE is due at the `count`-th step."""
-        return any(count % every == 0 for _, every in self._at_end[Phase.SAVE])
+        return any(count % every == 0 for every in self._saving)
 
     @property
     def num_readers(self) -> int:
@@ -237,7 +247,7 @@ class Hooks:
 
         The record is made only if a callback has the hook.
         """
-        listeners = _those_with(hook, self.listeners)
+        listeners = _those_with(hook, self._called)
         if phases:
             listeners = [callback for callback in listeners if callback.phase in phases]
         record = make_record() if listeners else None
@@ -294,7 +304,7 @@ class Hooks:
 
     def notify_exception(self, record: Record, error: BaseException) -> None:
         """Calls `on_exception` of all; an exception that one raises becomes a note of `error`."""
-        for callback in self.listeners:
+        for callback in self._called:
             try:
                 callback.on_exception(record, error)
             except Exception as second:  # the next callback may have a file to close
@@ -308,6 +318,7 @@ def _settings_of(callback: Callback) -> dict[str, Any]:
         "needs": tuple(callback.needs),
         "phase": callback.phase,
         "can_stop": callback.can_stop,
+        "processes": callback.processes,
         "waits_for_device": callback.waits_for_device,
     }
 

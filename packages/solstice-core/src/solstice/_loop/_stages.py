@@ -184,6 +184,11 @@ class Stages:
         arrays = data.place(placement.device)
         return Stage(source, stepper, self._resident_of(method, stepper, placement), 0, arrays)
 
+    @property
+    def is_lead(self) -> bool:
+        """Whether this process shows and logs."""
+        return self.peers is None or self.peers.is_lead
+
     @contextmanager
     def notified(self) -> Generator[None, None, None]:
         """Within, an error ends the run of the other processes too."""

@@ -40,6 +40,12 @@ class FlightRecorder(Callback):
 
     def on_fit_start(self, record: Record) -> None:
         """Drops old snapshots, and checks that the folder can be written."""
+        if jax.process_count() > 1:
+            raise RuntimeError(
+                f"FlightRecorder({str(self.directory)!r}) works in one process, and the run has "
+                f"{jax.process_count()}: after a failure of one of them, the others cannot save "
+                f"their parts of the state. Use Checkpoint, and `solstice.replay` a checkpoint"
+            )
         self._held, self._folder = [], self.directory.absolute()
         who = f"FlightRecorder({str(self.directory)!r})"
         checkpoint.check_writable(self._folder, who)

@@ -34,6 +34,7 @@ class Logging(Callback):
     """
 
     modes = ("train", "val", "test")  # predictions have no metrics
+    processes = "first"
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class Profiler(Callback):
     every = None
     modes = ("train",)
     has_side_effects = True
+    processes = "first"
 
     def __init__(
         self, directory: str | PathLike[str], *, start: int = 100, steps: int = 20

@@ -60,6 +60,7 @@ class ProgressBar(Callback):
 
     every = None
     waits_for_device = False  # it reads metrics where it measures time
+    processes = "first"
 
     def __init__(
         self,

@@ -89,6 +89,7 @@ class Logger(Callback):
     modes = ("train", "val", "test")  # predictions have no metrics
     needs = ("metrics",)
     has_side_effects = True
+    processes = "first"
 
     def __init__(self, *, every: int | None = None, only: Collection[str] | None = None) -> None:
         self.every = whole_or_none("every", every, 1, "steps")
