@@ -22,7 +22,9 @@ is also the sample of the arrays of a larger list."""
 def identity_of(data: object) -> dict[str, Any]:
     """The identity of a data set in memory; {} for others, which would have to be read."""
     if isinstance(data, Batches):
-        return {"kind": "arrays", "describe": data.describe(), "checksum": checksum(data.arrays)}
+        # Another kind, so that a run may continue with the same rows from a store.
+        kind = "store" if data.has_stores else "arrays"
+        return {"kind": kind, "describe": data.describe(), "checksum": checksum(data.sample())}
     if type(data) in (list, tuple):  # not a subclass, which may read a batch on access
         return {"kind": "list", "checksum": checksum(data)}
     return {}
@@ -30,15 +32,14 @@ def identity_of(data: object) -> dict[str, Any]:
 
 def differences(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The differences of two identities, in words."""
-    if was.get("kind") != now.get("kind"):  # unknown: two kinds may give the same batches
-        return []
     old, new = was.get("describe", {}), now.get("describe", {})
     found = [
         f"{name} had {key}={old[key]}, and has {key}={new[key]}"
         for key in new
         if key in old and old[key] != new[key]
     ]
-    if was.get("checksum") != now.get("checksum"):
+    # Of another kind it is unknown: two kinds may give the same batches.
+    if was.get("kind") == now.get("kind") and was.get("checksum") != now.get("checksum"):
         found.append(
             f"the arrays of {name} are not those of the saved run: their checksum was "
             f"{was.get('checksum')}, and is {now.get('checksum')}"

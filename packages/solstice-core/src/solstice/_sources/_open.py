@@ -29,6 +29,8 @@ def open_source(
         DataError: `data` is not a data set, is several, needs a `batch_size`, or has one already.
     """
     check_single(data, name, batch_size, like)
+    # No shuffling in evaluation, because predictions would not match their examples.
+    order = ", shuffle=True" if shuffle else ""
     if batch_size is not None:
         batch_size = whole("batch_size", batch_size, 1, "examples", error=DataError)
         batched = _libraries.in_batches(data, batch_size, shuffle=shuffle)
@@ -43,12 +45,12 @@ def open_source(
         if not is_tree_of_arrays(data):
             raise DataError(
                 f"batch_size={batch_size} was given, and {name} is not a tree of arrays but "
-                f"{describe(data)}; leave batch_size out for data that come in batches"
+                f"{describe(data)}; leave batch_size out for data that come in batches. For rows "
+                f"that it reads by their numbers, write "
+                f"`{name}=solstice.data.batches({name}, {batch_size}{order})`"
             )
         data = Batches(data, batch_size, shuffle=shuffle, on_device=on_device)
     elif is_examples(data):
-        # No shuffling in evaluation, because predictions would not match their examples.
-        order = ", shuffle=True" if shuffle else ""
         raise DataError(
             f"{name} is {describe(data)}: examples, not batches. Choose a batch size: "
             f"`batch_size=32`, or `{name}=solstice.data.batches({name}, 32{order})`. "

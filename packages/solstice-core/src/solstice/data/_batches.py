@@ -1,4 +1,4 @@
-"""Batches: arrays in memory, cut into batches."""
+"""Batches: arrays in memory or in files, cut into batches."""
 
 import copy
 import operator
@@ -15,6 +15,7 @@ from solstice._memory import frozen_copy
 from solstice._types import Batch
 from solstice.data._order import Order
 from solstice.data._residence import Residence, why_on_host
+from solstice.data._stores import Store, store_of
 
 
 class Batches:
@@ -26,15 +27,17 @@ class Batches:
 
     Args:
         arrays: an array or a pytree of arrays (a tuple, a dict ...) of one length, with the
-            examples along axis 0. NumPy arrays are not copied, except for the device.
+            examples along axis 0. NumPy arrays are not copied, except for the device. An array may
+            be a mapped file or a store, any object with a length whose `store[3:7]` or
+            `store[np.array([2, 5])]` are rows, such as an h5py dataset: each batch reads its rows.
         batch_size: examples per batch, 1 or more. The last batch may be smaller.
         shuffle: whether each epoch has another order.
         seed: a non-negative integer, the seed of the orders.
         drop_last: whether to leave out a smaller last batch.
         on_device: whether the Trainer puts all arrays on the device once, and compiled calls read
             the batches there. The bits are those of batches from the host. None puts them there if
-            they take at most an eighth of the device's memory, or 64 MiB on the CPU. The arrays are
-            copied now, so later changes of yours have no effect.
+            they take at most an eighth of the device's memory, or 64 MiB on the CPU, and are not
+            stores. The arrays are copied now, so later changes of yours have no effect.
 
     Raises:
         DataError: there is no array, the lengths differ, `batch_size` is below 1, `seed` is not a
@@ -56,14 +59,7 @@ class Batches:
         self.seed = whole("seed", seed, 0, error=DataError)
         self.shuffle, self.drop_last = switch("shuffle", shuffle), switch("drop_last", drop_last)
         leaves, self._treedef = _tree.flatten(arrays)
-        for leaf in leaves:
-            if not hasattr(leaf, "shape") or len(leaf.shape) == 0:
-                raise DataError(
-                    f"expected arrays with the examples along axis 0, as in "
-                    f"`batches((images, labels), {batch_size})`; one leaf is {leaf!r:.80}"
-                )
-            check_alive("among arrays", leaf)
-        self._leaves = [_as_array(leaf) for leaf in leaves]
+        self._leaves = [_as_array(leaf, self.batch_size) for leaf in leaves]
         lengths = [len(leaf) for leaf in self._leaves]
         if len(set(lengths)) != 1:
             raise DataError(
@@ -73,7 +69,7 @@ class Batches:
         self._residence = self._residence_for(switch_or_none("on_device", on_device))
         if self.is_resident:
             # A copy that nobody can change: steps read the device, callbacks and checks the host.
-            self._leaves = [frozen_copy(leaf) for leaf in self._leaves]
+            self._leaves = [frozen_copy(leaf[:]) for leaf in self._leaves]
         self.epoch = 0
         self._order = Order(self._length, self.seed) if self.shuffle else None
 
@@ -94,8 +90,18 @@ class Batches:
 
     @property
     def arrays(self) -> Batch:
-        """`data.arrays`: all examples, as NumPy arrays in the given tree."""
+        """`data.arrays`: all examples, as NumPy arrays or stores of rows in the given tree."""
         return _tree.unflatten(self._treedef, self._leaves)
+
+    @property
+    def has_stores(self) -> bool:
+        """`data.has_stores`: whether batches read their rows from a large file or a store."""
+        return any(isinstance(leaf, Store) for leaf in self._leaves)
+
+    def sample(self) -> Batch:
+        """`data.sample()`: the arrays, with a few rows in place of all that a store has."""
+        leaves = [leaf.sample() if isinstance(leaf, Store) else leaf for leaf in self._leaves]
+        return _tree.unflatten(self._treedef, leaves)
 
     def place(self, device: Any = None) -> Batch:
         """`arrays = data.place()`: the arrays on the device, put there by the first call.
@@ -241,8 +247,17 @@ class BatchIterator(Iterator[Batch]):
         self._index = state["batch"]
 
 
-def _as_array(leaf: Any) -> np.ndarray[Any, Any]:
+def _as_array(leaf: Any, batch_size: int) -> np.ndarray[Any, Any] | Store:
     """A leaf as a NumPy array in the byte order of the machine, because JAX has no other."""
+    check_alive("among arrays", leaf)
+    store = store_of(leaf)
+    if store is not None:
+        return store
+    if not hasattr(leaf, "shape") or len(leaf.shape) == 0:
+        raise DataError(
+            f"expected arrays with the examples along axis 0, as in "
+            f"`batches((images, labels), {batch_size})`; one leaf is {leaf!r:.80}"
+        )
     is_masked = isinstance(leaf, np.ma.MaskedArray)
     array = unmasked(leaf, "the arrays") if is_masked else _tree.to_numpy(leaf)
     return array.astype(array.dtype.newbyteorder("="), copy=False)

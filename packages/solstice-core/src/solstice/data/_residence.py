@@ -10,6 +10,7 @@ from solstice import _tree
 from solstice._errors import DataError
 from solstice._memory import device_memory, small_bytes
 from solstice._types import Batch
+from solstice.data._stores import Store
 
 
 class Residence:
@@ -49,7 +50,9 @@ class Residence:
         return {**self.__dict__, "_placed": None}  # to pickle or copy nothing on the device
 
 
-def why_on_host(asked: bool | None, leaves: Sequence[np.ndarray[Any, Any]], wrong: str) -> str:
+def why_on_host(
+    asked: bool | None, leaves: Sequence[np.ndarray[Any, Any] | Store], wrong: str
+) -> str:
     """The reason why arrays are not for the device, by `on_device`; "" if they are.
 
     Args:
@@ -60,13 +63,15 @@ def why_on_host(asked: bool | None, leaves: Sequence[np.ndarray[Any, Any]], wron
     if asked is False:
         return "on_device is not set"
     wrong = wrong or _why_never(leaves)
+    if asked is None and any(isinstance(leaf, Store) for leaf in leaves):
+        return "its rows are read from a file or a store when a batch needs them"
     nbytes, most = sum(leaf.nbytes for leaf in leaves), small_bytes()
     if asked is None and nbytes > most:
         return f"its {nbytes:,} bytes are more than {most:,}, which are small for this device"
     return wrong
 
 
-def _why_never(leaves: Sequence[np.ndarray[Any, Any]]) -> str:
+def _why_never(leaves: Sequence[np.ndarray[Any, Any] | Store]) -> str:
     strangers = [leaf for leaf in leaves if not _is_of_jax(leaf.dtype)]
     if strangers:
         return f"one has the dtype {strangers[0].dtype}"
