@@ -2,11 +2,14 @@
 
 import mmap
 import pickle
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import solstice
 from solstice import DataError
@@ -46,6 +49,16 @@ class NumbersAlone(Rows):
         if isinstance(rows, slice):
             raise TypeError("rows come by numbers")
         return super().__getitem__(rows)
+
+
+class Shaped(Rows):
+    """As zarr: it has a shape, and no length."""
+
+    __len__ = None
+
+    @property
+    def shape(self):
+        return self.array.shape
 
 
 class Increasing(Rows):
@@ -102,7 +115,7 @@ def assert_same(found, expected):
             np.testing.assert_array_equal(x, y)
 
 
-KINDS = [Rows, SlicesAlone, NumbersAlone, Increasing]
+KINDS = [Rows, SlicesAlone, NumbersAlone, Shaped, Increasing]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -166,6 +179,15 @@ def test_a_store_that_gives_other_rows_than_asked_for_is_named():
     data = solstice.data.batches((Short(X), np.arange(101)), 7)
     with pytest.raises(DataError, match=r"a .*Short among the arrays gave .*\[2, 3\] for 3 rows"):
         list(data)
+
+
+def test_an_error_of_the_disk_is_not_hidden():
+    class Gone(Rows):
+        def __getitem__(self, rows):
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        solstice.data.batches((Gone(X), Y), 7)
 
 
 def test_arrays_of_other_lengths_than_a_store_are_refused():
@@ -250,7 +272,7 @@ def all_are_large(monkeypatch):
 
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
 @pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("view", [lambda x: x, np.asarray, lambda x: x[20:]])
+@pytest.mark.parametrize("view", [lambda x: x, np.asarray, lambda x: x[20:], lambda x: x[:, ::2]])
 @pytest.mark.usefixtures("all_are_large")
 def test_a_large_mapped_file_gives_the_batches_of_its_array(tmp_path, mode, shuffle, view):
     given = view(mapped(tmp_path, X, mode))
@@ -269,6 +291,34 @@ def test_what_was_written_into_a_mapped_file_stays(tmp_path, mode):
     data = solstice.data.batches((given, Y), 7, shuffle=True)
     for _ in range(2):
         assert_same([*data], [*solstice.data.batches((X + 1, Y), 7, shuffle=True)])
+
+
+def pages_of(start, length):
+    """The pages of a file that a range of its bytes is in."""
+    return range(start // mmap.PAGESIZE, -(-(start + length) // mmap.PAGESIZE))
+
+
+@pytest.mark.parametrize("offset", [0, 12, 3 * mmap.ALLOCATIONGRANULARITY + 100])
+@pytest.mark.parametrize("view", [slice(None), slice(5, None), slice(None, None, -2)])
+@pytest.mark.usefixtures("all_are_large")
+def test_the_system_is_asked_for_the_pages_of_the_rows(tmp_path, monkeypatch, offset, view):
+    asked, row_bytes = [], 3000
+
+    class Spy(mmap.mmap):
+        def madvise(self, option, *given):
+            super().madvise(option, *given)
+            if option == mmap.MADV_WILLNEED:
+                asked.append(given)
+
+    (tmp_path / "rows").write_bytes(bytes(offset + 100 * row_bytes))
+    monkeypatch.setattr(mmap, "mmap", Spy)
+    rows = np.memmap(tmp_path / "rows", np.uint8, "r", offset, (100, row_bytes))[view]
+    data = solstice.data.batches(rows, 7, shuffle=True, seed=3)
+    list(data)
+    before = offset - offset % mmap.ALLOCATIONGRANULARITY  # not in the mapping
+    found = [[*pages_of(before + start, length)] for start, length in asked]
+    places = np.arange(100)[view][data.order]
+    assert found == [[*pages_of(offset + row * row_bytes, row_bytes)] for row in places.tolist()]
 
 
 def test_a_small_mapped_file_is_an_array(tmp_path):
@@ -310,3 +360,96 @@ def test_a_store_goes_to_the_device_if_asked_for():
     assert trained[0].total == trained[1].total
     data = solstice.data.batches((Rows(X), Y), 7, **options, on_device=True)
     assert_same([*data], [*solstice.data.batches((X, Y), 7, **options)])
+
+
+# A part of each batch
+
+
+def share(process, count):
+    """The rows of a batch for one of `count` processes: equal parts, or one more for the first."""
+
+    def part(size):
+        least, rest = divmod(size, count)
+        start = process * least + min(process, rest)
+        return slice(start, start + least + (process < rest))
+
+    return part
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.sampled_from([1, 2, 7]),
+    length=st.sampled_from([1, 20, 64, LARGE]),
+    batch_size=st.integers(1, 33),
+    shuffle=st.booleans(),
+    epoch=st.integers(0, 9),
+    start=st.floats(0, 1),
+)
+def test_parts_of_batches_on_any_number_of_processes_are_the_whole(
+    count, length, batch_size, shuffle, epoch, start
+):
+    def read(part):
+        store = Numbers(length)
+        data = solstice.data.batches(store, batch_size, shuffle=shuffle, seed=2)
+        iterator = iter(data if part is None else data.only(part))
+        at = {"epoch": epoch, "batch": int(start * max(len(data) - 3, 0))}
+        iterator.load_state_dict({**iterator.state_dict(), **at})
+        made = store.count
+        found = [batch for _, batch in zip(range(4), iterator, strict=False)]
+        assert store.count - made == sum(map(len, found))  # it reads no other rows
+        return found
+
+    whole = read(None)
+    parts = [read(share(process, count)) for process in range(count)]
+    joined = [np.concatenate(batch).tolist() for batch in zip(*parts, strict=True)]
+    assert joined == [batch.tolist() for batch in whole]
+
+
+def test_a_part_leaves_the_batches_that_it_is_of():
+    data = solstice.data.batches(Y, 7, shuffle=True)
+    half = data.only(share(0, 2))
+    half.set_epoch(3)
+    assert (len(half), half.describe()) == (len(data), data.describe())
+    assert data.epoch == 0
+    assert len(data[0]) == 7
+    assert len(half[0]) == 4
+    assert half.only(slice)[0].tolist() == half._order.rows(3, 0, 7).tolist()
+
+
+@pytest.mark.parametrize("on_device", [True, False, None])
+def test_a_run_trains_on_a_part_alone(on_device):
+    data = solstice.data.batches(Y, 7, shuffle=True, on_device=on_device)
+    halves = [
+        solstice.Trainer().fit(Add(jnp.int32(0)), data.only(share(process, 2))).total
+        for process in (0, 1)
+    ]
+    assert sum(halves) == Y.sum()
+    assert 0 < halves[0] < Y.sum()
+
+
+@pytest.mark.parametrize("part", [lambda size: slice(None, None, 2), lambda size: slice(3, 1, -1)])
+def test_a_part_with_a_step_is_refused(part):
+    with pytest.raises(DataError, match="a slice without a step"):
+        solstice.data.batches(Y, 7).only(part)[0]
+
+
+def test_a_part_must_be_a_function():
+    with pytest.raises(TypeError, match="part must be a function"):
+        solstice.data.batches(Y, 7).only(slice(0, 2))
+
+
+def test_passes_in_several_threads_read_the_same():
+    data = solstice.data.batches(Numbers(), 32, shuffle=True, seed=1)
+    expected, found = [data[index] for index in range(300)], {}
+
+    def read(name):
+        found[name] = [batch for _, batch in zip(range(300), iter(data), strict=False)]
+
+    threads = [threading.Thread(target=read, args=(name,)) for name in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    for batches in found.values():
+        np.testing.assert_array_equal(batches, expected)

@@ -2,13 +2,13 @@
 
 import copy
 import operator
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import numpy as np
 
 from solstice import _tree
-from solstice._arguments import check_alive, switch, switch_or_none, whole
+from solstice._arguments import check_alive, function, switch, switch_or_none, whole
 from solstice._batch import unmasked
 from solstice._errors import DataError
 from solstice._memory import frozen_copy
@@ -72,6 +72,7 @@ class Batches:
             self._leaves = [frozen_copy(leaf[:]) for leaf in self._leaves]
         self.epoch = 0
         self._order = Order(self._length, self.seed) if self.shuffle else None
+        self._part: Callable[[int], slice] | None = None
 
     @property
     def on_device(self) -> bool | None:
@@ -102,6 +103,21 @@ class Batches:
         """`data.sample()`: the arrays, with a few rows in place of all that a store has."""
         leaves = [leaf.sample() if isinstance(leaf, Store) else leaf for leaf in self._leaves]
         return _tree.unflatten(self._treedef, leaves)
+
+    def only(self, part: Callable[[int], slice]) -> "Batches":
+        """`data.only(lambda size: slice(0, size // 2))`: the first half of each batch.
+
+        A process that needs some rows of each batch reads no others, from the host. The batches,
+        their number and their order are the same for every part.
+
+        Args:
+            part: a function of the number of examples in a batch, which is smaller for the last
+                one. It returns the range of those to read, a slice without a step.
+        """
+        partial = copy.copy(self)
+        partial._residence = Residence(False, "it has a part of each batch")
+        partial._part = function("part", part, "data.only(lambda size: slice(0, size // 2))")
+        return partial
 
     def place(self, device: Any = None) -> Batch:
         """`arrays = data.place()`: the arrays on the device, put there by the first call.
@@ -162,10 +178,20 @@ class Batches:
             raise IndexError(f"batch {index} of {len(self)}")
         start = position * self.batch_size
         stop = min(start + self.batch_size, self._length)
+        if self._part is not None:
+            start, stop = self._of_part(start, stop)
         order = self._order
         # A slice gives views of the arrays, and rows by number a copy.
         rows = slice(start, stop) if order is None else order.rows(self.epoch, start, stop)
         return _tree.unflatten(self._treedef, [leaf[rows] for leaf in self._leaves])
+
+    def _of_part(self, start: int, stop: int) -> tuple[int, int]:
+        """The range of the part of a batch, given that of the batch."""
+        part = cast("Callable[[int], slice]", self._part)
+        first, last, step = part(stop - start).indices(stop - start)
+        if step != 1:
+            raise DataError(f"a part of a batch must be a slice without a step; its step is {step}")
+        return start + first, start + max(first, last)
 
     def __iter__(self) -> "BatchIterator":
         epoch = copy.copy(self)  # because `set_epoch` must not change a pass in progress
