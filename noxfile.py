@@ -411,6 +411,13 @@ def bench_many_fits(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_many_rows(session: nox.Session) -> None:
+    """Measure shuffled batches of a mapped file of 10^10 rows; `-- --bytes 100` for larger rows."""
+    install_all(session)
+    session.run("python", "tests/benchmarks/many_rows.py", *session.posargs, env=ENV)
+
+
+@nox.session
 def bench_memory(session: nox.Session) -> None:
     """Measure the peak memory of a state of 400 MB; `-- --megabytes 40` for a smaller one."""
     install_all(session, "optax", "safetensors")
