@@ -10,7 +10,6 @@ import json
 import math
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import astuple, dataclass
@@ -139,7 +138,8 @@ class Agreement:
         """
         if isinstance(error, PeerError):
             return  # the others have it already
-        text = "".join(traceback.format_exception_only(error)).strip()[:_LONGEST]
+        # Without its notes, which are about this process.
+        text = f"{type(error).__name__}: {error}".removesuffix(": ")[:_LONGEST]
         failure = ["failed", self.process, text]
         with suppress(Exception):
             # A round in which this process has spoken may have a summary: then the next one fails.

@@ -11,6 +11,7 @@ from solstice._errors import DataError
 from solstice._loop import Limits, Validation
 from solstice._sources import Source, open_source
 from solstice._types import Dataset
+from solstice.data import per_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,8 @@ class Options:
         if few is not None:
             # Copies, because a data set may reuse its memory for each batch.
             batches = [copy.deepcopy(batch) for batch in source.epoch(0)]
-            source = open_source(batches, "train_ds", limit=self.limit_train_batches)
+            again = per_process(batches) if source.is_share else batches
+            source = open_source(again, "train_ds", limit=self.limit_train_batches)
         _check_rereadable(source, num_epochs)
         return source
 

@@ -1,7 +1,7 @@
 """Meshes: batches split over many devices, and the state split or whole on them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -87,12 +87,14 @@ class MeshPlacement:
         mesh: the devices.
         axis: the axis of the mesh along which batches are split.
         rule: how the arrays of the state are split.
+        num_shares: the number of processes that each feed a share of a batch.
     """
 
     mesh: Mesh
     axis: str
     # Not compared, because the shardings that follow from it are.
     rule: Rule = field(compare=False)
+    num_shares: int = field(default=1, compare=False)
 
     @property
     def is_lead(self) -> bool:
@@ -121,6 +123,10 @@ class MeshPlacement:
     def put(self, batches: Batch) -> Batch:
         """Stacked batches, split along axis 1; those that the devices do not divide are whole."""
         return _tree.map(self._put_stacked, batches)
+
+    def of_shares(self) -> "MeshPlacement":
+        """The same for batches of which each process feeds a share."""
+        return replace(self, num_shares=jax.process_count())
 
     def put_state(self, arrays: list[Array], split: Sequence[Any]) -> list[Array]:
         """The arrays in these shardings. They may share memory with the given ones."""
@@ -176,9 +182,25 @@ class MeshPlacement:
     def _put_stacked(self, leaf: Any) -> Any:
         if isinstance(leaf, Array):  # placed already
             return leaf
+        if self.num_shares > 1:
+            return self._put_share(leaf)
         divides = np.ndim(leaf) > 1 and np.shape(leaf)[1] % self.parts == 0
         spec = PartitionSpec(None, self.axis) if divides else PartitionSpec()
         return put(leaf, NamedSharding(self.mesh, spec))
+
+    def _put_share(self, leaf: Any) -> Array:
+        """Stacked batches of all processes, of which this one has a share."""
+        steps, size = np.shape(leaf)[:2]
+        here = self.parts // self.num_shares
+        if here == 0 or size % here:
+            raise ShardingError(
+                f"a share of {size} examples cannot be split over the {here} devices of this "
+                f"process along the axis {self.axis!r}. Give each process batches of a multiple of "
+                f"{max(here, 1)} examples, and drop a smaller last one"
+            )
+        shape = (steps, size * self.num_shares, *leaf.shape[2:])
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, self.axis))
+        return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
     def _split(self, leaf: Array) -> Array:
         divides = leaf.ndim > 0 and leaf.shape[0] % self.parts == 0

@@ -45,6 +45,11 @@ class Placement(Protocol):
         ...
 
     @property
+    def num_shares(self) -> int:
+        """The number of processes that each feed a share of a batch; 1 if each feeds all of it."""
+        ...
+
+    @property
     def device(self) -> Any:
         """The device, or the sharding, of arrays that are not split; None for JAX's default."""
         ...
@@ -55,6 +60,10 @@ class Placement(Protocol):
 
     def put(self, batches: Batch) -> Batch:
         """Stacked batches in host memory, on the devices of the run."""
+        ...
+
+    def of_shares(self) -> "Placement":
+        """The same for batches of which each process feeds a share."""
         ...
 
     def put_state(self, arrays: list[Array], split: Sequence[Any]) -> list[Array]:
@@ -109,6 +118,11 @@ class SingleDevice:
         return 1
 
     @property
+    def num_shares(self) -> int:
+        """1."""
+        return 1
+
+    @property
     def is_lead(self) -> bool:
         """True: there is one process."""
         return True
@@ -121,6 +135,10 @@ class SingleDevice:
         """None."""
         del plan
         return ()
+
+    def of_shares(self) -> "Placement":
+        """The same: one process feeds all of a batch."""
+        return self
 
     def put_state(self, arrays: list[Array], split: Sequence[Any]) -> list[Array]:
         """The same arrays, on the device of the mesh if there is one."""

@@ -39,12 +39,14 @@ class StagedBlock:
         buffer: the memory that holds them; its first `len(block)` rows are valid.
         placed: this memory on the devices of the run.
         batches: the batches with text and objects, if the Feeder keeps them.
+        num_shares: the number of processes that each have a share of a batch.
     """
 
     size: int
     buffer: Buffer
     placed: Batch
     batches: list[Batch]
+    num_shares: int = 1
 
     def __len__(self) -> int:
         return self.size
@@ -57,7 +59,7 @@ class StagedBlock:
     @property
     def num_examples(self) -> int:
         """Examples in each batch: the length of axis 0 of the first array that has one."""
-        return self.buffer.num_examples
+        return self.buffer.num_examples * self.num_shares
 
     @property
     def on_device(self) -> bool:
@@ -148,7 +150,7 @@ class Feeder:
             self._error.raise_kept()
         placed = self._slots.placement.put(slot.stacked)
         kept = kept[:size]
-        self._newest = StagedBlock(size, slot, placed, kept)
+        self._newest = StagedBlock(size, slot, placed, kept, self._slots.placement.num_shares)
         return self._newest
 
     def cut(self, count: int) -> StagedBlock:

@@ -1,7 +1,6 @@
 """Meetings: the moments of a run at which several processes agree on what comes next."""
 
 import logging
-from collections.abc import Sequence
 
 from solstice import _tree
 from solstice._agreement import Agreed, Word
@@ -15,10 +14,9 @@ from solstice._engine import (
     end_if_asked,
     signal_asked,
 )
-from solstice._errors import DataError
 from solstice._loop._epoch import Call
 from solstice._loop._hooks import Hooks
-from solstice._loop._peers import Peers
+from solstice._loop._peers import Peers, check_kinds
 from solstice._loop._state import RunState
 from solstice._record import Stop
 
@@ -79,8 +77,7 @@ class Meetings:
         self, feeder: Feeder | ResidentFeeder, block: Block, agreed: Agreed
     ) -> Block | None:
         """The batches of a block that all processes have."""
-        if len(agreed.kinds) > 1:
-            raise DataError(_unlike(agreed.kinds))
+        check_kinds(dict(agreed.kinds))
         if agreed.batches == len(block):
             return block
         if agreed.batches > 0:
@@ -140,11 +137,3 @@ class Meetings:
 def _kind(block: Block) -> str:
     """The shapes of a batch, in words."""
     return ", ".join(f"{x.dtype}{list(x.shape[1:])}" for x in _tree.leaves(block.placed))
-
-
-def _unlike(kinds: Sequence[tuple[str, int]]) -> str:
-    given = "; ".join(f"process {process} has {kind}" for kind, process in kinds)
-    return (
-        f"the processes have batches of other shapes: {given}. All parts of a batch must be of one "
-        f"size: write `drop_last=True`, or `drop_remainder=True`, in the data set of each process"
-    )

@@ -1,10 +1,20 @@
 """Peers: the other processes of a run."""
 
-from collections.abc import Callable, Generator
+import zlib
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from typing import Any, cast
 
+import jax
+import numpy as np
+
+from solstice import _tree
 from solstice._agreement import Agreed, Agreement, Word, agreement
+from solstice._batch import describe_batch
+from solstice._engine import Stepper
 from solstice._errors import DataError
+from solstice._experiment import Experiment
+from solstice._sources import Source, fingerprint
 
 COMPILES = 3600.0
 """Seconds to wait for the others after a compilation, which takes each process another time."""
@@ -34,6 +44,10 @@ class Peers:
         """Waits until all have compiled, because some collectives of XLA have short timeouts."""
         self._agreement.barrier(f"the compilation of {what}", COMPILES)
 
+    def share(self, name: str, text: str) -> tuple[str, ...]:
+        """The texts of all processes, in order."""
+        return self._agreement.share(name, text)
+
     def check_same(self, name: str, text: str, wrong: Callable[[int], str]) -> None:
         """Raises a DataError in all processes if a text is another one in any of them.
 
@@ -42,7 +56,7 @@ class Peers:
             text: the text of this process.
             wrong: the message, from the index of the first other process.
         """
-        texts = self._agreement.share(name, text)
+        texts = self.share(name, text)
         other = next((index for index, one in enumerate(texts) if one != texts[0]), None)
         if other is not None:
             raise DataError(wrong(other))
@@ -50,7 +64,7 @@ class Peers:
     def check_different(self, name: str, text: str, wrong: Callable[[int, int], str]) -> None:
         """Raises a DataError in all processes if two of them have the same text."""
         first: dict[str, int] = {}
-        for index, one in enumerate(self._agreement.share(name, text)):
+        for index, one in enumerate(self.share(name, text)):
             if first.setdefault(one, index) != index:
                 raise DataError(wrong(first[one], index))
 
@@ -64,6 +78,78 @@ class Peers:
         except BaseException as error:
             self._agreement.fail(error)
             raise
+
+
+def check_data(peers: Peers, source: Source, epoch: int) -> None:
+    """Compares the first batches of the processes.
+
+    Raises:
+        DataError: they differ, or they are equal where each process has a share of its own.
+    """
+    name, text = source.name, fingerprint(source.first(epoch))
+    if source.is_share:
+        kinds = peers.share(f"the shapes of {name}", describe_batch(source.first(epoch)))
+        check_kinds({kind: kinds.index(kind) for kind in kinds})
+        peers.check_different(
+            f"the first batch of {name}",
+            text,
+            lambda one, other: (
+                f"processes {one} and {other} have the same first batch of {name}, and "
+                f"`per_process` says that each has a share of its own. Give each its share, "
+                f"such as by ShardByJaxProcess of grain or by `ds.shard(jax.process_count(), "
+                f"jax.process_index())` of tf.data; or leave `per_process` out"
+            ),
+        )
+        return
+    peers.check_same(
+        f"the first batch of {name}",
+        text,
+        lambda other: (
+            f"process {other} has another first batch of {name} than process 0. All processes "
+            f"iterate the same data set, and each uses its rows of every batch: give it the same "
+            f"seed in all, and do not shard it. If each process is to read a share of its own, "
+            f"write `{name}=solstice.data.per_process({name})`"
+        ),
+    )
+
+
+def check_kinds(kinds: Mapping[str, int]) -> None:
+    """Raises a DataError for batches of several kinds, each with a process that has it."""
+    if len(kinds) > 1:
+        given = "; ".join(f"process {process} has {kind}" for kind, process in kinds.items())
+        raise DataError(
+            f"the processes have batches of other shapes: {given}. The shares of a batch must be "
+            f"of one size: write `drop_last=True`, or `drop_remainder=True`, in the data set of "
+            f"each process"
+        )
+
+
+def check_step(peers: Peers, experiment: Experiment, stepper: Stepper) -> None:
+    """Compares the Experiments of the processes, and their steps.
+
+    Raises:
+        DataError: they differ.
+    """
+    peers.check_same(
+        stepper.name,
+        f"{stepper.traced.digest().digest} {_checksum(experiment)}",
+        lambda other: (
+            f"process {other} has another {stepper.name} than process 0, or other numbers in its "
+            f"Experiment. Make it in the same way in all processes, from the same seed: "
+            f"`jax.random.key(0)`, and no seed that depends on the process or the time"
+        ),
+    )
+
+
+def _checksum(experiment: Experiment) -> int:
+    """A checksum of the arrays that this process has whole."""
+    leaves = [x for x in _tree.leaves(experiment) if _tree.is_array(x)]
+    here = [x for x in leaves if getattr(x, "is_fully_addressable", True)]
+    plain = [jax.random.key_data(x) if _tree.is_key(x) else x for x in here]
+    found = 0
+    for array in cast("list[Any]", jax.device_get(plain)):
+        found = zlib.crc32(np.ascontiguousarray(array).tobytes(), found)
+    return found
 
 
 def peers_of_this_process() -> Peers | None:

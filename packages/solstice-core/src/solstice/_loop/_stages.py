@@ -4,7 +4,10 @@ import math
 from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
 
 from solstice import _tree
 from solstice._console import say, warn
@@ -32,7 +35,7 @@ from solstice._loop._cadence import watchers_within
 from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
 from solstice._loop._outputs import advice
-from solstice._loop._peers import peers_of_this_process
+from solstice._loop._peers import check_data, check_step, peers_of_this_process
 from solstice._metrics import without_metrics
 from solstice._record import Times
 from solstice._sources import Source
@@ -159,11 +162,14 @@ class Stages:
             steps_per_call: the steps per call of a saved run, in place of the rule.
         """
         placement = self._placement = self._placement or self._place(experiment)
+        if source.is_share:
+            placement = placement.of_shares()
+        batch = self._first(source, epoch, placement)
         data, callbacks = _resident(source, placement), hooks.listeners
         stepper = make_stepper(
             experiment,
             method,
-            first_batch(source, epoch),
+            batch,
             self._look,
             steps_per_call=self._steps_per_call or steps_per_call,
             keeps_outputs=method == "predict_step" or any("outputs" in c.needs for c in callbacks),
@@ -178,6 +184,9 @@ class Stages:
             if stepper.advice:
                 warn(stepper.advice, stacklevel=4)
         self.computation.add_step(method, stepper)
+        if self.peers is not None:
+            check_data(self.peers, source, epoch)
+            check_step(self.peers, experiment, stepper)
         if data is None or stepper.needs_batches:
             buffers = self._buffers_of(method, stepper, placement)
             return Stage(source, stepper, buffers, self._prefetch)
@@ -195,6 +204,11 @@ class Stages:
         with nullcontext() if self.peers is None else self.peers.notified():
             yield
 
+    def _first(self, source: Source, epoch: int, placement: Placement) -> Batch:
+        """A batch of the size that a step gets: a share as often as there are processes."""
+        batch, count = first_batch(source, epoch), placement.num_shares
+        return batch if count == 1 else _tree.map(partial(_repeated, count), batch)
+
     def _place(self, experiment: Experiment) -> Placement:
         return placement_of(experiment) if self._layout is None else self._layout.placement()
 
@@ -203,7 +217,10 @@ class Stages:
 
         It is made once for a run, unless the state or the batches change their kind.
         """
-        stage, batch = self._validation, first_batch(source, epoch)
+        stage, placement = self._validation, cast("Placement", self._placement)
+        if source.is_share:
+            placement = placement.of_shares()
+        batch = self._first(source, epoch, placement)
         if stage is None or not stage.stepper.borrow_state(owner, batch):
             experiment = owner.share_experiment()
             stage = self.stage(source, experiment, "eval_step", hooks, epoch=epoch)
@@ -276,6 +293,10 @@ def _resident(source: Source, placement: Placement) -> Batches | None:
         f"{source.name} has on_device=True, and the arrays of the Experiment lie on "
         f"{placement.num_devices} devices. Feed them from the host: {data.from_host()}"
     )
+
+
+def _repeated(count: int, leaf: Any) -> Any:
+    return np.concatenate([leaf] * count) if np.ndim(leaf) > 0 else leaf
 
 
 def first_batch(source: Source, epoch: int = 0) -> Batch:

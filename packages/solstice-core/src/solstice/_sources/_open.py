@@ -8,7 +8,7 @@ from solstice._sources import _libraries
 from solstice._sources._kinds import describe, is_array, is_examples, is_tree_of_arrays
 from solstice._sources._several import check_single
 from solstice._sources._source import Source
-from solstice.data import Batches
+from solstice.data import Batches, PerProcess
 
 
 def open_source(
@@ -28,7 +28,12 @@ def open_source(
     Raises:
         DataError: `data` is not a data set, is several, needs a `batch_size`, or has one already.
     """
-    check_single(data, name, batch_size, like)
+    if isinstance(data, PerProcess):
+        more: dict[str, Any] = {"shuffle": shuffle, "limit": limit, "on_device": False}
+        source = open_source(data.data, name, batch_size, **more)
+        source.is_share = True
+        return source
+    check_single(data, name, batch_size, like.data if isinstance(like, PerProcess) else like)
     # No shuffling in evaluation, because predictions would not match their examples.
     order = ", shuffle=True" if shuffle else ""
     if batch_size is not None:

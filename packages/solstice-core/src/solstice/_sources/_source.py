@@ -77,11 +77,16 @@ class Source:
         data: the user's data set.
         name: its argument, such as "train_ds", for messages.
         limit: the most batches per epoch, or None for all.
+
+    Attributes:
+        name, limit: the arguments.
+        is_share: whether other processes have other examples.
     """
 
     def __init__(self, data: Any, name: str, limit: int | None = None) -> None:
         check_kind(data, name)
         self.name = name
+        self.is_share = False
         self._data = data
         self.limit = limit
         self._reader = Reader(data, name, limit)

@@ -2,6 +2,8 @@
 
 from os import PathLike
 
+import jax
+
 from solstice import checkpoint
 from solstice._arguments import whole
 from solstice._callback import Callback, Phase

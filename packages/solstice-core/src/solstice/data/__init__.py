@@ -2,5 +2,14 @@
 
 from solstice.data._batches import Batches, BatchIterator, batches
 from solstice.data._masked import Masked, pad_batch
+from solstice.data._per_process import PerProcess, per_process
 
-__all__ = ["BatchIterator", "Batches", "Masked", "batches", "pad_batch"]
+__all__ = [
+    "BatchIterator",
+    "Batches",
+    "Masked",
+    "PerProcess",
+    "batches",
+    "pad_batch",
+    "per_process",
+]
