@@ -4,10 +4,14 @@ A round that must end at once has the default timeout of ten minutes, and the pr
 after one: so no test measures time.
 """
 
+import pickle
 from typing import Any
 
 import pytest
 from peers import Ended, run
+
+import solstice
+from solstice._agreement import agreement
 
 TWO = """
 connect()
@@ -126,3 +130,101 @@ def test_the_next_round_after_an_error_is_a_usual_one(two: list[Ended]):
         after = {name: value for name, value in one.shown.items() if name.startswith("after")}
         assert len(after) == 6
         assert set(after.values()) == {None}
+
+
+THREE = """
+connect()
+import signal
+from solstice._agreement import Word, agreement
+
+a = agreement()
+def agree(phase, timeout=None):
+    return error_of(a.agree, Word(1, phase=phase), timeout)
+
+if me == 2:
+    a.fail(ValueError("in the last"))  # while the lead waits for process 1, which never comes
+show("failed", agree("alone") if me == 0 else None)
+if me == 1:
+    show("failed", agree("alone"))
+show("missing", agree("late", 0.3) if me == 0 else (time.sleep(1), agree("late", 0.3))[1])
+show("before", agree("x"))
+
+# Ctrl-C in a wait: at once, and the others hear of it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for who in range(3):
+    if me == who:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            a.agree(Word(1, phase="wait"))
+        except KeyboardInterrupt as error:
+            a.fail(error)
+            a._service.set(f"interrupted {who}", "yes")
+    else:
+        a._service.wait(f"interrupted {who}", 30).result(30)
+        show(f"interrupted {who}", agree("wait"))
+    show(f"after {who}", agree("x"))
+
+# An error after the round is complete, and before this process has the summary.
+if me == 1:
+    a._service.set(f"solstice/{a._round}/1", '["said","block \\'x\\'",[1,"",null,0]]')
+    while a._service.read(f"solstice/{a._round}/summary") is None:
+        time.sleep(0.01)
+    a.fail(ValueError("too late for the round"))
+else:
+    show("complete", agree("x"))
+    show("next", agree("y"))
+show("the end", agree("z"))
+"""
+
+
+@pytest.fixture(scope="module")
+def three() -> list[Ended]:
+    ended = run(THREE, 3)
+    assert [one.code for one in ended] == [0, 0, 0], [one.output for one in ended]
+    return ended
+
+
+def test_an_error_wakes_a_lead_that_waits_for_a_third(three: list[Ended]):
+    error = ["PeerFailed", "process 2 failed: ValueError: in the last"]
+    assert [one.shown["failed"] for one in three] == [error, error, None]
+
+
+def test_all_that_are_missing_are_named(three: list[Ended]):
+    for one in three:
+        assert one.shown["missing"][0] == "PeerMissing"
+        assert "processes 1, 2 did not arrive at block 'late'" in one.shown["missing"][1]
+
+
+@pytest.mark.parametrize("who", [0, 1, 2])
+def test_ctrl_c_ends_a_wait_and_is_raised_in_the_others(three: list[Ended], who: int):
+    error = ["PeerFailed", f"process {who} failed: KeyboardInterrupt"]
+    for process, one in enumerate(three):
+        assert one.shown.get(f"interrupted {who}") == (None if process == who else error)
+        assert one.shown[f"after {who}"] is None
+
+
+def test_an_error_after_a_complete_round_is_raised_in_the_next(three: list[Ended]):
+    for process in (0, 2):
+        assert three[process].shown["complete"] is None
+        error = ["PeerFailed", "process 1 failed: ValueError: too late for the round"]
+        assert three[process].shown["next"] == error
+    assert [one.shown["the end"] for one in three] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        solstice.PeerFailed(1, "RuntimeError: boom"),
+        solstice.PeerMissing((1, 2), "block 'x'", 600),
+        solstice.PeerMismatch(((0, "block 'x'"), (1, "barrier 'y'"))),
+    ],
+)
+def test_errors_keep_their_fields_when_they_are_pickled(error: solstice.PeerError):
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)
+
+
+def test_one_process_pays_nothing():
+    assert agreement() is None
