@@ -397,6 +397,14 @@ def accelerator(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_agreement(session: nox.Session) -> None:
+    """Measure what the agreement of 2 to 256 processes costs; `-- --processes 2 8` for fewer."""
+    install_all(session)
+    env = {**ENV, "OPENBLAS_NUM_THREADS": "1"}
+    session.run("python", "tests/benchmarks/agreement.py", *session.posargs, env=env)
+
+
+@nox.session
 def bench_digest(session: nox.Session) -> None:
     """Measure the digest of a step, which a checkpoint has, against the first step."""
     install_all(session)

@@ -34,14 +34,38 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 8, 64, 256])
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--reads-all-up-to", type=int, default=64, help="processes")
+    parser.add_argument("--words", type=int, nargs="+", default=BEYOND, help="of the lead alone")
     options = parser.parse_args()
     print("ms per round: median and 90th percentile; CPU of the first process and of each other")
     print(f"{'':12}{'processes':>10}{'median':>10}{'90 %':>10}{'CPU first':>12}{'CPU other':>12}")
-    for name, by_hand in (("Agreement", False), ("reads all", True)):
+    for by_hand in (False, True):
         counts = [n for n in options.processes if not by_hand or n <= options.reads_all_up_to]
         rows = [measure(count, options.rounds, by_hand=by_hand) for count in counts]
         if not by_hand:
             show_models(counts, rows)
+            for count in options.words:
+                show_lead(count)
+
+
+def show_lead(count: int, rounds: int = 5) -> None:
+    """The round of the lead alone, when all other words are there: those of so many processes."""
+    if fork():
+        assert os.wait()[1] == 0
+        return
+    distributed.initialize(f"127.0.0.1:{free_port()}", 1, 0)
+    client, took = _service.client(), []
+    assert client is not None
+    together = Agreement(_service.Service(client), 0, count)
+    for number in range(rounds):
+        word, folder = Word(32, phase=f"train epoch 1 call {number}"), f"solstice/{number}"
+        said = f'["said","block {word.phase!r}",[32,"",null,0]]'
+        for process in range(1, count):
+            client.key_value_set(f"{folder}/{process}", said)
+        start = time.monotonic()
+        assert together.agree(word).most_batches == 32
+        took.append(time.monotonic() - start)
+    print(f"  the lead alone, with the words of {count:,}: {np.median(took) * 1e3:.1f} ms")
+    os._exit(0)
 
 
 def measure(count: int, rounds: int, *, by_hand: bool) -> tuple[float, float, float, float]:
