@@ -3,8 +3,9 @@
 import math
 import os
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+# The last flag counts, so a process that is given another number has that.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 " + os.environ.get(
+    "XLA_FLAGS", ""
 )
 
 import jax

@@ -72,11 +72,26 @@ class Layout:
         """
         mesh = _mesh_of(self.mesh)
         if mesh.size > 1 or jax.process_count() > 1:
-            axis = AXIS if AXIS in mesh.axis_names else mesh.axis_names[0]
-            return MeshPlacement(mesh, cast("str", axis), self.rule)
+            return MeshPlacement(mesh, _axis_of(mesh), self.rule)
         [device] = mesh.devices.flat
         chosen = None if device == default_device() else device
-        return SingleDevice(device.platform not in READS_HOST, chosen, moves_to=device)
+        return MeshOfOne(
+            device.platform not in READS_HOST, chosen, moves_to=device, mesh=mesh, rule=self.rule
+        )
+
+
+@dataclass(frozen=True)
+class MeshOfOne(SingleDevice):
+    """A mesh of one device: no mesh, except that the sharding is checked."""
+
+    mesh: Any = field(kw_only=True, compare=False)
+    rule: Rule = field(kw_only=True, compare=False)
+
+    def shardings(self, plan: "Plan") -> tuple[Any, ...]:
+        """None."""
+        names, axis = plan.program.array_names(), _axis_of(self.mesh)
+        shardings(self.rule, names, plan.types, self.mesh, axis)
+        return ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,11 @@ class MeshPlacement:
     def num_devices(self) -> int:
         """The devices of all processes."""
         return self.mesh.size
+
+    @property
+    def is_mesh(self) -> bool:
+        """True."""
+        return True
 
     @property
     def parts(self) -> int:
@@ -213,6 +233,8 @@ class MeshPlacement:
 
 def put(array: Any, sharding: NamedSharding) -> Array:
     """An array that each process has whole, or that lies on all of them, in a sharding."""
+    if isinstance(array, Array) and array.sharding == sharding:
+        return array  # `device_put` would make another array on its memory
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     if isinstance(array, Array) and not array.is_fully_addressable:
@@ -231,6 +253,10 @@ def _from_host(array: Any, sharding: NamedSharding) -> Array:
 
 def _same(array: Array) -> Array:
     return array
+
+
+def _axis_of(mesh: Mesh) -> str:
+    return cast("str", AXIS if AXIS in mesh.axis_names else mesh.axis_names[0])
 
 
 def _mesh_of(given: MeshLike) -> Mesh:
@@ -258,9 +284,10 @@ def _check_mesh(mesh: Mesh) -> Mesh:
     if any(kind != AxisType.Auto for kind in mesh.axis_types):
         shape, names = tuple(mesh.shape.values()), tuple(mesh.axis_names)
         autos = f"(jax.sharding.AxisType.Auto,) * {len(names)}"
+        kinds = ", ".join(kind.name for kind in mesh.axis_types)
         raise ShardingError(
-            f"the mesh has axes of the types {', '.join(str(t) for t in mesh.axis_types)}, and a "
-            f"Trainer needs Auto ones, with which JAX finds the sharding of each operation. Write "
+            f"the mesh has axes of the types {kinds}, and a Trainer needs Auto ones, with "
+            f"which JAX finds the sharding of each operation. Write "
             f"jax.make_mesh({shape}, {names}, axis_types={autos})"
         )
     owners = {device.process_index for device in mesh.devices.flat}

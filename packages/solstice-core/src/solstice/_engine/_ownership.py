@@ -8,6 +8,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solstice import _tree
 from solstice._experiment import Experiment
@@ -105,36 +106,44 @@ def held_by_others(arrays: list[Array], given: Experiment | None = None) -> list
 
 def _other_references(arrays: list[Array], index: int) -> int:
     """The references to an array, without one of the list."""
-    here, within = _unheld()
+    here, within = _unheld(is_spread=len(arrays[index].addressable_shards) > 1)
     others = sys.getrefcount(arrays[index]) - here
     return others + max(_references_within(arrays[index]) - within, 0)
 
 
-@lru_cache(maxsize=1)
-def _unheld() -> tuple[int, int]:
-    """The references to an array that only a list holds, and to the array within it."""
-    arrays = [jax.device_put(np.zeros(1, np.float32))]
+@lru_cache(maxsize=2)
+def _unheld(*, is_spread: bool) -> tuple[int, int]:
+    """The references to an array that only a list holds, and to an array within it."""
+    arrays = [jax.device_put(np.zeros(1, np.float32), _on_two() if is_spread else None)]
     return sys.getrefcount(arrays[0]), _references_within(arrays[0])
 
 
+def _on_two() -> NamedSharding:
+    devices = cast("list[Any]", jax.local_devices()[:2])
+    return NamedSharding(Mesh(np.array(devices), ("copies",)), PartitionSpec())
+
+
 def _references_within(array: Array) -> int:
-    """Some arrays hold another one on their memory, and hand it out as their data."""
+    """Most arrays hold others on their memory, one for each device, and hand these out."""
     inner = _within(array)
-    return 0 if inner is array else sys.getrefcount(inner)
+    return max((sys.getrefcount(inner[index]) for index in range(len(inner))), default=0)
 
 
-def _within(array: Array) -> Array:
-    return array if _tree.is_key(array) else array.addressable_shards[0].data
+def _within(array: Array) -> list[Array]:
+    """The arrays on its memory that an array holds."""
+    if _tree.is_key(array):
+        return []
+    return [shard.data for shard in array.addressable_shards if shard.data is not array]
 
 
 def _on_shared_memory(arrays: list[Array]) -> set[int]:
     """The indices of arrays that share their memory, or whose memory is unknown."""
     places = [_addresses(x) for x in arrays]
-    own = {id(inner) for x in arrays if (inner := _within(x)) is not x}
+    own = {id(inner) for x in arrays for inner in _within(x)}
     # A typed key is not among the live arrays, but the array in it is.
     live = [x for platform in _platforms(arrays) for x in _live(platform)]
     count = Counter(at for x in live if id(x) not in own for at in _addresses(x))
-    return {i for i, at in enumerate(places) if len(at) != 1 or count[at[0]] > 1}
+    return {i for i, at in enumerate(places) if not at or any(count[one] > 1 for one in at)}
 
 
 def _live(platform: str) -> list[Array]:

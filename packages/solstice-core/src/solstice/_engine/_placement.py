@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import jax
 from jax import Array
+from jax.sharding import NamedSharding
 
 from solstice import _tree
 from solstice._console import warn
+from solstice._errors import DataError
 from solstice._experiment import Experiment
 from solstice._memory import default_device
 from solstice._types import Batch, PyTree
@@ -40,8 +42,13 @@ class Placement(Protocol):
         ...
 
     @property
+    def is_mesh(self) -> bool:
+        """Whether the devices of a mesh share the work of a step."""
+        ...
+
+    @property
     def parts(self) -> int:
-        """The number of devices that share the work of a step."""
+        """The number of parts of a batch."""
         ...
 
     @property
@@ -111,6 +118,11 @@ class SingleDevice:
     device: Any = None
     num_devices: int = 1
     moves_to: Any = None
+
+    @property
+    def is_mesh(self) -> bool:
+        """False."""
+        return False
 
     @property
     def parts(self) -> int:
@@ -240,13 +252,27 @@ def warn_of_spread_batch(batch: Batch) -> bool:
     return bool(spread)
 
 
+def check_batch_on_host(batch: Batch) -> None:
+    """Raises a DataError for a batch on several devices, which a mesh would have to collect."""
+    spread = _spread(batch)
+    if not spread:
+        return
+    path, array = next(iter(spread.items()))
+    all_here = all(x.is_fully_addressable for x in spread.values())
+    raise DataError(
+        f"{_named(f'batch{path}', len(spread), 'batch')} on {_num_devices(array)} devices. A "
+        f"Trainer with a mesh splits batches itself, from the memory of the host. Pass the NumPy "
+        f"arrays that this batch was made of" + (", or `jax.device_get(batch)`" * all_here)
+    )
+
+
 def topology(experiment: Experiment) -> dict[str, str | int | bool]:
     """The devices of an Experiment, and the settings of JAX and XLA on which its bits depend."""
     arrays = [x for x in _tree.leaves(experiment) if isinstance(x, Array)]
     most = max(arrays, key=_num_devices, default=None)
     devices = cast("Iterable[Any]", jax.devices() if most is None else most.sharding.device_set)
     device = next(iter(devices))
-    split = [str(getattr(x.sharding, "spec", "")) for x in arrays if _num_devices(x) > 1]
+    split = [_split_of(x) for x in arrays if _num_devices(x) > 1]
     return {
         "devices": _num_devices(most),
         "kind": device.device_kind,
@@ -256,13 +282,8 @@ def topology(experiment: Experiment) -> dict[str, str | int | bool]:
     }
 
 
-def _is_deterministic(platform: str) -> bool:
-    """Whether a program gives the same bits each time; on a GPU, whether XLA has the flag."""
-    if platform != "gpu":
-        return True
-    words = [word.partition("=") for word in os.environ.get("XLA_FLAGS", "").split()]
-    values = [value.lower() for name, _, value in words if name == _DETERMINISTIC]
-    return bool(values) and values[-1] in ("", "1", "true")  # of several, the last one counts
+    device = next(iter(devices))
+    split = [_split_of(x) for x in arrays if _num_devices(x) > 1]
 
 
 def _named(path: str, count: int, owner: str) -> str:

@@ -18,7 +18,12 @@ from solstice._engine._block_size import BlockSize
 from solstice._engine._buffer import Buffer, FlatBatch, InUse
 from solstice._engine._deferred import DeferredError
 from solstice._engine._interrupts import begin_wait, end_wait
-from solstice._engine._placement import SINGLE_DEVICE, Placement, warn_of_spread_batch
+from solstice._engine._placement import (
+    SINGLE_DEVICE,
+    Placement,
+    check_batch_on_host,
+    warn_of_spread_batch,
+)
 from solstice._errors import DataError
 from solstice._record import Times
 from solstice._types import Batch
@@ -251,6 +256,8 @@ class StagingBuffers:
         kind = batch.kind
         if self.is_new(batch):  # once per kind, not once per batch
             self._check_structure(batch)
+            if self.placement.is_mesh:
+                check_batch_on_host(batch.tree)
             self._has_warned = self._has_warned or warn_of_spread_batch(batch.tree)
             self._seen.add(kind)
         ring = self.rings.pop(kind, None)

@@ -46,7 +46,7 @@ def make_stepper(
             given=given,
         )
     except jax.errors.JAXTypeError as error:  # the step needs values, and tracing has none
-        if placement.parts > 1:
+        if placement.is_mesh:
             raise ExperimentError(
                 f"{type(experiment).__name__}.{method} cannot be compiled, so it cannot run on a "
                 f"mesh of {placement.num_devices} devices: {line_of(error)}. Write it with "

@@ -100,6 +100,8 @@ def run_block(
 
     def advance(state: _State, batch: Batch) -> tuple[_State, Results]:
         index, arrays, totals = state
+        # At both ends, because the loop's own arrays would get another sharding than its results.
+        arrays = steps.placement.constrain(arrays, steps.split)
         new, one, kept = one_step(arrays, batch)
         steps.program.check_drift(arrays, new)  # again, for batches of another kind than planned
         new = steps.placement.constrain(new, steps.split)
@@ -138,6 +140,7 @@ def run_block(
         )
     # The step counter is the token, because no later call donates it, unlike the arrays.
     token, arrays, totals = state
+    arrays = steps.placement.constrain(arrays, steps.split)
     return token, replace(carry, arrays=arrays, totals=totals), kept
 
 

@@ -164,5 +164,5 @@ def _changed_devices(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         ]
     changed = next(name for name in now if was.get(name) != now[name])
     if changed == "layout":
-        return ["its arrays were split over the devices in another way"]
+        return ["its arrays or batches were split over the devices in another way"]
     return [f"{changed} was {was.get(changed)}, and is {now[changed]}"]

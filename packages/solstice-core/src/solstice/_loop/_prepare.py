@@ -75,7 +75,7 @@ class Training:
             )
         elif hooks.takes_snapshots:
             # It reads scalars back from the device, so only for a run that is saved.
-            stages.computation.begin_with(experiment)
+            stages.computation.begin_with(stage.stepper.share_experiment())
         check_monitors(hooks.callbacks, stages.computation.steps)
         return Run(
             stage, hooks, at, stages, limits=self.limits, guard=guard, validation=self.validation

@@ -285,7 +285,7 @@ def _resident(source: Source, placement: Placement) -> Batches | None:
     data = source.arrays
     if data is None or not data.is_resident:
         return None
-    if placement.num_devices == placement.parts:  # else each one runs every step in full
+    if placement.num_devices == 1 or placement.is_mesh:  # else each runs every step in full
         return data
     if data.on_device is None:  # chosen by rule
         return None
