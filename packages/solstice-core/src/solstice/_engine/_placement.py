@@ -282,8 +282,22 @@ def topology(experiment: Experiment) -> dict[str, str | int | bool]:
     }
 
 
-    device = next(iter(devices))
-    split = [_split_of(x) for x in arrays if _num_devices(x) > 1]
+def _split_of(array: Array) -> str:
+    """The sharding in words that do not change with the version of JAX."""
+    sharding: Any = array.sharding
+    if not isinstance(sharding, NamedSharding):
+        return ""
+    # Also of arrays that are whole, because batches are split along an axis of the mesh.
+    return f"{dict(sharding.mesh.shape)} {list(sharding.spec)}"
+
+
+def _is_deterministic(platform: str) -> bool:
+    """Whether a program gives the same bits each time; on a GPU, whether XLA has the flag."""
+    if platform != "gpu":
+        return True
+    words = [word.partition("=") for word in os.environ.get("XLA_FLAGS", "").split()]
+    values = [value.lower() for name, _, value in words if name == _DETERMINISTIC]
+    return bool(values) and values[-1] in ("", "1", "true")  # of several, the last one counts
 
 
 def _named(path: str, count: int, owner: str) -> str:
