@@ -69,7 +69,7 @@ ENV = {
     "MPLBACKEND": "Agg",
 }
 # Tests that have a session of their own.
-APART = ["loggers", "notebook", "every", "accelerator/test_past_int32.py"]
+APART = ["loggers", "notebook", "orbax", "every", "accelerator/test_past_int32.py"]
 # Tests compile much and compute little.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
@@ -302,6 +302,13 @@ def loggers(session: nox.Session) -> None:
     readers = ["tensorboardX", "tensorboard", "setuptools<81", "mlflow", "wandb<0.23", "pandas"]
     install_all(session, *TEST, *readers)
     session.run("pytest", "-n", "2", "tests/loggers", env=ENV)
+
+
+@nox.session
+def orbax(session: nox.Session) -> None:
+    """Save, kill and load checkpoints in two processes, whose arrays Orbax stores."""
+    install_all(session, *TEST, "orbax-checkpoint>=0.12.8")
+    session.run("pytest", "tests/orbax", env=ENV)
 
 
 @nox.session

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import equinox as eqx
 import jax
@@ -65,6 +65,11 @@ def kind_of(leaf: object) -> str:
     return "scalar" if isinstance(leaf, np.generic) else type(leaf).__name__
 
 
+def spans_processes(leaf: object) -> TypeGuard[jax.Array]:
+    """Whether an array lies on devices of several processes, so that none may have all of it."""
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and leaf.size > 0
+
+
 def stored_or_array(path: str, leaf: Any) -> Stored | jax.Array:
     """The leaf in the form of the file, except an array of JAX, which is large or on a device."""
     if kind_of(leaf) == "array" and isinstance(leaf, jax.Array):
@@ -81,19 +86,44 @@ def to_stored(path: str, leaf: Any) -> Stored:
     kind = kind_of(leaf)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise CheckpointError(f"`{path}` has a shape and no values, {leaf}: nothing to save")
-    if kind == "key":
-        return Stored(
-            kind, _tree.to_numpy(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf))
+    if spans_processes(leaf) and not leaf.is_fully_replicated:
+        raise CheckpointError(
+            f"`{path}` is split over the devices of several processes, and none has all of it"
         )
+    if kind == "key":
+        return Stored(kind, to_host(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf)))
     if kind == "int":
         return Stored(kind, np.frombuffer(str(leaf).encode(), np.uint8))  # of any size
-    why = why_not_plain(leaf) if kind in ("numpy", "scalar") else None
+    why = why_not_plain(cast("Any", leaf)) if kind in ("numpy", "scalar") else None
     if why:
         raise CheckpointError(
             f"`{path}` is {why}. A checkpoint keeps numbers: what is not is a static field, or "
             f"kept elsewhere"
         )
-    return Stored(kind, to_little_endian(_tree.to_numpy(leaf)))
+    return Stored(kind, to_little_endian(to_host(leaf)))
+
+
+def to_host(leaf: Any) -> np.ndarray[Any, Any]:
+    """The numbers of a leaf on the host, whole.
+
+    Of an array on several devices, `np.asarray` would keep them there as long as the array lives.
+    """
+    if not isinstance(leaf, jax.Array) or num_devices(leaf.sharding) == 1:
+        return _tree.to_numpy(leaf)
+    shards = leaf.addressable_shards
+    if leaf.is_fully_replicated:
+        return _shard_to_host(shards[0])
+    whole = np.empty(leaf.shape, leaf.dtype)
+    for shard in shards:
+        if shard.replica_id == 0:
+            whole[shard.index] = _shard_to_host(shard)
+    return whole
+
+
+def _shard_to_host(shard: Any) -> np.ndarray[Any, Any]:
+    # The CPU gives its own memory; elsewhere the shard would keep the copy, so take one of a copy.
+    is_here = shard.device.platform == "cpu"
+    return _tree.to_numpy(shard.data if is_here else jax.device_put(shard.data, may_alias=False))
 
 
 def is_consistent(stored: Stored) -> bool:
@@ -108,21 +138,38 @@ def is_consistent(stored: Stored) -> bool:
     return array.shape == () or stored.kind != "scalar"
 
 
+def num_devices(sharding: jax.sharding.Sharding) -> int:
+    """The number of devices of a sharding, in all processes."""
+    return len(cast("set[Any]", sharding.device_set))
+
+
+def sharding_of(like: Any) -> jax.sharding.Sharding | None:
+    """The sharding that a loaded leaf gets; None for JAX's default device.
+
+    What is committed to no device goes to where a step has its other arrays, and so must stay.
+    """
+    return getattr(like, "sharding", None) if getattr(like, "committed", True) else None
+
+
+def data_sharding_of(like: Any) -> jax.sharding.Sharding | None:
+    """The sharding of the numbers of a leaf, which have one dimension more if it holds keys."""
+    sharding = sharding_of(like)
+    if isinstance(sharding, jax.sharding.NamedSharding | jax.sharding.SingleDeviceSharding | None):
+        return sharding
+    is_key = kind_of(like) == "key" and isinstance(like, jax.Array)
+    return jax.random.key_data(like).sharding if is_key else sharding
+
+
 def from_stored(stored: Stored, like: Any) -> object:
     """The saved leaf with the class and the placement of `like`."""
     array = stored.array
-    # What is committed to no device goes to where a step has its other arrays, and so must stay.
-    sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
     if stored.kind == "key":
-        data = jax.device_put(array, may_alias=False)
-        key: jax.Array = cast("Any", jax.random).wrap_key_data(data, impl=stored.impl)
-        return key if sharding is None else jax.device_put(key, sharding)
+        data = placed(array, data_sharding_of(like))
+        return cast("Any", jax.random).wrap_key_data(data, impl=stored.impl)
     if stored.kind == "array":
         if getattr(like, "weak_type", False) and array.ndim == 0:
-            # Only a Python number makes a weak type.
-            return jax.device_put(array.item(), sharding)
-        # A copy of its own, which may be donated: JAX reads aligned NumPy memory in place.
-        return jax.device_put(array, sharding, may_alias=False)
+            return _weak(array.item(), sharding_of(like))
+        return placed(array, sharding_of(like))
     if stored.kind == "numpy":  # in the byte order of `like`
         return array.astype(np.dtype(like.dtype), copy=False)
     if stored.kind == "scalar":
@@ -130,6 +177,29 @@ def from_stored(stored: Stored, like: Any) -> object:
     if stored.kind == "int":
         return int(array.tobytes().decode())
     return array.item()
+
+
+def placed(
+    array: np.ndarray[Any, Any] | jax.Array, sharding: jax.sharding.Sharding | None
+) -> jax.Array:
+    """The numbers on the devices of a sharding; one that was read there stays.
+
+    It may be donated. JAX may read NumPy memory in place, but never writes into it.
+    """
+    if isinstance(array, jax.Array):
+        return array
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(array, sharding, may_alias=False)
+    indices = cast("dict[Any, Any]", sharding.addressable_devices_indices_map(array.shape))
+    parts = [jax.device_put(array[i], d, may_alias=False) for d, i in indices.items()]
+    return jax.make_array_from_single_device_arrays(array.shape, sharding, parts)
+
+
+def _weak(number: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """An array of weak type, which only a Python number makes."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(jnp.asarray(number), sharding)
+    return cast("Any", jax.jit(lambda: number, out_shardings=sharding))()
 
 
 def described(tree: object) -> dict[str, str]:

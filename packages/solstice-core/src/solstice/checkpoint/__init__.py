@@ -1,16 +1,21 @@
 """`solstice.checkpoint`: save and load trees, bit for bit, whole or not at all.
 
-`__all__` has what users need. The other names are for the loop, whose only door this is.
+`__all__` has what users need. The other names are for the loop and for `Checkpoint`, whose only
+door this is.
 """
 
 from solstice._errors import CheckpointError
 from solstice.checkpoint._diff import diff
+from solstice.checkpoint._folder import check_writable, exists, remove, sweep
+from solstice.checkpoint._folder import remove_alone as remove_alone
+from solstice.checkpoint._folder import sweep_alone as sweep_alone
 from solstice.checkpoint._load import load, manifest
 from solstice.checkpoint._load import load_renamed as load_renamed
+from solstice.checkpoint._peers import Peers as Peers
 from solstice.checkpoint._rows import AppendOnly
 from solstice.checkpoint._rows import held as held
 from solstice.checkpoint._rows import read_rows as read_rows
-from solstice.checkpoint._save import begin, check_writable, exists, remove, save, sweep, versions
+from solstice.checkpoint._save import begin, save, versions
 
 __all__ = [
     "AppendOnly",

@@ -2,7 +2,7 @@
 
 `arrays.safetensors` has the arrays, each under its path in the tree; `manifest.json` says what they
 are. The manifest has a checksum of each array and of itself. Lists that only grow have files of
-their own, see `_rows.py`.
+their own, see `_rows.py`, and so do arrays that several processes have, see `_orbax.py`.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ def write_arrays(path: Path, leaves: dict[str, Stored | jax.Array]) -> dict[str,
         file.write(_header({name: types[name] for name in order}))
         for name in order:
             stored = to_stored(name, leaves.pop(name))
-            entries[name] = {**_entry(stored), "place": (file.tell(), stored.array.nbytes)}
+            entries[name] = {**entry_of(stored), "place": (file.tell(), stored.array.nbytes)}
             file.write(_bytes_of(stored.array))
     return {name: entries[name] for name in types}
 
@@ -114,7 +114,8 @@ def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _entry(stored: Stored) -> dict[str, Any]:
+def entry_of(stored: Stored) -> dict[str, Any]:
+    """The entry of a leaf in the manifest, without its checksum."""
     return {
         "kind": stored.kind,
         "dtype": stored.array.dtype.name,
@@ -156,13 +157,25 @@ def seal(manifest: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Leaf:
-    """The entry of an array in a manifest; see `Stored`."""
+    """The entry of an array in a manifest; see `Stored`.
+
+    Attributes:
+        sha256: its checksum. An array that several processes have may be without one.
+        store: where it is if not in `arrays.safetensors`.
+    """
 
     kind: Literal["array", "numpy", "key", "bool", "int", "float", "complex", "scalar"]
     dtype: str
     shape: list[int]
-    sha256: str
+    sha256: str | None = None
     impl: str | None = None
+    store: Literal["orbax"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.store is None and self.sha256 is None:
+            raise SchemaError("an array of the manifest has no 'sha256'")
+        if self.store is not None and self.kind not in ("array", "key"):
+            raise SchemaError(f"the manifest has a {self.kind} in {self.store}")
 
 
 @dataclass(frozen=True)

@@ -12,28 +12,18 @@ import numpy as np
 from solstice import _tree
 from solstice._arguments import mapping, text_or_none
 from solstice._errors import CheckpointError
-from solstice._numbers import dtype_of
-from solstice._paths import check_regular, local_path
+from solstice._paths import local_path
 from solstice._stored import (
     Stored,
     described,
     from_stored,
-    is_consistent,
     is_stored,
     kind_of,
     modules,
     stored_leaves,
 )
-from solstice.checkpoint._files import (
-    ARRAYS,
-    MANIFEST,
-    Leaf,
-    Manifest,
-    checksum,
-    from_bytes,
-    read_manifest,
-    safetensors,
-)
+from solstice.checkpoint._files import MANIFEST, Leaf, read_manifest
+from solstice.checkpoint._leaves import read_leaves
 from solstice.checkpoint._places import newest
 from solstice.checkpoint._rows import with_folder
 
@@ -49,11 +39,15 @@ def load(
 ) -> _T:
     """`exp = solstice.checkpoint.load("runs/best", like=exp)`: read a tree, bit for bit.
 
+    A checkpoint of several processes can be read by any number of them. All call it together, if
+    they are several: each reads the parts of the arrays that its devices hold.
+
     Args:
         path: the folder that `save` wrote.
         like: a tree of the same structure, such as a new Experiment that is set up, or what
             `jax.eval_shape` gives. Functions and static fields are taken from it, and must be those
-            that were saved. An array gets the device and the sharding of its counterpart.
+            that were saved. An array gets the device and the sharding of its counterpart,
+            whatever they were when it was saved.
         only: a pattern of paths, such as "*.params*"; what does not match is taken from `like`.
         rename: saved paths by the beginnings that have changed since: `{".net": ".learner"}` loads
             what was saved at ".net.params" into ".learner.params".
@@ -65,6 +59,7 @@ def load(
         CheckpointError: there is no checkpoint, it is damaged, it is of a newer version, or of
             another tree; the message names the first path that differs.
         ValueError: `path` is a URL.
+        ImportError: several processes have saved it, and Orbax is not installed.
     """
     only, rename = text_or_none("only", only, "*.params*"), _renames(rename)
     return _load(_found(path), like, only, rename)[0]
@@ -88,25 +83,28 @@ def _load(
 ) -> tuple[_T, list[str]]:
     rename, others = rename or {}, list[str]()
     about = read_manifest(folder / MANIFEST)
-    stored = _renamed(_read(folder, about), rename)
+    saved = _renamed({name: name for name in about.leaves}, rename)
     leaves, structure = _tree.flatten(like)
     paths = [name for name, _ in _tree.leaves_by_path(like)]
-    chosen = [
-        name
+    chosen = {
+        name: leaf
         for name, leaf in zip(paths, leaves, strict=True)
         # `fnmatch.fnmatch` would ignore the case on Windows.
         if is_stored(leaf) and (only is None or fnmatch.fnmatchcase(name, only))
-    ]
+    }
     if only is None:
-        saved = _renamed(about.described, rename)
-        others = _check_words(folder, saved, described(like), modules(like), are_names_alike)
-        _check_paths(folder, set(stored), set(stored_leaves(like)))
+        words = _renamed(about.described, rename)
+        others = _check_words(folder, words, described(like), modules(like), are_names_alike)
+        _check_paths(folder, set(saved), set(stored_leaves(like)))
     elif not chosen:
         raise CheckpointError(f"only={only!r} matches no path; there are {_some(paths)}")
-    wanted = set(chosen)
-    _check_twins(folder, wanted, set(stored), set(stored_leaves(like)))
+    _check_twins(folder, set(chosen), set(saved), set(stored_leaves(like)))
+    there = {new: about.leaves[old] for new, old in saved.items()}
+    for name, leaf in chosen.items():
+        _check_type(folder, name, there, leaf)
+    stored = read_leaves(folder, about, {saved[name]: leaf for name, leaf in chosen.items()})
     loaded = [
-        _leaf(folder, name, stored, leaf) if name in wanted else leaf
+        _leaf(folder, name, stored[saved[name]], leaf) if name in chosen else leaf
         for name, leaf in zip(paths, leaves, strict=True)
     ]
     return _tree.unflatten(structure, loaded), others
@@ -133,7 +131,8 @@ def manifest(path: str | PathLike[str]) -> dict[str, Any]:
 def read(path: str | PathLike[str]) -> dict[str, Stored]:
     """All leaves of a checkpoint by path, checked."""
     folder = _found(path)
-    return _read(folder, read_manifest(folder / MANIFEST))
+    about = read_manifest(folder / MANIFEST)
+    return read_leaves(folder, about, dict.fromkeys(about.leaves))
 
 
 def _found(path: str | PathLike[str]) -> Path:
@@ -151,41 +150,6 @@ def _renames(rename: object) -> dict[str, str]:
         if not isinstance(new, str):
             raise TypeError(f"rename[{old!r}] must be a path, such as '.learner'; it is {new!r}")
     return found
-
-
-def _read(folder: Path, manifest: Manifest) -> dict[str, Stored]:
-    try:
-        check_regular(folder / ARRAYS, "the file of arrays")
-        arrays = safetensors().load_file(folder / ARRAYS)
-    except ImportError:
-        raise
-    except Exception as error:  # of safetensors, in its own class
-        raise CheckpointError(f"{folder / ARRAYS} is damaged: {error}") from error
-    leaves = manifest.leaves
-    if set(arrays) != set(leaves):
-        raise CheckpointError(f"{folder / ARRAYS} is damaged: its manifest has other arrays")
-    return {name: _checked(folder, name, arrays[name], leaves[name]) for name in leaves}
-
-
-def _checked(folder: Path, name: str, array: np.ndarray[Any, Any], about: Leaf) -> Stored:
-    try:
-        dtype = dtype_of(about.dtype)
-        whole = from_bytes(array, dtype, tuple(about.shape))
-        fits = list(whole.shape) == about.shape and checksum(whole) == about.sha256
-    except (TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{folder / ARRAYS} is damaged at `{name}`: {error}") from error
-    if not fits:
-        raise CheckpointError(
-            f"{folder / ARRAYS} is damaged at `{name}`: its checksum is another than when it was "
-            f"written. Take an earlier checkpoint"
-        )
-    stored = Stored(about.kind, whole, about.impl)
-    if not is_consistent(stored):
-        raise CheckpointError(
-            f"{folder / MANIFEST} says that `{name}` is of kind {about.kind!r}, which it cannot be "
-            f"as {about.dtype}{about.shape} with impl={about.impl!r}"
-        )
-    return stored
 
 
 def _renamed(saved: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
@@ -280,28 +244,31 @@ def _check_twins(folder: Path, wanted: set[str], saved: set[str], mine: set[str]
             )
 
 
-def _leaf(folder: Path, name: str, stored: Mapping[str, Stored], like: object) -> object:
-    if name not in stored:
-        raise CheckpointError(f"{folder} has nothing at `{name}`; it has {_some(sorted(stored))}")
-    leaf = stored[name]
-    kind = kind_of(like)
-    was, now = _type_of(leaf), _type_of_like(like, kind)
+def _check_type(folder: Path, name: str, saved: Mapping[str, Leaf], like: object) -> None:
+    if name not in saved:
+        raise CheckpointError(f"{folder} has nothing at `{name}`; it has {_some(sorted(saved))}")
+    was, now = _type_of(saved[name]), _type_of_like(like, kind_of(like))
     if was != now:
         raise CheckpointError(
             f"{folder} is of another tree: `{name}` was {was} when it was saved, and is {now} in "
             f"the tree to load it into"
         )
+
+
+def _leaf(folder: Path, name: str, leaf: Stored, like: object) -> object:
     try:
         return from_stored(leaf, like)
     except (TypeError, ValueError) as error:  # of JAX, such as for a key of another length
-        raise CheckpointError(f"{folder} has no {was} at `{name}`: {error}") from error
+        raise CheckpointError(
+            f"{folder} has no {_type_of_like(like, kind_of(like))} at `{name}`: {error}"
+        ) from error
 
 
-def _type_of(leaf: Stored) -> str:
+def _type_of(leaf: Leaf) -> str:
     if leaf.kind == "key":
-        return f"a key of {leaf.impl}{list(leaf.array.shape[:-1])}"
+        return f"a key of {leaf.impl}{leaf.shape[:-1]}"
     if leaf.kind in ("array", "numpy", "scalar"):
-        return f"{_KINDS[leaf.kind]} {leaf.array.dtype.name}{list(leaf.array.shape)}"
+        return f"{_KINDS[leaf.kind]} {leaf.dtype}{leaf.shape}"
     return f"a Python {leaf.kind}"
 
 

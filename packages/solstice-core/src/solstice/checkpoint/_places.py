@@ -6,10 +6,11 @@ from itertools import chain, count
 from pathlib import Path
 
 from solstice.checkpoint._files import ARRAYS, MANIFEST
+from solstice.checkpoint._orbax import FOLDER
 
 _LEFT = re.compile(r"\.(?P<name>.+)\.(?P<what>new|old)(-[0-9]+)?", re.DOTALL)
 _HEAD = b'{"sha256": "'
-_PART = re.compile(rf"{re.escape(ARRAYS)}|rows-[0-9]+\.jsonl")
+_PART = re.compile(rf"{re.escape(ARRAYS)}|rows-[0-9]+\.jsonl|{re.escape(FOLDER)}(\..+)?")
 
 
 def real(path: Path) -> Path:

@@ -3,39 +3,46 @@
 import os
 import platform
 import shutil
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from solstice._arguments import mapping
-from solstice._arguments import names as names_of
+import jax
+
+from solstice._arguments import check_alive, mapping
 from solstice._errors import CheckpointError
-from solstice._paths import check_folder, local_path
-from solstice._stored import described, stored_leaves, stored_or_array
+from solstice._paths import local_path
+from solstice._stored import (
+    Stored,
+    described,
+    kind_of,
+    spans_processes,
+    stored_leaves,
+    stored_or_array,
+    to_stored,
+)
+from solstice._tree import is_key
+from solstice.checkpoint import _orbax
 from solstice.checkpoint._files import (
     ARRAYS,
     FORMAT,
     MANIFEST,
     VERSION,
-    safetensors,
+    checksum,
+    entry_of,
     seal,
     with_checksums,
     write_arrays,
 )
-from solstice.checkpoint._places import (
-    beside,
-    finish_renaming,
-    free_beside,
-    holds_checkpoint,
-    is_ours,
-    left_in,
-    newest,
-    real,
-)
+from solstice.checkpoint._folder import check_libraries, check_replaceable, settle
+from solstice.checkpoint._peers import Peers
+from solstice.checkpoint._places import finish_renaming, free_beside, real
 from solstice.checkpoint._rows import RowFiles
 
 _TOLD = ["jax", "jaxlib", "numpy", "equinox", "flax", "dm-haiku", "optax", "solstice-core"]
@@ -49,6 +56,11 @@ def save(path: str | PathLike[str], tree: object, *, note: Mapping[str, Any] | N
     process dies meanwhile, what was at `path` before is still there. Functions and static fields
     are not saved, but described, so `load` can compare them.
 
+    Several processes of `jax.distributed` call it together, with one path in a folder that all of
+    them see. Each writes its parts of the arrays that lie on devices of several processes, in the
+    format of Orbax; the first one writes the rest. These arrays have a checksum only if each
+    process has all of them, as parameters that are not split do.
+
     Args:
         path: a folder, which is replaced if it is a checkpoint or empty.
         tree: a pytree of JAX and NumPy arrays, typed PRNG keys, Python and NumPy numbers, and None.
@@ -60,9 +72,10 @@ def save(path: str | PathLike[str], tree: object, *, note: Mapping[str, Any] | N
 
     Raises:
         CheckpointError: `path` exists and is not a checkpoint, a leaf does not hold numbers, or
-            writing fails.
+            writing fails. In several processes: another one failed or did not come, or their
+            paths, trees or numbers differ.
         ValueError: `path` is a URL, or an array has been deleted.
-        ImportError: safetensors is not installed.
+        ImportError: safetensors is not installed, or Orbax in several processes.
         TypeError: `note` holds what JSON does not take.
     """
     return begin(path, tree, note=note)()
@@ -75,7 +88,8 @@ def begin(
 
     The first part copies the arrays to a file, one after the other, so that they may be deleted or
     donated afterwards. The second one, `finish()`, brings the file to the disk and renames the
-    folder. It may run in a thread. Without it, `sweep` removes the rest.
+    folder. It may run in a thread. Without it, `sweep` removes the rest. Several processes call
+    `begin` in their main threads, and all call `finish`.
 
     Args:
         path: as in `save`.
@@ -89,20 +103,135 @@ def begin(
         CheckpointError, ValueError, ImportError: as in `save`.
         TypeError: from `finish()`, if `note` holds what JSON does not take.
     """
-    folder = local_path(path, "path")
-    note, words = mapping("note", note, '{"epoch": 3}'), described(tree)
-    leaves = {name: stored_or_array(name, leaf) for name, leaf in stored_leaves(tree).items()}
-    safetensors()  # which reads the file
-    with _named(folder):
-        _check_replaceable(folder)
-        place = real(folder)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _settle(place)
-        new = free_beside(place, "new")
-        new.mkdir()
-        with _removed_on_error(new):
-            entries = write_arrays(new / ARRAYS, leaves)
-    return partial(_finish, folder, place, new, {**_manifest(words), "leaves": entries}, note)
+    peers = Peers(f"{path} is saved")
+    save = peers.each(lambda: _Save.of(path, tree, note, peers))
+    if not peers.is_alone:
+        peers.check_same(peers.each(save.in_words))
+    new = Path(peers.first(save.make_folder))
+    sums = dict(ChainMap(*peers.together(lambda: _orbax.checksums(save.split))))
+    return peers.each(lambda: save.begin(new, sums))
+
+
+@dataclass(frozen=True)
+class _Save:
+    """One checkpoint that is written.
+
+    Attributes:
+        path: the path that was given, for messages.
+        place: the folder, if the path is a link.
+        note: what was given to `save`.
+        words: what is not numbers, in words.
+        peers: the processes that write it.
+        whole: the leaves that the first process writes.
+        split: the arrays of which each process writes its part.
+        entries: the entries of these in the manifest.
+    """
+
+    path: Path
+    place: Path
+    note: dict[str, Any]
+    words: dict[str, str]
+    peers: Peers
+    whole: dict[str, Stored | jax.Array] = field(default_factory=dict[str, "Stored | jax.Array"])
+    split: dict[str, jax.Array] = field(default_factory=dict[str, jax.Array])
+    entries: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @staticmethod
+    def of(path: str | PathLike[str], tree: object, note: object, peers: Peers) -> "_Save":
+        """What is saved, checked."""
+        folder = local_path(path, "path")
+        given = mapping("note", note, '{"epoch": 3}')
+        save = _Save(folder, real(folder), given, described(tree), peers)
+        for name, leaf in stored_leaves(tree).items():
+            save._add(name, leaf)
+        check_libraries()
+        return save
+
+    def _add(self, name: str, leaf: Any) -> None:
+        if not spans_processes(leaf):
+            self.whole[name] = stored_or_array(name, leaf)
+            return
+        check_alive(f"`{name}`", leaf)
+        impl = str(jax.random.key_impl(leaf)) if is_key(leaf) else None
+        self.split[name] = jax.random.key_data(leaf) if is_key(leaf) else leaf
+        about = entry_of(Stored(kind_of(leaf), cast("Any", self.split[name]), impl))
+        self.entries[name] = {**about, "store": "orbax"}
+
+    def in_words(self) -> dict[str, str]:
+        """All in which the processes must agree: each has numbers, and those of one are written."""
+        return {
+            "the folder": str(self.place),
+            **{f"`{path}`": words for path, words in self.words.items()},
+            **{f"`{name}`": str(about) for name, about in self.entries.items()},
+            **{f"`{name}`": _content(name, leaf) for name, leaf in self.whole.items()},
+        }
+
+    def make_folder(self) -> str:
+        """Makes the hidden folder beside the path, and cleans up after a process that died here."""
+        with _named(self.path):
+            check_replaceable(self.path)
+            self.place.parent.mkdir(parents=True, exist_ok=True)
+            settle(self.place)
+            new = free_beside(self.place, "new")
+            new.mkdir()
+        return str(new)
+
+    def begin(self, new: Path, sums: Mapping[str, str]) -> Callable[[], Path]:
+        """Copies the arrays to files, or to the host; the result completes the checkpoint."""
+        with self._removed_on_error(new), _named(self.path):
+            # All begin at once, before the first one writes.
+            wait = _orbax.begin(new, self.split) if self.split else _nothing
+            self.split.clear()
+            file = write_arrays(new / ARRAYS, self.whole) if self.peers.is_first else {}
+            self.whole.clear()
+        for name, digest in sums.items():
+            self.entries[name]["sha256"] = digest
+        return partial(self._finish, new, wait, file)
+
+    def _finish(self, new: Path, wait: Callable[[], object], file: dict[str, Any]) -> Path:
+        with self._removed_on_error(new), _named(self.path):
+            self.peers.each(wait)
+            self.peers.first(lambda: self._complete(new, file))
+        return self.path
+
+    def _complete(self, new: Path, file: dict[str, Any]) -> None:
+        """Completes the hidden folder beside the path, and renames it."""
+        old = free_beside(self.place, "old")
+        try:
+            # On the disk before the manifest names them.
+            placed = RowFiles(new, self.place).placed(self.note)
+            leaves = {**with_checksums(new / ARRAYS, file), **self.entries}
+            about = {**_manifest(self.words), "leaves": leaves, "note": placed}
+            (new / MANIFEST).write_text(seal(about))
+            for name in (ARRAYS, MANIFEST):
+                _to_disk(new / name)
+            _to_disk(new)
+            if self.place.exists():
+                self.place.rename(old)  # a rename cannot replace a folder with files in it
+            new.rename(self.place)
+            _to_disk(self.place.parent)  # else a power failure may undo the rename
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            finish_renaming(self.place)
+        shutil.rmtree(old, ignore_errors=True)
+
+    @contextmanager
+    def _removed_on_error(self, folder: Path) -> Generator[None, None, None]:
+        try:
+            yield
+        except BaseException:
+            if self.peers.is_first:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _content(name: str, leaf: Stored | jax.Array) -> str:
+    stored = to_stored(name, leaf)
+    return f"{entry_of(stored)} with the checksum {checksum(stored.array)}"
+
+
+def _nothing() -> None:
+    """Nothing to wait for."""
 
 
 @contextmanager
@@ -112,138 +241,6 @@ def _named(path: Path) -> Generator[None, None, None]:
         yield
     except OSError as error:
         raise CheckpointError(f"the checkpoint {path} could not be written: {error}") from error
-
-
-@contextmanager
-def _removed_on_error(folder: Path) -> Generator[None, None, None]:
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _finish(
-    path: Path, place: Path, new: Path, manifest: dict[str, Any], note: dict[str, Any]
-) -> Path:
-    """Completes the hidden folder beside the path, and renames it."""
-    old = free_beside(place, "old")
-    with _named(path):
-        try:
-            placed = RowFiles(new, place).placed(note)  # on the disk before the manifest names them
-            leaves = with_checksums(new / ARRAYS, manifest["leaves"])
-            (new / MANIFEST).write_text(seal({**manifest, "leaves": leaves, "note": placed}))
-            for name in (ARRAYS, MANIFEST):
-                _to_disk(new / name)
-            _to_disk(new)
-            if place.exists():
-                place.rename(old)  # a rename cannot replace a folder with files in it
-            new.rename(place)
-            _to_disk(place.parent)  # else a power failure may undo the rename
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-            finish_renaming(place)
-        shutil.rmtree(old, ignore_errors=True)
-    return path
-
-
-def sweep(folder: str | PathLike[str], names: Collection[str] | None = None) -> list[Path]:
-    """`solstice.checkpoint.sweep("runs")`: remove half-written leftovers of killed processes.
-
-    Do not call it while another process writes there. Folders with anything but parts of a
-    checkpoint stay, whatever their names are.
-
-    Args:
-        folder: the folder of the checkpoints.
-        names: the checkpoints to clean up, such as `["step-20"]`; all by default.
-
-    Returns:
-        The removed paths.
-
-    Raises:
-        TypeError: `names` is not a name or several.
-    """
-    folder, removed = local_path(folder, "folder"), list[Path]()
-    chosen = names_of("names", names)
-    for left, path, what in left_in(folder):
-        if chosen is None or path.name in chosen:
-            finish_renaming(path)
-            if _is_waste(left, path, what, is_named=chosen is not None):
-                shutil.rmtree(left)
-                removed.append(left)
-    return removed
-
-
-def _is_waste(left: Path, path: Path, what: str, *, is_named: bool) -> bool:
-    """Whether a leftover of a checkpoint can be removed."""
-    is_beside = holds_checkpoint(path)
-    if not is_ours(left) or (what == "old" and not is_beside):
-        return False
-    return is_named or is_beside or any(left.iterdir())  # an empty folder may be of anybody
-
-
-def check_writable(path: str | PathLike[str], who: str = "solstice.checkpoint.save") -> None:
-    """`solstice.checkpoint.check_writable("runs/a")`: raise now if `save` cannot write there.
-
-    Call it at the start of a run that saves at its end.
-
-    Args:
-        path: as in `save`.
-        who: who will save, for the message.
-
-    Raises:
-        CheckpointError: `path` exists and is not a checkpoint, a file is in the way, or this
-            process may not write there.
-        ValueError: `path` is a URL.
-        ImportError: safetensors is not installed.
-    """
-    safetensors()
-    folder = local_path(path, "path")
-    try:
-        check_folder(folder.absolute().parent, who)
-    except OSError as error:
-        raise CheckpointError(str(error)) from error
-    _check_replaceable(folder)
-
-
-def _check_replaceable(path: Path) -> None:
-    """Raises a CheckpointError if `path` is something else, which must not be lost."""
-    place = real(path)
-    if os.path.lexists(place) and not is_ours(place):
-        raise CheckpointError(f"{path} is there and is not a checkpoint: give another path")
-
-
-def _settle(place: Path) -> None:
-    """Cleans up after a process that died here."""
-    if any(os.path.lexists(beside(place, what)) for what in ("new", "old")):
-        sweep(place.parent, [place.name])
-
-
-def remove(path: str | PathLike[str]) -> None:
-    """`solstice.checkpoint.remove("runs/old")`: remove a checkpoint; of a link, the link alone.
-
-    If the process dies meanwhile, `sweep` removes the rest.
-
-    Raises:
-        CheckpointError: it is not a checkpoint, or cannot be removed.
-    """
-    folder = local_path(path, "path")
-    if not holds_checkpoint(folder):
-        raise CheckpointError(f"{folder} is not a checkpoint, and was not removed")
-    try:
-        if folder.is_symlink():
-            folder.unlink()
-            return
-        hidden = free_beside(folder, "new")  # which nothing takes for a checkpoint
-        folder.rename(hidden)
-        shutil.rmtree(hidden)
-    except OSError as error:
-        raise CheckpointError(f"the checkpoint {folder} could not be removed: {error}") from error
-
-
-def exists(path: str | PathLike[str]) -> bool:
-    """`solstice.checkpoint.exists("runs/best")`: is a checkpoint there, perhaps damaged?"""
-    return holds_checkpoint(newest(local_path(path, "path")))
 
 
 def _to_disk(path: Path) -> None:
