@@ -299,15 +299,16 @@ def test_a_step_that_cannot_be_compiled_is_compared_by_its_code(tmp_path: Path):
 @pytest.mark.parametrize(
     ("was", "now", "said"),
     [
-        ((1, False), (2, False), "it ran on 1 x cpu, and this is 2 x cpu"),
-        ((2, False), (1, False), "it ran on 2 x cpu, and this is 1 x cpu"),
-        ((2, False), (2, True), "split over the devices in another way"),
+        ((1, None), (2, None), r"ran on 1 device of .* this is 2 devices \(replicated\) of kind"),
+        ((2, None), (1, None), r"ran on 2 devices \(replicated\) of .* this is 1 device of kind"),
+        ((2, None), (2, "data"), r"2 devices \(replicated\) of .* this is 2 devices \(split\) of"),
+        ((2, "data"), (2, "rows"), "split over the devices in another way"),
     ],
 )
 def test_another_topology_is_named(tmp_path: Path, was: Any, now: Any, said: str):
-    def placed(count: int, splits: bool) -> Linear:
-        mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
-        spec = jax.sharding.PartitionSpec("data" if splits else None)
+    def placed(count: int, axis: str | None) -> Linear:
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), (axis or "data",))
+        spec = jax.sharding.PartitionSpec(axis)
         w = jax.device_put(jnp.zeros(4), jax.sharding.NamedSharding(mesh, spec))
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         return Linear(w, jax.device_put(jax.random.key(0), whole))

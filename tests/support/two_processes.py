@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from solstice import checkpoint
+import solstice
+from solstice import _trainer, checkpoint
 from solstice._stored import placed
 from solstice.checkpoint import CheckpointError, _orbax, _peers, _save
 
@@ -199,6 +201,90 @@ def sync_long() -> None:
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices("end")
+
+
+ROWS = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+BATCHES = [ROWS[start : start + 4] for start in range(0, 20, 4)]
+
+
+class Noisy(solstice.Experiment):
+    """Weights that may be split, with a key that a step draws from."""
+
+    w: jax.Array
+    key: jax.Array
+    count: int = 0
+
+    def train_step(self, batch: Any) -> Any:
+        key, draw = jax.random.split(self.key)
+        w = self.w - 0.1 * (batch.mean(axis=0) + 0.1 * jax.random.normal(draw, self.w.shape))
+        new = solstice.replace(self, w=w, key=key, count=self.count + 1)
+        return new, {"mean": (w * w).mean()}
+
+    def eval_step(self, batch: Any) -> Any:
+        return self, {"mean": (batch @ self.w).mean()}
+
+
+def noisy(mesh: Mesh | None) -> Noisy:
+    if mesh is None:
+        return Noisy(jnp.zeros(8), jax.random.key(0))
+    data = np.asarray(jax.random.key_data(jax.random.key(0)))
+    key = jax.random.wrap_key_data(placed(data, NamedSharding(mesh, WHOLE)))
+    return Noisy(placed(np.zeros(8, np.float32), NamedSharding(mesh, SPLIT)), key)
+
+
+def fit(
+    folder: Path, experiment: Noisy, max_steps: int = 10, *, strict: bool = True, **options: Any
+) -> Noisy:
+    """A run that saves every 3 steps and after each epoch, and is resumed if it can be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not split batches over devices")
+        saver = solstice.callbacks.Checkpoint(folder, every=3, monitor="train/mean", **options)
+        return solstice.Trainer([saver], steps_per_call=2).fit(
+            experiment,
+            BATCHES,
+            num_epochs=2,
+            max_steps=max_steps,
+            resume="last",
+            strict_resume=strict,
+        )
+
+
+def trained(mesh: Mesh, index: int, folder: Path) -> None:
+    """Runs with a `Checkpoint` that all processes write, cut off and resumed."""
+    _trainer.check_processes = lambda: None
+    whole = fit(folder / "whole", noisy(mesh))
+    fit(folder / "cut", noisy(mesh), 7)
+    check_same(fit(folder / "cut", noisy(mesh)), whole)
+    left = sorted(path.name for path in (folder / "cut").iterdir())
+    assert left == ["step-10", "step-9"], left  # of the newest two, one is the best
+    sync()
+    saver = solstice.callbacks.Checkpoint(folder / "cut", monitor="train/mean")
+    assert saver.find("last") == saver.last == folder / "cut" / "step-10"
+    assert saver.find("best") == saver.best
+    check_raises(ValueError, "does not know", lambda: type(saver)(folder / "cut").find("best"))
+    # What one process has begun.
+    check_raises(
+        CheckpointError,
+        "ran on 1 device of kind cpu, and this is 4 devices in 2 processes (split) of kind cpu",
+        lambda: fit(folder / "one", noisy(mesh)),
+    )
+    with pytest.warns(UserWarning, match="ran on 1 device"):
+        resumed = fit(folder / "one", noisy(mesh), strict=False)
+    for shard, other in zip(shards(resumed), shards(whole), strict=True):
+        np.testing.assert_allclose(shard, other, rtol=1e-5)
+    words = "every 2 minutes, and the clocks of 2 processes differ"
+    check_raises(ValueError, words, lambda: fit(folder / "clock", noisy(mesh), minutes=2))
+    # An error of the first, which alone looks.
+    new = solstice.Trainer([solstice.callbacks.Checkpoint(folder / "cut")])
+    check_raises(CheckpointError, "checkpoints of another run", lambda: spread(new, mesh))
+    sys.modules["orbax.checkpoint.experimental.v1"] = None  # type: ignore[assignment]
+    check_raises(ImportError, "pip install", lambda: fit(folder / "early", noisy(mesh)))
+
+
+def spread(trainer: solstice.Trainer, mesh: Mesh) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not split batches over devices")
+        trainer.fit(noisy(mesh), BATCHES)
 
 
 class Killer:

@@ -198,7 +198,7 @@ def placed(
 def _weak(number: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
     """An array of weak type, which only a Python number makes."""
     if sharding is None or sharding.is_fully_addressable:
-        return jax.device_put(jnp.asarray(number), sharding)
+        return jax.device_put(number, sharding)
     return cast("Any", jax.jit(lambda: number, out_shardings=sharding))()
 
 

@@ -21,13 +21,14 @@ _NOT_DETERMINISTIC = (
 
 @dataclass(frozen=True)
 class TopologyNote:
-    """The devices in a checkpoint."""
+    """The devices in a checkpoint; `words` are those of `topology_in_words`."""
 
     devices: int
     kind: str
     layout: str
     jax_threefry_partitionable: bool
     xla_gpu_deterministic_ops: bool
+    words: str = "1 device"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Computation:
     def begin_with(self, experiment: Experiment) -> None:
         """Stores the scalars and devices of the Experiment before the first step."""
         self.scalars = _scalars_of(experiment)
-        self.topology = topology(experiment)
+        self.topology = {**topology(experiment), "words": topology_in_words(experiment)}
 
     def add_step(self, method: str, stepper: Stepper) -> None:
         """Adds the step of a stepper."""
@@ -113,6 +114,18 @@ class Computation:
         ]
 
 
+def topology_in_words(experiment: Experiment) -> str:
+    """The devices of an Experiment, such as "1 device" or "8 devices in 2 processes (split)"."""
+    arrays = [leaf for leaf in _tree.leaves(experiment) if isinstance(leaf, jax.Array)]
+    count = max((len(leaf.devices()) for leaf in arrays), default=1)
+    if count == 1:
+        return TopologyNote.words
+    processes = jax.process_count()
+    within = f" in {processes} processes" if processes > 1 else ""
+    is_whole = all(leaf.is_fully_replicated for leaf in arrays)
+    return f"{count} devices{within} ({'replicated' if is_whole else 'split'})"
+
+
 def _scalars_of(experiment: Experiment) -> dict[str, _Scalar]:
     """The booleans and floats of an Experiment by path; integers are counts, which change."""
     found = {
@@ -155,12 +168,13 @@ def _digest(step: StepCode, shapes: Sequence[tuple[str, Sequence[int]]]) -> Step
 
 
 def _changed_devices(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    if not was or was == now:
+    was = {"words": TopologyNote.words, **was}
+    if len(was) == 1 or was == now:
         return []
-    if (was["devices"], was["kind"]) != (now["devices"], now["kind"]):
+    if (was["words"], was["kind"]) != (now["words"], now["kind"]):
         return [
-            f"it ran on {was['devices']} x {was['kind']}, and this is "
-            f"{now['devices']} x {now['kind']}"
+            f"it ran on {was['words']} of kind {was['kind']}, and this is {now['words']} of kind "
+            f"{now['kind']}, which may round differently"
         ]
     changed = next(name for name in now if was.get(name) != now[name])
     if changed == "layout":

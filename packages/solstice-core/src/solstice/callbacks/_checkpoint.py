@@ -38,13 +38,17 @@ class Checkpoint(Saver):
     exits with code 143 (128 + SIGTERM), or KeyboardInterrupt is raised. A second signal ends the
     run at once.
 
+    In several processes of `jax.distributed`, all save together into one folder that all of them
+    see: each writes its parts of the arrays with Orbax, and the first one does the rest.
+
     Args:
         directory: a folder for the checkpoints of this run; one run at a time saves into it. Only
             folders named `step-<digits>` that `Checkpoint` wrote are ever removed; other files
             stay, and so do links to checkpoints. A relative path is resolved at the start of a
             run, so a later change of the working directory has no effect.
         every: save after this number of training steps; None for never.
-        minutes: save after this number of minutes, at the end of the current call.
+        minutes: save after this number of minutes, at the end of the current call. Several
+            processes cannot, since their clocks differ.
         every_epochs: save after this number of epochs; None for never.
         keep: number of newest checkpoints to keep, 1 or more.
         monitor: a metric with its mode, such as "val/loss". Checkpoints that are saved at the step
@@ -57,12 +61,13 @@ class Checkpoint(Saver):
             its own first save. Of linked checkpoints, only the links are removed.
 
     Raises:
-        ValueError: an argument is out of range, `directory` is a URL, or "val/" is monitored
-            without a `val_ds`.
+        ValueError: an argument is out of range, `directory` is a URL, "val/" is monitored
+            without a `val_ds`, or several processes save every few `minutes`.
         CheckpointError: at the start of a run, another run saves into the folder, the folder is
             not writable, or it has checkpoints and the run is not resumed. A failed write raises
             at the next save or at the end of the run.
-        ImportError: at the start of a run, safetensors is not installed.
+        ImportError: at the start of a run, safetensors is not installed, or Orbax in several
+            processes.
         KeyError: the metric does not exist; the message lists the existing ones. It is raised
             before the first step, or later if the names depend on computed values.
     """
@@ -122,6 +127,12 @@ class Checkpoint(Saver):
             ValueError: `which` is "best" and there is no `monitor`.
             CheckpointError: `which` is "best" and no checkpoint has a value of `monitor`.
         """
+        self._check_knows(which)
+        peers = checkpoint.Peers(f"{self!r} is searched")
+        found = peers.first(lambda: self._search(which))
+        return None if found is None else Path(found)
+
+    def _search(self, which: Literal["last", "best"]) -> str | None:
         folder = Folder(self.directory) if self._run is None else self._folder
         found = self._find(which, folder)
         saved = [] if found is not None or self._run is not None else folder.saved()
@@ -131,14 +142,17 @@ class Checkpoint(Saver):
                 f"{self.monitor!r}: it was NaN, or was not measured where they were saved. Write "
                 f'`resume="last"`, or the path of one: `resume={str(saved[-1].path)!r}`'
             )
-        return found
+        return None if found is None else str(found)
 
-    def _find(self, which: Literal["last", "best"], folder: Folder) -> Path | None:
+    def _check_knows(self, which: Literal["last", "best"]) -> None:
         if which == "best" and self.monitor is None:
             raise ValueError(
                 f"{self!r} does not know which checkpoint is best: write "
                 f'`Checkpoint({str(self.directory)!r}, monitor="val/loss")`'
             )
+
+    def _find(self, which: Literal["last", "best"], folder: Folder) -> Path | None:
+        self._check_knows(which)
         if self._run is not None:
             self._run.wait()
         elif folder.has_left():
@@ -162,13 +176,29 @@ class Checkpoint(Saver):
         self._close()  # a run whose `on_exception` a second Ctrl-C cut short
         # Absolute, because the thread would follow a later change of the working directory.
         self._folder = Folder(self.directory.absolute())
-        checkpoint.check_writable(self._folder.path / ".new", repr(self))
+        peers = checkpoint.Peers(f"{self!r} starts")
+        self._check_clock(peers)
+        peers.each(lambda: checkpoint.check_writable(self._folder.path / ".new", repr(self)))
+        self._run = peers.each(lambda: self._open(record, peers))
+
+    def _check_clock(self, peers: checkpoint.Peers) -> None:
+        if self._minutes is not None and not peers.is_alone:
+            raise ValueError(
+                f"{self!r} saves every {self._minutes:g} minutes, and the clocks of "
+                f"{peers.count} processes differ, so they would not save at the same step. Give "
+                f"a number of steps instead: `every=1000`"
+            )
+
+    def _open(self, record: Record, peers: checkpoint.Peers) -> Saving:
+        if not peers.is_first:
+            return Saving(self._folder, None, self._retention, record)
         with ExitStack() as held:
             lock = held.enter_context(closing(FolderLock(self._folder.path, self, _clash)))
             self._folder.settle()
             self._check_empty(record)
-            self._run = Saving(self._folder, lock, self._retention, record)
+            run = Saving(self._folder, lock, self._retention, record)
             held.pop_all()  # from here, the run closes the lock
+        return run
 
     def _check_empty(self, record: Record) -> None:
         """Raises if a new run would write between the checkpoints of an earlier one."""

@@ -90,7 +90,7 @@ class Folder:
 
     def settle(self) -> None:
         """Completes or removes half-written checkpoints; call it only with the folder's lock."""
-        checkpoint.sweep(self.path, _left(self._names()))
+        checkpoint.sweep_alone(self.path, _left(self._names()))
 
     def has_left(self) -> bool:
         """Whether there are half-written checkpoints."""

@@ -65,15 +65,15 @@ class Saving:
 
     Args:
         folder: the folder.
-        lock: the lock of the folder; `close` closes it.
+        lock: the lock of the folder, which `close` closes; None in all but the first process.
         retention: which checkpoints to keep.
         record: the record of `on_fit_start`. A run from step 0 overwrites earlier ones.
     """
 
     def __init__(
-        self, folder: Folder, lock: FolderLock[Any], retention: Retention, record: Record
+        self, folder: Folder, lock: FolderLock[Any] | None, retention: Retention, record: Record
     ) -> None:
-        there = folder.saved()
+        there = [] if lock is None else folder.saved()
         self._folder, self._lock, self._retention = folder, lock, retention
         self._worker = Worker("solstice-checkpoint")
         self._serial = there[-1].serial + 1 if there else 0
@@ -114,10 +114,12 @@ class Saving:
         at, value = self._measured or (None, None)
         snapshot = record.snapshot
         begin = partial(self._begin, snapshot, record.step, value if at == record.step else None)
-        if _nbytes(snapshot.experiment) > _HELD_BYTES:
-            self._worker.submit(self._finish, begin())
+        peers = checkpoint.Peers(f"{self._folder.path} is cleaned up")
+        # Several processes begin where all have done the same steps.
+        if peers.is_alone and _nbytes(snapshot.experiment) <= _HELD_BYTES:
+            self._worker.submit(lambda: self._finish(begin(), peers))
         else:
-            self._worker.submit(lambda: self._finish(begin()))
+            self._worker.submit(self._finish, begin(), peers)
         self._saved_at, self._latest = moment, time.monotonic()
 
     def _begin(self, snapshot: Snapshot, step: int, value: float | None) -> Callable[[], Path]:
@@ -134,11 +136,11 @@ class Saving:
         path = self._folder.path / f"step-{step}"
         return checkpoint.begin(path, snapshot.experiment, note=note)
 
-    def _finish(self, finish: Callable[[], Path]) -> None:
+    def _finish(self, finish: Callable[[], Path], peers: checkpoint.Peers) -> None:
         """Completes a checkpoint and removes old ones; runs in the thread."""
         finish()
         self._serial += 1
-        self._remove_old()
+        peers.first(self._remove_old)
 
     def _remove_old(self) -> None:
         there = self._folder.saved()
@@ -148,7 +150,7 @@ class Saving:
         for saved in there:
             # A link means that the user has moved the checkpoint, so only `overwrite` removes it.
             if saved not in kept and (saved not in own or not saved.path.is_symlink()):
-                checkpoint.remove(saved.path)
+                checkpoint.remove_alone(saved.path)
 
     def wait(self) -> None:
         """Waits for the current write, and raises its error."""
@@ -159,7 +161,8 @@ class Saving:
         try:
             self._worker.close()
         finally:  # after the last write, because the next owner removes half-written checkpoints
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
 
 
 def _nbytes(tree: object) -> int:
