@@ -16,10 +16,14 @@ import pytest
 import two_processes as two
 
 from solstice import checkpoint
-from solstice.checkpoint import CheckpointError
+from solstice.checkpoint import CheckpointError, _orbax
 from solstice.checkpoint._files import seal
 
-pytest.importorskip("orbax.checkpoint")
+try:
+    _orbax.check_installed()
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
 pytestmark = pytest.mark.slow
 
 
@@ -160,7 +164,7 @@ def check_kill(folder: Path, who: int, at: str) -> None:
     assert same(folder / "step-1", 1) or same(folder / "step-1", 3)
     if checkpoint.exists(folder / "step-2"):
         assert same(folder / "step-2", 2)
-    checkpoint.sweep(folder)
+    checkpoint.sweep(folder, ["step-1", "step-2"])
     assert {path.name for path in folder.iterdir()} <= {"step-1", "step-2"}
     checkpoint.save(folder / "step-2", two.state(None, 4))
     assert same(folder / "step-2", 4)
