@@ -117,17 +117,17 @@ def test_a_process_that_does_not_come_is_named(tmp_path: Path):
 
 
 def test_a_run_of_two_processes_saves_and_is_resumed_by_any_number(tmp_path: Path):
-    two.fit(tmp_path / "one", two.noisy(None), 7)
+    two.fit(tmp_path / "one", None, 7)
     run("trained", tmp_path)
-    alone = two.fit(tmp_path / "alone", two.noisy(None))
+    alone = two.fit(tmp_path / "alone", None)
     for path in sorted((tmp_path / "cut").iterdir()):
         assert not list(path.glob(".*"))
     said = r"4 devices in 2 processes \(split\) of kind cpu, and this is 1 device"
     shutil.rmtree(tmp_path / "cut" / "step-10")
     with pytest.raises(CheckpointError, match=said):
-        two.fit(tmp_path / "cut", two.noisy(None))
+        two.fit(tmp_path / "cut", None)
     with pytest.warns(UserWarning, match=said):
-        resumed = two.fit(tmp_path / "cut", two.noisy(None), strict=False)
+        resumed = two.fit(tmp_path / "cut", None, strict=False)
     np.testing.assert_allclose(resumed.w, alone.w, rtol=1e-5)
     assert checkpoint.diff(resumed.key, alone.key) == {}
 

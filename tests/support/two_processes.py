@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import traceback
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import solstice
-from solstice import _trainer, checkpoint
+from solstice import checkpoint
 from solstice._stored import placed
 from solstice.checkpoint import CheckpointError, _orbax, _peers, _save
 
@@ -224,37 +223,30 @@ class Noisy(solstice.Experiment):
         return self, {"mean": (batch @ self.w).mean()}
 
 
-def noisy(mesh: Mesh | None) -> Noisy:
-    if mesh is None:
-        return Noisy(jnp.zeros(8), jax.random.key(0))
-    data = np.asarray(jax.random.key_data(jax.random.key(0)))
-    key = jax.random.wrap_key_data(placed(data, NamedSharding(mesh, WHOLE)))
-    return Noisy(placed(np.zeros(8, np.float32), NamedSharding(mesh, SPLIT)), key)
+def noisy() -> Noisy:
+    return Noisy(jnp.zeros(8), jax.random.key(0))
+
+
+def trainer(saver: solstice.Callback, mesh: Mesh | None) -> solstice.Trainer:
+    split: Any = {} if mesh is None else {"mesh": mesh, "sharding": {"w": SPLIT}}
+    return solstice.Trainer([saver], steps_per_call=2, **split)
 
 
 def fit(
-    folder: Path, experiment: Noisy, max_steps: int = 10, *, strict: bool = True, **options: Any
+    folder: Path, mesh: Mesh | None, max_steps: int = 10, *, strict: bool = True, **options: Any
 ) -> Noisy:
     """A run that saves every 3 steps and after each epoch, and is resumed if it can be."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not split batches over devices")
-        saver = solstice.callbacks.Checkpoint(folder, every=3, monitor="train/mean", **options)
-        return solstice.Trainer([saver], steps_per_call=2).fit(
-            experiment,
-            BATCHES,
-            num_epochs=2,
-            max_steps=max_steps,
-            resume="last",
-            strict_resume=strict,
-        )
+    saver = solstice.callbacks.Checkpoint(folder, every=3, monitor="train/mean", **options)
+    return trainer(saver, mesh).fit(
+        noisy(), BATCHES, num_epochs=2, max_steps=max_steps, resume="last", strict_resume=strict
+    )
 
 
 def trained(mesh: Mesh, index: int, folder: Path) -> None:
     """Runs with a `Checkpoint` that all processes write, cut off and resumed."""
-    _trainer.check_processes = lambda: None
-    whole = fit(folder / "whole", noisy(mesh))
-    fit(folder / "cut", noisy(mesh), 7)
-    check_same(fit(folder / "cut", noisy(mesh)), whole)
+    whole = fit(folder / "whole", mesh)
+    fit(folder / "cut", mesh, 7)
+    check_same(fit(folder / "cut", mesh), whole)
     left = sorted(path.name for path in (folder / "cut").iterdir())
     assert left == ["step-10", "step-9"], left  # of the newest two, one is the best
     sync()
@@ -266,25 +258,19 @@ def trained(mesh: Mesh, index: int, folder: Path) -> None:
     check_raises(
         CheckpointError,
         "ran on 1 device of kind cpu, and this is 4 devices in 2 processes (split) of kind cpu",
-        lambda: fit(folder / "one", noisy(mesh)),
+        lambda: fit(folder / "one", mesh),
     )
     with pytest.warns(UserWarning, match="ran on 1 device"):
-        resumed = fit(folder / "one", noisy(mesh), strict=False)
+        resumed = fit(folder / "one", mesh, strict=False)
     for shard, other in zip(shards(resumed), shards(whole), strict=True):
         np.testing.assert_allclose(shard, other, rtol=1e-5)
     words = "every 2 minutes, and the clocks of 2 processes differ"
-    check_raises(ValueError, words, lambda: fit(folder / "clock", noisy(mesh), minutes=2))
+    check_raises(ValueError, words, lambda: fit(folder / "clock", mesh, minutes=2))
     # An error of the first, which alone looks.
-    new = solstice.Trainer([solstice.callbacks.Checkpoint(folder / "cut")])
-    check_raises(CheckpointError, "checkpoints of another run", lambda: spread(new, mesh))
+    new = trainer(solstice.callbacks.Checkpoint(folder / "cut"), mesh)
+    check_raises(CheckpointError, "checkpoints of another run", lambda: new.fit(noisy(), BATCHES))
     sys.modules["orbax.checkpoint.experimental.v1"] = None  # type: ignore[assignment]
-    check_raises(ImportError, "pip install", lambda: fit(folder / "early", noisy(mesh)))
-
-
-def spread(trainer: solstice.Trainer, mesh: Mesh) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not split batches over devices")
-        trainer.fit(noisy(mesh), BATCHES)
+    check_raises(ImportError, "pip install", lambda: fit(folder / "early", mesh))
 
 
 class Killer:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import jax
 
+from solstice import _service
 from solstice._errors import CheckpointError
 
 _T = TypeVar("_T")
@@ -128,10 +129,7 @@ class Peers:
 
 
 def _client() -> Any:
-    """The client of the coordination service; JAX has no public name for it."""
-    from jax._src import distributed
-
-    client = cast("Any", distributed).global_state.client
+    client = _service.client()
     if client is None:
         raise CheckpointError(
             "several processes save and load together by the service that "
