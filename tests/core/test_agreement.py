@@ -31,8 +31,9 @@ def show_agreed(name, **said):
 
 def late(who, name):
     if me == who:
-        time.sleep(1)  # the other gives up meanwhile
+        a._service.wait(f"given up: {name}", 30).result(30)
     show(name, agree(name, 0.3))
+    a._service.set(f"given up: {name}", "yes")
 
 assert agreement() is a and a.is_lead == (me == 0)
 show_agreed("equal")
@@ -142,11 +143,16 @@ def agree(phase, timeout=None):
     return error_of(a.agree, Word(1, phase=phase), timeout)
 
 if me == 2:
-    a.fail(ValueError("in the last"))  # while the lead waits for process 1, which never comes
-show("failed", agree("alone") if me == 0 else None)
-if me == 1:
-    show("failed", agree("alone"))
-show("missing", agree("late", 0.3) if me == 0 else (time.sleep(1), agree("late", 0.3))[1])
+    a.fail(ValueError("in the last"))
+if me == 1:  # comes only when the lead, which waits for it, has heard of the error
+    show("heard", a._service.wait("heard", 20).result(20))
+show("failed", agree("alone") if me < 2 else None)
+if me == 0:
+    a._service.set("heard", "yes")
+if me > 0:
+    a._service.wait("given up", 30).result(30)
+show("missing", agree("late", 0.3))
+a._service.set("given up", "yes")
 show("before", agree("x"))
 
 # Ctrl-C in a wait: at once, and the others hear of it.
@@ -188,6 +194,7 @@ def three() -> list[Ended]:
 def test_an_error_wakes_a_lead_that_waits_for_a_third(three: list[Ended]):
     error = ["PeerFailed", "process 2 failed: ValueError: in the last"]
     assert [one.shown["failed"] for one in three] == [error, error, None]
+    assert three[1].shown["heard"] == "yes"
 
 
 def test_all_that_are_missing_are_named(three: list[Ended]):
