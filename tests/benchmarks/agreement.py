@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def show_lead(count: int, rounds: int = 5) -> None:
-    """The round of the lead alone, when all other words are there: those of so many processes."""
+    """The round of the lead alone, with the words of all `count` processes there."""
     if fork():
         assert os.wait()[1] == 0
         return

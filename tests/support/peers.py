@@ -1,12 +1,11 @@
 """Real processes, connected over loopback, for tests of several.
 
-A program is Python text. It may use `me` and `count`, `wait(name)`, and `show(name, value)`, whose
+A program is Python text. It may use `me` and `count`, `connect()`, and `show(name, value)`, whose
 values come back by process.
 """
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +23,7 @@ def show(name, value):
     print("SHOWN", json.dumps([name, value]), flush=True)
 
 def connect(**options):
-    distributed.initialize(f"127.0.0.1:{port}", count, me, timeout=10, **options)
+    distributed.initialize(f"127.0.0.1:{port}", count, me, timeout=30, **options)
 
 def error_of(call, *arguments, **options):
     try:
@@ -50,7 +49,7 @@ def free_port() -> int:
 
 
 def run(program: str, count: int = 2, timeout: float = 60, **env: str) -> list[Ended]:
-    """Runs the program in so many processes; kills all that are left after the timeout."""
+    """Runs the program in `count` processes; kills those left after the timeout."""
     command = [sys.executable, "-c", _HEAD + textwrap.dedent(program)]
     port = free_port()
     started = [
@@ -63,13 +62,12 @@ def run(program: str, count: int = 2, timeout: float = 60, **env: str) -> list[E
         )
         for i in range(count)
     ]
-    timer = signal.SIGKILL  # SIGTERM is swallowed by JAX
     try:
         return [_ended(process, process.communicate(timeout=timeout)[0]) for process in started]
     finally:
         for process in started:
             if process.poll() is None:
-                process.send_signal(timer)
+                process.kill()  # JAX swallows SIGTERM
                 process.communicate()
 
 

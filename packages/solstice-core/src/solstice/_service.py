@@ -64,7 +64,7 @@ def connect(timeout: int, **arguments: object) -> None:
     """Like `jax.distributed.initialize`, with short timeouts in any version of JAX.
 
     Args:
-        timeout: seconds to connect within, without a sign of life, and to shut down within.
+        timeout: seconds for connecting, for a sign of life to come, and for shutting down.
         **arguments: the other arguments of `jax.distributed.initialize`.
     """
     beat = max(1, timeout // 10)
@@ -88,7 +88,7 @@ class Wait:
         self.answer: str | RuntimeError | None = None
 
     def result(self, seconds: float) -> str | None:
-        """The text, or None if the key is not set within so many seconds. Signals cut it short."""
+        """The text, or None if the key is not set in time. Signals cut the wait short."""
         if self.answer is None:
             with suppress(Empty):
                 self.answer = self.answers.get(timeout=max(0, seconds))
@@ -134,7 +134,7 @@ class Service:
         _unless("NOT_FOUND", None, lambda: self._client.key_value_delete(folder))
 
     def wait(self, key: str, timeout: float) -> Wait:
-        """Starts to read a key; the read ends when it is set, or after so many seconds."""
+        """Starts to read a key; the read ends when the key is set, or after the timeout."""
         if self._last is not None and self._last.answer is None:  # interrupted: its thread is busy
             self._reads.put(None)
             self._reads = self._new_thread()
