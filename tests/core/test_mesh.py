@@ -1,31 +1,17 @@
 """Runs on a mesh. Most tests need eight devices, so a process of their own."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mesh_tests import run_on_eight
 
 import solstice
-
-TESTS = Path(__file__).parent / "mesh_on_eight.py"
 
 
 @pytest.mark.slow
 def test_on_eight_devices():
-    flags = "--xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS)],
-        env={**os.environ, "XLA_FLAGS": flags},
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    run_on_eight(Path(__file__).with_name("mesh_on_eight.py"))
 
 
 @pytest.mark.parametrize(

@@ -222,29 +222,21 @@ class Trainer:
         self._check(experiment)
         self._runs.check_idle()
         options = self._options
-        limits = options.limits(num_epochs, max_steps)
-        source = options.training_source(train_ds, batch_size, limits.num_epochs)
-        callbacks = check_callbacks([*self._kept, *self.callbacks])
-        saved = None if options.fast_dev_run else saved_run(resume, callbacks)
-        training = Training(
-            source,
-            options.validation(val_ds, batch_size, train_ds, limits.num_epochs),
-            limits,
-            options.sanity_val_batches,
-            saved,
-            switch("strict_resume", strict_resume),
-        )
         stages = self._stages(experiment if switch("donate", donate) else None)
-        hooks = Hooks(callbacks, "train", saved and saved.stop, is_lead=stages.is_lead)
-        several = stages.peers is not None
-        with stages.notified(), interrupts_guarded(saves=hooks.saves, agrees=several) as guard:
-            with self._runs.preparing(hooks, training.start, experiment):
-                run = training.run(experiment, hooks, stages, guard)
-            with self._runs.running(run):
-                run.start()
-                if saved is not None:
-                    saved.restore_callbacks(hooks)  # after `on_fit_start`, which resets them
-                train(run)
+        limits = options.limits(num_epochs, max_steps)
+        callbacks = check_callbacks([*self._kept, *self.callbacks])
+        with stages.notified():
+            saved = None if options.fast_dev_run else saved_run(resume, callbacks, stages.peers)
+            training = Training(
+                options.training_source(train_ds, batch_size, limits.num_epochs),
+                options.validation(val_ds, batch_size, train_ds, limits.num_epochs),
+                limits,
+                options.sanity_val_batches,
+                saved,
+                switch("strict_resume", strict_resume),
+            )
+            hooks = Hooks(callbacks, "train", saved and saved.stop, is_lead=stages.is_lead)
+            run = self._train(training, experiment, hooks, stages)
         return cast("_E", run.experiment)
 
     def validate(
@@ -296,6 +288,21 @@ class Trainer:
         source = open_source(ds, "ds", batch_size)
         # Not a generator itself, which would raise these errors only when it is read.
         return self._predict(experiment, source)
+
+    def _train(
+        self, training: Training, experiment: Experiment, hooks: Hooks, stages: Stages
+    ) -> Run:
+        """A training run, after its end."""
+        several = stages.peers is not None
+        with interrupts_guarded(saves=hooks.saves, agrees=several) as guard:
+            with self._runs.preparing(hooks, training.start, experiment):
+                run = training.run(experiment, hooks, stages, guard)
+            with self._runs.running(run):
+                run.start()
+                if training.saved is not None:  # after `on_fit_start`, which resets them
+                    training.saved.restore_callbacks(hooks)
+                train(run)
+        return run
 
     def _check(self, experiment: Experiment) -> None:
         check_experiment(experiment)

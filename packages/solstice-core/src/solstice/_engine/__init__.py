@@ -20,8 +20,10 @@ from solstice._engine._interrupts import signal_asked as signal_asked
 from solstice._engine._interrupts import waiting as waiting
 from solstice._engine._mesh import Layout as Layout
 from solstice._engine._mesh import MeshLike as MeshLike
+from solstice._engine._mesh import MeshPlacement as MeshPlacement
 from solstice._engine._pack import type_of as type_of
 from solstice._engine._pack import unpack as unpack
+from solstice._engine._placement import SINGLE_DEVICE as SINGLE_DEVICE
 from solstice._engine._placement import Placement as Placement
 from solstice._engine._placement import check_processes as check_processes
 from solstice._engine._placement import placement_of as placement_of
@@ -39,6 +41,7 @@ from solstice._engine._resident import ResidentBuffers as ResidentBuffers
 from solstice._engine._resident import ResidentFeeder as ResidentFeeder
 from solstice._engine._sharding import Sharding as Sharding
 from solstice._engine._sharding import Spread as Spread
+from solstice._engine._sharding import shard_bytes as shard_bytes
 from solstice._engine._staging import BuffersByKind as BuffersByKind
 from solstice._engine._staging import Feeder as Feeder
 from solstice._engine._staging import StagingBuffers as StagingBuffers

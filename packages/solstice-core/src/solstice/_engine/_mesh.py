@@ -1,6 +1,6 @@
 """Meshes: batches split over many devices, and the state split or whole on them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from solstice import _tree
+from solstice._engine._pack import is_weak
 from solstice._engine._placement import READS_HOST, Placement, SingleDevice
 from solstice._engine._sharding import REPLICATED, Rule, Spread, left_whole, shardings, size_of
 from solstice._errors import ShardingError
@@ -63,6 +64,16 @@ class Layout:
         raise TypeError(
             f'mesh must be "all", a number of devices, or a jax.sharding.Mesh; it is {mesh!r:.60}'
         )
+
+    def split(self, arrays: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
+        """The sharding of each array, by path.
+
+        Raises:
+            ShardingError: as by `placement`, or the rule does not fit the arrays.
+        """
+        mesh, types = _mesh_of(self.mesh), list(arrays.values())
+        found = shardings(self.rule, list(arrays), types, mesh, _axis_of(mesh))
+        return dict(zip(arrays, found, strict=True))
 
     def placement(self) -> Placement:
         """The placement on the devices of JAX.
@@ -168,6 +179,11 @@ class MeshPlacement:
         """One batch within a compiled step, split along axis 0 like those from the host."""
         return _tree.map(self._split, batch)
 
+    def types(self, plan: "Plan", batch: Batch) -> tuple[list[Any], Batch]:
+        """The arrays of the state and of one batch, as shapes with their shardings."""
+        pairs = zip(plan.types, self.shardings(plan), strict=True)
+        return [_type_in(like, one) for like, one in pairs], _tree.map(self._type_of, batch)
+
     def notes(self, plan: "Plan") -> list[str]:
         """Lines on the memory of each device, for `Trainer.explain`."""
         spread, types = Spread(self.parts, self.shardings(plan)), plan.types
@@ -223,12 +239,23 @@ class MeshPlacement:
         return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
     def _split(self, leaf: Array) -> Array:
-        divides = leaf.ndim > 0 and leaf.shape[0] % self.parts == 0
+        return lax.with_sharding_constraint(leaf, self._of_batch(leaf.shape))
+
+    def _type_of(self, like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return _type_in(like, self._of_batch(like.shape))
+
+    def _of_batch(self, shape: tuple[int, ...]) -> NamedSharding:
+        divides = len(shape) > 0 and shape[0] % self.parts == 0
         spec = PartitionSpec(self.axis) if divides else PartitionSpec()
-        return lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
+        return NamedSharding(self.mesh, spec)
 
     def _constrain_whole(self, leaf: Array) -> Array:
         return lax.with_sharding_constraint(leaf, self.device)
+
+
+def _type_in(like: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    weak = is_weak(like)
+    return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=sharding, weak_type=weak)
 
 
 def put(array: Any, sharding: NamedSharding) -> Array:

@@ -124,7 +124,7 @@ class Spread:
         """The bytes on one device of the arrays with these indices."""
         if not self.split:
             return sum(size_of(types[index]) for index in indices)
-        return sum(_shard_bytes(types[index], self.split[index]) for index in indices)
+        return sum(shard_bytes(types[index], self.split[index]) for index in indices)
 
 
 ONE = Spread()
@@ -154,7 +154,8 @@ def size_of(like: ShapeDtypeStruct) -> int:
     return like.size * like.dtype.itemsize
 
 
-def _shard_bytes(like: ShapeDtypeStruct, sharding: NamedSharding) -> int:
+def shard_bytes(like: ShapeDtypeStruct, sharding: NamedSharding) -> int:
+    """The bytes of an array on one device."""
     return math.prod(sharding.shard_shape(like.shape)) * like.dtype.itemsize
 
 

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -121,6 +122,18 @@ def check_kinds(kinds: Mapping[str, int]) -> None:
             f"the processes have batches of other shapes: {given}. The shares of a batch must be "
             f"of one size: write `drop_last=True`, or `drop_remainder=True`, in the data set of "
             f"each process"
+        )
+
+
+def check_saved(peers: Peers, path: Path | None) -> None:
+    """Raises a DataError if the processes resume other checkpoints."""
+    name = "nothing" if path is None else str(path)
+    found = peers.share("the checkpoint to resume", name)
+    other = next((index for index, one in enumerate(found) if one != found[0]), None)
+    if other is not None:
+        raise DataError(
+            f"process {other} resumes {found[other]}, and process 0 {found[0]}. All processes need "
+            f"the same checkpoint: use a folder that all hosts share"
         )
 
 

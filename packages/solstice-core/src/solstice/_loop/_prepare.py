@@ -13,6 +13,7 @@ from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits
 from solstice._loop._loop import evaluate
 from solstice._loop._monitored import check_monitors
+from solstice._loop._peers import Peers, check_saved
 from solstice._loop._run import Run
 from solstice._loop._stages import Stage, Stages, first_batch
 from solstice._loop._validation import Validation
@@ -24,14 +25,21 @@ if TYPE_CHECKING:
 
 
 def saved_run(
-    resume: str | PathLike[str] | None, callbacks: Sequence[Callback]
+    resume: str | PathLike[str] | None, callbacks: Sequence[Callback], peers: Peers | None = None
 ) -> "SavedRun | None":
-    """The saved run to continue; None to start a new run."""
+    """The saved run to continue; None to start a new run.
+
+    Raises:
+        DataError: another process has found another one.
+    """
     if resume is None:
         return None
     from solstice._loop._resume import find_saved  # only runs that resume load the checkpoints
 
-    return find_saved(resume, callbacks)
+    found = find_saved(resume, callbacks)
+    if peers is not None:
+        check_saved(peers, None if found is None else found.path)
+    return found
 
 
 @dataclass(frozen=True)

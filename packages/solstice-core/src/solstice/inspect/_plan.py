@@ -11,7 +11,19 @@ from jax.stages import Compiled
 from solstice import _tree
 from solstice._arguments import choice
 from solstice._batch import arrays_of
-from solstice._engine import Plan, inner_jaxprs, line_of, prepare, size_of, type_of
+from solstice._engine import (
+    SINGLE_DEVICE,
+    Layout,
+    MeshLike,
+    MeshPlacement,
+    Plan,
+    Sharding,
+    inner_jaxprs,
+    line_of,
+    prepare,
+    size_of,
+    type_of,
+)
 from solstice._errors import ExperimentError
 from solstice._experiment import Experiment
 from solstice._text_table import aligned, size_text
@@ -23,7 +35,7 @@ class StepPlan:
     """`print(solstice.plan(exp, batch))`: what one step costs.
 
     The sizes that XLA gives are None, and printed as "unknown", on a backend that does not give
-    them.
+    them. On a mesh, all figures are those of each device.
 
     Attributes:
         name: the step, such as "Classifier.train_step".
@@ -39,6 +51,7 @@ class StepPlan:
             with the padding of the device.
         moved_bytes: the bytes that the compiled operations read and write, as XLA counts them.
             None also where the step has a loop, of which XLA counts one turn.
+        num_devices: the devices of the mesh; 1 without one.
     """
 
     name: str
@@ -50,6 +63,7 @@ class StepPlan:
     program_bytes: int | None
     peak_bytes: int | None
     moved_bytes: int | None
+    num_devices: int = 1
 
     def __str__(self) -> str:
         sizes = {
@@ -64,7 +78,8 @@ class StepPlan:
         rows = [("operations", size_text(self.flops, "FLOP", "FLOP"))]
         rows += [(n, "unknown" if x is None else size_text(x)) for n, x in sizes.items()]
         lines = [f"  {line}" for line in aligned(rows, left=[0])]
-        return "\n".join([f"{self.name}, one step", *lines])
+        where = f", on each of {self.num_devices} devices" if self.num_devices > 1 else ""
+        return "\n".join([f"{self.name}, one step{where}", *lines])
 
     __repr__ = __str__
 
@@ -74,6 +89,8 @@ def plan(
     batch: Batch,
     *,
     method: str = "train_step",
+    mesh: MeshLike | None = None,
+    sharding: Sharding = "replicated",
 ) -> StepPlan:
     """`print(solstice.plan(exp, batch))`: operations and memory of a step, before it runs.
 
@@ -88,10 +105,10 @@ def plan(
     0.12 gives most of an evaluation: expect more there. The price is one compilation, as long as
     that of a run, which compiles a program of its own afterwards.
 
-    The plan is of one step on one device. A `Trainer` runs the same step in a loop, in the same
-    memory. Beside that it holds two blocks of batches, by default of 8 MiB or one batch each, and
-    a second state while you or a callback keep an Experiment, or if a callback may stop the run
-    within a call.
+    The plan is of one step, on one device unless there is a mesh. A `Trainer` runs the same step in
+    a loop, in the same memory. Beside that it holds two blocks of batches, by default of 8 MiB or
+    one batch each, and a second state while you or a callback keep an Experiment, or if a callback
+    may stop the run within a call.
 
     Args:
         experiment: an Experiment, whose leaves may be `jax.ShapeDtypeStruct`s; or a function that
@@ -99,8 +116,12 @@ def plan(
         batch: arrays, or `jax.ShapeDtypeStruct`s in their place. `setup` sees shapes alone.
         method: "train_step", whose results are written over the Experiment; "eval_step" or
             "predict_step".
+        mesh: the devices, as of a `Trainer`. The step is compiled for them, and the plan is that of
+            each: its part of the batch and of the state, and the memory of what they exchange.
+        sharding: as of a `Trainer`.
 
     Raises:
+        ShardingError: the mesh or the sharding does not fit the devices or the Experiment.
         DataError: the step cannot unpack the batch.
         ExperimentError: the step cannot be compiled, since it reads numbers on the host; or it
             returns no pair, or an Experiment of another structure.
@@ -112,18 +133,30 @@ def plan(
             f"experiment must be an Experiment, or a function that makes one; it is "
             f"{experiment!r:.60}"
         )
+    layout = Layout.of(mesh, sharding)
     owner, step, inputs = _traced(experiment, method, batch)
+    placement = SINGLE_DEVICE if layout is None else layout.placement()
+    split, types = placement.shardings(step), list(step.types)
+    has_loop = _has_loop(step.program.trace(types, inputs)[0])
+    if isinstance(placement, MeshPlacement):
+        types, inputs = placement.types(step, inputs)
+
+    def call(arrays: list[Any], batch: Batch) -> tuple[list[Any], Any]:
+        new, outputs = step.program.call(arrays, batch)
+        return placement.constrain(new, split), placement.constrain_whole(outputs)
+
     donated = (0,) if method == "train_step" else ()
     # JAX would leave inputs out that the step does not use, though they take memory.
-    jitted = jax.jit(step.program.call, donate_argnums=donated, keep_unused=True)
-    compiled = cast("Any", jitted).lower(list(step.types), inputs).compile()
+    jitted = jax.jit(call, donate_argnums=donated, keep_unused=True)
+    compiled = cast("Any", jitted).lower(types, inputs).compile()
     return StepPlan(
         f"{owner}.{method}",
-        step.cost.flops,
-        _nbytes(step.types),
+        step.cost.flops // placement.parts,
+        _nbytes(types),
         _nbytes(_tree.leaves(inputs)),
         *_memory_of(compiled),
-        None if _has_loop(step.program.trace(list(step.types), inputs)[0]) else _moved_by(compiled),
+        None if has_loop else _moved_by(compiled),
+        placement.num_devices,
     )
 
 
@@ -194,4 +227,11 @@ def _has_loop(jaxpr: Any) -> bool:
 
 
 def _nbytes(types: Iterable[Any]) -> int:
-    return sum(size_of(x) * x.dtype.itemsize for x in types)
+    """The bytes of arrays on one device."""
+    return sum(size_of(_on_one(x)) * x.dtype.itemsize for x in types)
+
+
+def _on_one(like: Any) -> Any:
+    sharding = getattr(like, "sharding", None)
+    shape = like.shape if sharding is None else sharding.shard_shape(like.shape)
+    return jax.ShapeDtypeStruct(shape, like.dtype)

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from solstice import _tree
 from solstice._arguments import whole_or_none
 from solstice._batch import arrays_of
-from solstice._engine import Plan, prepare
+from solstice._engine import Layout, MeshLike, Plan, Sharding, prepare, shard_bytes
 from solstice._experiment import Experiment, check_experiment, params_of
 from solstice._text_table import aligned, size_text
 from solstice._types import Batch
@@ -39,6 +40,7 @@ class Part:
         sharding: "1 device", or the shardings over several.
         trains: whether a training step changes the arrays: "yes", "no" or "in part"; "" without a
             batch.
+        device_bytes: the bytes of all arrays on each device; None without a mesh.
     """
 
     path: str
@@ -48,6 +50,7 @@ class Part:
     dtype: str
     sharding: str
     trains: str
+    device_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Summary:
         params_bytes: size of the params in bytes.
         opt_state_bytes: size of fields named `opt_state` in bytes.
         total_bytes: size of all arrays in bytes.
+        num_devices: the devices of the mesh; None without one.
+        device_bytes: size of all arrays on each of them in bytes; None without a mesh.
     """
 
     name: str
@@ -71,9 +76,12 @@ class Summary:
     params_bytes: int
     opt_state_bytes: int
     total_bytes: int
+    num_devices: int | None = None
+    device_bytes: int | None = None
 
     def __str__(self) -> str:
         head = ["subtree", "arrays", "numbers", "bytes", "dtype", "on", "trains"]
+        head += [] if self.device_bytes is None else ["bytes on each"]
         table = aligned([head, *map(_cells, self.parts)], left=[0, 4, 5, 6])
         rule = "-" * max(map(len, table))
         trainable = "" if self.num_trainable is None else f", {self.num_trainable:,} of them train"
@@ -86,15 +94,30 @@ class Summary:
                 rule,
                 f"params: {self.num_params:,} numbers, {size_text(self.params_bytes)}{trainable}",
                 f"optimiser state: {size_text(self.opt_state_bytes)}",
-                f"all arrays: {size_text(self.total_bytes)}",
+                f"all arrays: {size_text(self.total_bytes)}{self._on_each()}",
             ]
         )
 
     __repr__ = __str__
 
+    def _on_each(self) -> str:
+        if self.device_bytes is None:
+            return ""
+        return f", {size_text(self.device_bytes)} on each of {self.num_devices} devices"
 
-def summary(experiment: Experiment, batch: Batch = None, *, depth: int | None = None) -> Summary:
+
+def summary(
+    experiment: Experiment,
+    batch: Batch = None,
+    *,
+    depth: int | None = None,
+    mesh: MeshLike | None = None,
+    sharding: Sharding = "replicated",
+) -> Summary:
     """`solstice.summary(exp)` or `solstice.summary(exp, batch)`: list the arrays by subtree.
+
+    `solstice.summary(exp, mesh="all", sharding="fsdp")` shows how a Trainer with this mesh would
+    split them, and the bytes on each device.
 
     Args:
         experiment: an Experiment. Nothing is computed, so the result of `equinox.filter_eval_shape`
@@ -103,8 +126,11 @@ def summary(experiment: Experiment, batch: Batch = None, *, depth: int | None = 
         batch: a training batch. With it, the Experiment is set up if needed, and the table shows
             which subtrees a training step changes, according to its trace.
         depth: number of tree levels to show; by default as many as fit in 40 lines.
+        mesh: the devices, as of a `Trainer`. Nothing is moved to them.
+        sharding: as of a `Trainer`.
 
     Raises:
+        ShardingError: the mesh or the sharding does not fit the devices or the Experiment.
         ExperimentError, DataError: the step cannot be traced with the batch.
     """
     check_experiment(experiment)
@@ -115,6 +141,8 @@ def summary(experiment: Experiment, batch: Batch = None, *, depth: int | None = 
         experiment = experiment.setup(batch)
         plan = prepare(experiment, "train_step", batch)[0]
     leaves = _arrays(experiment)
+    layout = Layout.of(mesh, sharding)
+    split = {} if layout is None else layout.split(_types(leaves))
     moved = {} if plan is None else _changes(plan, batch)
     params = {id(leaf) for leaf in _tree.leaves(params_of(experiment))}
     in_params = {path: leaf for path, leaf in leaves.items() if id(leaf) in params}
@@ -124,13 +152,26 @@ def summary(experiment: Experiment, batch: Batch = None, *, depth: int | None = 
     trainable = sum(x.size for p, x in in_params.items() if moved.get(p, True))
     return Summary(
         name=type(experiment).__name__,
-        parts=tuple(_part(p, xs, moved) for p, xs in _groups(leaves, depth).items()),
+        parts=tuple(_part(p, xs, moved, split) for p, xs in _groups(leaves, depth).items()),
         num_params=sum(leaf.size for leaf in in_params.values()),
         num_trainable=trainable if moved else None,
         params_bytes=_nbytes(in_params.values()),
         opt_state_bytes=_nbytes(opt_state),
         total_bytes=_nbytes(leaves.values()),
+        num_devices=next((one.mesh.size for one in split.values()), None),
+        device_bytes=_device_bytes(leaves, split),
     )
+
+
+def _types(leaves: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+
+
+def _device_bytes(leaves: dict[str, Any], split: dict[str, NamedSharding]) -> int | None:
+    """The bytes of arrays on each device; None without a mesh."""
+    if not split:
+        return None
+    return sum(shard_bytes(like, split[path]) for path, like in _types(leaves).items())
 
 
 def _arrays(tree: object) -> dict[str, Any]:
@@ -161,7 +202,9 @@ def _groups(leaves: dict[str, Any], depth: int | None) -> dict[str, dict[str, An
     return groups or {path: {path: leaf} for path, leaf in leaves.items()}
 
 
-def _part(path: str, leaves: dict[str, Any], moved: dict[str, bool]) -> Part:
+def _part(
+    path: str, leaves: dict[str, Any], moved: dict[str, bool], split: dict[str, NamedSharding]
+) -> Part:
     changes = frozenset(moved[p] for p in leaves if p in moved)
     return Part(
         path=path,
@@ -169,8 +212,9 @@ def _part(path: str, leaves: dict[str, Any], moved: dict[str, bool]) -> Part:
         size=sum(leaf.size for leaf in leaves.values()),
         nbytes=_nbytes(leaves.values()),
         dtype=", ".join(sorted({str(leaf.dtype) for leaf in leaves.values()})),
-        sharding=", ".join(sorted({_sharding(leaf) for leaf in leaves.values()})),
+        sharding=", ".join(sorted({_sharding(x, split.get(p)) for p, x in leaves.items()})),
         trains=_TRAINS[changes],
+        device_bytes=_device_bytes(leaves, split),
     )
 
 
@@ -178,8 +222,8 @@ def _nbytes(leaves: Iterable[Any]) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _sharding(leaf: object) -> str:
-    sharding = getattr(leaf, "sharding", None)
+def _sharding(leaf: object, planned: NamedSharding | None) -> str:
+    sharding: Any = planned or getattr(leaf, "sharding", None)
     if sharding is None:
         return "-"
     count = len(sharding.device_set)
@@ -191,4 +235,5 @@ def _sharding(leaf: object) -> str:
 
 def _cells(part: Part) -> list[str]:
     numbers = [f"{part.arrays:,}", f"{part.size:,}", f"{part.nbytes:,}"]
-    return [part.path, *numbers, part.dtype, part.sharding, part.trains]
+    on_each = [] if part.device_bytes is None else [f"{part.device_bytes:,}"]
+    return [part.path, *numbers, part.dtype, part.sharding, part.trains, *on_each]
