@@ -370,7 +370,21 @@ class CountsItself(Toy):
         return self.name
 
 
+@static
+class OneDeviceInTraining(Toy):
+    """On a device of its own only where a run trains it: batch and key are traced."""
+
+    def forward(self, params, state, x, /, *, train, key=None):
+        out, state = super().forward(params, state, x, train=train, key=key)
+        trains = train and isinstance(x, jax.core.Tracer) and isinstance(key, jax.core.Tracer)
+        return (on_the_first_device(out) if trains else out), state
+
+
 MODELS = {
+    OneDeviceInTraining: {
+        "test_a_second_step_compiles_nothing",  # whose types have that device
+        "test_steps_give_the_same_on_a_mesh",
+    },
     ForgetsState: {"test_calls_give_pairs"},
     HalfOutputs: {"test_it_keeps_single_precision"},
     DoubleConstants: {"test_it_makes_no_double_precision"},
@@ -519,6 +533,13 @@ class Gathers(Sgd):
 
 
 @static
+class OneDeviceOnly(Sgd):
+    def step(self, grads, state, params, /, **extra):
+        new, state = super().step(grads, state, params)
+        return (on_the_first_device(new) if "kernel" in params else new), state
+
+
+@static
 class UnfoundSgd(Sgd):
     step = None
 
@@ -597,6 +618,7 @@ OPTIMIZERS = {
     BranchesOnLoss: {"test_a_step_works_compiled"},
     PromotesHalf: {"test_it_keeps_half_precision"},
     Gathers: {"test_it_works_sharded"},
+    OneDeviceOnly: {"test_steps_give_the_same_on_a_mesh"},
 }
 
 

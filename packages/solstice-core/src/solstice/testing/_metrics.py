@@ -7,18 +7,23 @@
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jax import Array
 
 from solstice import _tree
+from solstice._experiment import Experiment
 from solstice._metrics import Metrics, may_raise
+from solstice._trainer import Trainer
 from solstice._types import AnyArray, Batch
+from solstice.testing._on_a_mesh import same_on_a_mesh
 from solstice.testing._suite import Conformance, feature, optional, rests_on
 
 _Parts: TypeAlias = tuple[int, ...]
@@ -237,6 +242,18 @@ class MetricsConformance(Conformance, is_suite=True):
         """As sharded, on a mesh with Explicit axes, where the sharding is part of the type."""
         self._sharded(jax.sharding.AxisType.Explicit)
 
+    @optional
+    @rests_on("test_splits_do_not_matter", "test_it_works_compiled")
+    def test_steps_give_the_same_on_a_mesh(self) -> None:
+        """A Trainer with `mesh="all"` computes the values of one device, over unequal batches."""
+        batches = _cut(self._examples(), (8, 8))
+        batches += _cut(batches[0], (3, 5))
+
+        def run(trainer: Trainer) -> Mapping[str, Any]:
+            return trainer.validate(_Measured(jnp.zeros(()), type(self).build, self), batches)
+
+        same_on_a_mesh(run, self.tolerance)
+
     def _sharded(self, axis_type: jax.sharding.AxisType | None) -> None:
         count = next((n for n in (16, 8, 4, 2) if n <= jax.device_count()), 1)
         if count == 1:
@@ -273,6 +290,19 @@ class MetricsConformance(Conformance, is_suite=True):
                 one[name], other[name], self.tolerance, self.tolerance, equal_nan=True
             )
             assert same, f"{what}: {name!r} is {one[name]} and {other[name]}"
+
+
+class _Measured(Experiment):
+    """An Experiment whose evaluation returns the metrics of a suite."""
+
+    state: Array
+    build: Callable[[Any, Batch], Metrics] = eqx.field(static=True)
+    suite: MetricsConformance = eqx.field(static=True)
+
+    def eval_step(self, batch: Batch) -> tuple[Self, Metrics]:
+        return self, self.build(self.suite, batch)
+
+    train_step = eval_step
 
 
 def _filled(leaf: Any, value: float) -> Any:

@@ -17,7 +17,8 @@ class ModelConformance(ModelTransforms, is_suite=True):
     Write `build`, which creates a net for the suite, with or without batch norm and dropout.
     Declare in `unsupported` what the framework cannot do: "batch_norm", "dropout",
     "test_it_maps_over_seeds", "test_it_keeps_half_precision", "test_it_makes_no_double_precision",
-    "test_it_works_sharded", or one of the checks of a feature.
+    "test_it_works_sharded", "test_steps_give_the_same_on_a_mesh", or one of the checks of a
+    feature.
     """
 
     @feature("dropout")

@@ -27,7 +27,7 @@ from solstice.testing._assertions import (
 )
 from solstice.testing._model_calls import ModelCalls
 from solstice.testing._nets import KEY, Net, on_each_net, on_the_most
-from solstice.testing._parts import Sgd, train
+from solstice.testing._parts import Sgd, same_training, train
 from solstice.testing._suite import optional, rests_on
 
 _FEATURES = (
@@ -155,6 +155,12 @@ class ModelTransforms(ModelCalls, is_suite=True):
         values = jax.device_put((net.params, net.state), replicated)
         found = jax.jit(both)(*values, jax.device_put(net.x, sharding))
         equal(expected, found, "sharded", atol=1e-5)
+
+    @optional
+    @rests_on("test_it_learns")
+    def test_steps_give_the_same_on_a_mesh(self) -> None:
+        """A Trainer with `mesh="all"` has the losses of one device, with a split state too."""
+        same_training(self.found(**self.most(dropout=0.1)), Sgd())
 
     def _steps(self, order: dict[str, Any]) -> "_Steps":
         """The steps for a net, compiled once for all checks."""

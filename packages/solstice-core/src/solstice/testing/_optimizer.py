@@ -31,7 +31,7 @@ from solstice.testing._assertions import (
     traced,
     two_devices,
 )
-from solstice.testing._parts import Linear, train
+from solstice.testing._parts import Linear, same_training, train
 from solstice.testing._rebuilt import Rebuilt
 from solstice.testing._suite import optional, rests_on
 
@@ -79,8 +79,9 @@ class OptimizerConformance(Rebuilt, is_suite=True):
 
     Write `build`. Declare in `unsupported` the optional checks that the library cannot pass:
     "test_a_step_needs_no_value", "test_it_keeps_half_precision",
-    "test_it_makes_no_double_precision", "test_it_maps_over_params", "test_it_works_sharded". All
-    other checks pass the loss, `value` and `value_fn`, to each step.
+    "test_it_makes_no_double_precision", "test_it_maps_over_params", "test_it_works_sharded",
+    "test_steps_give_the_same_on_a_mesh". All other checks pass the loss, `value` and `value_fn`, to
+    each step.
     """
 
     _rests = ("test_init_needs_shapes_alone",)
@@ -297,6 +298,12 @@ class OptimizerConformance(Rebuilt, is_suite=True):
         equal(step(params), new, "sharded", atol=1e-5)
         kept = new["w"].sharding.is_equivalent_to(sharding, 1)
         assert kept, f"sharded: the params were spread by {sharding} and are by {new['w'].sharding}"
+
+    @optional
+    @rests_on("test_it_trains")
+    def test_steps_give_the_same_on_a_mesh(self) -> None:
+        """A Trainer with `mesh="all"` has the losses of one device, with a split state too."""
+        same_training(Linear(), self._ready()[0])
 
     def _steps(self) -> "_Steps":
         """The steps of the optimiser, compiled once for all checks."""

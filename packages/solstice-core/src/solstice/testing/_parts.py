@@ -16,6 +16,7 @@ from solstice._arguments import number, whole
 from solstice._trainer import Trainer
 from solstice.compat import Model, Optimizer, OptState, Params, State
 from solstice.experiments import ClassificationExperiment
+from solstice.testing._on_a_mesh import same_on_a_mesh
 
 CLASSES, FEATURES = 3, 6
 
@@ -88,3 +89,18 @@ def train(model: Model, optimizer: Optimizer) -> float:
     experiment = ClassificationExperiment(model, optimizer, num_classes=CLASSES)
     trainer, data = Trainer(), blobs()
     return trainer.test(trainer.fit(experiment, data, num_epochs=8), data)["accuracy"]
+
+
+def same_training(model: Model, optimizer: Optimizer) -> None:
+    """Checks that an epoch, with a small last batch, gives the same on a mesh as on one device."""
+    *full, (x, y) = blobs(num_batches=4)
+    data = [*full, (x[:5], y[:5])]
+
+    def run(trainer: Trainer) -> dict[str, float]:
+        experiment = ClassificationExperiment(model, optimizer, num_classes=CLASSES)
+        trained = trainer.fit(experiment, data)
+        [row] = trainer.history.rows
+        tested = trainer.test(trained, data)
+        return {"train/loss": row["loss"], "test/loss": tested["loss"]}
+
+    same_on_a_mesh(run)
