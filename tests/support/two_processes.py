@@ -171,6 +171,10 @@ def check_errors(mesh: Mesh, index: int, folder: Path, name: str) -> None:
         gone["of"]["rows"].delete()
     kind, words = (ValueError, "deleted") if index else (CheckpointError, "process 1: ValueError")
     check_raises(kind, words, lambda: save(gone))
+    with pytest.MonkeyPatch.context() as patch:
+        if index == 1:  # of another file system
+            patch.setattr(Path, "is_dir", lambda _: False)
+        check_raises(CheckpointError, "it is not here: several processes", lambda: save(tree))
     library = "orbax.checkpoint.experimental.v1"
     kept = sys.modules[library]
     sys.modules[library] = None  # type: ignore[assignment]

@@ -1,6 +1,7 @@
 """Arrays over several processes, in the format of Orbax: each process writes its own shards."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import EllipsisType, ModuleType
@@ -44,13 +45,18 @@ def begin(checkpoint: Path, arrays: Mapping[str, jax.Array]) -> Callable[[], Non
 
     All processes call it, in the main thread. The arrays may be donated afterwards.
     """
-    library = orbax()
+    library, folder = orbax(), checkpoint / FOLDER
     context = library.Context()
     # Of copies, the first is written, and it has the checksum in the manifest.
     context.array.saving.use_replica_parallel = False
-    with context:
-        tree = {_NAME: _keyed(arrays)}
-        return library.save_checkpointables_async(checkpoint / FOLDER, tree).result
+    with _named(folder, "could not be written"), context:
+        response = library.save_checkpointables_async(folder, {_NAME: _keyed(arrays)})
+
+    def wait() -> None:
+        with _named(folder, "could not be written"):
+            response.result()
+
+    return wait
 
 
 def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
@@ -71,15 +77,19 @@ def load(
 ) -> dict[str, jax.Array | np.ndarray[Any, Any]]:
     """The wanted ones of the arrays with these names. All processes call it."""
     everything: dict[str, Wanted | EllipsisType] = {name: wanted.get(name, ...) for name in names}
+    library, folder = orbax(), checkpoint / FOLDER
+    with _named(folder, "is damaged"):
+        loaded = library.load_checkpointables(folder, {_NAME: _keyed(everything)})[_NAME]
+        return {name: loaded[_key(name)] for name in wanted}
+
+
+@contextmanager
+def _named(folder: Path, what: str) -> Generator[None, None, None]:
+    """Within, an error of Orbax or TensorStore, in their own classes, names the folder."""
     try:
-        loaded = orbax().load_checkpointables(checkpoint / FOLDER, {_NAME: _keyed(everything)})[
-            _NAME
-        ]
-    except ImportError:
-        raise
-    except Exception as error:  # of Orbax and TensorStore, in classes of their own
-        raise CheckpointError(f"{checkpoint / FOLDER} is damaged: {error!s:.500}") from error
-    return {name: loaded[_key(name)] for name in wanted}
+        yield
+    except Exception as error:
+        raise CheckpointError(f"{folder} {what}: {error!s:.500}") from error
 
 
 def _keyed(arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,8 +108,9 @@ def begin(
     if not peers.is_alone:
         peers.check_same(peers.each(save.in_words))
     new = Path(peers.first(save.make_folder))
-    sums = dict(ChainMap(*peers.together(lambda: _orbax.checksums(save.split))))
-    return peers.each(lambda: save.begin(new, sums))
+    with save.removed_on_error(new):
+        sums = dict(ChainMap(*peers.together(lambda: save.checksums(new))))
+        return peers.each(lambda: save.begin(new, sums))
 
 
 @dataclass(frozen=True)
@@ -176,9 +177,18 @@ class _Save:
             new.mkdir()
         return str(new)
 
+    def checksums(self, new: Path) -> dict[str, str]:
+        """Those of the arrays that only this process writes; see `_orbax.checksums`."""
+        if not new.is_dir():
+            raise CheckpointError(
+                f"process 0 has made {new}, and it is not here: several processes save into a "
+                f"folder that all of them share"
+            )
+        return _orbax.checksums(self.split)
+
     def begin(self, new: Path, sums: Mapping[str, str]) -> Callable[[], Path]:
         """Copies the arrays to files, or to the host; the result completes the checkpoint."""
-        with self._removed_on_error(new), _named(self.path):
+        with _named(self.path):
             # All begin at once, before the first one writes.
             wait = _orbax.begin(new, self.split) if self.split else _nothing
             self.split.clear()
@@ -189,7 +199,7 @@ class _Save:
         return partial(self._finish, new, wait, file)
 
     def _finish(self, new: Path, wait: Callable[[], object], file: dict[str, Any]) -> Path:
-        with self._removed_on_error(new), _named(self.path):
+        with self.removed_on_error(new), _named(self.path):
             self.peers.each(wait)
             self.peers.first(lambda: self._complete(new, file))
         return self.path
@@ -216,7 +226,8 @@ class _Save:
         shutil.rmtree(old, ignore_errors=True)
 
     @contextmanager
-    def _removed_on_error(self, folder: Path) -> Generator[None, None, None]:
+    def removed_on_error(self, folder: Path) -> Generator[None, None, None]:
+        """Removes the hidden folder if an error comes from within."""
         try:
             yield
         except BaseException:
