@@ -251,6 +251,7 @@ def trained(mesh: Mesh, index: int, folder: Path) -> None:
     whole = fit(folder / "whole", mesh)
     fit(folder / "cut", mesh, 7)
     check_same(fit(folder / "cut", mesh), whole)
+    sync()  # the first has released its lock
     left = sorted(path.name for path in (folder / "cut").iterdir())
     assert left == ["step-10", "step-9"], left  # of the newest two, one is the best
     sync()
@@ -337,6 +338,7 @@ def killed(mesh: Mesh, index: int, folder: Path, who: str, at: str) -> None:
 def main(scenario: str, address: str, index: str, folder: str, *more: str) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, 2, int(index))
+    _peers.TIMEOUT = 40.0
     mesh = Mesh(np.array(jax.devices()), ("data",))
     globals()[scenario](mesh, int(index), Path(folder), *more)
 
