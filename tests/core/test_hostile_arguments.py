@@ -96,6 +96,10 @@ NOT_CHECKED: dict[str, str] = {
         ["CompileBudgetError", "DataError", "ExperimentError", "AdapterError", "CheckpointError"],
         "an exception, of any text",
     ),
+    **dict.fromkeys(
+        ["PeerFailed", "PeerMismatch", "PeerMissing"], "an exception, which Solstice makes"
+    ),
+    "PerProcess": "Solstice makes it",
     "Stop": "an exception, of any text",
     **dict.fromkeys(["Model", "Optimizer", "Objective"], "a protocol"),
     **dict.fromkeys(["OptState", "Params", "State"], "a type alias"),
@@ -121,6 +125,12 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("replay", "experiment"): "`fit` checks it",
     ("replay", "train_ds"): "`fit` checks it",
     ("replay", "batch_size"): "`fit` checks it",
+    **{
+        (target, name): "tests/core/mesh_on_eight.py has what is refused"
+        for target in ("Trainer", "summary", "plan")
+        for name in ("mesh", "sharding")
+    },
+    ("per_process", "data"): "`fit` checks it",
     ("compare", "path"): "as in read_history, once there is something to draw",
     ("plan", "experiment"): "anything that can be called may make one",
     ("plan", "batch"): "any tree is a batch",
