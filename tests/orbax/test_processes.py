@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import two_processes as two
 
+import solstice
 from solstice import checkpoint
 from solstice.checkpoint import CheckpointError, _orbax
 from solstice.checkpoint._files import seal
@@ -116,6 +117,16 @@ def check_that_damage_is_found(path: Path) -> None:
 def test_a_process_that_does_not_come_is_named(tmp_path: Path):
     run("absent", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_shares_of_data_are_resumed_by_as_many_processes(tmp_path: Path):
+    run("shared", tmp_path)
+    said = "read by 1 processes with a share each, and the saved run had 2 processes with a share"
+    with pytest.raises(solstice.DataError, match=said):
+        two.fit_shares(tmp_path / "7", None, 0)
+    said = "read by processes that read all of it, and the saved run had 2 processes with a share"
+    with pytest.raises(solstice.DataError, match=said):
+        two.fit(tmp_path / "7", None)
 
 
 def test_a_run_of_two_processes_saves_and_is_resumed_by_any_number(tmp_path: Path):

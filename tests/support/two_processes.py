@@ -278,6 +278,21 @@ def trained(mesh: Mesh, index: int, folder: Path) -> None:
     check_raises(ImportError, "pip install", lambda: fit(folder / "early", mesh))
 
 
+def shared(mesh: Mesh | None, index: int, folder: Path) -> None:
+    """Runs over shares of the data, from an iterator with a state, cut off and resumed."""
+    check_same(fit_shares(folder / "cut", mesh, index, 7), fit_shares(folder / "7", mesh, index, 7))
+    resumed = fit_shares(folder / "cut", mesh, index)
+    check_same(resumed, fit_shares(folder / "whole", mesh, index))
+
+
+def fit_shares(folder: Path, mesh: Mesh | None, index: int, max_steps: int = 10) -> Noisy:
+    saver = solstice.callbacks.Checkpoint(folder, every=3)
+    shares = solstice.data.per_process([batch + index for batch in BATCHES])
+    return trainer(saver, mesh).fit(
+        noisy(), shares, num_epochs=2, max_steps=max_steps, resume="last", strict_resume=True
+    )
+
+
 class Killer:
     """Kills this process before its n-th operation on files, or between processes."""
 

@@ -14,7 +14,7 @@ from solstice import _tree
 from solstice._engine._pack import is_weak
 from solstice._engine._placement import READS_HOST, Placement, SingleDevice
 from solstice._engine._sharding import REPLICATED, Rule, Spread, left_whole, shardings, size_of
-from solstice._errors import ShardingError
+from solstice._errors import DataError, ShardingError
 from solstice._memory import default_device
 from solstice._types import Batch, PyTree
 
@@ -155,6 +155,10 @@ class MeshPlacement:
         """Stacked batches, split along axis 1; those that the devices do not divide are whole."""
         return _tree.map(self._put_stacked, batches)
 
+    def put_inputs(self, inputs: PyTree) -> PyTree:
+        """The inputs of a call: those that are not on the devices yet are numbers, for all."""
+        return _tree.map(self._put_input, inputs)
+
     def of_shares(self) -> "MeshPlacement":
         """The same for batches of which each process feeds a share."""
         return replace(self, num_shares=jax.process_count())
@@ -216,17 +220,23 @@ class MeshPlacement:
         return left_whole(self.rule, names, plan.types, self.shardings(plan))
 
     def _put_stacked(self, leaf: Any) -> Any:
-        if isinstance(leaf, Array):  # placed already
-            return leaf
         if self.num_shares > 1:
             return self._put_share(leaf)
         divides = np.ndim(leaf) > 1 and np.shape(leaf)[1] % self.parts == 0
         spec = PartitionSpec(None, self.axis) if divides else PartitionSpec()
         return put(leaf, NamedSharding(self.mesh, spec))
 
+    def _put_input(self, leaf: Any) -> Array:
+        return leaf if isinstance(leaf, Array) else put(leaf, self.device)
+
     def _put_share(self, leaf: Any) -> Array:
         """Stacked batches of all processes, of which this one has a share."""
-        steps, size = np.shape(leaf)[:2]
+        if np.ndim(leaf) < 2:
+            raise DataError(
+                "a batch has a number that is not an array of examples, and each process may have "
+                "another one: with `per_process`, all arrays of a batch need the examples on axis 0"
+            )
+        steps, size = leaf.shape[:2]
         here = self.parts // self.num_shares
         if here == 0 or size % here:
             raise ShardingError(

@@ -69,6 +69,10 @@ class Placement(Protocol):
         """Stacked batches in host memory, on the devices of the run."""
         ...
 
+    def put_inputs(self, inputs: PyTree) -> PyTree:
+        """The inputs of a call on the devices: batches, which are there already, and numbers."""
+        ...
+
     def of_shares(self) -> "Placement":
         """The same for batches of which each process feeds a share."""
         ...
@@ -142,6 +146,10 @@ class SingleDevice:
     def put(self, batches: Batch) -> Batch:
         """The arrays on the device; on the CPU the same memory."""
         return jax.device_put(batches, self.device) if self.puts else batches
+
+    def put_inputs(self, inputs: PyTree) -> PyTree:
+        """The arrays on the device; on the CPU the same memory."""
+        return self.put(inputs)
 
     def shardings(self, plan: "Plan") -> tuple[Any, ...]:
         """None."""

@@ -173,7 +173,7 @@ def compiled(steps: Steps) -> Call:
         given = [] if steps.grows else carry.totals
         # The count is an argument, so blocks of any length are the same program.
         # Put there first, because a transfer by the call would not be ahead of it.
-        others = steps.placement.put((carry.is_empty, batches, np.uint32(count)))
+        others = steps.placement.put_inputs((carry.is_empty, batches, np.uint32(count)))
         token, arrays, totals, kept = jitted(carry.arrays, given, *others)
         for index in steps.fixed:  # in ascending order, so each comes to its place
             arrays.insert(index, carry.arrays[index])

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
+import jax
+
 from solstice._batch import own
+from solstice._errors import DataError
 from solstice._schema import SchemaError
 from solstice._sources import _libraries
 from solstice._sources._arrays import to_numpy
@@ -129,6 +132,9 @@ class Source:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The identity of the data, computed only when a run is saved or resumed."""
+        if self.is_share:  # the others have other data
+            about = {"processes": jax.process_count()}
+            return {"kind": "share", "describe": about, "length": self.length}
         return {**identity_of(self._data), "length": self.length}
 
     def keep_states(self, count: int) -> None:
@@ -164,6 +170,8 @@ class Source:
         If that state was not kept, the state after the batch; None if the next epoch needs none.
         """
         memory, states = self._reader.memory, self._reader.states
+        if self.is_share:  # a checkpoint has the state of one process
+            return {"state": None}
         at = next((i for i in (index - 1, index) if i in states), None)
         if memory is None or at is None or (is_closed and not memory.outlives_epochs):
             return {"state": None}
@@ -188,7 +196,13 @@ class Source:
             last: the fingerprint of the newest used batch, or None if there was none.
             is_closed: whether the epoch has ended.
             validation: the validation set of the same `fit`, or None.
+
+        Raises:
+            DataError: each process has a share of the data, and there were more or fewer.
         """
+        _check_shares(self.name, position.get("identity"), self.identity)
+        if self.is_share and jax.process_index() > 0:  # the fingerprints are of process 0
+            last, position = None, {**position, "next": None}
         changes = self._changes(position, validation)
         # In the order of their cost: the last reads all earlier batches again.
         how, read = (
@@ -345,3 +359,25 @@ class Source:
     def end_epoch(self, number: int) -> None:
         """Called when an epoch has been read to its end, and trained."""
         self._reader.epochs.end(number)
+
+
+def _check_shares(name: str, was: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Raises a DataError if a run had another number of shares of its data."""
+    new = _num_shares(now)
+    old = new if was is None else _num_shares(was)
+    if old != new:
+        raise DataError(
+            f"{name} is read by {_in_words(new)}, and the saved run had {_in_words(old)}: the "
+            f"place in one cannot be found in the other. Resume with the same number of processes "
+            f"and `per_process`; only without `per_process` can their number change"
+        )
+
+
+def _num_shares(identity: Mapping[str, Any]) -> int:
+    """The number of processes with a share of the data; 0 if each reads all of it."""
+    is_share = identity.get("kind") == "share"
+    return identity.get("describe", {}).get("processes", 0) if is_share else 0
+
+
+def _in_words(shares: int) -> str:
+    return f"{shares} processes with a share each" if shares else "processes that read all of it"
