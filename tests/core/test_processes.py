@@ -37,17 +37,17 @@ class Net(solstice.Experiment):
         return batch[0] @ self.w
 
 rng = np.random.default_rng(0)
-X = rng.normal(size=(8 * 25 + 5, 6)).astype(np.float32)
-Y = (X @ rng.normal(size=6)).astype(np.float32)
+X = rng.normal(size=(8 * 25 + 5, 8)).astype(np.float32)
+Y = (X @ rng.normal(size=8)).astype(np.float32)
 
 def make(seed=0):
-    return Net(jnp.zeros(6), jnp.zeros(6), jax.random.key(seed))
+    return Net(jnp.zeros(8), jnp.zeros(8), jax.random.key(seed))
 
 def batches(count=26):
     return [(X[8 * i:8 * i + 8], Y[8 * i:8 * i + 8]) for i in range(count)]
 
 def sha(experiment):
-    leaves = jax.tree.leaves(experiment)
+    leaves = jax.tree.leaves(distributed.gather(experiment))
     plain = [jax.random.key_data(x) if x.dtype == jax.random.key(0).dtype else x for x in leaves]
     return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in plain)).hexdigest()[:16]
 
@@ -100,12 +100,36 @@ def fit(name, *callbacks, data=None, val=True, experiment=None, **options):
 CALM = (
     HEAD
     + """
+from jax.sharding import PartitionSpec
+
+class Reads(solstice.Callback):
+    needs, every = ("experiment",), 5
+    def __init__(self, read):
+        self.read, self.seen = read, []
+    def on_step_end(self, record):
+        if record.mode == "train":
+            self.seen.append(self.read(record.experiment.w).tolist())
+
+reads = Reads(distributed.gather)
+split = {"[wm]": PartitionSpec("data")}
+fit("split", reads, sharding=split, val=False)
+show("gathered", reads.seen)
+reads.seen = []
+fit("not split", reads, val=False)
+show("read", reads.seen)
+trainer = solstice.Trainer([Reads(np.asarray)], mesh="all", sharding=split)
+try:
+    trainer.fit(make(), batches())
+    show("advice", [])
+except RuntimeError as error:
+    show("advice", error.__notes__)
+
 trained = fit("plain")
 fit("again")
 fit("resident", data=solstice.data.batches((X, Y), 8, on_device=True), val=False)
 fit("fed", data=solstice.data.batches((X, Y), 8), val=False)
 fit("within the epoch", val_every_n_steps=8)
-fit("one step a call", steps_per_call=1)
+fit("two steps a call", steps_per_call=2)
 outputs = np.concatenate(list(solstice.Trainer(mesh="all").predict(trained, batches())))
 show("predict", outputs.tolist())
 show("test", solstice.Trainer(mesh="all").test(trained, batches()))
@@ -251,10 +275,14 @@ def test_it_ends_with_the_history_of_one_process():
         assert_close(ended.shown["predict"], one.shown["predict"], "predict")
         assert_close(ended.shown["test"], one.shown["test"], "test")
         assert_close(ended.shown["gather"], one.shown["gather"], "gather")
-        for name in ("again", "one step a call"):
+        for name in ("again", "two steps a call"):
             assert ended.shown["plain"][1] == ended.shown[name][1]
         assert ended.shown["resident"] == ended.shown["fed"]
         assert_close(ended.shown["shares"][2], ended.shown["whole"][2], "shares")
+        assert_close(ended.shown["gathered"], one.shown["read"], "gathered")
+        assert "`solstice.distributed.gather(tree)`" in ended.shown["advice"][0]
+    assert first.shown["gathered"] == second.shown["gathered"]
+    assert one.shown["advice"] == []
     seen = one.shown["seen"]
     assert_close(first.shown["seen"], seen, "seen")
     assert_close(second.shown["seen"], [[], seen[1]], "seen")

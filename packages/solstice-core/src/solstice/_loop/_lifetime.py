@@ -10,6 +10,16 @@ from solstice._loop._run import Run
 from solstice._record import Record, changed
 
 
+_SPLIT = "spans non-addressable"
+"""The words of JAX for an array of which a process has only a part."""
+
+_GATHER = (
+    "The array is split over several processes, and none has all of it. "
+    "`solstice.distributed.gather(tree)` gives NumPy arrays of whole values in every process: call "
+    'it in a callback with `processes = "all"`.'
+)
+
+
 @dataclass(frozen=True)
 class Ended:
     """A run that has ended, for `trainer.experiment` and `trainer.explain()`.
@@ -96,6 +106,8 @@ def _fail(run: Run, error: BaseException) -> None:
     record = run.state.of_run()
     run.hooks.notify_exception(record, error)
     _name_exhausted(error)
+    if _SPLIT in str(error):
+        error.add_note(_GATHER)
     if run.state.is_lost:
         error.add_note(run.state.lost)
     elif run.state.trains and record.step > 0:
