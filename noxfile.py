@@ -412,6 +412,13 @@ def bench_agreement(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_mesh(session: nox.Session) -> None:
+    """Measure a Trainer on 8 devices of this CPU beside sharded loops by hand; `-- 50` rounds."""
+    install_all(session)
+    session.run("python", "tests/benchmarks/mesh.py", *session.posargs, env=ENV)
+
+
+@nox.session
 def bench_digest(session: nox.Session) -> None:
     """Measure the digest of a step, which a checkpoint has, against the first step."""
     install_all(session)

@@ -126,12 +126,12 @@ class CompiledStepper:
     @property
     def notes(self) -> list[str]:
         """Lines on the devices, for `Trainer.explain`."""
-        return self._steps.placement.notes(self.traced.plan)
+        return self._steps.placement.notes(self.traced.plan, self._steps.split)
 
     @property
     def advice(self) -> str:
         """A sentence on a sharding that does not do what it is for; else ""."""
-        return self._steps.placement.advice(self.traced.plan)
+        return self._steps.placement.advice(self.traced.plan, self._steps.split)
 
     @property
     def works_in_place(self) -> bool:

@@ -188,22 +188,22 @@ class MeshPlacement:
         pairs = zip(plan.types, self.shardings(plan), strict=True)
         return [_type_in(like, one) for like, one in pairs], _tree.map(self._type_of, batch)
 
-    def notes(self, plan: "Plan") -> list[str]:
+    def notes(self, plan: "Plan", split: Sequence[Any]) -> list[str]:
         """Lines on the memory of each device, for `Trainer.explain`."""
-        spread, types = Spread(self.parts, self.shardings(plan)), plan.types
+        spread, types = Spread(self.parts, tuple(split)), plan.types
         shape = " x ".join(f"{size} ({name!r})" for name, size in self.mesh.shape.items())
         nbytes = spread.nbytes(types, range(len(types)))
         return [
             f"mesh: {shape} devices; state on each: {nbytes:,} bytes",
             *(
                 f"large, but whole on each device: {path}, {size_of(like):,} bytes"
-                for path, like in self._left_whole(plan).items()
+                for path, like in self._left_whole(plan, split).items()
             ),
         ]
 
-    def advice(self, plan: "Plan") -> str:
+    def advice(self, plan: "Plan", split: Sequence[Any]) -> str:
         """A sentence if "fsdp" leaves more than 2 % of the state whole on each device; else ""."""
-        whole = self._left_whole(plan)
+        whole = self._left_whole(plan, split)
         nbytes, total = sum(map(size_of, whole.values())), sum(map(size_of, plan.types))
         if nbytes <= _WHOLE * total:
             return ""
@@ -215,9 +215,8 @@ class MeshPlacement:
             f"{more}. Pad an axis to a multiple of {self.parts}, or use another number of devices"
         )
 
-    def _left_whole(self, plan: "Plan") -> "dict[str, jax.ShapeDtypeStruct]":
-        names = plan.program.array_names()
-        return left_whole(self.rule, names, plan.types, self.shardings(plan))
+    def _left_whole(self, plan: "Plan", split: Sequence[Any]) -> "dict[str, jax.ShapeDtypeStruct]":
+        return left_whole(self.rule, plan.program.array_names(), plan.types, split)
 
     def _put_stacked(self, leaf: Any) -> Any:
         if self.num_shares > 1:

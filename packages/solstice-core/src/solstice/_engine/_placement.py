@@ -97,11 +97,11 @@ class Placement(Protocol):
         """One batch of data on the devices, within a compiled step, split over them."""
         ...
 
-    def notes(self, plan: "Plan") -> list[str]:
+    def notes(self, plan: "Plan", split: Sequence[Any]) -> list[str]:
         """Lines on the devices, for `Trainer.explain`."""
         ...
 
-    def advice(self, plan: "Plan") -> str:
+    def advice(self, plan: "Plan", split: Sequence[Any]) -> str:
         """A sentence on a sharding that does not do what it is for; else ""."""
         ...
 
@@ -187,14 +187,14 @@ class SingleDevice:
         """The same batch."""
         return batch
 
-    def notes(self, plan: "Plan") -> list[str]:
+    def notes(self, plan: "Plan", split: Sequence[Any]) -> list[str]:
         """None."""
-        del plan
+        del plan, split
         return []
 
-    def advice(self, plan: "Plan") -> str:
+    def advice(self, plan: "Plan", split: Sequence[Any]) -> str:
         """None."""
-        del plan
+        del plan, split
         return ""
 
 

@@ -181,8 +181,8 @@ class Stages:
         )
         if method == "train_step":
             self._name_override(stepper)
-            if stepper.advice:
-                warn(stepper.advice, stacklevel=5)
+            if advised := stepper.advice:
+                warn(advised, stacklevel=5)
         self.computation.add_step(method, stepper)
         if self.peers is not None:
             check_data(self.peers, source, epoch)
