@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from clocks import stopped
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import solstice
@@ -64,6 +64,12 @@ def reductions(w: Any, batch: Any, key: Any) -> Any:
     scaled = (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + 1e-5)
     sines = jnp.log1p(jnp.abs(jnp.sin(x) * w[None, :, 1]).sum(1))
     return jnp.tanh((scaled * w[None, :, 0]).sum()) + sines.sum()
+
+
+def products(w: Any, batch: Any, key: Any) -> Any:
+    """A sum of products rounds otherwise if XLA computes some of them before the loop."""
+    x = batch[0].astype(jnp.float32)
+    return (jnp.sin(x) * 1.1 * x + w[None, :, 0]).sum()
 
 
 def convolution(w: Any, batch: Any, key: Any) -> Any:
@@ -139,10 +145,19 @@ def same(one: Any, other: Any) -> bool:
 # The bits
 
 
+def one_batch(**given: Any) -> Any:
+    """An example of epochs of one batch, which run in the loop of longer ones."""
+    usual: dict[str, Any] = {"dtype": np.float32, "shuffle": False, "seed": 1, "drop_last": False}
+    return example(**{**usual, "steps_per_call": None, "limit": None, **given})
+
+
 @pytest.mark.slow
 @settings(deadline=None, max_examples=15)
+@one_batch(loss=reductions, size=4, shuffle=True, limit=1)
+@one_batch(loss=products, size=75)
+@one_batch(loss=products, size=80)
 @given(
-    loss=st.sampled_from([dense, reductions, convolution]),
+    loss=st.sampled_from([dense, reductions, products, convolution]),
     dtype=st.sampled_from([np.float32, np.float64, np.uint8, ml_dtypes.bfloat16, np.int64]),
     size=st.sampled_from([1, 4, 25, 75, 80]),
     shuffle=st.booleans(),
@@ -172,6 +187,29 @@ def test_the_bits_and_the_history_are_those_of_batches_from_the_host(
         "limit_val_batches": limit,
     }
     assert fitted(True, arrays, size, **options) == fitted(False, arrays, size, **options)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("loss", [reductions, products])
+def test_batches_so_large_that_each_is_a_call_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, loss: Any, on_device: bool
+):
+    arrays = 10 * np.abs(X[:8]), Y[:8]
+    expected = fitted(False, arrays, experiment=net(loss))
+    monkeypatch.setattr(_block_size, "BYTES_PER_CALL", 1)
+    spy = Spy(1, ("outputs",))  # outputs count on the device too
+    assert fitted(on_device, arrays, experiment=net(loss), callbacks=[spy]) == expected
+
+
+@pytest.mark.parametrize("loss", [reductions, products])
+def test_run_steps_of_one_batch_has_the_bits_of_a_run(loss: Any):
+    for start in range(0, 72, 4):
+        x, y = 10 * np.abs(X[start : start + 4]), Y[start : start + 4]
+        trainer = solstice.Trainer()
+        expected = trainer.fit(net(loss), batches((x, y), 4, on_device=True))
+        found, metrics = solstice.run_steps(net(loss), (x[None], y[None]))
+        assert digest(found) == digest(expected)
+        assert float(metrics.compute()["loss"]) == trainer.history.rows[-1]["loss"]
 
 
 spies = st.builds(
@@ -388,6 +426,20 @@ def test_a_run_goes_on_exactly_however_batches_come(tmp_path: Any, first: bool, 
     expected = run(False, "whole")
     with pytest.raises(RuntimeError, match="died"):
         run(first, "cut", step)
+    assert run(not first, "cut", resume="last")[0] == expected[0]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_epochs_of_one_batch_go_on_exactly_however_batches_come(tmp_path: Any, first: bool):
+    def run(on_device: bool, folder: str, dies: int = 0, resume: str | None = None) -> Any:
+        callbacks = [Checkpoint(tmp_path / folder, every=1), Dies(dies)]
+        options = {"resume": resume, "strict_resume": True}
+        arguments = {"callbacks": callbacks, "fit": options, "num_epochs": 4}
+        return fitted(on_device, size=75, experiment=net(products), **arguments)
+
+    expected = run(False, "whole")
+    with pytest.raises(RuntimeError, match="died"):
+        run(first, "cut", 2)
     assert run(not first, "cut", resume="last")[0] == expected[0]
 
 

@@ -4,9 +4,10 @@ It is the smallest of these: the size that a rule chooses from the cost of a ste
 calls took at most `SECONDS_PER_CALL` so far; the steps until a callback looks; the steps until the
 run ends. A block also ends when its batches take too long to read.
 
-No choice changes bits: a shorter block is the same program with a smaller trip count. Only one step
-per call is another program, so a rule chooses that and never a clock: for convolutions, and for
-steps that change much memory.
+No choice changes bits: a shorter block is the same program with a smaller trip count, also one of a
+single step. Only a call without a loop is another program, so a rule chooses that from the step
+alone, never from a clock or from the place of the data: for convolutions, and for steps that are
+long or change much memory.
 
 `python tests/benchmarks/block_sizes.py` measures each constant on your machine. The figures below
 are of 2 cores of a CPU.
@@ -84,12 +85,15 @@ class Arrangement:
         first_steps: the most steps in the first block, whose time sets the size of the next: few,
             in case the steps are slow, and 1 if their cost is unknown.
         reason: the reason for `steps_per_call`.
+        loops: whether a call is a loop, which may have one turn. A call without one may round
+            differently, so this depends on the step and on the user's choice alone.
     """
 
     steps_per_call: int
     steps_per_block: int
     first_steps: int
     reason: str
+    loops: bool
 
 
 def arrangement(
@@ -117,17 +121,18 @@ def arrangement(
             f"a step changes {changed_bytes:,} bytes, and a loop of steps would copy them (from "
             f"{most_changed:,} bytes)"
         )
-        return Arrangement(1, 1, 1, reason)
+        return Arrangement(1, 1, 1, reason, loops=False)
     if steps_per_call is not None:
-        return Arrangement(steps_per_call, steps_per_call, steps_per_call, "set by steps_per_call")
+        most, reason = steps_per_call, "set by steps_per_call"
+        return Arrangement(most, most, most, reason, loops=most > 1)
     most, reason = _most_steps(cost, step_bytes, epoch_steps)
-    per_call = most
+    per_call, loops = most, cost.flops <= _flops_per_call()
     if cost.has_convolution and jax.default_backend() == "cpu":
         reason = "the step has a convolution, whose backward pass is slow in a loop on the CPU"
-        per_call, most = 1, min(most, CALLS_AT_ONCE)
+        per_call, most, loops = 1, min(most, CALLS_AT_ONCE), False
     # Few enough to be short even if every operation waits for memory.
     first = _flops_per_call() // max(_SLOWEST * cost.flops, 1) if cost.is_known else 1
-    return Arrangement(per_call, most, max(min(first, most), 1), reason)
+    return Arrangement(per_call, most, max(min(first, most), 1), reason, loops)
 
 
 def _most_steps(cost: Cost, step_bytes: int, epoch_steps: int | None) -> tuple[int, str]:

@@ -94,7 +94,7 @@ class CompiledStepper:
         self._steps = Steps(
             plan.program,
             merging.sums,
-            loops=self.sizes.steps_per_call > 1,
+            loops=self.sizes.loops,
             keeps_outputs=keeps_outputs,
             donates=donates,
             fixed=() if donates else plan.unchanged,

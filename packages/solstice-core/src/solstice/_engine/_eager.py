@@ -55,7 +55,7 @@ class EagerStepper:
         )
         self.kind = type(experiment)
         self.name = f"{self.kind.__name__}.{method}"
-        self.sizes = Arrangement(1, 1, 1, "the step cannot be compiled, and runs uncompiled")
+        self.sizes = Arrangement(1, 1, 1, "the step cannot be compiled, and runs uncompiled", False)
         # Other containers than the caller's, because references of callbacks to them are counted.
         self._experiment = experiment if given is None else _tree.map(_same, experiment)
         self.ownership = Ownership(self._experiment, given)

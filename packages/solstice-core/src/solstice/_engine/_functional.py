@@ -76,7 +76,7 @@ def run_steps(experiment: _E, batches: Batch) -> tuple[_E, Metrics | None]:
     steps = Steps(
         traced.plan.program,
         merging.sums,
-        loops=traced.sizes().steps_per_call > 1,
+        loops=traced.sizes().loops,
         placement=SINGLE_DEVICE if is_within else placement_of(experiment),
     )
     carry = Carry(arrays, [merging.empty], np.ones(1, bool))

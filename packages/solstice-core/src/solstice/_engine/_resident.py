@@ -55,9 +55,7 @@ class Rows:
             read = partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=self.size)
         else:
             read = partial(_take, lax.dynamic_slice_in_dim(self.order, start, self.size))
-        # A barrier, so that XLA compiles the step apart from the gather, as for stacked batches,
-        # and rounds it alike. It costs nothing that could be measured.
-        return lax.optimization_barrier(_tree.map(read, self.arrays))
+        return _tree.map(read, self.arrays)
 
     def after(self, index: int) -> "Rows":
         """The same without the first `index` batches."""

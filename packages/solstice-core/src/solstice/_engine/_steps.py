@@ -48,8 +48,8 @@ class Steps:
     Attributes:
         program: the step.
         sums: as in `Merging`.
-        loops: whether one call runs many steps. If not, it runs one, without a loop, because XLA's
-            backward pass of a convolution is slow in one.
+        loops: whether a call is a loop of steps. If not, it runs one, because XLA's backward pass
+            of a convolution is slow in a loop.
         keeps_outputs: whether the outputs of each step are returned.
         donates: whether a call destroys the arrays of its carry, to reuse their memory.
         fixed: the indices of arrays that the step does not change. A call does not return them,
@@ -206,9 +206,13 @@ def merge_grown(steps: Steps, before: Carry, after: Carry, grown: PyTree, count:
 
 
 def _batch_at(batches: Batch, index: Array | int) -> Batch:
-    if isinstance(batches, Rows):
-        return batches.batch(index)
-    return _tree.map(partial(_read_row, index), batches)
+    """Batch `index`, within a compiled call."""
+    stacked = not isinstance(batches, Rows)
+    batch = _tree.map(partial(_read_row, index), batches) if stacked else batches.batch(index)
+    # A barrier, so that XLA compiles the step apart from the reading of its batch, and rounds alike
+    # wherever that lies. With the index, because XLA would move operations on the only batch of a
+    # buffer or of an epoch out of the loop. It costs nothing that could be measured.
+    return lax.optimization_barrier((batch, index))[0]
 
 
 def _most(batches: Batch) -> int:

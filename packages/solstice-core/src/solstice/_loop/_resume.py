@@ -92,7 +92,7 @@ class SavedRun:
             strict: whether a caveat is an error.
         """
         computation, size = stages.computation, self.position.steps_per_call
-        if (size == 1) != (stage.stepper.sizes.steps_per_call == 1):
+        if self.position.loops != stage.stepper.sizes.loops:
             # The saved number, because a program without a loop may round differently. Other
             # numbers are trip counts of one program, and those of data on the device are as large
             # as an epoch, for which the host may not have the memory.
@@ -217,10 +217,11 @@ class SavedRun:
     def other_programs(self, stepper: Stepper, computation: Computation) -> list[str]:
         """The reasons why the next steps may compute other numbers than the saved run."""
         at, found = self.position, list[str]()
-        # Other numbers are trip counts of one program; 1 is a program without a loop.
-        if (at.steps_per_call == 1) != (stepper.sizes.steps_per_call == 1):
+        # The numbers are trip counts of one program; a call without a loop is another.
+        if at.loops != stepper.sizes.loops:
             found.append(
-                f"steps_per_call was {at.steps_per_call}, and is {stepper.sizes.steps_per_call}"
+                f"steps_per_call was {at.steps_per_call}, and is {stepper.sizes.steps_per_call} "
+                f"{'in' if stepper.sizes.loops else 'without'} a loop"
             )
         if at.backend != jax.default_backend():
             found.append(f"it ran on {at.backend}, and this is {jax.default_backend()}")

@@ -30,6 +30,7 @@ class Position:
         is_closed: whether the epoch has ended, with its validation.
         stop: the reason of a callback's request to stop, or None.
         steps_per_call: the most steps in a call.
+        loops: whether a call is a loop; see `Arrangement`.
         backend: the kind of device.
         last_batch: the fingerprint of the newest batch; None before the first.
         data: the position in the data set; see `Source.position`.
@@ -50,6 +51,7 @@ class Position:
     is_closed: bool
     stop: str | None
     steps_per_call: int
+    loops: bool
     backend: str
     last_batch: str | None
     data: dict[str, Any]

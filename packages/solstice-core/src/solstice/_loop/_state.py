@@ -251,6 +251,7 @@ class RunState:
             is_closed=epoch.has_ended,
             stop=None if stop is None else str(stop),
             steps_per_call=self._stepper.sizes.steps_per_call,
+            loops=self._stepper.sizes.loops,
             backend=jax.default_backend(),
             last_batch=newest,
             data=self._stage.source.position(
