@@ -9,7 +9,6 @@ from solstice._loop._hooks import Hooks
 from solstice._loop._run import Run
 from solstice._record import Record, changed
 
-
 _SPLIT = "spans non-addressable"
 """The words of JAX for an array of which a process has only a part."""
 
