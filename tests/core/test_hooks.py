@@ -477,6 +477,12 @@ def test_wrong_modes_are_refused(modes, error, words):
         Trainer([made(modes=modes)])
 
 
+def test_wrong_processes_are_refused():
+    for processes in ("lead", 0, ("first",)):
+        with pytest.raises(ValueError, match=r"Mine.processes.* is not one of \['first', 'all'\]"):
+            Trainer([made(processes=processes)])
+
+
 def test_a_mode_that_means_modes_is_named():
     for mode in ("train", ("val", "test"), ["validation"]):
         with pytest.warns(UserWarning, match="write `modes`"):
