@@ -135,6 +135,26 @@ show("predict", outputs.tolist())
 show("test", solstice.Trainer(mesh="all").test(trained, batches()))
 show("gather", distributed.gather(trained.w).tolist())
 
+predictions = solstice.Trainer(mesh="all").predict(trained, batches())
+next(predictions)
+predictions.close()
+fit("prefetch", prefetch=3)
+trainer = solstice.Trainer(mesh="all", sharding=split)
+given = trainer.fit(trainer.fit(make(), batches()), batches(), donate=True)
+show("donated", sha(given))
+show("kept", sha(trainer.fit(trainer.fit(make(), batches()), batches())))
+
+class Validates(solstice.Callback):
+    every, seen = 10, ()
+    trainer = solstice.Trainer(mesh="all")
+    def on_step_end(self, record):
+        if record.mode == "train":
+            self.seen += (self.trainer.validate(trained, batches(4))["error"],)
+
+validates = Validates()
+fit("validates", validates)
+show("validated", validates.seen)
+
 class Sees(solstice.Callback):
     every, needs = 5, ("batch", "outputs", "experiment", "metrics")
     def __init__(self, processes):
@@ -275,7 +295,9 @@ def test_it_ends_with_the_history_of_one_process():
         assert_close(ended.shown["predict"], one.shown["predict"], "predict")
         assert_close(ended.shown["test"], one.shown["test"], "test")
         assert_close(ended.shown["gather"], one.shown["gather"], "gather")
-        for name in ("again", "two steps a call"):
+        assert ended.shown["donated"] == ended.shown["kept"]
+        assert_close(ended.shown["validated"], one.shown["validated"], "validated")
+        for name in ("again", "two steps a call", "prefetch", "validates"):
             assert ended.shown["plain"][1] == ended.shown[name][1]
         assert ended.shown["resident"] == ended.shown["fed"]
         assert_close(ended.shown["shares"][2], ended.shown["whole"][2], "shares")

@@ -192,9 +192,10 @@ class MeshPlacement:
         """Lines on the memory of each device, for `Trainer.explain`."""
         spread, types = Spread(self.parts, tuple(split)), plan.types
         shape = " x ".join(f"{size} ({name!r})" for name, size in self.mesh.shape.items())
-        nbytes = spread.nbytes(types, range(len(types)))
+        nbytes, count = spread.nbytes(types, range(len(types))), jax.process_count()
+        where = f" of {count} processes" if count > 1 else ""
         return [
-            f"mesh: {shape} devices; state on each: {nbytes:,} bytes",
+            f"mesh: {shape} devices{where}; state on each: {nbytes:,} bytes",
             *(
                 f"large, but whole on each device: {path}, {size_of(like):,} bytes"
                 for path, like in self._left_whole(plan, split).items()
