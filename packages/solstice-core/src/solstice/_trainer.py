@@ -20,6 +20,7 @@ from solstice._experiment import Experiment, check_experiment
 from solstice._loop import (
     Hooks,
     Run,
+    StageOptions,
     Stages,
     Training,
     as_callbacks,
@@ -312,9 +313,8 @@ class Trainer:
 
     def _stages(self, given: Experiment | None = None) -> Stages:
         options = self._options
-        return Stages(
-            options.steps_per_call, options.prefetch, self._runs.memory, given, options.layout
-        )
+        chosen = StageOptions(options.steps_per_call, options.prefetch, given, options.layout)
+        return Stages(chosen, self._runs.memory)
 
     def _run_evaluation(
         self, experiment: Experiment, ds: Dataset, mode: Mode, batch_size: int | None

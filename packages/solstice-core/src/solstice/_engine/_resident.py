@@ -221,7 +221,6 @@ class ResidentFeeder:
         self._stacked_check = stacked_check
         self._times = times or Times()
         self._at = epoch.start
-        self._newest: ResidentBlock | None = None
         order = None if epoch.order is None else buffers.placement.put(_numbers(epoch.order))
         self._rows = Rows(epoch.arrays, order, np.uint32(0), epoch.batch_size, buffers.sizes.most)
         self._error = DeferredError()
@@ -249,12 +248,10 @@ class ResidentFeeder:
         self._at = start + count
         first = np.uint32(start * epoch.batch_size)
         rows = Rows(self._rows.arrays, self._rows.order, first, size, self._rows.most)
-        self._newest = ResidentBlock(rows, slot, _Batches(epoch, start, count))
-        return self._newest
+        return ResidentBlock(rows, slot, _Batches(epoch, start, count))
 
-    def cut(self, count: int) -> ResidentBlock:
+    def cut(self, block: ResidentBlock, count: int) -> ResidentBlock:
         """The first `count` batches of the newest block. The others are the next to be read."""
-        block = cast("ResidentBlock", self._newest)
         self._at -= len(block) - count
         return replace(block, batches=block.batches.first(count))
 

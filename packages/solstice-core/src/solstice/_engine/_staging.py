@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from solstice import _tree
 from solstice._batch import is_numeric
@@ -110,9 +110,7 @@ class Feeder:
         self._check = check
         self._stacked_check = stacked_check
         self._times = times or Times()
-        self._held: FlatBatch | None = None
-        self._newest: StagedBlock | None = None
-        self._returned: list[FlatBatch] = []
+        self._held: list[FlatBatch] = []  # read, and not yet in a block
         self._error = DeferredError()
         self._read_at = 0.0
 
@@ -141,7 +139,7 @@ class Feeder:
         size, kept, read = 0, list[Batch](), times.data
         while batch is not None:  # at most two readings of the clock for a batch
             if not slot.put(size, batch):
-                self._held = batch  # the first batch of the next block
+                self._held.insert(0, batch)  # the first batch of the next block
                 break
             if self._keep is not None:
                 kept.append(self._keep(batch.tree))
@@ -155,15 +153,13 @@ class Feeder:
             self._error.raise_kept()
         placed = self._slots.placement.put(slot.stacked)
         kept = kept[:size]
-        self._newest = StagedBlock(size, slot, placed, kept, self._slots.placement.num_shares)
-        return self._newest
+        return StagedBlock(size, slot, placed, kept, self._slots.placement.num_shares)
 
-    def cut(self, count: int) -> StagedBlock:
+    def cut(self, block: StagedBlock, count: int) -> StagedBlock:
         """The first `count` batches of the newest block. The others are the next to be read."""
-        block = cast("StagedBlock", self._newest)
         kept, slot = block.batches, block.buffer
         indices = range(count, len(block))
-        self._returned = [FlatBatch(kept[i] if kept else slot.batch(i)) for i in indices]
+        self._held[:0] = [FlatBatch(kept[i] if kept else slot.batch(i)) for i in indices]
         return replace(block, size=count, batches=kept[:count])
 
     def _checked(self, slot: Buffer, size: int) -> int:
@@ -171,16 +167,13 @@ class Feeder:
         check = self._stacked_check
         if check is None or self._error.accepts(check, slot.rows(0, size)):
             return size
-        self._held = None  # it came after the refused batch, as an error of the data set would
+        self._held.clear()  # it came after the refused batch, as an error of the data set would
         one_by_one = (self._error.accepts(check, slot.rows(i, i + 1)) for i in range(size))
         return next((i for i, is_good in enumerate(one_by_one) if not is_good), 0)
 
     def _next(self) -> FlatBatch | None:
-        if self._returned:
-            return self._returned.pop(0)
-        held, self._held = self._held, None
-        if held is not None or self._error:
-            return held
+        if self._held or self._error:
+            return self._held.pop(0) if self._held else None
         batch: Batch = None
         began = self._clock()
         try:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from solstice._callback import Callback
-from solstice._loop._hooks import listens_to_steps
+from solstice._loop._due import listens_to_steps
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,17 @@
 """Hooks: the callbacks of a run, checked, ordered, and called at each moment."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from operator import index
 from typing import Any, cast
 
 from solstice._arguments import instance, shown, whole_or_none
 from solstice._callback import NEEDS, Callback, Phase, named
 from solstice._hooks import check_hooks
+from solstice._loop._due import AT_STEPS, at_cadence, due_steps, overrides_hook
 from solstice._metrics import on_host
 from solstice._record import Record, Stop, changed
 from solstice._types import MODES, Mode
 
 _NEEDS_BEFORE = ("batch", "experiment")  # the others exist only after the step
-
-
-_AT_STEPS = ("on_step_start", "on_step_end")
 
 
 def as_callbacks(given: Any) -> list[Any]:
@@ -107,26 +104,15 @@ class Hooks:
         self.listeners = [callback for callback in callbacks if mode in callback.modes]
         self._is_lead = is_lead
         self._called = [c for c in self.listeners if is_lead or c.processes == "all"]
-        self._at_start = _at_cadence("on_step_start", self._called)
-        at_end = _at_cadence("on_step_end", self.listeners)
-        # By the number of the phase: the hash of an enum is slow, at each step.
-        self._at_end = [
-            [at for at in _at_cadence("on_step_end", self._called) if at[0].phase == p]
-            for p in Phase
-        ]
-        self._saving = tuple({every for callback, every in at_end if callback.phase == Phase.SAVE})
-        self._ends = tuple({every for _, every in at_end})
-        # Reading metrics empties an accumulator of the callback, which a saved run has too.
-        self._remembering = {
-            every
-            for callback, every in [*_at_cadence("on_step_start", self.listeners), *at_end]
-            if "metrics" in callback.needs or overrides_hook(callback, "state_dict")
-        }
+        self._due = due_steps(self.listeners, self._called)
         # By identity, because two callbacks may be equal.
-        self._readers = [id(c) for c, _ in at_end if "metrics" in c.needs]
+        self._readers = [
+            id(c) for c, _ in at_cadence("on_step_end", self.listeners) if "metrics" in c.needs
+        ]
         self._settings = [_settings_of(callback) for callback in callbacks]
         self._stop = stop
         self._outer = outer
+        self._nested: Hooks | None = None
 
     @property
     def stop(self) -> Stop | None:
@@ -138,12 +124,11 @@ class Hooks:
 
         A request from within the validation ends both runs.
         """
-        return Hooks(self.callbacks, "val", outer=self, is_lead=self._is_lead)
-
-    def start(self) -> "Hooks":
-        """These hooks without a request to stop, for another validation."""
-        self._stop = None
-        return self
+        # Once for a run, because each epoch may have a validation.
+        if self._nested is None:
+            self._nested = Hooks(self.callbacks, "val", outer=self, is_lead=self._is_lead)
+        self._nested._stop = None
+        return self._nested
 
     def request(self, stop: Stop) -> None:
         """Keeps a request to stop, if it is the first."""
@@ -159,7 +144,7 @@ class Hooks:
                 f"{name} raised StopIteration: the iterator of a `next(...)` in it is exhausted. "
                 f"To end the run write `raise solstice.Stop(...)`"
             ) from error
-        if hook in _AT_STEPS and not callback.can_stop:
+        if hook in AT_STEPS and not callback.can_stop:
             raise RuntimeError(
                 f"{name} asked to stop, and its `can_stop = False` promises that it does not: "
                 f"remove that line"
@@ -188,7 +173,7 @@ class Hooks:
 
     def saves_at(self, count: int) -> bool:
         """Whether a callback of the phase SAVE is due at the `count`-th step."""
-        return any(count % every == 0 for every in self._saving)
+        return any(count % every == 0 for every in self._due.saving)
 
     @property
     def num_readers(self) -> int:
@@ -215,7 +200,7 @@ class Hooks:
 
     def is_remembered(self, count: int) -> bool:
         """Whether the `count`-th step can change the state of a callback."""
-        return any(count % every == 0 for every in self._remembering)
+        return any(count % every == 0 for every in self._due.remembering)
 
     def measured(self, make_record: Callable[[], Record]) -> dict[str, Any]:
         """The values of all `measure` hooks at a moment of training."""
@@ -261,7 +246,7 @@ class Hooks:
         self, record: Record, count: int, given: Callable[[str, Callback], Any]
     ) -> None:
         """Calls `on_step_start` of those whose cadence includes the next step, the `count`-th."""
-        for callback, every in self._at_start:
+        for callback, every in self._due.at_start:
             if count % every == 0:
                 asked = {
                     name: given(name, callback) for name in callback.needs if name in _NEEDS_BEFORE
@@ -273,7 +258,7 @@ class Hooks:
 
     def is_due(self, count: int) -> bool:
         """Whether any `on_step_end` is due at the `count`-th step."""
-        for every in self._ends:  # noqa: SIM110, `any` takes twice as long, at each step
+        for every in self._due.ends:  # noqa: SIM110, `any` takes twice as long, at each step
             if count % every == 0:
                 return True
         return False
@@ -287,7 +272,7 @@ class Hooks:
     ) -> None:
         """Calls `on_step_end` of those in these phases whose cadence includes a step."""
         for phase in phases:
-            for callback, every in self._at_end[phase]:
+            for callback, every in self._due.at_end[phase]:
                 if count % every:
                     continue
                 needs = callback.needs
@@ -321,22 +306,6 @@ def _settings_of(callback: Callback) -> dict[str, Any]:
         "processes": callback.processes,
         "waits_for_device": callback.waits_for_device,
     }
-
-
-def overrides_hook(callback: Callback, hook: str) -> bool:
-    """Whether the callback overrides `hook`."""
-    method = getattr(callback, hook)  # also one that was set on the instance
-    return getattr(method, "__func__", None) is not getattr(Callback, hook)
-
-
-def listens_to_steps(callback: Callback, hook: str) -> bool:
-    """Whether the Trainer ever calls `hook`, a hook of steps."""
-    return callback.every is not None and overrides_hook(callback, hook)
-
-
-def _at_cadence(hook: str, callbacks: list[Callback]) -> list[tuple[Callback, int]]:
-    heard = [c for c in callbacks if listens_to_steps(c, hook)]
-    return [(c, index(cast("int", c.every))) for c in heard]
 
 
 def _those_with(hook: str, callbacks: list[Callback]) -> list[Callback]:

@@ -1,6 +1,7 @@
 """Meetings: the moments of a run at which several processes agree on what comes next."""
 
 import logging
+from typing import Any, cast
 
 from solstice import _tree
 from solstice._agreement import Agreed, Word
@@ -81,7 +82,7 @@ class Meetings:
         if agreed.batches == len(block):
             return block
         if agreed.batches > 0:
-            return feeder.cut(agreed.batches)
+            return feeder.cut(cast("Any", block), agreed.batches)  # one of its own blocks
         at = self._state.at
         say(
             f"{at.mode}, epoch {at.epoch}: it ends after {at.epoch_step} batches, because another "

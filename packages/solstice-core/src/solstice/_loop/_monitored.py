@@ -14,7 +14,7 @@ import numpy as np
 from solstice._callback import Callback
 from solstice._console import warn
 from solstice._engine import PROGRAMS, Traced, metrics_like, unpack
-from solstice._loop._hooks import overrides_hook
+from solstice._loop._due import overrides_hook
 from solstice._metrics import Metrics, by_name
 from solstice._monitor import no_metric, no_scalar
 from solstice._types import MODES

@@ -74,7 +74,6 @@ class Run:
         self._meetings = stages.peers and Meetings(stages.peers, self.state, hooks, self.guard)
         self._limits = limits or Limits()
         self._validation = validation
-        self._nested = hooks.nested() if validation else None
         is_given = experiment is not None
         # A validation uses those of its run, because they may need a copy of each array.
         self._checks = outer._checks if outer else BatchChecks(self.state, stage.stepper, is_given)
@@ -307,7 +306,7 @@ class Run:
     def validation(self) -> Generator["Run", None, None]:
         """The run of a validation at this moment. A request to stop takes effect after it."""
         at, source = self.state.at, cast("Validation", self._validation).source
-        hooks = cast("Hooks", self._nested).start()
+        hooks = self.hooks.nested()
         stage = self.stages.validation(source, self.stage.stepper, hooks, at.epoch)
         start = changed(at, mode="val", given={}, epoch_step=0, num_examples=0)
         start = changed(start, steps_per_epoch=source.length)

@@ -104,37 +104,41 @@ class Stage:
         )
 
 
+@dataclass(frozen=True)
+class StageOptions:
+    """The options of the stages of a run.
+
+    Attributes:
+        steps_per_call: the user's choice, or None.
+        prefetch: the number of batches that a thread reads ahead.
+        given: the caller's Experiment, if the training gives it up.
+        layout: the mesh of the Trainer; None for the device of the Experiment.
+    """
+
+    steps_per_call: int | None = None
+    prefetch: int = 0
+    given: Experiment | None = None
+    layout: Layout | None = None
+
+
 class Stages:
     """Makes the stages of one run, and keeps the buffers and the steps of all.
 
     Args:
-        steps_per_call: the user's choice, or None.
-        prefetch: the number of batches that a thread reads ahead.
+        options: the options.
         memory: staging buffers of earlier runs, by step. `close` returns them.
-        given: the caller's Experiment, if the training gives it up.
-        layout: the mesh of the Trainer; None for the device of the Experiment.
 
     Attributes:
         computation: the steps of the stages so far.
         peers: the other processes of the run; None if there are none.
     """
 
-    def __init__(
-        self,
-        steps_per_call: int | None,
-        prefetch: int,
-        memory: dict[str, BuffersByKind],
-        given: Experiment | None = None,
-        layout: Layout | None = None,
-    ) -> None:
+    def __init__(self, options: StageOptions, memory: dict[str, BuffersByKind]) -> None:
         self.computation = Computation()
-        self.peers = None if layout is None else peers_of_this_process()
-        self._layout = layout
+        self.peers = None if options.layout is None else peers_of_this_process()
+        self._options = options
         self._compiled: set[Hashable] = set()
-        self._steps_per_call = steps_per_call
-        self._prefetch = prefetch
         self._memory = memory
-        self._given = given
         self._buffers: dict[str, StagingBuffers] = {}
         self._resident: dict[str, ResidentBuffers] = {}
         self._placement: Placement | None = None
@@ -171,13 +175,13 @@ class Stages:
             method,
             batch,
             self._look,
-            steps_per_call=self._steps_per_call or steps_per_call,
+            steps_per_call=self._options.steps_per_call or steps_per_call,
             keeps_outputs=method == "predict_step" or any("outputs" in c.needs for c in callbacks),
             can_rewind=bool(watchers_within(callbacks)),
             readers=hooks.num_readers,
             epoch_steps=None if data is None else source.length,
             placement=placement,
-            given=self._given if method == "train_step" else None,
+            given=self._options.given if method == "train_step" else None,
         )
         if method == "train_step":
             self._name_override(stepper)
@@ -189,7 +193,7 @@ class Stages:
             check_step(self.peers, experiment, stepper)
         if data is None or stepper.needs_batches:
             buffers = self._buffers_of(method, stepper, placement)
-            return Stage(source, stepper, buffers, self._prefetch)
+            return Stage(source, stepper, buffers, self._options.prefetch)
         arrays = data.place(placement.device)
         return Stage(source, stepper, self._resident_of(method, stepper, placement), 0, arrays)
 
@@ -210,7 +214,11 @@ class Stages:
         return batch if count == 1 else _tree.map(partial(_repeated, count), batch)
 
     def _place(self, experiment: Experiment) -> Placement:
-        return placement_of(experiment) if self._layout is None else self._layout.placement()
+        return (
+            placement_of(experiment)
+            if self._options.layout is None
+            else self._options.layout.placement()
+        )
 
     def validation(self, source: Source, owner: Stepper, hooks: Hooks, epoch: int = 0) -> Stage:
         """The stage of a validation, with the newest state of the training's stepper.
@@ -246,7 +254,7 @@ class Stages:
 
     def _name_override(self, stepper: Stepper) -> None:
         """Says if a rule overrides `steps_per_call`."""
-        asked, used = self._steps_per_call or 1, stepper.sizes.steps_per_call
+        asked, used = self._options.steps_per_call or 1, stepper.sizes.steps_per_call
         if used < asked:
             say(f"steps_per_call={asked} runs as {used}: {stepper.sizes.reason}")
 
@@ -267,7 +275,7 @@ class Stages:
         return buffers
 
     def _block_size(self, stepper: Stepper) -> BlockSize:
-        sizes, is_set = stepper.sizes, self._steps_per_call is not None
+        sizes, is_set = stepper.sizes, self._options.steps_per_call is not None
         if self.peers is not None:  # whose clocks differ
             return BlockSize(sizes.steps_per_block, patience=math.inf)
         # The user's number holds, however long a call takes.

@@ -5,5 +5,5 @@ This is its only door.
 
 from solstice._sources._open import open_source as open_source
 from solstice._sources._positions import fingerprint as fingerprint
+from solstice._sources._saved import SourcePosition as SourcePosition
 from solstice._sources._source import Source as Source
-from solstice._sources._source import SourcePosition as SourcePosition

@@ -7,21 +7,20 @@ iterables, and their tensors have `__array__`. Special rules of libraries are in
 import copy
 import types
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
 import jax
 
 from solstice._batch import own
-from solstice._errors import DataError
-from solstice._schema import SchemaError
 from solstice._sources import _libraries
 from solstice._sources._arrays import to_numpy
 from solstice._sources._identity import differences, identity_of
 from solstice._sources._kinds import check_kind
 from solstice._sources._positions import Memory, fingerprint, is_seekable, opened
 from solstice._sources._reader import END, Reader, chain
+from solstice._sources._shares import check_shares, identity_of_share
 from solstice._types import Batch
 from solstice.data import Batches
 
@@ -43,34 +42,6 @@ class Seek:
     how: str
     is_same: bool
     changes: list[str]
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The identity of a data set in a checkpoint; see `_identity`."""
-
-    length: int | None
-    kind: str | None = None
-    checksum: str | None = None
-    describe: dict[str, int | bool] = field(default_factory=dict[str, int | bool])
-
-
-@dataclass(frozen=True)
-class SourcePosition:
-    """The position of a data set in a checkpoint; see `Source.position`."""
-
-    state: Any
-    behind: int = 0
-    kind: str = ""
-    next: str | None = None
-    identity: Identity | None = None
-    validation: Identity | None = None
-
-    def __post_init__(self) -> None:
-        if self.behind > 1:
-            raise SchemaError(f"note['run']['data']['behind'] must be 0 or 1; it is {self.behind}")
-        if self.state is not None and not self.kind:
-            raise SchemaError("note['run']['data'] has a state without a 'kind'")
 
 
 class Source:
@@ -133,8 +104,7 @@ class Source:
     def identity(self) -> dict[str, Any]:
         """The identity of the data, computed only when a run is saved or resumed."""
         if self.is_share:  # the others have other data
-            about = {"processes": jax.process_count()}
-            return {"kind": "share", "describe": about, "length": self.length}
+            return {**identity_of_share(), "length": self.length}
         return {**identity_of(self._data), "length": self.length}
 
     def keep_states(self, count: int) -> None:
@@ -200,7 +170,7 @@ class Source:
         Raises:
             DataError: each process has a share of the data, and there were more or fewer.
         """
-        _check_shares(self.name, position.get("identity"), self.identity)
+        check_shares(self.name, position.get("identity"), self.identity)
         if self.is_share and jax.process_index() > 0:  # the fingerprints are of process 0
             last, position = None, {**position, "next": None}
         changes = self._changes(position, validation)
@@ -359,25 +329,3 @@ class Source:
     def end_epoch(self, number: int) -> None:
         """Called when an epoch has been read to its end, and trained."""
         self._reader.epochs.end(number)
-
-
-def _check_shares(name: str, was: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-    """Raises a DataError if a run had another number of shares of its data."""
-    new = _num_shares(now)
-    old = new if was is None else _num_shares(was)
-    if old != new:
-        raise DataError(
-            f"{name} is read by {_in_words(new)}, and the saved run had {_in_words(old)}: the "
-            f"place in one cannot be found in the other. Resume with the same number of processes "
-            f"and `per_process`; only without `per_process` can their number change"
-        )
-
-
-def _num_shares(identity: Mapping[str, Any]) -> int:
-    """The number of processes with a share of the data; 0 if each reads all of it."""
-    is_share = identity.get("kind") == "share"
-    return identity.get("describe", {}).get("processes", 0) if is_share else 0
-
-
-def _in_words(shares: int) -> str:
-    return f"{shares} processes with a share each" if shares else "processes that read all of it"

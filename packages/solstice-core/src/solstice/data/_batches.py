@@ -65,7 +65,6 @@ class Batches:
             raise DataError(
                 f"arrays must be of one length on axis 0; the lengths are {lengths or 'none'}"
             )
-        self._length = lengths[0]
         self._residence = self._residence_for(switch_or_none("on_device", on_device))
         if self.is_resident:
             # A copy that nobody can change: steps read the device, callbacks and checks the host.
@@ -73,6 +72,11 @@ class Batches:
         self.epoch = 0
         self._order = Order(self._length, self.seed) if self.shuffle else None
         self._part: Callable[[int], slice] | None = None
+
+    @property
+    def _length(self) -> int:
+        """The number of examples."""
+        return len(self._leaves[0])
 
     @property
     def on_device(self) -> bool | None:
