@@ -359,6 +359,13 @@ def chaos(session: nox.Session) -> None:
     session.run("python", "tests/chaos/run.py", *session.posargs, env=ENV)
 
 
+@nox.session
+def chaos_mesh(session: nox.Session) -> None:
+    """Kill one of two processes that train together 60 times; `-- --kills 6` for fewer."""
+    install_all(session, *TEST, "orbax-checkpoint>=0.12.8")
+    session.run("python", "tests/chaos/mesh.py", *session.posargs, env=ENV)
+
+
 @nox.session(python=NEWEST, venv_backend="virtualenv")
 def bench(session: nox.Session) -> None:
     """Write docs/benchmarks.md and .png; `-- --help` lists how to run and join parts of it."""
