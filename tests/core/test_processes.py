@@ -1,5 +1,6 @@
 """One training in several processes, with real processes over loopback."""
 
+import os
 from typing import Any
 
 import pytest
@@ -253,30 +254,35 @@ HUNT = (
     HEAD
     + """
 import random
-seed = int(os.environ["HUNT"])
-sleeps = random.Random(100 * seed + me)
+sleeps = random.Random(100 * int(os.environ["SEED"]) + me)
 nap = lambda: time.sleep(sleeps.uniform(0, 0.05))
 
 class Naps(solstice.Callback):
-    every = 3
+    every, processes, blocks = 3, "all", 0
     def on_step_end(self, record): nap()
-    def on_call_end(self, record): nap()
     def on_epoch_end(self, record): nap()
+    def on_call_end(self, record):
+        self.blocks += 1
+        nap()
 
 def data(epoch):
     for batch in batches(15):
         nap()
         yield batch
 
-def hunt(name, callbacks, **options):
+def hunt(name, callbacks, num_epochs, **options):
     trainer = solstice.Trainer(callbacks, mesh="all", **options)
-    trained = trainer.fit(make(), data, batches(2), num_epochs=6)
-    show(name, sha(trained))
+    trained = trainer.fit(make(), data, batches(2), num_epochs=num_epochs)
+    nap()
+    show(name, [sha(trained), trainer.test(trained, batches(3)), [one.blocks for one in callbacks]])
 
-hunt("slow", [Naps()])
-hunt("fast", [], steps_per_call=2)
+hunt("free", [Naps()], 6)
+hunt("data alone", [], 6, steps_per_call=2)
+hunt("short", [Naps()], int(os.environ["EPOCHS"]), steps_per_call=2)
 """
 )
+SEEDS, EPOCHS, BLOCKS = (10, 40, 300) if "CLOCK_HUNT" in os.environ else (2, 4, 30)
+"""The clock hunt; `CLOCK_HUNT=1 pytest tests/core/test_processes.py -k clock` is the long one."""
 
 
 def test_it_ends_with_the_history_of_one_process():
@@ -381,12 +387,13 @@ def test_a_killed_process_ends_the_others():
     assert "killed" not in first.shown
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_no_clock_decides(seed: int):
-    first, second = run(HUNT, 2, timeout=200, HUNT=str(seed))
+    first, second = run(HUNT, 2, timeout=300, SEED=str(seed), EPOCHS=str(EPOCHS))
     assert_ended(first, 0)
     assert_ended(second, 0)
     assert first.shown == second.shown
+    assert first.shown["short"][2][0] >= BLOCKS
 
 
 def is_run(shown: Any) -> bool:
