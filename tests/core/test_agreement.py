@@ -44,6 +44,7 @@ show_agreed("two stops", stop=f"why {me}", stop_at=8 - me)
 show_agreed("a stop without a step", stop=f"why {me}", stop_at=None if me else 8)
 show_agreed("signal", signal=15 * me)
 show_agreed("two signals", signal=[2, 15][me], stop="why")
+show_agreed("kinds", kind="two" if me else "one")
 show("share", a.share("texts", f"{me}: \\u00e9 \\ud800 \\" \\0"))
 show("after share", agree("x"))
 
@@ -84,16 +85,17 @@ def two() -> list[Ended]:
 @pytest.mark.parametrize(
     ("name", "agreed"),
     [
-        ("equal", [32, 32, "", None, 0, None]),
-        ("fewest", [35, 40, "", None, 0, None]),
-        ("none left", [0, 3, "", None, 0, None]),
-        ("stop", [32, 32, "because", 5, 0, 1]),
-        ("two stops", [32, 32, "why 1", 7, 0, 1]),
-        ("a stop without a step", [32, 32, "why 0", 8, 0, 0]),
-        ("signal", [32, 32, "", None, 15, 1]),
-        ("two signals", [32, 32, "why", None, 2, 0]),
+        ("equal", [32, 32, "", None, 0, None, []]),
+        ("fewest", [35, 40, "", None, 0, None, []]),
+        ("none left", [0, 3, "", None, 0, None, []]),
+        ("stop", [32, 32, "because", 5, 0, 1, []]),
+        ("two stops", [32, 32, "why 1", 7, 0, 1, []]),
+        ("a stop without a step", [32, 32, "why 0", 8, 0, 0, []]),
+        ("signal", [32, 32, "", None, 15, 1, []]),
+        ("two signals", [32, 32, "why", None, 2, 0, []]),
+        ("kinds", [32, 32, "", None, 0, None, [["one", 0], ["two", 1]]]),
         ("share", ['0: \u00e9 \ud800 " \0', '1: \u00e9 \ud800 " \0']),
-        ("preempted", [32, 32, "", None, 15, None]),
+        ("preempted", [32, 32, "", None, 15, None, []]),
     ],
 )
 def test_all_agree_on_the_same(two: list[Ended], name: str, agreed: Any):
@@ -101,7 +103,7 @@ def test_all_agree_on_the_same(two: list[Ended], name: str, agreed: Any):
 
 
 def test_old_rounds_are_deleted(two: list[Ended]):
-    # Of 64 rounds and of 79: the last one, and one that the lead deletes or the other opens.
+    # Of 65 rounds and of 80: the last one, and one that the lead deletes or the other opens.
     for name in ("folders", "folders after errors"):
         assert max(one.shown[name] for one in two) <= 2
 
@@ -173,7 +175,7 @@ for who in range(3):
 
 # An error after the round is complete, and before this process has the summary.
 if me == 1:
-    a._service.set(f"solstice/{a._round}/1", '["said","block \\'x\\'",[1,"",null,0]]')
+    a._service.set(f"solstice/{a._round}/1", '["said","block \\'x\\'",[1,"",null,0,""]]')
     while a._service.read(f"solstice/{a._round}/summary") is None:
         time.sleep(0.01)
     a.fail(ValueError("too late for the round"))
