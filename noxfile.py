@@ -69,7 +69,7 @@ ENV = {
     "MPLBACKEND": "Agg",
 }
 # Tests that have a session of their own.
-APART = ["loggers", "notebook", "orbax", "every", "accelerator/test_past_int32.py"]
+APART = ["loggers", "notebook", "orbax", "every", "launchers", "accelerator/test_past_int32.py"]
 # Tests compile much and compute little.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
@@ -350,6 +350,44 @@ def torch(session: nox.Session) -> None:
     """Train from a torch DataLoader; compare metrics with torchmetrics (a large download)."""
     install_all(session, *TEST, "torch==2.13.0", "torchmetrics", "torchdata")
     session.run("pytest", "tests/torch", env=ENV)
+
+
+@nox.session
+def slurm(session: nox.Session) -> None:
+    """Run an example under a SLURM of this machine, as root."""
+    packages = "slurmctld slurmd slurm-client munge"
+    skip_without(session, packages, "srun", "slurmctld", "slurmd", "munged")
+    if os.geteuid() != 0:
+        session.skip("it starts the daemons of SLURM, which needs root")
+    launch(session)
+
+
+@nox.session
+def mpi(session: nox.Session) -> None:
+    """Run an example under Open MPI 4."""
+    skip_without(session, "openmpi-bin", "mpirun")
+    launch(session)
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Run an example as the loop of Ray Train, and kill a worker (a large download)."""
+    # A slow machine needs its time; and Ray would write a token into the home folder.
+    more = {"RAY_raylet_start_wait_time_s": "120", "RAY_AUTH_MODE": "disabled"}
+    launch(session, "ray[train]>=2.60", RAY_USAGE_STATS_ENABLED="0", **more)
+
+
+def skip_without(session: nox.Session, packages: str, *programs: str) -> None:
+    missing = [name for name in programs if shutil.which(name) is None]
+    if missing:
+        session.skip(f"not found: {', '.join(missing)} (Debian: apt-get install {packages})")
+
+
+def launch(session: nox.Session, *more: str, **env: str) -> None:
+    """Run the tests of tests/launchers with the name of the session."""
+    session.install(package("core"), package("optax"), *TEST, *more)
+    tests = session.posargs or [f"tests/launchers/test_{session.name}.py"]
+    session.run("pytest", *tests, env={**ENV, **env})
 
 
 @nox.session
