@@ -169,6 +169,12 @@ sees = [Sees("first"), Sees("all")]
 fit("callbacks", *sees)
 show("seen", [one.seen for one in sees])
 
+class Empty(solstice.callbacks.Saver):
+    def find(self, which):
+        return None
+
+solstice.Trainer([Empty()], mesh="all").fit(make(), batches(2), num_epochs=1, resume="last")
+
 rows = slice(4 * me, 4 * me + 4)
 shares = [(x[rows], y[rows]) for x, y in batches(25)]
 fit("shares", data=solstice.data.per_process(shares), val=False)
@@ -314,6 +320,8 @@ def test_it_ends_with_the_history_of_one_process():
     seen = one.shown["seen"]
     assert_close(first.shown["seen"], seen, "seen")
     assert_close(second.shown["seen"], [[], seen[1]], "seen")
+    said = [ended.output.count("nothing saved") for ended in (one, first, second)]
+    assert said == [1, 1, 0]
 
 
 def test_a_stop_an_error_or_other_data_in_one_process_ends_all_of_them():

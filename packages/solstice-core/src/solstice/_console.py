@@ -11,6 +11,8 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
+from solstice import _service
+
 _LOGGER = logging.getLogger("solstice")
 
 
@@ -43,6 +45,12 @@ def say(text: str, level: int = logging.INFO) -> None:
     """
     with suppress(OSError, ValueError):  # of `logging`, which reports errors to a closed stream
         _LOGGER.log(level, "%s", text, stacklevel=2)  # a text may have a `%`
+
+
+def say_once(text: str) -> None:
+    """`say` in the first process alone: an event that all processes of a run have."""
+    if _service.process_index() == 0:
+        say(text)
 
 
 def write_line(text: str, stream: Any) -> None:

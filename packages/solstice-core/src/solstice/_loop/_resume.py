@@ -10,7 +10,7 @@ import jax
 
 from solstice import checkpoint
 from solstice._callback import Callback, named
-from solstice._console import say, warn
+from solstice._console import say_once, warn
 from solstice._engine import Stepper
 from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
@@ -236,7 +236,7 @@ class SavedRun:
     def _say(self, text: str, moment: Record) -> None:
         at = self.position
         where = "after" if moment.epoch != at.epoch else f"at batch {at.epoch_step:,} of"
-        say(f"resuming {self.path}, step {at.step:,}, {where} epoch {at.epoch + 1}; {text}")
+        say_once(f"resuming {self.path}, step {at.step:,}, {where} epoch {at.epoch + 1}; {text}")
 
 
 def _remembers(callback: Callback) -> bool:
@@ -279,7 +279,7 @@ def _asked(which: Literal["last", "best"], callbacks: Sequence[Callback]) -> Pat
     if not found:
         those = " and ".join(map(repr, savers))
         have = "has" if len(savers) == 1 else "have"
-        say(f"{those} {have} nothing saved: starting a new run")
+        say_once(f"{those} {have} nothing saved: starting a new run")
         return None
     if which == "best" and len(found) > 1:
         lines = " or ".join(f"`resume={str(path)!r}`" for path in found)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from solstice import _tree
-from solstice._console import say, warn
+from solstice._console import say_once, warn
 from solstice._engine import (
     Block,
     BlockSize,
@@ -256,7 +256,7 @@ class Stages:
         """Says if a rule overrides `steps_per_call`."""
         asked, used = self._options.steps_per_call or 1, stepper.sizes.steps_per_call
         if used < asked:
-            say(f"steps_per_call={asked} runs as {used}: {stepper.sizes.reason}")
+            say_once(f"steps_per_call={asked} runs as {used}: {stepper.sizes.reason}")
 
     def _buffers_of(self, method: str, stepper: Stepper, placement: Placement) -> StagingBuffers:
         buffers = self._buffers.get(method)
