@@ -117,8 +117,9 @@ def everything(mesh: Mesh, index: int, folder: Path) -> None:
     check_same(found["of"]["half"], targets["split"]["of"]["half"])
     assert checkpoint.diff(folder / "a", folder / "one") == {}
 
+    os.chdir(folder)  # Orbax refuses relative paths
     donated = state(mesh, 3)
-    finish = checkpoint.begin(folder / "donated", donated)
+    finish = checkpoint.begin("donated", donated)
     step = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf + 1, x), donate_argnums=0)
     arrays = {
         n: x for n, x in donated["of"].items() if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
@@ -127,7 +128,7 @@ def everything(mesh: Mesh, index: int, folder: Path) -> None:
         arrays = step(arrays)
     del donated, arrays
     finish()
-    check_same(checkpoint.load(folder / "donated", like=tree), state(mesh, 3))
+    check_same(checkpoint.load("donated", like=tree), state(mesh, 3))
     for name in ("bad", "file"):
         check_errors(mesh, index, folder, name)
     # Nothing is left of what failed, and the processes are in step.

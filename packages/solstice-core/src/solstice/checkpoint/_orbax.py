@@ -45,7 +45,7 @@ def begin(checkpoint: Path, arrays: Mapping[str, jax.Array]) -> Callable[[], Non
 
     All processes call it, in the main thread. The arrays may be donated afterwards.
     """
-    library, folder = orbax(), checkpoint / FOLDER
+    library, folder = orbax(), _folder(checkpoint)
     context = library.Context()
     # Of copies, the first is written, and it has the checksum in the manifest.
     context.array.saving.use_replica_parallel = False
@@ -57,6 +57,10 @@ def begin(checkpoint: Path, arrays: Mapping[str, jax.Array]) -> Callable[[], Non
             response.result()
 
     return wait
+
+
+def _folder(checkpoint: Path) -> Path:
+    return checkpoint.absolute() / FOLDER  # Orbax refuses relative paths
 
 
 def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
@@ -77,7 +81,7 @@ def load(
 ) -> dict[str, jax.Array | np.ndarray[Any, Any]]:
     """The wanted ones of the arrays with these names. All processes call it."""
     everything: dict[str, Wanted | EllipsisType] = {name: wanted.get(name, ...) for name in names}
-    library, folder = orbax(), checkpoint / FOLDER
+    library, folder = orbax(), _folder(checkpoint)
     with _named(folder, "is damaged"):
         loaded = library.load_checkpointables(folder, {_NAME: _keyed(everything)})[_NAME]
         return {name: loaded[_key(name)] for name in wanted}
