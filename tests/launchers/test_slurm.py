@@ -59,6 +59,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         daemon(running(folder, "slurmd", "-D", "-N", HOST))
         wait_for_node(folder)
         yield
+        launched.run("scancel", "--user=root")  # jobs outlive the daemons
 
 
 @contextmanager
