@@ -27,7 +27,7 @@ SETS = {"none": [], **{name: [name] for name in ADAPTERS}, "all": ADAPTERS}
 
 TEST = [
     *["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tqdm", "pip", "safetensors"],
-    "matplotlib",
+    *["matplotlib", "etils[epath]>=1.15"],
 ]
 PLOT = ["matplotlib", "tqdm", "scikit-learn"]
 

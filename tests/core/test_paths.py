@@ -63,7 +63,7 @@ class InACloud:
     """A path of a library for stores, which would copy what is there: `cloudpathlib`'s."""
 
     def __str__(self):
-        return "gs://bucket/run"
+        return "az://bucket/run"
 
     def __fspath__(self):
         raise AssertionError("copied")
@@ -89,8 +89,21 @@ TAKE_PATHS = {
 }
 
 
+TAKE_LOCAL_PATHS = ["Profiler", "CSV", "JSONLines", "to_csv", "to_jsonl", "read_history", "compare"]
+"""The others are of checkpoints, which may be at gs:// and s3://: see test_checkpoint_bucket.py."""
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/a", Path("s3://bucket/a")], ids=["text", "Path"])
+@pytest.mark.parametrize("name", TAKE_LOCAL_PATHS)
+def test_what_takes_a_local_path_refuses_a_bucket(tmp_path, monkeypatch, name, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="local files only"):
+        TAKE_PATHS[name](path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
-    "path", ["gs://bucket/a", Path("s3://bucket/a"), InACloud()], ids=["text", "Path", "cloud"]
+    "path", ["az://bucket/a", Path("az://bucket/a"), InACloud()], ids=["text", "Path", "cloud"]
 )
 @pytest.mark.parametrize("take", TAKE_PATHS.values(), ids=TAKE_PATHS)
 def test_whatever_takes_a_path_refuses_a_url(tmp_path, monkeypatch, take, path):

@@ -63,7 +63,7 @@ NO_PATH = {
     "bytes": lambda: b"x",
     "empty": lambda: "",
     "a list": lambda: ["x"],
-    "a URL": lambda: "gs://bucket/x",
+    "a URL": lambda: "az://bucket/x",
     "a zero byte": lambda: "a\0b",
 }
 NO_SWITCH: dict[str, Any] = {

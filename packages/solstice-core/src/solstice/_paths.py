@@ -32,8 +32,9 @@ def local_path(given: str | PathLike[str], name: str) -> Path:
     words = str(given)  # not `os.fspath`, which may download a cloud path
     if _SCHEME.match(words):
         raise ValueError(
-            f"{name} is {words!r}, and Solstice reads and writes local files only: write a local "
-            f"path, such as {_local(words)!r}, or the folder where the store is mounted"
+            f"{name} is {words!r}, and Solstice reads and writes local files only (but checkpoints "
+            f"also at gs:// and s3://): write a local path, such as {_local(words)!r}, or the "
+            f"folder where the store is mounted"
         )
     return Path(os.path.expanduser(os.fspath(given)))  # keeps "~name" if there is no such user
 

@@ -18,7 +18,6 @@ from solstice._loop._limits import Limits, next_epoch
 from solstice._loop._owners import matched, uncounted
 from solstice._loop._snapshot import Position, owners_of
 from solstice._loop._stages import Stage, Stages
-from solstice._paths import local_path
 from solstice._record import Record, Stop
 from solstice._saver import Saver
 from solstice._schema import SchemaError
@@ -251,7 +250,7 @@ def find_saved(resume: str | PathLike[str], callbacks: Sequence[Callback]) -> Sa
     """The saved run to continue; None to start a new run."""
     if not isinstance(cast("Any", resume), str | PathLike):
         raise TypeError(f'resume must be "last", "best" or a path; it is {resume!r:.60}')
-    path: Path | None = local_path(resume, "resume")
+    path: Path | None = checkpoint.place(resume, "resume")
     if resume in ("last", "best"):
         path = _asked(cast("Literal['last', 'best']", resume), callbacks)
         if path is None:

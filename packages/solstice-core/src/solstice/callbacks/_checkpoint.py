@@ -9,10 +9,9 @@ from solstice import checkpoint
 from solstice._arguments import positive, switch, whole, whole_or_none
 from solstice._better import better
 from solstice._monitor import Monitor
-from solstice._paths import local_path
 from solstice._record import Record
 from solstice._saver import Saver
-from solstice.callbacks._lock import FolderLock
+from solstice.callbacks._lock import FolderLock, lock_of
 from solstice.callbacks._saved import Folder
 from solstice.callbacks._saving import Retention, Saving, of_newest_run
 from solstice.checkpoint import CheckpointError
@@ -45,7 +44,9 @@ class Checkpoint(Saver):
         directory: a folder for the checkpoints of this run; one run at a time saves into it. Only
             folders named `step-<digits>` that `Checkpoint` wrote are ever removed; other files
             stay, and so do links to checkpoints. A relative path is resolved at the start of a
-            run, so a later change of the working directory has no effect.
+            run, so a later change of the working directory has no effect. A folder in a bucket,
+            such as "gs://bucket/run", is for one process: see `solstice.checkpoint.save`. There, a
+            new run takes the folder from an earlier one that may still run, whose next save raises.
         every: save after this number of training steps; None for never.
         minutes: save after this number of minutes, at the end of the current call. Several
             processes cannot, since their clocks differ.
@@ -61,13 +62,13 @@ class Checkpoint(Saver):
             its own first save. Of linked checkpoints, only the links are removed.
 
     Raises:
-        ValueError: an argument is out of range, `directory` is a URL, "val/" is monitored
+        ValueError: an argument is out of range, `directory` is another URL, "val/" is monitored
             without a `val_ds`, or several processes save every few `minutes`.
         CheckpointError: at the start of a run, another run saves into the folder, the folder is
             not writable, or it has checkpoints and the run is not resumed. A failed write raises
             at the next save or at the end of the run.
         ImportError: at the start of a run, safetensors is not installed, or Orbax in several
-            processes.
+            processes, or for a bucket the extra `cloud`.
         KeyError: the metric does not exist; the message lists the existing ones. It is raised
             before the first step, or later if the names depend on computed values.
     """
@@ -88,7 +89,7 @@ class Checkpoint(Saver):
         keep_best: int = 1,
         overwrite: bool = False,
     ) -> None:
-        self.directory = local_path(directory, "directory")
+        self.directory = checkpoint.place(directory, "directory")
         self.every = whole_or_none("every", every, 1, "steps")
         watched = None if monitor is None else Monitor(monitor, mode)
         self.monitor, self.mode = monitor, better("", mode) if watched is None else watched.mode
@@ -130,7 +131,7 @@ class Checkpoint(Saver):
         self._check_knows(which)
         peers = checkpoint.Peers(f"{self!r} is searched")
         found = peers.first(lambda: self._search(which))
-        return None if found is None else Path(found)
+        return None if found is None else checkpoint.place(found, "directory")
 
     def _search(self, which: Literal["last", "best"]) -> str | None:
         folder = Folder(self.directory) if self._run is None else self._folder
@@ -175,7 +176,7 @@ class Checkpoint(Saver):
             self._retention.monitor.check(record, type(self).__name__)
         self._close()  # a run whose `on_exception` a second Ctrl-C cut short
         # Absolute, because the thread would follow a later change of the working directory.
-        self._folder = Folder(self.directory.absolute())
+        self._folder = Folder(checkpoint.absolute(self.directory))
         peers = checkpoint.Peers(f"{self!r} starts")
         self._check_clock(peers)
         peers.each(lambda: checkpoint.check_writable(self._folder.path / ".new", repr(self)))
@@ -192,8 +193,10 @@ class Checkpoint(Saver):
     def _open(self, record: Record, peers: checkpoint.Peers) -> Saving:
         if not peers.is_first:
             return Saving(self._folder, None, self._retention, record)
+        if checkpoint.is_url(self._folder.path):
+            self._check_empty(record)  # else a refused run would take the lock from a live one
         with ExitStack() as held:
-            lock = held.enter_context(closing(FolderLock(self._folder.path, self, _clash)))
+            lock = held.enter_context(closing(lock_of(self._folder.path, self, _clash)))
             self._folder.settle()
             self._check_empty(record)
             run = Saving(self._folder, lock, self._retention, record)

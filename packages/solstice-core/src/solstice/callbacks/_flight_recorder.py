@@ -7,7 +7,6 @@ import jax
 from solstice import checkpoint
 from solstice._arguments import whole
 from solstice._callback import Callback, Phase
-from solstice._paths import local_path
 from solstice._record import Record, Snapshot
 
 
@@ -20,20 +19,21 @@ class FlightRecorder(Callback):
     step, in any process. Ctrl-C and SIGTERM write nothing.
 
     Args:
-        directory: the folder to write; an existing one is replaced.
+        directory: the folder to write, also in a bucket; an existing one is replaced.
         every: the fewest training steps between two snapshots, 1 or more. Use at least the `every`
             of `NaNGuard`, so that the older snapshot is from before the failing step. Each snapshot
             costs a copy of the Experiment's arrays.
 
     Raises:
-        ValueError: `every` is not a whole number of 1 or more, or `directory` is a URL.
+        ValueError: `every` is not a whole number of 1 or more, or `directory` is a URL
+            other than of "gs://" or "s3://".
     """
 
     phase = Phase.SAVE
     modes = ("train",)
 
     def __init__(self, directory: str | PathLike[str], *, every: int = 200) -> None:
-        self.directory = local_path(directory, "directory")
+        self.directory = checkpoint.place(directory, "directory")
         self._folder = self.directory
         # It looks at the end of calls, and so makes none shorter.
         self.every = None
@@ -48,7 +48,7 @@ class FlightRecorder(Callback):
                 f"{jax.process_count()}: after a failure of one of them, the others cannot save "
                 f"their parts of the state. Use Checkpoint, and `solstice.replay` a checkpoint"
             )
-        self._held, self._folder = [], self.directory.absolute()
+        self._held, self._folder = [], checkpoint.absolute(self.directory)
         who = f"FlightRecorder({str(self.directory)!r})"
         checkpoint.check_writable(self._folder, who)
 

@@ -1,6 +1,7 @@
 """Lock on a checkpoint folder, so that one run at a time saves into it."""
 
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable
@@ -10,7 +11,13 @@ from threading import Lock
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
-from solstice.checkpoint import CheckpointError
+from solstice.checkpoint import (
+    CheckpointError,
+    is_url,
+    read_object,
+    remove_object,
+    write_object,
+)
 
 _T = TypeVar("_T")
 _NAME = ".solstice.lock"
@@ -34,7 +41,7 @@ class FolderLock(Generic[_T]):
     def __init__(self, folder: Path, owner: _T, clash: Callable[[_T, _T], str]) -> None:
         self._owner = owner
         # One folder may be given by several paths.
-        self._place = Path(os.path.realpath(folder))
+        self._place = folder if is_url(folder) else Path(os.path.realpath(folder))
         self._handle: int | None = None
         with _guard:
             other = _held.get(self._place)
@@ -59,6 +66,9 @@ class FolderLock(Generic[_T]):
                 ) from error
             return None  # the file system has no locks, or the lock file belongs to another user
 
+    def check(self) -> None:
+        """Raises a CheckpointError if another run has taken the lock, as it may in a bucket."""
+
     def close(self) -> None:
         """Removes the lock file while it is still locked, then releases the lock."""
         with _guard:
@@ -77,6 +87,44 @@ class FolderLock(Generic[_T]):
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+class BucketLock(FolderLock[_T]):
+    """The lock of a folder in a bucket, which the newest run takes from an earlier one.
+
+    Nothing there ends with a process, so nobody can say whether the earlier run is alive. If it is,
+    its next save raises, and removes nothing.
+    """
+
+    def _open(self, folder: Path) -> None:
+        self._mine = f"process {os.getpid()} on {socket.gethostname()} ({secrets.token_hex(4)})"
+        write_object(folder / _NAME, self._mine)
+
+    def check(self) -> None:
+        found = read_object(self._place / _NAME)
+        if found != self._mine:
+            other = found or "it has ended since"
+            raise CheckpointError(
+                f"another run began to save into {str(self._place)!r}: {other:.200}. So this run "
+                f"cannot save there: give each run a folder of its own"
+            )
+
+    def close(self) -> None:
+        """Removes the lock if this run still has it."""
+        try:
+            is_held = _held.get(self._place) is self  # not in a forked process
+            with suppress(CheckpointError):
+                if is_held and read_object(self._place / _NAME) == self._mine:
+                    remove_object(self._place / _NAME)
+        finally:
+            super().close()
+
+
+def lock_of(folder: Path, owner: _T, clash: Callable[[_T, _T], str]) -> FolderLock[_T]:
+    """The lock of a folder on the disk or in a bucket."""
+    if is_url(folder):
+        return BucketLock(folder, owner, clash)
+    return FolderLock(folder, owner, clash)
 
 
 _guard = Lock()

@@ -41,6 +41,11 @@ class Saved:
     value: float | None
     monitor: str | None
 
+    @property
+    def is_link(self) -> bool:
+        """Whether the path is a link; a bucket has none."""
+        return not checkpoint.is_url(self.path) and self.path.is_symlink()
+
     @staticmethod
     def of(path: Path) -> "Saved | None":
         """The checkpoint at a path; None if it was not written by `Checkpoint`.
@@ -70,14 +75,17 @@ class Folder:
         self._known: dict[Any, Saved | None] = {}
 
     def saved(self, *, strict: bool = False) -> list[Saved]:
-        """The checkpoints, oldest first; damaged ones are skipped, or raise if `strict`."""
+        """The checkpoints, oldest first; damaged ones are skipped, or raise if `strict`.
+
+        Those that a bucket does not give raise: they may be whole.
+        """
         known: dict[Any, Saved | None] = {}
         for name in self._step_names():
-            key = _identity(f"{self.path}/{name}")
+            key = _identity(self.path, name)
             try:
                 known[key] = self._known[key] if key in self._known else self._read(name)
-            except CheckpointError:
-                if strict:
+            except CheckpointError as error:
+                if strict or isinstance(error, checkpoint.BucketError):
                     raise
         # Manifests are cached by size and time, because reading all of them at each save is slow.
         self._known = {key: saved for key, saved in known.items() if key[1:]}
@@ -90,18 +98,25 @@ class Folder:
 
     def settle(self) -> None:
         """Completes or removes half-written checkpoints; call it only with the folder's lock."""
-        checkpoint.sweep_alone(self.path, _left(self._names()))
+        is_url, names = checkpoint.is_url(self.path), self._names()
+        checkpoint.sweep_alone(self.path, _steps(names) if is_url else _left(names))
 
     def has_left(self) -> bool:
         """Whether there are half-written checkpoints."""
         return bool(_left(self._names()))
 
     def _names(self) -> list[str]:
+        if checkpoint.is_url(self.path):
+            return checkpoint.names_in(self.path)
         return os.listdir(self.path) if self.path.is_dir() else []
 
     def _step_names(self) -> list[str]:
         names = self._names()
-        return sorted({name for name in names if _STEP.fullmatch(name)} | _left(names))
+        return sorted(_steps(names) | _left(names))
+
+
+def _steps(names: list[str]) -> set[str]:
+    return {name for name in names if _STEP.fullmatch(name)}
 
 
 def _left(names: list[str]) -> set[str]:
@@ -109,8 +124,12 @@ def _left(names: list[str]) -> set[str]:
     return {match[1] for name in names if (match := _LEFT.fullmatch(name))}
 
 
-def _identity(path: str) -> tuple[Any, ...]:
+def _identity(folder: Path, name: str) -> tuple[Any, ...]:
     """Path, inode, time and size of a manifest; the path alone if there is no manifest."""
+    path = f"{folder}/{name}"
+    if checkpoint.is_url(folder):
+        newest = checkpoint.newest_version(folder / name)
+        return (path,) if newest is None else (path, newest.name)
     try:
         found = os.stat(f"{path}/manifest.json")
     except OSError:  # a process died while it replaced the checkpoint

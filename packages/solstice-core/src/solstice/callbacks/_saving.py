@@ -124,6 +124,7 @@ class Saving:
 
     def _begin(self, snapshot: Snapshot, step: int, value: float | None) -> Callable[[], Path]:
         """Writes the arrays of a checkpoint; the result writes the rest."""
+        self._check_lock()
         monitor = self._retention.monitor
         about = {
             "serial": self._serial,
@@ -142,14 +143,19 @@ class Saving:
         self._serial += 1
         peers.first(self._remove_old)
 
+    def _check_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
+
     def _remove_old(self) -> None:
+        self._check_lock()
         there = self._folder.saved()
         own = self.of_this_run(there)
         # Those of an overwritten run too: this run now has a checkpoint of its own.
         kept = self._retention.kept(own)
         for saved in there:
             # A link means that the user has moved the checkpoint, so only `overwrite` removes it.
-            if saved not in kept and (saved not in own or not saved.path.is_symlink()):
+            if saved not in kept and (saved not in own or not saved.is_link):
                 checkpoint.remove_alone(saved.path)
 
     def wait(self) -> None:

@@ -5,6 +5,15 @@ door this is.
 """
 
 from solstice._errors import CheckpointError
+from solstice.checkpoint._bucket import BucketError as BucketError
+from solstice.checkpoint._bucket import absolute as absolute
+from solstice.checkpoint._bucket import is_url as is_url
+from solstice.checkpoint._bucket import names_in as names_in
+from solstice.checkpoint._bucket import newest_version as newest_version
+from solstice.checkpoint._bucket import place as place
+from solstice.checkpoint._bucket import read_object as read_object
+from solstice.checkpoint._bucket import remove_object as remove_object
+from solstice.checkpoint._bucket import write_object as write_object
 from solstice.checkpoint._diff import diff
 from solstice.checkpoint._folder import check_writable, exists, remove, sweep
 from solstice.checkpoint._folder import remove_alone as remove_alone

@@ -10,7 +10,8 @@ import jax
 
 from solstice._arguments import names as names_of
 from solstice._errors import CheckpointError
-from solstice._paths import check_folder, local_path
+from solstice._paths import check_folder
+from solstice.checkpoint import _bucket
 from solstice.checkpoint._files import safetensors
 from solstice.checkpoint._orbax import check_installed
 from solstice.checkpoint._peers import Peers
@@ -43,13 +44,16 @@ def sweep(folder: str | PathLike[str], names: Collection[str] | None = None) -> 
     Raises:
         TypeError: `names` is not a name or several.
     """
-    folder, chosen = local_path(folder, "folder"), names_of("names", names)
+    place, chosen = _bucket.place(folder, "folder"), names_of("names", names)
     peers = Peers(f"{folder} is cleaned up")
-    return [*map(Path, peers.first(lambda: [*map(str, sweep_alone(folder, chosen))]))]
+    removed = peers.first(lambda: [*map(str, sweep_alone(place, chosen))])
+    return [_bucket.place(path, "folder") for path in removed]
 
 
 def sweep_alone(folder: Path, chosen: Collection[str] | None) -> list[Path]:
     """`sweep` by this process, without the others."""
+    if _bucket.is_url(folder):
+        return _bucket.sweep(folder, chosen)
     removed: list[Path] = []
     for left, path, what in left_in(folder):
         if chosen is None or path.name in chosen:
@@ -80,11 +84,17 @@ def check_writable(path: str | PathLike[str], who: str = "solstice.checkpoint.sa
     Raises:
         CheckpointError: `path` exists and is not a checkpoint, a file is in the way, or this
             process may not write there.
-        ValueError: `path` is a URL.
-        ImportError: safetensors is not installed, or Orbax in several processes.
+            In a bucket: it cannot be listed, or there are several processes.
+        ValueError: `path` is a URL other than of "gs://" or "s3://".
+        ImportError: safetensors is not installed, or Orbax in several processes, or for a bucket
+            the extra `cloud`.
     """
+    folder = _bucket.place(path, "path")
+    if _bucket.is_url(folder):
+        _bucket.check_replaceable(folder)
+        safetensors()
+        return
     check_libraries()
-    folder = local_path(path, "path")
     try:
         check_folder(folder.absolute().parent, who)
     except OSError as error:
@@ -121,12 +131,15 @@ def remove(path: str | PathLike[str]) -> None:
     Raises:
         CheckpointError: it is not a checkpoint, or cannot be removed.
     """
-    folder = local_path(path, "path")
+    folder = _bucket.place(path, "path")
     Peers(f"{folder} is removed").first(lambda: remove_alone(folder))
 
 
 def remove_alone(folder: Path) -> None:
     """`remove` by this process, without the others."""
+    if _bucket.is_url(folder):
+        _bucket.remove(folder)
+        return
     if not holds_checkpoint(folder):
         raise CheckpointError(f"{folder} is not a checkpoint, and was not removed")
     try:
@@ -142,4 +155,7 @@ def remove_alone(folder: Path) -> None:
 
 def exists(path: str | PathLike[str]) -> bool:
     """`solstice.checkpoint.exists("runs/best")`: is a checkpoint there, perhaps damaged?"""
-    return holds_checkpoint(newest(local_path(path, "path")))
+    place = _bucket.place(path, "path")
+    if _bucket.is_url(place):
+        return _bucket.newest_version(place) is not None
+    return holds_checkpoint(newest(place))

@@ -2,7 +2,8 @@
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,6 @@ import numpy as np
 from solstice import _tree
 from solstice._arguments import mapping, text_or_none
 from solstice._errors import CheckpointError
-from solstice._paths import local_path
 from solstice._stored import (
     Stored,
     described,
@@ -22,9 +22,9 @@ from solstice._stored import (
     modules,
     stored_leaves,
 )
+from solstice.checkpoint._bucket import is_url, opened, place
 from solstice.checkpoint._files import MANIFEST, Leaf, read_manifest
 from solstice.checkpoint._leaves import read_leaves
-from solstice.checkpoint._places import newest
 from solstice.checkpoint._rows import with_folder
 
 _T = TypeVar("_T")
@@ -43,7 +43,8 @@ def load(
     they are several: each reads the parts of the arrays that its devices hold.
 
     Args:
-        path: the folder that `save` wrote.
+        path: the folder that `save` wrote. From a bucket, it is first copied to the temporary
+            folder of this machine.
         like: a tree of the same structure, such as a new Experiment that is set up, or what
             `jax.eval_shape` gives. Functions and static fields are taken from it, and must be those
             that were saved. An array gets the device and the sharding of its counterpart,
@@ -58,11 +59,13 @@ def load(
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, it is of a newer version, or of
             another tree; the message names the first path that differs.
-        ValueError: `path` is a URL.
-        ImportError: several processes have saved it, and Orbax is not installed.
+        ValueError: `path` is a URL other than of "gs://" or "s3://".
+        ImportError: several processes have saved it, and Orbax is not installed; or it is in a
+            bucket, and the extra `cloud` is not.
     """
     only, rename = text_or_none("only", only, "*.params*"), _renames(rename)
-    return _load(_found(path), like, only, rename)[0]
+    with _found(path) as folder:
+        return _load(folder, like, only, rename)[0]
 
 
 def load_renamed(path: Path, like: _T) -> tuple[_T, list[str]]:
@@ -70,7 +73,8 @@ def load_renamed(path: Path, like: _T) -> tuple[_T, list[str]]:
 
     What such a class computes is for the caller to compare.
     """
-    return _load(_found(path), like, are_names_alike=True)
+    with _found(path) as folder:
+        return _load(folder, like, are_names_alike=True)
 
 
 def _load(
@@ -120,28 +124,34 @@ def manifest(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no checkpoint, or the manifest is damaged.
     """
-    folder = _found(path)
-    about = read_manifest(folder / MANIFEST).text
-    try:
-        return {**about, "note": with_folder(about.get("note"), folder)}
-    except RecursionError:
-        raise CheckpointError(f"{folder / MANIFEST} is damaged: it is nested too deeply") from None
+    with _found(path, MANIFEST) as folder:
+        about = read_manifest(folder / MANIFEST).text
+        where = place(path, "path")
+        try:
+            note = with_folder(about.get("note"), where if is_url(where) else folder)
+        except RecursionError:
+            raise CheckpointError(
+                f"{folder / MANIFEST} is damaged: it is nested too deeply"
+            ) from None
+    return {**about, "note": note}
 
 
 def read(path: str | PathLike[str]) -> dict[str, Stored]:
     """All leaves of a checkpoint by path, checked."""
-    folder = _found(path)
-    about = read_manifest(folder / MANIFEST)
-    return read_leaves(folder, about, dict.fromkeys(about.leaves))
+    with _found(path) as folder:
+        about = read_manifest(folder / MANIFEST)
+        return read_leaves(folder, about, dict.fromkeys(about.leaves))
 
 
-def _found(path: str | PathLike[str]) -> Path:
+@contextmanager
+def _found(path: str | PathLike[str], pattern: str = "*") -> Generator[Path, None, None]:
     """The folder of a checkpoint."""
-    folder = local_path(path, "path")
+    where = place(path, "path")
     try:
-        return newest(folder)
+        with opened(where, pattern) as folder:
+            yield folder
     except OSError as error:  # such as of a name that is too long
-        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+        raise CheckpointError(f"{where} cannot be read: {error}") from error
 
 
 def _renames(rename: object) -> dict[str, str]:

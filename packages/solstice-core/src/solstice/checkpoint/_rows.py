@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeGuard, TypeVar, cast
 from solstice._arguments import instance
 from solstice._errors import CheckpointError
 from solstice._plain import from_plain, to_plain
-from solstice.checkpoint._places import newest
+from solstice.checkpoint._bucket import absolute, opened, place
 
 _T = TypeVar("_T")
 _NAME = re.compile(r"rows-[0-9]+\.jsonl")
@@ -197,8 +197,9 @@ class RowFiles:
         return _within(value, self.placed)
 
     def _taken_over(self, about: dict[str, Any]) -> dict[str, Any]:
-        name, folder = self._next(), Path(about.pop("folder"))
-        _link_or_copy(newest(folder) / about["file"], self._new / name)
+        name, folder = self._next(), place(about.pop("folder"), "folder")
+        with opened(folder, about["file"]) as there:
+            _link_or_copy(there / about["file"], self._new / name)
         return {**about, "file": name}
 
     def _next(self) -> str:
@@ -209,7 +210,7 @@ class RowFiles:
 def with_folder(note: object, folder: Path) -> object:
     """The note of a read manifest, with the folder of its rows, so it can be saved again."""
     if _has_rows(note):
-        return {"rows": {**note["rows"], "folder": os.path.abspath(folder)}}
+        return {"rows": {**note["rows"], "folder": str(absolute(folder))}}
     return _within(note, lambda inner: with_folder(inner, folder))
 
 
@@ -243,13 +244,12 @@ def read_rows(folder: Path, about: Mapping[str, Any]) -> list[Any]:
         CheckpointError: the file is gone or damaged.
     """
     try:
-        path = newest(folder) / about["file"]
-        if not _NAME.fullmatch(about["file"]) or not path.is_file():
-            raise ValueError(f"there is no {path.name} in it")
-        with path.open("rb") as file:
-            data = file.read(about["bytes"])
+        if not _NAME.fullmatch(about["file"]):
+            raise ValueError(f"{about['file']} is not a name of such a file")
+        with opened(folder, about["file"]) as there:
+            data = _beginning(there / about["file"], about["bytes"])
         if hashlib.sha256(data).hexdigest() != about["sha256"]:
-            raise ValueError(f"the checksum of {path.name} is another than when it was written")
+            raise ValueError(f"the checksum of {about['file']} is another than when it was written")
         return [from_plain(json.loads(line)) for line in data.splitlines()]
     except Exception as error:  # whatever NumPy and base64 raise of what nobody has written so
         raise CheckpointError(
@@ -257,3 +257,10 @@ def read_rows(folder: Path, about: Mapping[str, Any]) -> list[Any]:
             f"the file back (a later checkpoint of the run has it too), or take the weights alone: "
             f"`exp = solstice.checkpoint.load({str(folder)!r}, like=exp)`"
         ) from error
+
+
+def _beginning(path: Path, size: int) -> bytes:
+    if not path.is_file():
+        raise ValueError(f"there is no {path.name} in it")
+    with path.open("rb") as file:
+        return file.read(size)

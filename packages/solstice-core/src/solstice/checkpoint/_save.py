@@ -17,7 +17,6 @@ import jax
 
 from solstice._arguments import check_alive, mapping
 from solstice._errors import CheckpointError
-from solstice._paths import local_path
 from solstice._stored import (
     Stored,
     described,
@@ -28,7 +27,7 @@ from solstice._stored import (
     to_stored,
 )
 from solstice._tree import is_key
-from solstice.checkpoint import _orbax
+from solstice.checkpoint import _bucket, _orbax
 from solstice.checkpoint._files import (
     ARRAYS,
     FORMAT,
@@ -62,20 +61,24 @@ def save(path: str | PathLike[str], tree: object, *, note: Mapping[str, Any] | N
     process has all of them, as parameters that are not split do.
 
     Args:
-        path: a folder, which is replaced if it is a checkpoint or empty.
+        path: a folder, which is replaced if it is a checkpoint or empty. It may be in a bucket,
+            such as "gs://bucket/best" or "s3://bucket/best": then it is written to the temporary
+            folder of this machine and uploaded, the manifest last. One process at a time saves
+            there.
         tree: a pytree of JAX and NumPy arrays, typed PRNG keys, Python and NumPy numbers, and None.
         note: what JSON takes, kept in the manifest; or the `note` of a `solstice.Snapshot` or of
             another checkpoint, whose `AppendOnly` lists go to files beside it.
 
     Returns:
-        The folder.
+        The folder; in a bucket, an `etils.epath.Path`.
 
     Raises:
         CheckpointError: `path` exists and is not a checkpoint, a leaf does not hold numbers, or
             writing fails. In several processes: another one failed or did not come, or their
             paths, trees or numbers differ.
-        ValueError: `path` is a URL, or an array has been deleted.
-        ImportError: safetensors is not installed, or Orbax in several processes.
+        ValueError: `path` is another URL, or an array has been deleted.
+        ImportError: safetensors is not installed, or Orbax in several processes, or for a bucket
+            the extra `cloud`.
         TypeError: `note` holds what JSON does not take.
     """
     return begin(path, tree, note=note)()
@@ -88,8 +91,8 @@ def begin(
 
     The first part copies the arrays to a file, one after the other, so that they may be deleted or
     donated afterwards. The second one, `finish()`, brings the file to the disk and renames the
-    folder. It may run in a thread. Without it, `sweep` removes the rest. Several processes call
-    `begin` in their main threads, and all call `finish`.
+    folder, or uploads it. It may run in a thread. Without it, `sweep` removes the rest. Several
+    processes call `begin` in their main threads, and all call `finish`.
 
     Args:
         path: as in `save`.
@@ -103,6 +106,26 @@ def begin(
         CheckpointError, ValueError, ImportError: as in `save`.
         TypeError: from `finish()`, if `note` holds what JSON does not take.
     """
+    place = _bucket.place(path, "path")
+    return _begin_copy(place, tree, note) if _bucket.is_url(place) else _begin(place, tree, note)
+
+
+def _begin_copy(url: Path, tree: object, note: object) -> Callable[[], Path]:
+    """Begins a checkpoint in a bucket: a local one, to upload."""
+    _bucket.check_replaceable(url)
+    copy = _bucket.Copy(url)
+    with copy.named():
+        finish = _begin(copy.folder, tree, note)
+
+    def upload() -> Path:
+        with copy.named():
+            finish()
+        return copy.upload()
+
+    return upload
+
+
+def _begin(path: Path, tree: object, note: object) -> Callable[[], Path]:
     peers = Peers(f"{path} is saved")
     save = peers.each(lambda: _Save.of(path, tree, note, peers))
     if not peers.is_alone:
@@ -138,11 +161,10 @@ class _Save:
     entries: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @staticmethod
-    def of(path: str | PathLike[str], tree: object, note: object, peers: Peers) -> "_Save":
+    def of(path: Path, tree: object, note: object, peers: Peers) -> "_Save":
         """What is saved, checked."""
-        folder = local_path(path, "path")
         given = mapping("note", note, '{"epoch": 3}')
-        save = _Save(folder, real(folder), given, described(tree), peers)
+        save = _Save(path, real(path), given, described(tree), peers)
         for name, leaf in stored_leaves(tree).items():
             save._add(name, leaf)
         check_libraries()

@@ -9,7 +9,6 @@ from solstice import checkpoint
 from solstice._callback import Callback
 from solstice._experiment import Experiment
 from solstice._finite import nonfinite
-from solstice._paths import local_path
 from solstice._record import Record, Stop
 from solstice._schema import SchemaError, read
 from solstice._trainer import Trainer
@@ -68,7 +67,7 @@ def replay(
         CheckpointError: the folder has no recording, or that of another Experiment.
         Exception: if the run had ended by an exception of the step, the same exception.
     """
-    flight = _recorded(local_path(directory, "directory"))
+    flight = _recorded(checkpoint.place(directory, "directory"))
     watch = _Watch(flight.error)
     # The run may have been limited to fewer batches than the data set has.
     Trainer([watch], limit_train_batches=flight.steps_per_epoch or None).fit(
