@@ -15,7 +15,7 @@ from solstice._agreement import agreement
 
 TWO = """
 connect()
-from solstice import _service
+from solstice import _agreement, _service
 from solstice._agreement import Word, agreement
 import numpy as np
 
@@ -58,7 +58,9 @@ show("apart in kind", agree("x") if me else error_of(a.barrier, "x"))
 show("after apart", agree("x"))
 late(0, "late lead")
 show("after late lead", agree("x"))
+_agreement._LATE, _agreement._GLANCE = 1, 0.05
 late(1, "late other")
+_agreement._LATE, _agreement._GLANCE = 5, 1.0
 show("after late other", agree("x"))
 for who in range(2):
     if me == who:
@@ -118,6 +120,11 @@ def test_an_error_of_one_is_raised_in_the_other_at_once(two: list[Ended], who: i
 def test_who_is_missing_is_named_in_all_and_in_the_late_one(two, who: int, name: str):
     text = f"process {who} did not arrive at block '{name}' within 0.3 s: slow, stopped or dead. "
     assert [one.shown[name] for one in two] == [["PeerMissing", text + "See its log"]] * 2
+
+
+def test_the_lead_says_once_for_whom_it_waits(two: list[Ended]):
+    assert two[0].output.count("still waiting for process 1 at block 'late other'") == 1
+    assert [one.output.count("still waiting") for one in two] == [1, 0]
 
 
 def test_processes_at_different_places_are_named(two: list[Ended]):

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +21,12 @@ import solstice
 from solstice import distributed
 
 def show(name, value):
-    print("SHOWN", json.dumps([name, value]), flush=True)
+    # In one piece, because threads of JAX write too.
+    sys.stdout.write(f"\\nSHOWN {json.dumps([name, value])}\\n")
+    sys.stdout.flush()
 
-def connect(**options):
-    distributed.initialize(f"127.0.0.1:{port}", count, me, timeout=30, **options)
+def connect(timeout=30):
+    distributed.initialize(f"127.0.0.1:{port}", count, me, timeout=timeout)
 
 def error_of(call, *arguments, **options):
     try:
@@ -35,10 +38,18 @@ def error_of(call, *arguments, **options):
 
 @dataclass
 class Ended:
-    """One process that has ended."""
+    """One process that has ended.
+
+    Attributes:
+        code: its exit code.
+        output: all that it has printed.
+        at: the time when it had ended, and those before it too.
+        shown: the values that it has shown.
+    """
 
     code: int
     output: str
+    at: float
     shown: dict[str, Any] = field(default_factory=dict)
 
 
@@ -73,4 +84,6 @@ def run(program: str, count: int = 2, timeout: float = 60, **env: str) -> list[E
 
 def _ended(process: subprocess.Popen[str], output: str) -> Ended:
     lines = [line for line in output.splitlines() if line.startswith("SHOWN ")]
-    return Ended(process.returncode, output, dict(json.loads(line[6:]) for line in lines))
+    return Ended(
+        process.returncode, output, time.time(), dict(json.loads(line[6:]) for line in lines)
+    )

@@ -6,9 +6,12 @@ many there are. The first summary of a round counts: a process that fails sets o
 others raise its error.
 """
 
+import atexit
 import json
+import logging
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +22,7 @@ from typing import Any
 import jax
 
 from solstice import _service
+from solstice._console import say
 from solstice._errors import PeerError, PeerFailed, PeerMismatch, PeerMissing
 
 TIMEOUT = 600.0
@@ -26,6 +30,9 @@ TIMEOUT = 600.0
 
 _GLANCE = 1.0
 """Seconds after which a lead that waits for one process looks whether another has failed."""
+
+_LATE = 5
+"""Glances after which it says for which process it waits, once in a round."""
 
 _ROOT = "solstice"
 _SUMMARY = "summary"
@@ -139,7 +146,14 @@ class Agreement:
         if isinstance(error, PeerError):
             return  # the others have it already
         # Without its notes, which are about this process.
-        text = f"{type(error).__name__}: {error}".removesuffix(": ")[:_LONGEST]
+        self._end(f"{type(error).__name__}: {error}".removesuffix(": ")[:_LONGEST])
+
+    def leave(self) -> None:
+        """Publishes that this process ends, so that no other one waits for it. Never raises."""
+        error = getattr(sys, "last_value", None)  # the one that ends it, outside of a run
+        self._end("its script has ended") if error is None else self.fail(error)
+
+    def _end(self, text: str) -> None:
         failure = ["failed", self.process, text]
         with suppress(Exception):
             # A round in which this process has spoken may have a summary: then the next one fails.
@@ -160,7 +174,8 @@ class Agreement:
         """One round: sets the text of this process, and returns the content of the summary."""
         seconds = self.timeout if timeout is None else timeout
         self._service.set(self._key(self.process), _json(["said", place, payload]))
-        summary = self._collect(combine, seconds) if self.is_lead else self._await(seconds)
+        is_lead = self.is_lead
+        summary = self._collect(place, combine, seconds) if is_lead else self._await(seconds)
         if summary is None:
             summary = self._publish(["missing", self._missing(), place, seconds])
         self._round += 1
@@ -171,9 +186,11 @@ class Agreement:
         text = self._service.wait(self._key(_SUMMARY), seconds).result(seconds)
         return None if text is None else json.loads(text)
 
-    def _collect(self, combine: Callable[[_Said], Any], seconds: float) -> list[Any] | None:
+    def _collect(
+        self, place: str, combine: Callable[[_Said], Any], seconds: float
+    ) -> list[Any] | None:
         """Waits for the texts of all, and publishes their summary; None if one is missing."""
-        texts = self._texts(time.monotonic() + seconds)
+        texts = self._texts(place, time.monotonic() + seconds)
         if texts is None:
             return None
         summary = self._publish(_summary(texts, combine))
@@ -184,11 +201,11 @@ class Agreement:
             self._oldest = self._round
         return summary
 
-    def _texts(self, deadline: float) -> list[str] | None:
+    def _texts(self, place: str, deadline: float) -> list[str] | None:
         """The texts of all processes; None after the deadline, or once there is a summary."""
         names, texts = [str(i) for i in range(self.num_processes)], dict[str, str]()
         while missing := [name for name in names if name not in texts]:
-            text = self._text_of(missing[0], deadline)
+            text = self._text_of(missing[0], place, deadline)
             if text is None:
                 return None
             texts[missing[0]] = text
@@ -196,10 +213,13 @@ class Agreement:
                 texts |= self._service.read_all(self._folder())
         return [texts[name] for name in names]
 
-    def _text_of(self, name: str, deadline: float) -> str | None:
+    def _text_of(self, name: str, place: str, deadline: float) -> str | None:
         left = deadline - time.monotonic()
-        wait = self._service.wait(self._key(name), left)
+        wait, glances = self._service.wait(self._key(name), left), 0
         while (text := wait.result(min(left, _GLANCE))) is None:
+            glances += 1
+            if glances == _LATE:  # before JAX ends this process, if the other one is dead
+                say(f"still waiting for process {name} at {place}", logging.WARNING)
             left = deadline - time.monotonic()
             if left <= 0 or self._service.read(self._key(_SUMMARY)) is not None:
                 return None
@@ -301,4 +321,6 @@ def agreement() -> Agreement | None:
 @lru_cache(maxsize=1)
 def _of(client: _service.Client) -> Agreement:
     service = _service.Service(client)
-    return Agreement(service, _service.process_index(), _service.num_processes())
+    found = Agreement(service, _service.process_index(), _service.num_processes())
+    atexit.register(found.leave)  # before JAX waits for the others
+    return found

@@ -26,7 +26,9 @@ class PeerError(RuntimeError):
 
 
 class PeerFailed(PeerError):
-    """Another process failed. "process 1 failed: RuntimeError: boom in one process".
+    """Another process failed, or its script has ended while this one waits for it.
+
+    Its message: "process 1 failed: RuntimeError: boom in one process".
 
     Attributes:
         process: its index.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from solstice import _arguments, _service
+from solstice._agreement import agreement
 from solstice._console import say
 from solstice.distributed._launchers import clue
 
@@ -78,6 +79,7 @@ def _connect(given: Mapping[str, object], more: Mapping[str, object], seconds: i
         _check_found(given, error)
     else:
         _restore_handler()
+        agreement()  # from now on, the others hear of the end of this process
     finally:
         late.cancel()
 
