@@ -308,7 +308,7 @@ def loggers(session: nox.Session) -> None:
 def orbax(session: nox.Session) -> None:
     """Save, kill and load checkpoints in two processes, whose arrays Orbax stores."""
     install_all(session, *TEST, "orbax-checkpoint>=0.12.8")
-    session.run("pytest", "tests/orbax", env=ENV)
+    session.run("pytest", "tests/orbax", "tests/core/test_process_ends.py", env=ENV)
 
 
 @nox.session

@@ -5,6 +5,15 @@ from pathlib import Path
 import pytest
 from peers import Ended, run
 
+from solstice import checkpoint
+from solstice.checkpoint import _orbax
+
+try:
+    _orbax.check_installed()
+    HAS_ORBAX = True
+except ImportError:
+    HAS_ORBAX = False
+
 pytestmark = pytest.mark.slow
 
 SECONDS = 30
@@ -16,7 +25,7 @@ connect(timeout=10)
 import jax, jax.numpy as jnp, numpy as np
 from solstice._agreement import agreement
 
-event, who, folder = os.environ["EVENT"], int(os.environ["WHO"]), os.environ["FOLDER"]
+event, who, folder = os.environ["EVENT"], int(os.environ["WHO"]), os.environ.get("FOLDER")
 
 class Net(solstice.Experiment):
     w: jax.Array
@@ -51,6 +60,13 @@ actions = {
     "kill": lambda: send(signal.SIGKILL), "uneven": int,
 }
 
+class Saves(solstice.Callback):
+    # `Checkpoint` needs Orbax for it.
+    saves, every = True, None
+    def on_call_end(self, record):
+        if record.interrupted:
+            show("saved", record.step)
+
 class At(solstice.Callback):
     def on_step_end(self, record):
         if record.step == 100 and me == who and not event.endswith(("before", "outside")):
@@ -66,7 +82,7 @@ if event.endswith(("before", "outside")) and me == who:
     actions[event]()
 count = 40 - 5 * me * (event == "uneven")
 data = list(np.random.default_rng(0).normal(size=(40, 8, 4)).astype(np.float32))[:count]
-callbacks = [At(), solstice.callbacks.Checkpoint(folder)]
+callbacks = [At(), solstice.callbacks.Checkpoint(folder) if folder else Saves()]
 trainer = solstice.Trainer(callbacks, mesh="all", steps_per_call=8)
 trained = trainer.fit(Net(jnp.zeros(4)), data, num_epochs=5)
 digest = hashlib.sha256(np.asarray(trained.w).tobytes()).hexdigest()
@@ -74,9 +90,9 @@ show("end", [trainer.history.rows[-1]["step"], trainer.history.rows[-1]["epoch"]
 """
 
 
-def ended(event: str, folder: Path, who: int = 1) -> list[Ended]:
+def ended(event: str, who: int = 1, **env: str) -> list[Ended]:
     """Both processes, of which something happens in one; first the one where it does not."""
-    both = run(PROGRAM, timeout=90, EVENT=event, WHO=str(who), FOLDER=str(folder / "runs"))
+    both = run(PROGRAM, timeout=90, EVENT=event, WHO=str(who), **env)
     seconds = max(one.at for one in both) - both[who].shown["happened"]
     print(f"{event} in process {who}: {seconds:.1f} s, codes {[one.code for one in both]}")
     assert seconds < SECONDS
@@ -89,8 +105,8 @@ def codes(processes: list[Ended], *expected: int) -> None:
 
 
 @pytest.mark.parametrize("who", [0, 1])
-def test_an_error_in_one_ends_both_with_1(tmp_path: Path, who: int):
-    other, first = both = ended("error", tmp_path, who)
+def test_an_error_in_one_ends_both_with_1(who: int):
+    other, first = both = ended("error", who)
     codes(both, 1, 1)
     assert f"PeerFailed: process {who} failed: RuntimeError: boom in one process" in other.output
     assert "RuntimeError: boom in one process" in first.output
@@ -98,8 +114,8 @@ def test_an_error_in_one_ends_both_with_1(tmp_path: Path, who: int):
 
 
 @pytest.mark.parametrize("who", [0, 1])
-def test_an_error_outside_of_fit_ends_both_with_1(tmp_path: Path, who: int):
-    other, first = both = ended("error outside", tmp_path, who)
+def test_an_error_outside_of_fit_ends_both_with_1(who: int):
+    other, first = both = ended("error outside", who)
     codes(both, 1, 1)
     assert f"PeerFailed: process {who} failed: RuntimeError: boom in one process" in other.output
     assert "RuntimeError: boom in one process" in first.output
@@ -107,46 +123,53 @@ def test_an_error_outside_of_fit_ends_both_with_1(tmp_path: Path, who: int):
 
 
 @pytest.mark.parametrize("who", [0, 1])
-def test_a_script_that_ends_before_the_other_is_named(tmp_path: Path, who: int):
-    both = ended("exit outside", tmp_path, who)
+def test_a_script_that_ends_before_the_other_is_named(who: int):
+    both = ended("exit outside", who)
     codes(both, 1, 0)
     assert f"PeerFailed: process {who} failed: its script has ended" in both[0].output
     assert not [one for one in both if "Check failure" in one.output]
 
 
-def test_uneven_batches_end_both_with_0(tmp_path: Path):
-    both = ended("uneven", tmp_path)
+def test_uneven_batches_end_both_with_0():
+    both = ended("uneven")
     codes(both, 0, 0)
     assert both[0].shown["end"] == both[1].shown["end"]
     assert both[0].shown["end"][:2] == [175, 4]
 
 
-def test_a_stop_in_one_ends_both_with_0_at_one_step(tmp_path: Path):
-    both = ended("stop", tmp_path)
+def test_a_stop_in_one_ends_both_with_0_at_one_step():
+    both = ended("stop")
     codes(both, 0, 0)
     assert both[0].shown["end"] == both[1].shown["end"]
     assert both[0].shown["end"][0] == 100
 
 
-def test_a_sigterm_to_one_saves_and_ends_both_with_143(tmp_path: Path):
-    codes(ended("sigterm", tmp_path), 143, 143)
-    assert (tmp_path / "runs" / "step-104" / "manifest.json").exists()
+def test_a_sigterm_to_one_saves_and_ends_both_with_143():
+    both = ended("sigterm")
+    codes(both, 143, 143)
+    assert [one.shown["saved"] for one in both] == [104, 104]
 
 
-def test_a_sigterm_before_fit_ends_both_with_143(tmp_path: Path):
-    codes(ended("sigterm before", tmp_path), 143, 143)
+@pytest.mark.skipif(not HAS_ORBAX, reason="several processes save with Orbax")
+def test_a_sigterm_to_one_leaves_a_checkpoint_of_both(tmp_path: Path):
+    codes(ended("sigterm", FOLDER=str(tmp_path / "runs")), 143, 143)
+    assert checkpoint.exists(tmp_path / "runs" / "step-104")
+
+
+def test_a_sigterm_before_fit_ends_both_with_143():
+    codes(ended("sigterm before"), 143, 143)
 
 
 @pytest.mark.parametrize("who", [0, 1])
-def test_a_kill_ends_the_other(tmp_path: Path, who: int):
+def test_a_kill_ends_the_other(who: int):
     """JAX ends it with SIGABRT: Python cannot."""
-    other, killed = ended("kill", tmp_path, who)
+    other, killed = ended("kill", who)
     assert killed.code == -9
     assert other.code not in (0, -9)
     assert "Terminating process because the JAX distributed service" in other.output
 
 
-def test_a_process_in_a_debugger_is_named(tmp_path: Path):
-    other, stopped = ended("debugger", tmp_path)
+def test_a_process_in_a_debugger_is_named():
+    other, stopped = ended("debugger")
     assert "PeerMissing: process 1 did not arrive at block 'train, epoch 2" in other.output
     codes([other, stopped], 1, 1)
