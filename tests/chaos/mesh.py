@@ -120,10 +120,9 @@ def resume_elsewhere(layout, folder, result):
     shutil.rmtree(copy)
 
 
-def kill(folder, rng, seconds, *, is_left):
+def kill(point, folder, rng, seconds, *, is_left):
     """Trains until one process is killed, counted; the other one is left or killed too."""
-    victim, point = rng.randrange(2), rng.choice([*["any moment"] * 4, *POINTS])
-    victim = 0 if point in FIRST_ONLY else victim
+    victim = 0 if point in FIRST_ONLY else rng.randrange(2)
     at = () if point == "any moment" else (point, rng.randint(1, 6))
     processes = begin("rows", folder, victim=victim, at=at)
     if not at:
@@ -158,9 +157,11 @@ def kill(folder, rng, seconds, *, is_left):
 def torture(whole, result, seconds, folder, rng, kills):
     """One run, killed so often; what happened, counted."""
     counts, last = Counter(), -1
+    points = rng.sample([*["any moment"] * (KILLS_A_RUN - len(POINTS)), *POINTS], KILLS_A_RUN)
     folder.mkdir()
     while counts["kills"] < kills and not counts["ended before"]:
-        counts += kill(folder, rng, seconds, is_left=counts["kills"] % KILLS_A_LEFT == 0)
+        is_left = counts["kills"] % KILLS_A_LEFT == 0
+        counts += kill(points.pop(), folder, rng, seconds, is_left=is_left)
         counts["checkpoints compared"] += compare_checkpoints(whole, folder)
         last, before = newest(folder), last
         if last < before:
