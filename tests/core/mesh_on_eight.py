@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import solstice
+import solstice.testing as kit
 from solstice import ShardingError, _tree
 from solstice._engine import Layout, _ownership, _sharding
 from solstice._engine._compiled import CompiledStepper
@@ -208,7 +209,7 @@ def test_rules_by_path_on_two_axes():
         Net(classes=4),
         solstice.data.batches((X, Y), 32, on_device=True),
         mesh=other,
-        sharding=lambda path, like: P("model") if len(like.shape) == 2 else None,
+        sharding=lambda path, like: P("model") if len(like.shape) == 2 else P(),
     )
     assert_same_history(by_function, found)
 
@@ -236,6 +237,7 @@ KINDS_OF_DATA: dict[str, Any] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*devices cannot divide a batch")
 @pytest.mark.parametrize("kind", KINDS_OF_DATA)
 @pytest.mark.parametrize("calls", [None, 1])
 def test_any_batches(kind: str, calls: int | None):
@@ -475,6 +477,8 @@ def test_a_step_that_cannot_be_compiled_is_refused():
 WRONG: dict[str, tuple[Any, Any, str]] = {
     "too many": (9, "replicated", 'mesh=9 asks for 9 .* has 8 .*Write mesh="all"'),
     "no match": (8, {"*kernels": P("data")}, r"'\*kernels', which matches no array .*params/one"),
+    "shadowed": (8, {"*": "fsdp", "*kernel": P()}, r"'\*kernel', and patterns before it match all"),
+    "twice": (8, {"params/one/kernel": P("data", "data")}, "names an axis of the mesh twice"),
     "not divided": (8, {"params/two/kernel": P(None, "data")}, "8 devices cannot divide .* of 3"),
     "no such axis": (8, {"*one/kernel": P("model")}, "no axis 'model'; its axes are 'data'"),
     "too long": (8, {"*bias": P(None, "data")}, "is for 2 axes, and the array has 1"),
@@ -534,6 +538,50 @@ def test_a_run_is_resumed_on_any_mesh(saved_on: Any, tmp_path: Path):
                 resumed = run(f"{index}", 3, **options)
         assert len(resumed[1]) == 10
         assert_same_history(resumed, (None, whole[1][-10:], whole[2][-len(resumed[2]) :]))
+
+
+def test_a_batch_that_no_device_count_divides_is_named():
+    few = [(X[:13], Y[:13])] * 3
+    said = "cannot divide a batch of 13 .* Use batches of 15"
+    with pytest.warns(UserWarning, match=said) as found:
+        solstice.Trainer(mesh=3).fit(Net(), few)
+    (warning,) = found
+    assert warning.filename == __file__
+    solstice.Trainer(mesh=np.int64(8)).fit(Net(), data())  # and here nothing warns
+
+
+@pytest.mark.parametrize(
+    ("rule", "error", "said"),
+    [
+        (
+            {"*": None},
+            TypeError,
+            r"sharding\['\*'\] must be a jax.sharding.PartitionSpec.* is None",
+        ),
+        ({"*": "x"}, ValueError, r"sharding\['\*'\] must be .* it is 'x'"),
+        ("fdsp", ValueError, "sharding must be .* it is 'fdsp'"),
+        (lambda path, like: None, TypeError, "the sharding of '.*' must be .* it is None"),
+    ],
+)
+def test_what_is_not_a_sharding_is_refused(rule: Any, error: Any, said: str):
+    with pytest.raises(error, match=said):
+        solstice.Trainer(mesh=8, sharding=rule).fit(Net(), data())
+
+
+def test_ready_made_experiments_take_a_mesh():
+    net = eqx.nn.MLP(16, 3, 32, 1, key=jax.random.key(0))
+    exp = solstice.ClassificationExperiment(net, kit.Sgd(), num_classes=3)
+    given: Any = {"batch_size": 16}
+    one = exp.train((X[:64], Y[:64]), callbacks=[], **given)
+    eight = exp.train((X[:64], Y[:64]), callbacks=[], mesh=8, sharding="fsdp", **given)
+    assert len(jax.tree.leaves(eight.learner.params)[0].devices()) == 8
+    test = (X[:16], Y[:16])
+    for key, value in one.test(test, callbacks=[], **given).items():
+        found = eight.test(test, callbacks=[], mesh="all", **given)[key]
+        np.testing.assert_allclose(found, value, rtol=1e-5)
+    np.testing.assert_allclose(
+        eight.predict(test, mesh=8, **given), one.predict(test, **given), rtol=1e-5
+    )
 
 
 def test_a_large_array_that_no_axis_divides_is_named():

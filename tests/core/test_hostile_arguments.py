@@ -127,7 +127,7 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("replay", "batch_size"): "`fit` checks it",
     **{
         (target, name): "tests/core/mesh_on_eight.py has what is refused"
-        for target in ("Trainer", "summary", "plan")
+        for target in ("Trainer", "train", "test", "summary", "plan")
         for name in ("mesh", "sharding")
     },
     ("per_process", "data"): "`fit` checks it",

@@ -213,6 +213,8 @@ fit("fewer batches", data=batches(26 - 5 * me), val=False)
 fit("fewer validation batches", data=batches(16))
 fit("other data", data=batches() if me == 0 else batches()[::-1])
 fit("other seed", experiment=make(me))
+fit("other callbacks", *[At(int)] * me)
+fit("other options", steps_per_call=8 + me)
 fit("other rate", experiment=make(), data=solstice.data.per_process(batches()))
 rows = slice(4 * me, 4 * me + 4)
 shares = [(x[rows], y[rows]) for x, y in batches(10)]
@@ -355,7 +357,7 @@ def test_a_stop_an_error_or_other_data_in_one_process_ends_all_of_them():
         assert "it ends after 21 batches, because another process has no more" in first.output
         expected = {
             "other data": "process 1 has another first batch of train_ds than process 0",
-            "other seed": "process 1 has another Net.train_step than process 0",
+            "other seed": "process 1 has another Net than process 0: the same step with other",
             "other rate": "processes 0 and 1 have the same first batch of train_ds",
             "other sizes": "the processes have batches of other shapes: process 0 has",
             "other sizes at the end": "the processes have batches of other shapes: process 0 has",
@@ -364,6 +366,12 @@ def test_a_stop_an_error_or_other_data_in_one_process_ends_all_of_them():
             kind, error, message = ended.shown[name]
             assert (kind, error) == ("error", "DataError"), (name, ended.shown[name])
             assert text in message
+        for name, text in [
+            ("other callbacks", "with the callbacks none; process 1 is at fit, "),
+            ("other options", "steps_per_call=9"),
+        ]:
+            assert ended.shown[name][1] == "PeerMismatch"
+            assert text in ended.shown[name][2]
         assert ended.shown["no mesh"][1] == "RuntimeError"
         assert 'Trainer(mesh="all")' in ended.shown["no mesh"][2]
     assert first.shown["last"] == second.shown["last"]

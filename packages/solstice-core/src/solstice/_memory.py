@@ -1,6 +1,6 @@
 """Memory of arrays: aligned memory on the host, and the device's."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -40,7 +40,10 @@ def default_device() -> Any:
 
 def device_memory(device: Any = None) -> int | None:
     """The bytes that JAX can use on a device, JAX's default one if None; None if unknown."""
-    stats: dict[str, int] | None = (device or default_device()).memory_stats()
+    if isinstance(device, jax.sharding.Sharding):  # each device has a copy
+        [device, *_] = cast("set[Any]", device.addressable_devices)
+    one: Any = device or default_device()
+    stats: dict[str, int] | None = one.memory_stats()
     return None if stats is None else stats.get("bytes_limit")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from solstice._arguments import whole, whole_or_none
 from solstice._engine import Layout
 from solstice._errors import DataError
-from solstice._loop import Limits, Validation
+from solstice._experiment import Experiment
+from solstice._loop import Limits, StageOptions, Validation
 from solstice._sources import Source, open_source
 from solstice._types import Dataset
 from solstice.data import per_process
@@ -56,6 +57,19 @@ class Options:
         if tried is None:
             return options
         return replace(options, limit_train_batches=tried, limit_val_batches=tried)
+
+    def words(self, run: str, limits: Limits | None = None) -> str:
+        """A run with these options in words, which are the same in all its processes."""
+        layout = self.layout
+        given = {**vars(self), **({} if limits is None else vars(limits))}
+        if layout is not None:
+            given |= {"layout": None, "mesh": layout.mesh, "sharding": layout.rule.patterns}
+        some = (f"{name}={value}" for name, value in given.items() if value)
+        return f"{run}, {', '.join(some)},"
+
+    def of_stages(self, given: Experiment | None) -> StageOptions:
+        """The options of the stages of a run; `given` is the Experiment that it gives up."""
+        return StageOptions(self.steps_per_call, self.prefetch, given, self.layout)
 
     def limits(self, num_epochs: int | None, max_steps: int | None) -> Limits:
         """The limits of a training run."""

@@ -5,6 +5,7 @@ from os import PathLike
 from typing import Any, TypeVar
 
 from solstice._callback import Callback
+from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment
 from solstice._trainer import Trainer
 
@@ -22,6 +23,8 @@ def train(
     callbacks: Iterable[Callback] | None = None,
     resume: str | PathLike[str] | None = None,
     donate: bool = False,
+    mesh: MeshLike | None = None,
+    sharding: Sharding = "replicated",
 ) -> _E:
     """`trained = solstice.train(exp, num_epochs=3, train_ds=train_ds, val_ds=val_ds)`: train.
 
@@ -40,11 +43,13 @@ def train(
         resume: continue a saved run: "last" or "best" of a `solstice.callbacks.Checkpoint` among
             the callbacks, or a path.
         donate: give `experiment` up, to save the memory of one state.
+        mesh: the devices, as in `Trainer`: "all", a number, or a mesh.
+        sharding: how the Experiment lies on them, as in `Trainer`.
 
     Returns:
         The trained Experiment.
     """
-    return Trainer(_or_usual(callbacks)).fit(
+    return Trainer(_or_usual(callbacks), mesh=mesh, sharding=sharding).fit(
         experiment,
         train_ds,
         val_ds,
@@ -62,6 +67,8 @@ def test(
     *,
     batch_size: int | None = None,
     callbacks: Iterable[Callback] | None = None,
+    mesh: MeshLike | None = None,
+    sharding: Sharding = "replicated",
 ) -> dict[str, Any]:
     """`metrics = solstice.test(exp, test_ds)`: the metrics of `eval_step` over a data set.
 
@@ -72,11 +79,14 @@ def test(
         test_ds: the data set.
         batch_size: examples per batch, for a data set given as arrays.
         callbacks: exactly these callbacks; by default a progress bar.
+        mesh: the devices, as in `Trainer`: "all", a number, or a mesh.
+        sharding: how the Experiment lies on them, as in `Trainer`.
 
     Returns:
         The computed metrics by name: Python numbers for scalars, NumPy arrays otherwise.
     """
-    return Trainer(_or_usual(callbacks)).test(experiment, test_ds, batch_size=batch_size)
+    trainer = Trainer(_or_usual(callbacks), mesh=mesh, sharding=sharding)
+    return trainer.test(experiment, test_ds, batch_size=batch_size)
 
 
 test.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  (so that pytest does not collect it)

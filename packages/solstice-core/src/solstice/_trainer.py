@@ -20,7 +20,6 @@ from solstice._experiment import Experiment, check_experiment
 from solstice._loop import (
     Hooks,
     Run,
-    StageOptions,
     Stages,
     Training,
     as_callbacks,
@@ -227,6 +226,7 @@ class Trainer:
         limits = options.limits(num_epochs, max_steps)
         callbacks = check_callbacks([*self._kept, *self.callbacks])
         with stages.notified():
+            stages.check_run(options.words("fit", limits), callbacks)
             saved = None if options.fast_dev_run else saved_run(resume, callbacks, stages.peers)
             training = Training(
                 options.training_source(train_ds, batch_size, limits.num_epochs),
@@ -237,7 +237,15 @@ class Trainer:
                 switch("strict_resume", strict_resume),
             )
             hooks = Hooks(callbacks, "train", saved and saved.stop, is_lead=stages.is_lead)
-            run = self._train(training, experiment, hooks, stages)
+            several = stages.peers is not None
+            with interrupts_guarded(saves=hooks.saves, agrees=several) as guard:
+                with self._runs.preparing(hooks, training.start, experiment):
+                    run = training.run(experiment, hooks, stages, guard)
+                with self._runs.running(run):
+                    run.start()
+                    if saved is not None:  # after `on_fit_start`, which resets them
+                        saved.restore_callbacks(hooks)
+                    train(run)
         return cast("_E", run.experiment)
 
     def validate(
@@ -290,21 +298,6 @@ class Trainer:
         # Not a generator itself, which would raise these errors only when it is read.
         return self._predict(experiment, source)
 
-    def _train(
-        self, training: Training, experiment: Experiment, hooks: Hooks, stages: Stages
-    ) -> Run:
-        """A training run, after its end."""
-        several = stages.peers is not None
-        with interrupts_guarded(saves=hooks.saves, agrees=several) as guard:
-            with self._runs.preparing(hooks, training.start, experiment):
-                run = training.run(experiment, hooks, stages, guard)
-            with self._runs.running(run):
-                run.start()
-                if training.saved is not None:  # after `on_fit_start`, which resets them
-                    training.saved.restore_callbacks(hooks)
-                train(run)
-        return run
-
     def _check(self, experiment: Experiment) -> None:
         check_experiment(experiment)
         if self._options.layout is None:
@@ -312,9 +305,7 @@ class Trainer:
             warn_of_spread_state(experiment)
 
     def _stages(self, given: Experiment | None = None) -> Stages:
-        options = self._options
-        chosen = StageOptions(options.steps_per_call, options.prefetch, given, options.layout)
-        return Stages(chosen, self._runs.memory)
+        return Stages(self._options.of_stages(given), self._runs.memory)
 
     def _run_evaluation(
         self, experiment: Experiment, ds: Dataset, mode: Mode, batch_size: int | None
@@ -336,9 +327,9 @@ class Trainer:
     ) -> Generator[Run, None, None]:
         """A run that does not train, after `on_fit_start`."""
         stages, start = self._stages(), Record(mode=mode, steps_per_epoch=source.length)
-        callbacks = check_callbacks([*self._kept, *self.callbacks])
-        hooks = Hooks(callbacks, mode, is_lead=stages.is_lead)
+        hooks = Hooks(check_callbacks([*self._kept, *self.callbacks]), mode, is_lead=stages.is_lead)
         with stages.notified():
+            stages.check_run(self._options.words(mode), hooks.callbacks)
             with self._runs.preparing(hooks, start, experiment):
                 # A batch to predict may have no targets, which `setup` may need.
                 if mode != "predict":

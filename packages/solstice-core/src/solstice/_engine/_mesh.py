@@ -57,10 +57,11 @@ class Layout:
             return None
         if mesh == "all" or isinstance(mesh, Mesh):
             return Layout(cast("MeshLike", mesh), rule)
-        if isinstance(mesh, int) and not isinstance(mesh, bool):
-            if mesh < 1:
-                raise ValueError(f"mesh must be 1 device or more; it is {mesh}")
-            return Layout(mesh, rule)
+        if isinstance(mesh, int | np.integer) and not isinstance(mesh, bool):
+            count = int(cast("Any", mesh))
+            if count < 1:
+                raise ValueError(f"mesh must be 1 device or more; it is {count}")
+            return Layout(count, rule)
         raise TypeError(
             f'mesh must be "all", a number of devices, or a jax.sharding.Mesh; it is {mesh!r:.60}'
         )
@@ -187,6 +188,18 @@ class MeshPlacement:
         """The arrays of the state and of one batch, as shapes with their shardings."""
         pairs = zip(plan.types, self.shardings(plan), strict=True)
         return [_type_in(like, one) for like, one in pairs], _tree.map(self._type_of, batch)
+
+    def undivided(self, batch: Batch) -> str:
+        """A sentence if the devices do not divide a batch, so that each computes all; else ""."""
+        sizes = [np.shape(leaf)[0] for leaf in _tree.leaves(batch) if np.ndim(leaf) > 0]
+        if self.parts == 1 or not sizes or any(size % self.parts == 0 for size in sizes):
+            return ""
+        size, more = sizes[0], -sizes[0] % self.parts
+        return (
+            f"{self.parts} devices cannot divide a batch of {size:,} examples, so each of them "
+            f"computes the whole batch, in the time of one device. Use batches of "
+            f"{size + more:,} examples, or of another multiple of {self.parts}"
+        )
 
     def notes(self, plan: "Plan", split: Sequence[Any]) -> list[str]:
         """Lines on the memory of each device, for `Trainer.explain`."""

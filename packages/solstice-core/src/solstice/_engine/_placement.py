@@ -97,6 +97,10 @@ class Placement(Protocol):
         """One batch of data on the devices, within a compiled step, split over them."""
         ...
 
+    def undivided(self, batch: Batch) -> str:
+        """A sentence if the devices do not divide a batch, so that each computes all; else ""."""
+        ...
+
     def notes(self, plan: "Plan", split: Sequence[Any]) -> list[str]:
         """Lines on the devices, for `Trainer.explain`."""
         ...
@@ -186,6 +190,11 @@ class SingleDevice:
     def split(self, batch: Batch) -> Batch:
         """The same batch."""
         return batch
+
+    def undivided(self, batch: Batch) -> str:
+        """None."""
+        del batch
+        return ""
 
     def notes(self, plan: "Plan", split: Sequence[Any]) -> list[str]:
         """None."""

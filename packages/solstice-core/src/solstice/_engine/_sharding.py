@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from solstice import _tree
 from solstice._errors import ShardingError
 
-Spec: TypeAlias = str | PartitionSpec | None
+Spec: TypeAlias = str | PartitionSpec
 """A word, "replicated" or "fsdp", or the axes of the mesh for each axis of an array."""
 
 Sharding: TypeAlias = str | Mapping[str, Spec] | Callable[[str, ShapeDtypeStruct], Spec]
@@ -46,7 +46,7 @@ class Rule:
             TypeError: something else.
         """
         if isinstance(given, str):
-            return Rule((("*", _word(given)),))
+            return Rule((("*", _word(given, "sharding")),))
         if isinstance(given, Mapping):
             pairs = cast("Mapping[object, object]", given).items()
             return Rule(tuple((_pattern(k), _spec(v, f"sharding[{k!r}]")) for k, v in pairs))
@@ -62,12 +62,22 @@ class Rule:
         """The spec of an array."""
         if self.function is not None:
             return _spec(self.function(path, like), f"the sharding of {path!r}")
-        matches = (spec for pattern, spec in self.patterns if fnmatch.fnmatchcase(path, pattern))
+        index = self._first_match(path)
+        return "replicated" if index is None else self.patterns[index][1]
+
+    def _first_match(self, path: str) -> int | None:
+        matches = (i for i, (one, _) in enumerate(self.patterns) if fnmatch.fnmatchcase(path, one))
         return next(matches, None)
 
     def check_patterns(self, paths: Sequence[str]) -> None:
-        """Raises a ShardingError for a pattern that matches no path."""
-        for pattern, _ in self.patterns:
+        """Raises a ShardingError for a pattern that decides nothing."""
+        deciding = {self._first_match(path) for path in paths}
+        for index, (pattern, _) in enumerate(self.patterns):
+            if index not in deciding and any(fnmatch.fnmatchcase(x, pattern) for x in paths):
+                raise ShardingError(
+                    f"sharding has the pattern {pattern!r}, and patterns before it match all of "
+                    f"its arrays. The first match counts: write {pattern!r} before them"
+                )
             if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
                 some = ", ".join(map(repr, paths[:8])) + (", ..." if len(paths) > 8 else "")
                 raise ShardingError(
@@ -93,7 +103,7 @@ def shardings(
         axis: the axis of the mesh along which batches are split, and arrays by "fsdp".
 
     Raises:
-        ShardingError: a pattern matches no path, or a spec does not fit its array.
+        ShardingError: a pattern decides nothing, or a spec does not fit its array.
     """
     rule.check_patterns(paths)
     found: list[NamedSharding] = []
@@ -176,9 +186,12 @@ def _check_fits(spec: PartitionSpec, path: str, like: ShapeDtypeStruct, mesh: Me
             f"{given}, which is for {len(spec)} axes, and the array has {len(like.shape)}. Write "
             f"at most one entry for each axis, or match fewer arrays"
         )
+    used = [name for names in spec for name in _names(names)]
+    if len({*used}) < len(used):
+        raise ShardingError(f"{given}, which names an axis of the mesh twice. Name each once")
     for size, names in zip(like.shape, spec, strict=False):
         parts = 1
-        for name in (names,) if isinstance(names, str) else names or ():
+        for name in _names(names):
             if name not in mesh.shape:
                 raise ShardingError(
                     f"{given}, and the mesh has no axis {name!r}; its axes are "
@@ -193,9 +206,16 @@ def _check_fits(spec: PartitionSpec, path: str, like: ShapeDtypeStruct, mesh: Me
             )
 
 
-def _word(word: str) -> str:
+def _names(names: Any) -> tuple[str, ...]:
+    """The axes of the mesh that split one axis of an array."""
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _word(word: str, name: str) -> str:
     if word not in WORDS:
-        raise ValueError(f"sharding must be one of {', '.join(map(repr, WORDS))}; it is {word!r}")
+        raise ValueError(
+            f'{name} must be "replicated", "fsdp" or a jax.sharding.PartitionSpec; it is {word!r}'
+        )
     return word
 
 
@@ -206,10 +226,10 @@ def _pattern(key: object) -> str:
 
 
 def _spec(value: object, name: str) -> Spec:
-    if value is None or isinstance(value, PartitionSpec):
+    if isinstance(value, PartitionSpec):
         return value
     if isinstance(value, str):
-        return _word(value)
+        return _word(value, name)
     raise TypeError(
         f'{name} must be a jax.sharding.PartitionSpec, "replicated" or "fsdp"; it is {value!r:.60}'
     )

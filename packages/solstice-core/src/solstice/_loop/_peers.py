@@ -13,7 +13,7 @@ from solstice import _tree
 from solstice._agreement import Agreed, Agreement, Word, agreement
 from solstice._batch import describe_batch
 from solstice._engine import Stepper
-from solstice._errors import DataError
+from solstice._errors import DataError, PeerMismatch
 from solstice._experiment import Experiment
 from solstice._sources import Source, fingerprint
 
@@ -125,6 +125,13 @@ def check_kinds(kinds: Mapping[str, int]) -> None:
         )
 
 
+def check_run(peers: Peers, run: str) -> None:
+    """Raises a PeerMismatch if a process starts another run, such as one with other callbacks."""
+    runs = peers.share("the start of a run", run)
+    if len({*runs}) > 1:
+        raise PeerMismatch(tuple({one: (runs.index(one), one) for one in runs}.values()))
+
+
 def check_saved(peers: Peers, path: Path | None) -> None:
     """Raises a DataError if the processes resume other checkpoints."""
     name = "nothing" if path is None else str(path)
@@ -144,12 +151,21 @@ def check_step(peers: Peers, experiment: Experiment, stepper: Stepper) -> None:
         DataError: they differ.
     """
     peers.check_same(
-        stepper.name,
-        f"{stepper.traced.digest().digest} {_checksum(experiment)}",
+        f"{stepper.name}, the step",
+        stepper.traced.digest().digest,
         lambda other: (
-            f"process {other} has another {stepper.name} than process 0, or other numbers in its "
-            f"Experiment. Make it in the same way in all processes, from the same seed: "
-            f"`jax.random.key(0)`, and no seed that depends on the process or the time"
+            f"process {other} computes something else in {stepper.name} than process 0. Make the "
+            f"Experiment in the same way in all processes. If a layer or a loss loops over a "
+            f"`set`, sort it: its order differs between processes"
+        ),
+    )
+    peers.check_same(
+        f"{stepper.name}, the numbers",
+        f"{_checksum(experiment)}",
+        lambda other: (
+            f"process {other} has another {stepper.kind.__name__} than process 0: the same step "
+            f"with other numbers. Make it from the same seed in all processes, such as "
+            f"`jax.random.key(0)`, and not from the process or the time"
         ),
     )
 

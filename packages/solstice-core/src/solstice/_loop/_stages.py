@@ -1,7 +1,7 @@
 """Stages: a data set, its stepper and its staging buffers, made for the callbacks of a run."""
 
 import math
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from solstice import _tree
+from solstice._callback import Callback
 from solstice._console import say_once, warn
 from solstice._engine import (
     Block,
@@ -35,7 +36,7 @@ from solstice._loop._cadence import watchers_within
 from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
 from solstice._loop._outputs import advice
-from solstice._loop._peers import check_data, check_step, peers_of_this_process
+from solstice._loop._peers import check_data, check_run, check_step, peers_of_this_process
 from solstice._metrics import without_metrics
 from solstice._record import Times
 from solstice._sources import Source
@@ -185,8 +186,9 @@ class Stages:
         )
         if method == "train_step":
             self._name_override(stepper)
-            if advised := stepper.advice:
-                warn(advised, stacklevel=5)
+            for advised in (stepper.advice, placement.undivided(batch)):
+                if advised:
+                    warn(advised, stacklevel=4)
         self.computation.add_step(method, stepper)
         if self.peers is not None:
             check_data(self.peers, source, epoch)
@@ -196,6 +198,12 @@ class Stages:
             return Stage(source, stepper, buffers, self._options.prefetch)
         arrays = data.place(placement.device)
         return Stage(source, stepper, self._resident_of(method, stepper, placement), 0, arrays)
+
+    def check_run(self, what: str, callbacks: Iterable[Callback]) -> None:
+        """Raises a PeerMismatch if another process starts a run that is not this one."""
+        if self.peers is not None:
+            names = [f"{type(c).__name__}(every={c.every})" for c in callbacks]
+            check_run(self.peers, f"{what} with the callbacks {', '.join(names) or 'none'}")
 
     @property
     def is_lead(self) -> bool:

@@ -29,6 +29,12 @@ def open_source(
         DataError: `data` is not a data set, is several, needs a `batch_size`, or has one already.
     """
     if isinstance(data, PerProcess):
+        if isinstance(data.data, Batches) and data.data.on_device:
+            raise DataError(
+                f"{name} has on_device=True, which puts all examples on each device, and "
+                f"`per_process`, with which each process has other examples. Feed them from the "
+                f"host: `solstice.data.per_process({data.data.from_host().strip('`')})`"
+            )
         more: dict[str, Any] = {"shuffle": shuffle, "limit": limit, "on_device": False}
         source = open_source(data.data, name, batch_size, **more)
         source.is_share = True

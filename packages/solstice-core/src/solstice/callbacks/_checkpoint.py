@@ -179,6 +179,7 @@ class Checkpoint(Saver):
         self._folder = Folder(checkpoint.absolute(self.directory))
         peers = checkpoint.Peers(f"{self!r} starts")
         self._check_clock(peers)
+        peers.check_same({"the folder": str(self._folder.path)})
         peers.each(lambda: checkpoint.check_writable(self._folder.path / ".new", repr(self)))
         self._run = peers.each(lambda: self._open(record, peers))
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from solstice import _tree
 from solstice._callback import Callback
+from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment
 from solstice._train import test, train
 from solstice._trainer import Trainer
@@ -31,6 +32,8 @@ class ReadyMadeExperiment(Experiment):
         callbacks: Iterable[Callback] | None = None,
         resume: str | PathLike[str] | None = None,
         donate: bool = False,
+        mesh: MeshLike | None = None,
+        sharding: Sharding = "replicated",
     ) -> Self:
         """`exp = exp.train(train_ds, val_ds, num_epochs=5)`: a trained copy.
 
@@ -47,6 +50,8 @@ class ReadyMadeExperiment(Experiment):
             callbacks=callbacks,
             resume=resume,
             donate=donate,
+            mesh=mesh,
+            sharding=sharding,
         )
 
     def test(
@@ -55,11 +60,21 @@ class ReadyMadeExperiment(Experiment):
         *,
         batch_size: int | None = None,
         callbacks: Iterable[Callback] | None = None,
+        mesh: MeshLike | None = None,
+        sharding: Sharding = "replicated",
     ) -> dict[str, Any]:
         """`exp.test(test_ds)["loss"]`: metrics by name, with the arguments of `solstice.test`."""
-        return test(self, test_ds, batch_size=batch_size, callbacks=callbacks)
+        given: dict[str, Any] = {"callbacks": callbacks, "mesh": mesh, "sharding": sharding}
+        return test(self, test_ds, batch_size=batch_size, **given)
 
-    def predict(self, ds: Dataset, *, batch_size: int | None = None) -> Outputs:
+    def predict(
+        self,
+        ds: Dataset,
+        *,
+        batch_size: int | None = None,
+        mesh: MeshLike | None = None,
+        sharding: Sharding = "replicated",
+    ) -> Outputs:
         """`predictions = exp.predict(x, batch_size=256)`: run `predict_step` over a data set.
 
         Args:
@@ -67,6 +82,8 @@ class ReadyMadeExperiment(Experiment):
                 with two inputs, give `(a, b)` or `((a, b), y)`. Masked examples are predicted too,
                 so row i is example i.
             batch_size: examples per batch, for a data set given as arrays.
+            mesh: the devices, as in `Trainer`: "all", a number, or a mesh.
+            sharding: how the Experiment lies on them, as in `Trainer`.
 
         Returns:
             NumPy arrays with one row per example. If they do not fit in memory, use
@@ -75,5 +92,5 @@ class ReadyMadeExperiment(Experiment):
         Raises:
             DataError: the model has not been initialised, or the features have other shapes.
         """
-        outputs = Trainer().predict(self, ds, batch_size=batch_size)
+        outputs = Trainer(mesh=mesh, sharding=sharding).predict(self, ds, batch_size=batch_size)
         return _tree.map(lambda *parts: np.concatenate(parts), *outputs)
