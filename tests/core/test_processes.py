@@ -367,7 +367,7 @@ def test_a_stop_an_error_or_other_data_in_one_process_ends_all_of_them():
             assert (kind, error) == ("error", "DataError"), (name, ended.shown[name])
             assert text in message
         for name, text in [
-            ("other callbacks", "with the callbacks none; process 1 is at fit, "),
+            ("other callbacks", "with the callbacks History(every=None); process 1 is at fit, "),
             ("other options", "steps_per_call=9"),
         ]:
             assert ended.shown[name][1] == "PeerMismatch"
