@@ -27,6 +27,7 @@ class FlightRecorder(Callback):
     Raises:
         ValueError: `every` is not a whole number of 1 or more, or `directory` is a URL
             other than of "gs://" or "s3://".
+        RuntimeError: in a run of several processes, which cannot save after one has failed.
     """
 
     phase = Phase.SAVE
