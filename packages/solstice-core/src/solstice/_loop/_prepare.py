@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from solstice._batch import arrays_of
 from solstice._callback import Callback
 from solstice._engine import Guard
+from solstice._errors import CheckpointError
 from solstice._experiment import Experiment
 from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits
@@ -36,7 +37,15 @@ def saved_run(
         return None
     from solstice._loop._resume import find_saved  # only runs that resume load the checkpoints
 
-    found = find_saved(resume, callbacks)
+    try:
+        found = find_saved(resume, callbacks)
+    except CheckpointError as error:
+        if peers is not None:
+            error.add_note(
+                "All processes read the checkpoint: give an absolute path, in a folder that all "
+                "hosts share"
+            )
+        raise
     if peers is not None:
         check_saved(peers, None if found is None else found.path)
     return found
