@@ -58,7 +58,7 @@ def show_lead(count: int, rounds: int = 5) -> None:
     together = Agreement(_service.Service(client), 0, count)
     for number in range(rounds):
         word, folder = Word(32, phase=f"train epoch 1 call {number}"), f"solstice/{number}"
-        said = f'["said","block {word.phase!r}",[32,"",null,0]]'
+        said = f'["said","block {word.phase!r}",[32,"",null,0,""]]'
         for process in range(1, count):
             client.key_value_set(f"{folder}/{process}", said)
         start = time.monotonic()

@@ -22,7 +22,7 @@ def test_on_eight_devices():
         ({"mesh": True}, TypeError, '"all", a number'),
         ({"mesh": 2.0}, TypeError, '"all", a number'),
         ({"sharding": "fsdp"}, ValueError, r'write Trainer\(mesh="all", sharding=\'fsdp\'\)'),
-        ({"mesh": 1, "sharding": "fdsp"}, ValueError, "one of 'replicated', 'fsdp'"),
+        ({"mesh": 1, "sharding": "fdsp"}, ValueError, 'must be "replicated", "fsdp"'),
         ({"mesh": 1, "sharding": 3}, TypeError, "sharding must be"),
         ({"mesh": 1, "sharding": {1: "fsdp"}}, TypeError, "path patterns"),
         ({"mesh": 1, "sharding": {"*": ("data",)}}, TypeError, "PartitionSpec"),

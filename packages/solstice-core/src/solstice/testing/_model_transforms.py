@@ -157,7 +157,7 @@ class ModelTransforms(ModelCalls, is_suite=True):
         equal(expected, found, "sharded", atol=1e-5)
 
     @optional
-    @rests_on("test_it_learns")
+    @rests_on("test_it_learns", "test_init_is_pure", "test_a_second_step_compiles_nothing")
     def test_steps_give_the_same_on_a_mesh(self) -> None:
         """A Trainer with `mesh="all"` has the losses of one device, with a split state too."""
         same_training(self.found(**self.most(dropout=0.1)), Sgd())

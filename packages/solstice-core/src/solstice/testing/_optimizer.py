@@ -300,7 +300,7 @@ class OptimizerConformance(Rebuilt, is_suite=True):
         assert kept, f"sharded: the params were spread by {sharding} and are by {new['w'].sharding}"
 
     @optional
-    @rests_on("test_it_trains")
+    @rests_on("test_it_trains", "test_a_second_step_compiles_nothing")
     def test_steps_give_the_same_on_a_mesh(self) -> None:
         """A Trainer with `mesh="all"` has the losses of one device, with a split state too."""
         same_training(Linear(), self._ready()[0])
