@@ -232,7 +232,7 @@ SIGNALS = (
     HEAD
     + """
 def kill(number):
-    return lambda: os.kill(os.getpid(), number)
+    return lambda: signal.raise_signal(number)  # to this thread, before the next step
 
 for number in (signal.SIGTERM, signal.SIGINT):
     for name, options in [("", {}), (" before a validation", {"val_every_n_steps": 16})]:
