@@ -57,7 +57,8 @@ class Batches:
     ) -> None:
         self.batch_size = whole("batch_size", batch_size, 1, "examples", error=DataError)
         self.seed = whole("seed", seed, 0, error=DataError)
-        self.shuffle, self.drop_last = switch("shuffle", shuffle), switch("drop_last", drop_last)
+        self.drop_last = switch("drop_last", drop_last)
+        shuffle = switch("shuffle", shuffle)
         leaves, self._treedef = _tree.flatten(arrays)
         self._leaves = [_as_array(leaf, self.batch_size) for leaf in leaves]
         lengths = [len(leaf) for leaf in self._leaves]
@@ -65,18 +66,19 @@ class Batches:
             raise DataError(
                 f"arrays must be of one length on axis 0; the lengths are {lengths or 'none'}"
             )
+        self._length = lengths[0]
         self._residence = self._residence_for(switch_or_none("on_device", on_device))
         if self.is_resident:
             # A copy that nobody can change: steps read the device, callbacks and checks the host.
             self._leaves = [frozen_copy(leaf[:]) for leaf in self._leaves]
         self.epoch = 0
-        self._order = Order(self._length, self.seed) if self.shuffle else None
+        self._order = Order(self._length, self.seed) if shuffle else None
         self._part: Callable[[int], slice] | None = None
 
     @property
-    def _length(self) -> int:
-        """The number of examples."""
-        return len(self._leaves[0])
+    def shuffle(self) -> bool:
+        """`data.shuffle`: as given."""
+        return self._order is not None
 
     @property
     def on_device(self) -> bool | None:
