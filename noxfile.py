@@ -69,7 +69,15 @@ ENV = {
     "MPLBACKEND": "Agg",
 }
 # Tests that have a session of their own.
-APART = ["loggers", "notebook", "orbax", "every", "launchers", "accelerator/test_past_int32.py"]
+APART = [
+    "loggers",
+    "notebook",
+    "orbax",
+    "every",
+    "launchers",
+    "accelerator/test_past_int32.py",
+    "matrix/test_mesh.py",
+]
 # Tests compile much and compute little.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
@@ -454,6 +462,13 @@ def bench_agreement(session: nox.Session) -> None:
     install_all(session)
     env = {**ENV, "OPENBLAS_NUM_THREADS": "1"}
     session.run("python", "tests/benchmarks/agreement.py", *session.posargs, env=env)
+
+
+@nox.session
+def mesh(session: nox.Session) -> None:
+    """Run the grid of frameworks, optimisers and meshes on 8 devices of this CPU; minutes."""
+    install_all(session, *TEST)
+    session.run("pytest", "tests/matrix/test_mesh.py", *session.posargs, env={**ENV, **QUICK})
 
 
 @nox.session

@@ -67,12 +67,12 @@ class Batches:
                 f"arrays must be of one length on axis 0; the lengths are {lengths or 'none'}"
             )
         self._length = lengths[0]
+        self._order = Order(self._length, self.seed) if shuffle else None
         self._residence = self._residence_for(switch_or_none("on_device", on_device))
         if self.is_resident:
             # A copy that nobody can change: steps read the device, callbacks and checks the host.
             self._leaves = [frozen_copy(leaf[:]) for leaf in self._leaves]
         self.epoch = 0
-        self._order = Order(self._length, self.seed) if shuffle else None
         self._part: Callable[[int], slice] | None = None
 
     @property
