@@ -212,6 +212,7 @@ fit("raise in the data", data=breaks, val=False)
 fit("fewer batches", data=batches(26 - 5 * me), val=False)
 fit("fewer validation batches", data=batches(16))
 fit("other data", data=batches() if me == 0 else batches()[::-1])
+fit("other epoch", data=lambda epoch: batches()[epoch * me:])
 fit("other seed", experiment=make(me))
 fit("other callbacks", *[At(int)] * me)
 fit("other options", steps_per_call=8 + me)
@@ -357,6 +358,7 @@ def test_a_stop_an_error_or_other_data_in_one_process_ends_all_of_them():
         assert "it ends after 21 batches, because another process has no more" in first.output
         expected = {
             "other data": "process 1 has another first batch of train_ds than process 0",
+            "other epoch": "process 1 has another first batch in epoch 1 of 'train' than process 0",
             "other seed": "process 1 has another Net than process 0: the same step with other",
             "other rate": "processes 0 and 1 have the same first batch of train_ds",
             "other sizes": "the processes have batches of other shapes: process 0 has",

@@ -31,6 +31,11 @@ class Block(Protocol):
         ...
 
     @property
+    def is_whole(self) -> bool:
+        """Whether `arrays` has all of a batch, not only the share of this process."""
+        ...
+
+    @property
     def on_device(self) -> bool:
         """Whether the batches are rows of arrays on the device."""
         ...

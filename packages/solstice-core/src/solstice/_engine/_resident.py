@@ -143,6 +143,11 @@ class ResidentBlock:
         return self.placed.size
 
     @property
+    def is_whole(self) -> bool:
+        """True: each process has all examples."""
+        return True
+
+    @property
     def on_device(self) -> bool:
         """True."""
         return True

@@ -67,6 +67,11 @@ class StagedBlock:
         return self.buffer.num_examples * self.num_shares
 
     @property
+    def is_whole(self) -> bool:
+        """Whether this process has all of each batch."""
+        return self.num_shares == 1
+
+    @property
     def on_device(self) -> bool:
         """False: they are copied there for their call."""
         return False

@@ -1,6 +1,7 @@
 """Meetings: the moments of a run at which several processes agree on what comes next."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 from solstice import _tree
@@ -15,11 +16,16 @@ from solstice._engine import (
     end_if_asked,
     signal_asked,
 )
+from solstice._errors import DataError
 from solstice._loop._epoch import Call
 from solstice._loop._hooks import Hooks
 from solstice._loop._peers import Peers, check_kinds
 from solstice._loop._state import RunState
 from solstice._record import Stop
+from solstice._sources import fingerprint
+
+_FIRST = ", first batch "
+"""What separates the shapes of a batch from its fingerprint."""
 
 _LOGGED = "after the callbacks that log"
 """The moment before a validation or a save within an epoch."""
@@ -78,7 +84,7 @@ class Meetings:
         self, feeder: Feeder | ResidentFeeder, block: Block, agreed: Agreed
     ) -> Block | None:
         """The batches of a block that all processes have."""
-        check_kinds(dict(agreed.kinds))
+        self._check_alike(dict(agreed.kinds))
         if agreed.batches == len(block):
             return block
         if agreed.batches > 0:
@@ -90,6 +96,20 @@ class Meetings:
             logging.WARNING,
         )
         return None
+
+    def _check_alike(self, kinds: Mapping[str, int]) -> None:
+        """Raises a DataError for batches of other shapes, or for another data set in an epoch."""
+        shapes: dict[str, int] = {}
+        for kind, process in kinds.items():
+            shapes.setdefault(kind.partition(_FIRST)[0], process)
+        check_kinds(shapes)
+        if len(kinds) > 1:
+            at, other = self._state.at, max(kinds.values())
+            raise DataError(
+                f"process {other} has another first batch in epoch {at.epoch} of {at.mode!r} than "
+                f"process 0. All processes iterate the same data set: give the order of each epoch "
+                f"a seed that is the same in all"
+            )
 
     def goes_on(self, call: Call, is_common: bool) -> bool:
         """Whether no process has stopped before the last step of a call, at which the run is.
@@ -123,7 +143,7 @@ class Meetings:
             signal_asked() or 0,
             # The same in all, also in one that stopped at an earlier step of the call.
             f"{at.mode}, epoch {at.epoch}, batch {at.epoch_step + count}, {what}",
-            "" if block is None else _kind(block),
+            "" if block is None else _kind(block, is_first=call is None),
         )
         agreed = self._peers.agree(word)
         if agreed.signal:
@@ -135,6 +155,8 @@ class Meetings:
         return agreed
 
 
-def _kind(block: Block) -> str:
-    """The shapes of a batch, in words."""
-    return ", ".join(f"{x.dtype}{list(x.shape[1:])}" for x in _tree.leaves(block.placed))
+def _kind(block: Block, *, is_first: bool) -> str:
+    """The shapes of a batch, in words, and of the first one of an epoch the fingerprint."""
+    shapes = ", ".join(f"{x.dtype}{list(x.shape[1:])}" for x in _tree.leaves(block.placed))
+    names_first = is_first and block.is_whole  # shares differ anyway
+    return f"{shapes}{_FIRST}{fingerprint(block.arrays(0))}" if names_first else shapes
