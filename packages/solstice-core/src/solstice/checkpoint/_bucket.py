@@ -34,7 +34,7 @@ _BYTES_AT_A_TIME = 2**24
 
 
 class BucketError(CheckpointError):
-    """The store failed, so it is not known what is there."""
+    """The store failed, so its content is unknown."""
 
 
 def place(given: str | PathLike[str], name: str) -> Path:
@@ -112,7 +112,7 @@ def read_object(path: Path) -> str | None:
 
 
 def write_object(path: Path, text: str) -> None:
-    """Writes a small object, in place of what is there."""
+    """Writes a small object, and replaces an old one."""
     with _named(path, "could not be written"):
         path.write_bytes(text.encode())
 
