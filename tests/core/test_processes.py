@@ -224,6 +224,8 @@ uneven = [(x[rows] + me, y[rows]) for x, y in batches(20)]
 fit("other sizes", data=solstice.data.per_process(uneven), val=False)
 short = [*shares[:9], tuple(leaf[:4 - 2 * me] for leaf in shares[9])]
 fit("other sizes at the end", data=solstice.data.per_process(short), val=False)
+across = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, -1).T, ("data", "model"))
+fit("model across", data=solstice.data.per_process(shares), val=False, mesh=across)
 fit("no mesh", mesh=None)
 fit("last", val=False)
 """
@@ -368,6 +370,9 @@ def test_a_stop_an_error_or_other_data_in_one_process_ends_all_of_them():
             kind, error, message = ended.shown[name]
             assert (kind, error) == ("error", "DataError"), (name, ended.shown[name])
             assert text in message
+        kind, error, message = ended.shown["model across"]
+        assert error == "ShardingError", message
+        assert "each process needs parts of its own" in message
         for name, text in [
             ("other callbacks", "with the callbacks History(every=None); process 1 is at fit, "),
             ("other options", "steps_per_call=9"),

@@ -259,6 +259,15 @@ class MeshPlacement:
             )
         shape = (steps, size * self.num_shares, *leaf.shape[2:])
         sharding = NamedSharding(self.mesh, PartitionSpec(None, self.axis))
+        places = cast("Any", sharding).addressable_devices_indices_map(shape)
+        rows = {str(index[1]) for index in places.values()}  # a slice has no hash before 3.12
+        if len(rows) != here:
+            raise ShardingError(
+                f"the axis {self.axis!r} of the mesh has {self.parts} parts, and this process has "
+                f"{len(rows)} of them instead of {here}: with `per_process`, each process needs "
+                f"parts of its own. Order the devices of the mesh so that the axis {self.axis!r} "
+                f"goes from process to process, or leave `per_process` out"
+            )
         return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
     def _split(self, leaf: Array) -> Array:
