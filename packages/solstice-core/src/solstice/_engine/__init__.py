@@ -18,8 +18,8 @@ from solstice._engine._interrupts import end_if_asked as end_if_asked
 from solstice._engine._interrupts import interrupts_guarded as interrupts_guarded
 from solstice._engine._interrupts import signal_asked as signal_asked
 from solstice._engine._interrupts import waiting as waiting
-from solstice._engine._mesh import Layout as Layout
-from solstice._engine._mesh import MeshLike as MeshLike
+from solstice._engine._layout import Layout as Layout
+from solstice._engine._layout import MeshLike as MeshLike
 from solstice._engine._mesh import MeshPlacement as MeshPlacement
 from solstice._engine._pack import type_of as type_of
 from solstice._engine._pack import unpack as unpack
