@@ -221,6 +221,14 @@ def test_a_resumed_run_takes_no_entry_for_another(saved, room, data):
     check(saved, room, place, data.draw(st.sampled_from(HOW)))
 
 
+def test_a_resumed_run_reads_its_devices_beside_entries_it_does_not_know(saved, room):
+    entries = [p for p in run_places(saved) if p[:3] == ("note", "run", "computation")]
+    assert len(entries) > 10
+    for place in entries:
+        for how in ("text", "dropped"):
+            check(saved, room, place, how)
+
+
 def test_names_that_are_too_long_are_told(tmp_path):
     long = tmp_path / ("a" * 300)
     for use in (

@@ -234,6 +234,9 @@ fit("last", val=False)
 SIGNALS = (
     HEAD
     + """
+# A shell that starts the tests in the background ignores Ctrl-C in all its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def kill(number):
     return lambda: signal.raise_signal(number)  # to this thread, before the next step
 

@@ -168,15 +168,18 @@ def _digest(step: StepCode, shapes: Sequence[tuple[str, Sequence[int]]]) -> Step
 
 
 def _changed_devices(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    if not was:
+        return []
     was = {"words": TopologyNote.words, **was}
-    if len(was) == 1 or was == now:
+    changed = [name for name in now if was.get(name) != now[name]]
+    if not changed:
         return []
     if (was["words"], was["kind"]) != (now["words"], now["kind"]):
         return [
             f"it ran on {was['words']} of kind {was['kind']}, and this is {now['words']} of kind "
             f"{now['kind']}, which may round differently"
         ]
-    changed = next(name for name in now if was.get(name) != now[name])
-    if changed == "layout":
+    name = changed[0]
+    if name == "layout":
         return ["its arrays or batches were split over the devices in another way"]
-    return [f"{changed} was {was.get(changed)}, and is {now[changed]}"]
+    return [f"{name} was {was.get(name)}, and is {now[name]}"]
