@@ -102,7 +102,8 @@ class NormMonitor(Callback):
 class Throughput(Callback):
     """`Throughput()`: add "steps_per_second", "examples_per_second" and shares of time.
 
-    They cover the training since the last measurement, without validations. "time_data",
+    They cover the training since the last measurement, without validations. Two measurements at one
+    step, as of the last step and of its epoch, are the same. "time_data",
     "time_copy", "time_dispatch" and "time_device" are the fractions of time, from 0 to 1, of the
     parts in `record.times`; the rest is Python and callbacks. If "time_data" is large, the data set
     is the bottleneck: see `prefetch=` of the Trainer.
@@ -117,6 +118,7 @@ class Throughput(Callback):
         if record.mode != "train":
             self._paused_at = now
         elif record.epoch_step == 0 or not hasattr(self, "_since"):
+            self._measured: dict[str, float] = {}
             self._begin(record, now)
 
     def on_epoch_end(self, record: Record) -> None:
@@ -126,17 +128,19 @@ class Throughput(Callback):
 
     def measure(self, record: Record) -> Mapping[str, Any]:
         """The rates and shares since the last measurement."""
+        if record.step == self._step and self._measured:
+            return self._measured
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
         spent, before = vars(record.times), vars(self._times)
         shares = {f"time_{name}": (spent[name] - before[name]) / seconds for name in spent}
-        measured = {
+        self._measured = {
             "steps_per_second": (record.step - self._step) / seconds,
             "examples_per_second": (record.num_examples - self._examples) / seconds,
             **shares,
         }
         self._begin(record, now)
-        return measured
+        return self._measured
 
     def _begin(self, record: Record, now: float) -> None:
         self._since, self._step, self._examples = now, record.step, record.num_examples
