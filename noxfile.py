@@ -141,7 +141,7 @@ def tests(session: nox.Session) -> None:
     the others with few: they spend most of their time in the compiler.
     `nox -s tests --force-python 3.11` runs it on that one.
     """
-    install_all(session, *TEST, "grain")
+    install_all(session, *TEST, "grain", "optuna")
     session.run("python", "-m", "solstice", env=ENV)  # which Python, which JAX
     apart = [f"--ignore=tests/{name}" for name in APART]
     # Three, since some wait for processes of their own.
@@ -284,7 +284,7 @@ def types(session: nox.Session) -> None:
 @nox.parametrize("versions", [nox.param(name, id=name) for name in VERSIONS])
 def docs(session: nox.Session, versions: str) -> None:
     """Run every code block of the README files and of docs/."""
-    more = ["grain", "sybil>=10", "tensorboardX"]
+    more = ["grain", "sybil>=10", "tensorboardX", "optuna"]
     install_all(session, *TEST, *PLOT, *more, *VERSIONS[versions])
     pages = ["README.md", "docs", *map(str, ROOT.glob("packages/*/README.md"))]
     split = ["-n", "2", "--dist", "loadfile"]  # the blocks of a page share their names

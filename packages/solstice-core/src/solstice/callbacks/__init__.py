@@ -11,6 +11,7 @@ from solstice.callbacks._monitors import DeviceMemory, LearningRate, NormMonitor
 from solstice.callbacks._nan_guard import NaNGuard
 from solstice.callbacks._profiler import Profiler
 from solstice.callbacks._progress import ProgressBar
+from solstice.callbacks._prune import Prune
 from solstice.history import History
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "NormMonitor",
     "Profiler",
     "ProgressBar",
+    "Prune",
     "Saver",
     "Throughput",
 ]
