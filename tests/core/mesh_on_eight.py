@@ -584,6 +584,33 @@ def test_ready_made_experiments_take_a_mesh():
     )
 
 
+class Fitted(solstice.Experiment):
+    """Fits a mean by gradient descent, with the rate in its state."""
+
+    mean: jax.Array
+    opt_state: Any
+
+    def train_step(self, batch: Any) -> tuple[Any, Any]:
+        rate = self.opt_state["hyperparams"]["learning_rate"]
+        loss, slope = jax.value_and_grad(lambda mean: jnp.mean((mean[None] - batch) ** 2))(
+            self.mean
+        )
+        return solstice.replace(self, mean=self.mean - rate * slope), {"loss": loss}
+
+    def eval_step(self, batch: Any) -> tuple[Any, Any]:
+        raise NotImplementedError
+
+
+def test_a_learning_rate_is_found_on_a_mesh():
+    exp = Fitted(jnp.zeros(16), {"hyperparams": {"learning_rate": jnp.float32(0)}})
+    data = [X[i : i + 32] + 5 for i in range(0, 128, 32)]
+    given: Any = {"lowest": 1e-4, "highest": 1e3}
+    one, eight = (solstice.find_learning_rate(exp, data, **given, mesh=m) for m in (None, 8))
+    np.testing.assert_allclose(eight.losses, one.losses, rtol=1e-5)
+    with pytest.raises(ShardingError):
+        solstice.find_learning_rate(exp, data, mesh=64)
+
+
 def test_a_large_array_that_no_axis_divides_is_named():
     odd = 2**13 + 1
 

@@ -14,6 +14,7 @@ from jax import Array
 from solstice import _tree
 from solstice._arguments import number, positive, share, text, whole
 from solstice._callback import Callback
+from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment, check_experiment, stacked_check_of
 from solstice._rates import injected_rates, scaled_beside
 from solstice._record import Record, Stop
@@ -88,6 +89,8 @@ def find_learning_rate(
     steps: int = 100,
     metric: str = "loss",
     smooth: float = 0.9,
+    mesh: MeshLike | None = None,
+    sharding: Sharding = "replicated",
 ) -> LearningRates:
     """`found = solstice.find_learning_rate(exp, train_ds)`: try rising rates, and suggest one.
 
@@ -112,6 +115,8 @@ def find_learning_rate(
         steps: number of rates to try, 10 or more.
         metric: the name of the loss among the metrics of the step.
         smooth: decay of the exponential moving average of the loss per step, in [0, 1).
+        mesh: the devices, as of a `Trainer`.
+        sharding: as of a `Trainer`. In a rule by path, the paths start with "inner/".
 
     Raises:
         ValueError: an argument is out of range; or the optimiser has no learning rate in its state,
@@ -129,7 +134,8 @@ def find_learning_rate(
     losses = _Losses(metric, smooth)
     start = jax.device_put((rates.astype(np.float32), np.int32(0)))
     trial = _Rising(experiment, *start)
-    trial = Trainer([losses]).fit(trial, train_ds, max_steps=steps, batch_size=batch_size)
+    trainer = Trainer([losses], mesh=mesh, sharding=sharding)
+    trial = trainer.fit(trial, train_ds, max_steps=steps, batch_size=batch_size)
     trial.check_obeyed()
     found = np.asarray(losses.smoothed)
     first = min(_FIRST, steps // 10)
