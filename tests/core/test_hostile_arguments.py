@@ -100,6 +100,7 @@ NOT_CHECKED: dict[str, str] = {
         ["PeerFailed", "PeerMismatch", "PeerMissing"], "an exception, which Solstice makes"
     ),
     "PerProcess": "Solstice makes it",
+    "PerMember": "Mapped makes it",
     "Stop": "an exception, of any text",
     **dict.fromkeys(["Model", "Optimizer", "Objective"], "a protocol"),
     **dict.fromkeys(["OptState", "Params", "State"], "a type alias"),
@@ -145,6 +146,8 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("checkpoint.begin", "tree"): "as in save",
     ("checkpoint.begin", "note"): "its second part writes the note, and refuses it as save does",
     ("elementwise", "check_values"): "a decorator: Python gives it the function below",
+    ("Mapped", "ids"): "given together with size; test_metrics_mapped has what is refused",
+    ("Mapped", "size"): "given together with ids; test_metrics_mapped has what is refused",
     ("checkpoint.save", "tree"): "any tree; test_checkpoint has what is refused",
     ("checkpoint.load", "like"): "any tree; test_checkpoint has what is refused",
 }

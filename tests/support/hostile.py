@@ -652,6 +652,9 @@ TARGETS: dict[str, Target] = {
     "Counts": Target(metrics.Counts, {}, {"counts": "counts"}),
     "Totals": Target(metrics.Totals, {}, {"totals": "counts"}),
     "MetricsCollection": Target(metrics.MetricsCollection, {}, {"parts": "metrics"}),
+    "Mapped": Target(
+        metrics.Mapped, {"metrics": jax.vmap(metrics.Mean)(X)}, {"metrics": "metrics"}
+    ),
     "WithLoss": Target(
         metrics.WithLoss,
         {"metrics": metrics.Mean(X), "losses": X},

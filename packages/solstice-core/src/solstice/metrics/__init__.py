@@ -1,5 +1,6 @@
 """Ready-made metrics that are exact for any split into batches."""
 
+from solstice._per_member import PerMember
 from solstice._sums import Counts, Totals
 from solstice.metrics._bases import Additive, Growing
 from solstice.metrics._basic import Collect, Mean, MetricsCollection, Sum, WithLoss
@@ -7,6 +8,7 @@ from solstice.metrics._binary import BinaryCurves, BinaryMetrics, MultilabelMetr
 from solstice.metrics._classification import ClassificationMetrics
 from solstice.metrics._confusion import CalibrationError, ConfusionMatrix
 from solstice.metrics._language import LanguageModelMetrics
+from solstice.metrics._mapped import Mapped
 from solstice.metrics._regression import RegressionMetrics
 
 __all__ = [
@@ -20,9 +22,11 @@ __all__ = [
     "Counts",
     "Growing",
     "LanguageModelMetrics",
+    "Mapped",
     "Mean",
     "MetricsCollection",
     "MultilabelMetrics",
+    "PerMember",
     "RegressionMetrics",
     "Sum",
     "Totals",
