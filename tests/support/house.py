@@ -23,7 +23,7 @@ FLOORS = (
     "_loop",
     "__init__ _options _own_history _runs _train _trainer",
     "__main__ callbacks checkpoint compat distributed experiments history inspect loggers metrics "
-    "new_adapter",
+    "new_adapter population",
     "testing",
 )
 """The files and folders of the package: each imports from its own floor and from those before it.

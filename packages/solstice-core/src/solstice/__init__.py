@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         inspect,
         loggers,
         metrics,
+        population,
     )
     from solstice.experiments import (
         AutoencoderExperiment,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         watch_compiles,
     )
     from solstice.metrics import ClassificationMetrics
+    from solstice.population import Population, grid
 
 try:
     __version__ = _version("solstice-core")
@@ -76,6 +78,7 @@ _LAZY = {
     "inspect": "Replay find_learning_rate plan replay summary watch_compiles",
     "loggers": "",
     "metrics": "ClassificationMetrics",
+    "population": "Population grid",
 }
 """The ready-made parts, which load on first use, and their names here."""
 
@@ -102,6 +105,7 @@ __all__ = [
     "PeerMismatch",
     "PeerMissing",
     "Phase",
+    "Population",
     "Record",
     "RegressionExperiment",
     "Replay",
@@ -119,11 +123,13 @@ __all__ = [
     "distributed",
     "experiments",
     "find_learning_rate",
+    "grid",
     "history",
     "inspect",
     "loggers",
     "metrics",
     "plan",
+    "population",
     "read_history",
     "replace",
     "replay",

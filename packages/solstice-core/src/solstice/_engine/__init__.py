@@ -21,6 +21,8 @@ from solstice._engine._interrupts import waiting as waiting
 from solstice._engine._layout import Layout as Layout
 from solstice._engine._layout import MeshLike as MeshLike
 from solstice._engine._mesh import MeshPlacement as MeshPlacement
+from solstice._engine._pack import is_same_constant as is_same_constant
+from solstice._engine._pack import pack as pack
 from solstice._engine._pack import type_of as type_of
 from solstice._engine._pack import unpack as unpack
 from solstice._engine._placement import SINGLE_DEVICE as SINGLE_DEVICE
@@ -31,6 +33,7 @@ from solstice._engine._placement import topology as topology
 from solstice._engine._placement import warn_of_spread_state as warn_of_spread_state
 from solstice._engine._prefetch import prefetched as prefetched
 from solstice._engine._program import PROGRAMS as PROGRAMS
+from solstice._engine._program import ConstantChanged as ConstantChanged
 from solstice._engine._program import Program as Program
 from solstice._engine._program import program_of as program_of
 from solstice._engine._protocols import BlockOutputs as BlockOutputs
@@ -46,8 +49,11 @@ from solstice._engine._staging import BuffersByKind as BuffersByKind
 from solstice._engine._staging import Feeder as Feeder
 from solstice._engine._staging import StagingBuffers as StagingBuffers
 from solstice._engine._stepper import make_stepper as make_stepper
+from solstice._engine._structure import Change as Change
+from solstice._engine._structure import changes as changes
 from solstice._engine._totals import Reading as Reading
 from solstice._engine._totals import metrics_like as metrics_like
 from solstice._engine._trace import Plan as Plan
 from solstice._engine._trace import Traced as Traced
 from solstice._engine._trace import prepare as prepare
+from solstice._engine._trace import undecorated as undecorated

@@ -1,5 +1,6 @@
-"""The first difference between two trees of different structure."""
+"""The differences between two trees of different structure."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -32,19 +33,34 @@ class Change:
             return f"it was {old} and came back as another one that is not equal to it"
         return f"it was {old} and came back as {new}"
 
+    @property
+    def words(self) -> str:
+        """`0.1, and 0.2`: both entries."""
+        old, new = _in_words(self.old), _in_words(self.new)
+        return f"{old}, and {new}" if old != new else f"{old}, and another one, not equal to it"
 
-def first_change(old: object, new: object, path: str = "") -> Change:
+
+def first_change(old: object, new: object) -> Change:
     """The first change between two trees whose structures differ."""
+    return next(changes(old, new))
+
+
+def changes(old: object, new: object, path: str = "") -> Iterator[Change]:
+    """The changes between two trees; one or more if their structures differ."""
     if type(old) is not type(new):
-        return Change(path, old, new)
+        yield Change(path, old, new)
+        return
     before, after = _children(old), _children(new)
-    for key in [*before, *after]:
+    found = False
+    for key in {**before, **after}:
         pair = before.get(key, _NOTHING), after.get(key, _NOTHING)
         if any(value is _NOTHING for value in pair):
-            return Change(path + key, *pair)
-        if _tree.structure(pair[0]) != _tree.structure(pair[1]):
-            return first_change(*pair, path + key)
-    return _static_change(old, new, path)
+            found = True
+            yield Change(path + key, *pair)
+        elif _tree.structure(pair[0]) != _tree.structure(pair[1]):
+            found = True
+            yield from changes(*pair, path + key)
+    yield from _static_changes(old, new, path, always=not found)
 
 
 def _children(node: object) -> dict[str, Any]:
@@ -57,15 +73,18 @@ def _children(node: object) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): child for path, child in found if path}
 
 
-def _static_change(old: object, new: object, path: str) -> Change:
-    """The first different attribute that is not a child; the whole node if there is none."""
+def _static_changes(old: object, new: object, path: str, *, always: bool) -> Iterator[Change]:
+    """The different attributes that are not children; the whole node if there must be one."""
     before, after = _attributes(old), _attributes(new)
+    found = False
     # Private names last, because frameworks use them internally and they explain less.
     for name in sorted({**before, **after}, key=lambda name: name.startswith("_")):
         pair = before.get(name, _NOTHING), after.get(name, _NOTHING)
         if not _is_same(*pair):
-            return Change(f"{path}.{name}", *pair, is_static=True)
-    return Change(path, old, new, is_static=True)
+            found = True
+            yield Change(f"{path}.{name}", *pair, is_static=True)
+    if always and not found:
+        yield Change(path, old, new, is_static=True)
 
 
 def _attributes(node: object) -> dict[str, Any]:

@@ -1,0 +1,262 @@
+"""Members: built by a function, or given as a list, as one tree with the members on axis 0."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, ShapeDtypeStruct
+
+from solstice import _tree
+from solstice._engine import (
+    Change,
+    Program,
+    changes,
+    is_same_constant,
+    line_of,
+    program_of,
+    type_of,
+)
+from solstice._errors import ExperimentError
+from solstice._experiment import Experiment, check_experiment
+from solstice._types import Batch, Structure
+from solstice.population._hyperparameters import Hyperparameters, one_of
+
+Make = Callable[..., Any]
+"""A function of hyperparameters that returns an Experiment."""
+
+_SHARE = "Share the model and the optimiser, or build them inside `make` from its arguments"
+
+
+@dataclass(frozen=True)
+class BatchLike:
+    """The structure and the types of a batch."""
+
+    structure: Structure
+    types: tuple[ShapeDtypeStruct, ...]
+
+    @staticmethod
+    def of(batch: Batch) -> "BatchLike":
+        """Those of a batch of arrays."""
+        leaves, structure = _tree.flatten(batch)
+        return BatchLike(structure, tuple(map(_type_of, leaves)))
+
+    @property
+    def shapes(self) -> Batch:
+        """The batch with shapes in place of arrays."""
+        return _tree.unflatten(self.structure, self.types)
+
+    def zeros(self) -> Batch:
+        """A batch of zeros, for a trace in which values do not matter."""
+        return _tree.map(_zeros, self.shapes)
+
+
+def split(experiment: Experiment) -> tuple[Program, list[Any]]:
+    """An Experiment without its arrays, and these."""
+    return program_of(experiment, type(experiment).train_step, "train_step")
+
+
+def made(make: Make, values: Mapping[str, Any], batch: Batch) -> Experiment:
+    """The Experiment of these hyperparameters, set up with a batch.
+
+    Raises:
+        TypeError: `make` returns something else.
+    """
+    experiment = make(**values)
+    if not isinstance(experiment, Experiment):
+        raise TypeError(f"`make` must return a solstice.Experiment; it returned {experiment!r:.60}")
+    check_experiment(experiment)
+    return experiment.setup(batch)
+
+
+def built(make: Make, hyperparameters: Hyperparameters, batch: Batch) -> tuple[Experiment, bool]:
+    """The members of a population, and whether `make` can be traced.
+
+    They are made under `jax.vmap` if it can, and one by one if not.
+
+    Raises:
+        ExperimentError: the members differ in more than the values of arrays.
+    """
+    first = made(make, one_of(hyperparameters, 0), batch)
+    try:
+        shapes = _traced(make, hyperparameters, batch)
+    except Exception as error:  # of a value that must be concrete, or of NumPy
+        return _one_by_one(make, hyperparameters, batch, first, error), False
+    program, arrays = split(first)
+    check_like(program, arrays, {path: _row_of(like) for path, like in shapes.items()})
+
+    def values_of(values: Mapping[str, Any]) -> list[Array]:
+        return [jnp.asarray(x) for x in split(made(make, values, batch))[1]]
+
+    return program.merge(jax.vmap(values_of)(hyperparameters)), True
+
+
+def stacked(members: Sequence[Experiment], advice: str = "") -> Experiment:
+    """Experiments as one, with the members on axis 0 of each array.
+
+    Raises:
+        ExperimentError: they differ in more than the values of arrays.
+    """
+    trees = [_with_arrays_for(numbers, one) for numbers in [_numbers(members)] for one in members]
+    (program, first), *others = map(split, trees)
+    for index, (other, arrays) in enumerate(others, 1):
+        found = list(differences(members[0], members[index], program, other))
+        if found:
+            raise ExperimentError(_difference_message(found, index, advice))
+        named = zip(other.array_names(), arrays, strict=True)
+        check_like(program, first, {path: _type_of(x) for path, x in named}, f"member {index}")
+    columns = zip(*[arrays for _, arrays in [(program, first), *others]], strict=True)
+    return program.merge([jnp.stack(column) for column in columns])
+
+
+def differences(
+    first: Experiment, other: Experiment, program: Program, theirs: Program
+) -> list[Change]:
+    """What differs between two members, except the values of arrays."""
+    if program.treedef != theirs.treedef:
+        return list(changes(first, other))
+    paths = [path for path, _ in _tree.leaves_by_path(first)]
+    triples = zip(paths, program.constants, theirs.constants, strict=True)
+    return [
+        Change(path, mine, yours, is_static=True)
+        for path, mine, yours in triples
+        if not is_same_constant(mine, yours)
+    ]
+
+
+def check_like(
+    program: Program,
+    arrays: Sequence[Any],
+    found: Mapping[str, Any],
+    who: str = "a member that is made from traced hyperparameters",
+) -> None:
+    """Raises an ExperimentError if another member has other arrays.
+
+    Args:
+        program: the first member without its arrays.
+        arrays: these.
+        found: the types of the other member's arrays, by path.
+        who: the other member.
+    """
+    mine = {p: _type_of(x) for p, x in zip(program.array_names(), arrays, strict=True)}
+    for path in {**mine, **found}:
+        pair = [_kind(one[path]) if path in one else "nothing" for one in (mine, found)]
+        if pair[0] != pair[1]:
+            raise ExperimentError(
+                f"the members of a population must have arrays of the same shapes: `{path}` is "
+                f"{pair[0]} in member 0, and {pair[1]} in {who}. A hyperparameter that sets a "
+                f"shape needs a Population for each of its values"
+            )
+
+
+def culprits(run: Callable[[Mapping[str, Any]], object], values: Mapping[str, Any]) -> list[str]:
+    """The hyperparameters without which a function can be traced, each by itself.
+
+    Args:
+        run: a function of hyperparameters.
+        values: those of one member.
+    """
+    return [name for name in values if _fails(run, values, name)]
+
+
+def _fails(
+    run: Callable[[Mapping[str, Any]], object], values: Mapping[str, Any], name: str
+) -> bool:
+    def of_one(value: Any) -> None:
+        run({**values, name: value})
+
+    try:
+        _tree.eval_shape(of_one, values[name])
+    except Exception:
+        return True
+    return False
+
+
+def concrete_message(names: Sequence[str], error: Exception) -> str:
+    """A sentence on the hyperparameters that cannot be traced."""
+    which = " and ".join(f"`{name}`" for name in names) or "a value of JAX"
+    return (
+        f"{which} must be traced, because all members are one program, and is needed as a number "
+        f"of Python ({line_of(error)})"
+    )
+
+
+def _traced(make: Make, hyperparameters: Hyperparameters, batch: Batch) -> dict[str, Any]:
+    """The types of the members' arrays, by path, if they are made under `jit` and `vmap`."""
+
+    def one(values: Mapping[str, Any], batch: Batch) -> dict[str, Array]:
+        program, arrays = split(made(make, values, batch))
+        names = program.array_names()
+        return {name: jnp.asarray(x) for name, x in zip(names, arrays, strict=True)}
+
+    def every(values: Mapping[str, Any], batch: Batch) -> dict[str, Array]:
+        return cast("Any", jax.vmap(partial(one, batch=batch)))(values)
+
+    return _tree.eval_shape(every, hyperparameters, batch)
+
+
+def _one_by_one(
+    make: Make, hyperparameters: Hyperparameters, batch: Batch, first: Experiment, why: Exception
+) -> Experiment:
+    size = len(next(iter(hyperparameters.values())))
+    others = [made(make, one_of(hyperparameters, row), batch) for row in range(1, size)]
+
+    def run(values: Mapping[str, Any]) -> object:
+        return made(make, values, batch)
+
+    try:
+        return stacked([first, *others])
+    except ExperimentError as error:
+        names = culprits(run, one_of(hyperparameters, 0))
+        raise ExperimentError(f"{error}. {concrete_message(names, why)}") from why
+
+
+def _difference_message(found: Sequence[Change], index: int, advice: str) -> str:
+    lines = "".join(f"\n  `{one.path}`: {one.words}" for one in found[:8])
+    more = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
+    return (
+        f"the members of a population may differ in the values of arrays only. Member {index} "
+        f"differs from member 0 in:{lines}{more}\n{advice or _SHARE}"
+    )
+
+
+def _numbers(members: Sequence[Experiment]) -> list[bool]:
+    """For each leaf, whether it is a Python number with other values in other members."""
+    columns = [_tree.leaves(member) for member in members]
+    if len({len(column) for column in columns}) > 1:
+        return []
+    kinds = bool | int | float | complex
+    return [
+        all(isinstance(x, kinds) for x in row) and not all(is_same_constant(row[0], x) for x in row)
+        for row in zip(*columns, strict=True)
+    ]
+
+
+def _with_arrays_for(numbers: Sequence[bool], member: Experiment) -> Experiment:
+    """A member with arrays in place of these numbers, which can then be stacked."""
+    leaves, structure = _tree.flatten(member)
+    if not any(numbers):
+        return member
+    pairs = zip(numbers, leaves, strict=True)
+    return _tree.unflatten(structure, [jnp.asarray(x) if one else x for one, x in pairs])
+
+
+def _zeros(like: ShapeDtypeStruct) -> Array:
+    dtype: Any = like.dtype
+    return jnp.zeros(like.shape, dtype)
+
+
+def _type_of(leaf: Any) -> ShapeDtypeStruct:
+    like = type_of(leaf if hasattr(leaf, "dtype") else np.asarray(leaf))
+    return ShapeDtypeStruct(like.shape, like.dtype)
+
+
+def _row_of(like: Any) -> ShapeDtypeStruct:
+    return ShapeDtypeStruct(like.shape[1:], like.dtype)
+
+
+def _kind(like: Any) -> str:
+    return f"{like.dtype}{list(like.shape)}"

@@ -1,0 +1,119 @@
+"""Steps of a population: the step of a member under `jax.vmap`, with one batch for all."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from solstice import _tree
+from solstice._engine import ConstantChanged, pack, program_of, undecorated, unpack
+from solstice._errors import ExperimentError
+from solstice._experiment import Experiment
+from solstice._metrics import Metrics, as_metrics, without_metrics
+from solstice._types import Batch, Outputs
+from solstice.population._hyperparameters import Hyperparameters
+from solstice.population._members import (
+    check_like,
+    concrete_message,
+    culprits,
+    split,
+)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """The results of a step of all members, with the members on axis 0.
+
+    Attributes:
+        members: the members after the step.
+        metrics: their metrics; None if there are none.
+        others: their other outputs, by path; for `predict_step`, its outputs.
+    """
+
+    members: Experiment
+    metrics: Metrics | None
+    others: Any
+
+
+def stepped(
+    members: Experiment,
+    method: str,
+    batch: Batch,
+    hyperparameters: Hyperparameters,
+    is_active: Array,
+    rebuild: Callable[[Mapping[str, Any]], Experiment] | None,
+) -> Stepped:
+    """One step of all members.
+
+    `rebuild` is called in each trace, so that hyperparameters reach the model and the optimiser as
+    traced values wherever they are used. The arrays of the member replace those that it makes,
+    which XLA then drops. Without it, all members share the static parts of the first.
+
+    Raises:
+        ExperimentError: a hyperparameter is needed as a number of Python, or the step breaks its
+            contract.
+    """
+    template, arrays = split(members)
+
+    def rebuilt(arrays: list[Array], values: Mapping[str, Any]) -> Experiment:
+        if rebuild is None:
+            return template.merge(arrays)
+        program, fresh = split(rebuild(values))
+        check_like(program, fresh, dict(zip(template.array_names(), arrays, strict=True)))
+        return program.merge(arrays)
+
+    def one(arrays: list[Array], values: Mapping[str, Any], is_active: Array) -> Any:
+        new, outputs = _call(rebuilt(arrays, values), method, batch)
+        kept = [jnp.where(is_active, now, old) for now, old in zip(new, arrays, strict=True)]
+        if method == "predict_step":
+            return kept, None, outputs
+        outputs = unpack(outputs)
+        metrics = pack(as_metrics(outputs, batch))
+        return kept, metrics, pack(without_metrics(outputs))
+
+    try:
+        mapped = cast("Any", jax.vmap(one))(arrays, hyperparameters, is_active)
+    except jax.errors.JAXTypeError as error:
+        if rebuild is None:
+            raise
+        run = _first_of(one, arrays, is_active)
+        names = culprits(run, _rows(hyperparameters))
+        if not names:
+            raise
+        raise ExperimentError(
+            f"{method} of a population: {concrete_message(names, error)}. Use a layer or an "
+            f"optimiser that takes an array there, or make one Population for each value"
+        ) from error
+    new, metrics, others = mapped
+    return Stepped(template.merge(new), unpack(metrics), unpack(others))
+
+
+def _call(member: Experiment, method: str, batch: Batch) -> tuple[list[Array], Outputs]:
+    """The arrays of a member after a step, and the packed outputs."""
+    function = undecorated(getattr(type(member), method))
+    returns_state = method != "predict_step"
+    program, arrays = program_of(member, function, method, returns_state=returns_state)
+    try:
+        new, outputs = program.call(arrays, batch)
+    except ConstantChanged as error:
+        raise ExperimentError(
+            f"{error}. In a population, make it an array: `jnp.asarray(...)`"
+        ) from None
+    program.check_drift(arrays, new)
+    return new, outputs
+
+
+def _first_of(
+    one: Callable[..., Any], arrays: list[Array], is_active: Array
+) -> Callable[[Mapping[str, Any]], object]:
+    def run(values: Mapping[str, Any]) -> object:
+        return one(_tree.row(arrays, 0), values, is_active[0])
+
+    return run
+
+
+def _rows(hyperparameters: Hyperparameters) -> dict[str, Any]:
+    return _tree.row(hyperparameters, 0)
