@@ -3,7 +3,7 @@
 import dataclasses
 from functools import lru_cache
 from types import ModuleType, SimpleNamespace
-from typing import Any, Self, TypeGuard, cast
+from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class Additive(Metrics):
 
     def _plus(self, other: Any) -> Self:
         """`merge` for metrics that are alike."""
-        return jax.tree.map(_added, self, other, is_leaf=is_sums)
+        return jax.tree.map(_added, self, other, is_leaf=_is_sums)
 
     def empty(self) -> Self:
         """`metrics.empty()`: metrics of zero examples with the same static settings."""
@@ -65,13 +65,12 @@ class Growing(Metrics):
         return _tree.row(self, slice(0))
 
 
-def is_sums(node: object) -> TypeGuard[Counts | Totals]:
-    """Whether a node of a tree is `Counts` or `Totals`."""
+def _is_sums(node: object) -> bool:
     return isinstance(node, Counts | Totals)
 
 
 def _added(one: Any, other: Any) -> Any:
-    return one + other if is_sums(one) else jnp.add(one, other)
+    return one + other if _is_sums(one) else jnp.add(one, other)
 
 
 def _zeros(array: Array) -> Array:
@@ -126,7 +125,7 @@ def for_compute(metrics: object) -> tuple[SimpleNamespace, ModuleType]:
     read: Any = metrics if are_here else jax.device_get(metrics)  # one transfer
     for field in dataclasses.fields(read):
         name, value = field.name, getattr(read, field.name)
-        if is_sums(value):
+        if _is_sums(value):
             # By the class, because Equinox makes a module of a method that is read from a module.
             numbers |= cast("Any", type(value)).floats(value, xp)
         elif hasattr(value, "dtype"):

@@ -1,6 +1,6 @@
 """Mapped: the metrics of each member of a population."""
 
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import equinox as eqx
 import jax
@@ -17,7 +17,6 @@ from solstice._per_member import per_member
 from solstice._replace import replace
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice._types import AnyArray
-from solstice.metrics._bases import is_sums
 
 
 class Mapped(Metrics):
@@ -105,8 +104,8 @@ class Mapped(Metrics):
 def _length(metrics: Metrics) -> int:
     """The number of members: the length of all arrays on axis 0."""
     shapes = {
-        path: [*(_words(leaf).shape[:-2] if is_sums(leaf) else np.shape(leaf))]
-        for path, leaf in _tree.leaves_with_slashes(metrics, is_sums)
+        path: [*(_words(leaf).shape[:-2] if _is_sums(leaf) else np.shape(leaf))]
+        for path, leaf in _tree.leaves_with_slashes(metrics, _is_sums)
     }
     found = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(found) == 1 and (number := found.pop()):
@@ -115,6 +114,10 @@ def _length(metrics: Metrics) -> int:
         f"the arrays of metrics must have the members on axis 0, as `jax.vmap` makes them; "
         f"their shapes are {shapes!s:.200}"
     )
+
+
+def _is_sums(node: object) -> TypeGuard[Counts | Totals]:
+    return isinstance(node, Counts | Totals)
 
 
 def _words(sums: Counts | Totals) -> Array:
