@@ -5,19 +5,24 @@ import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from solstice import _tree
+from solstice._per_member import PerMember, is_vector, per_member
 from solstice._record import Record
 from solstice._schema import SchemaError, read
 
 MOMENT = ("step", "epoch", "mode", "span")
 """The first columns of every row; the metrics follow."""
 
-_TAKEN = re.compile(rf"(metric/)*({'|'.join(MOMENT)})")
-"""Metrics with these names are stored in a column "metric/...", so none overwrites a `MOMENT`."""
+_TAKEN = re.compile(rf"(metric/)*({'|'.join(MOMENT)}|member)")
+"""Metrics with these names are stored in a column "metric/...", so none overwrites a `MOMENT`, or
+the member in the best row of a population."""
+
+_MEMBERS = "members"
+"""The key that marks the values of the members of a population in files: {"members": [0.1, 0.2]}"""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,20 @@ def as_json(row: Mapping[str, Any]) -> str:
 
 
 def _plain(value: object) -> Any:
-    return _tree.to_numpy(value).tolist() if hasattr(value, "dtype") else value
+    if not hasattr(value, "dtype"):
+        return value
+    listed = _tree.to_numpy(value).tolist()
+    return {_MEMBERS: listed} if isinstance(value, PerMember) else listed
+
+
+def from_file(value: Any) -> Any:
+    """A value of `as_json` or `as_cells`, read by `json`."""
+    if not isinstance(value, dict):
+        return value
+    found = cast("dict[str, Any]", value)
+    if {*found} != {_MEMBERS}:
+        raise ValueError(f"{found!r:.60} is not a metric")
+    return per_member(found[_MEMBERS])
 
 
 def as_cells(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,3 +100,8 @@ def as_cells(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, numbers.Real)  # True is a Real
+
+
+def is_numeric(value: object) -> bool:
+    """Whether a metric is a number, or a number for each member of a population."""
+    return is_number(value) or is_vector(value)

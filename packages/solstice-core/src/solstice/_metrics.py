@@ -13,6 +13,7 @@ from jax import Array
 from solstice import _tree
 from solstice._batch import num_examples
 from solstice._errors import ExperimentError
+from solstice._per_member import PerMember
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice._types import Batch, Outputs
 
@@ -200,7 +201,11 @@ def on_host(values: Mapping[str, Any]) -> dict[str, Any]:
         return numbers
     flat = by_name(values)
     read = jax.device_get(list(flat.values()))  # one transfer, and the order is kept
-    return {name: _plain(value) for name, value in zip(flat, read, strict=True)}
+    return {
+        # The transfer makes a plain array of one that names its axis.
+        name: value if isinstance(value, PerMember) else _plain(found)
+        for (name, value), found in zip(flat.items(), read, strict=True)
+    }
 
 
 def _number(value: Any) -> object:

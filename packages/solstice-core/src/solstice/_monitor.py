@@ -10,6 +10,7 @@ import numpy as np
 
 from solstice._arguments import shown
 from solstice._better import Direction, better
+from solstice._per_member import best_of, is_vector
 from solstice._record import Record
 
 
@@ -77,8 +78,8 @@ class Monitor:
         """`value = monitor.value(record)` in `on_epoch_end`: the metric of this epoch.
 
         Returns:
-            The value; None at the end of an epoch of another mode, of an empty epoch, and of an
-            evaluation outside of `fit`.
+            The value; of a population that of its best member. None at the end of an epoch of
+            another mode, of an empty epoch, and of an evaluation outside of `fit`.
 
         Raises:
             KeyError: there is no such metric; the message lists the metrics.
@@ -91,6 +92,8 @@ class Monitor:
         if metric not in record.metrics:
             raise KeyError(no_metric("a callback", self.monitor, record.metrics))
         value = record.metrics[metric]
+        if is_vector(value):
+            return best_of(value, self.mode)[1]
         if np.ndim(value):
             raise ValueError(no_scalar("a callback", self.monitor, np.ndim(value)))
         return float(value)

@@ -8,6 +8,7 @@ import numpy as np
 
 from solstice import _tree
 from solstice._numbers import dtype_of, name_of, to_little_endian, why_not_plain
+from solstice._per_member import PerMember, per_member
 from solstice._types import AnyArray
 
 
@@ -70,6 +71,8 @@ def from_plain(plain: object, rows: Callable[[Any], list[Any]] = _unread) -> Any
     if kind == "dict":
         return {from_plain(key): from_plain(item, rows) for key, item in inner}
     array = _array_from_plain(*inner)
+    if kind == "members":
+        return per_member(array)
     return array[()] if kind == "scalar" else array
 
 
@@ -85,9 +88,11 @@ def _array_to_plain(value: AnyArray | np.generic, where: str) -> dict[str, objec
             f"{where} holds a typed PRNG key: keep `jax.random.key_data(key)`, and wrap it again "
             f"with `jax.random.wrap_key_data`"
         )
+    kind = "scalar" if isinstance(value, np.generic) else "array"
+    if isinstance(value, PerMember):
+        kind, value = "members", np.asarray(value)
     if isinstance(value, np.ndarray | np.generic) and (why := why_not_plain(value)):
         raise TypeError(f"{where} holds {why}")
     array = _tree.to_numpy(value)
-    kind = "scalar" if isinstance(value, np.generic) else "array"
     data = base64.b64encode(to_little_endian(array).tobytes()).decode()
     return {kind: [name_of(array.dtype), list(array.shape), data]}

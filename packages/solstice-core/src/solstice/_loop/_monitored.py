@@ -15,8 +15,10 @@ from solstice._callback import Callback
 from solstice._console import warn
 from solstice._engine import PROGRAMS, Traced, metrics_like, unpack
 from solstice._loop._due import overrides_hook
+from solstice._mapped import alone
 from solstice._metrics import Metrics, by_name
 from solstice._monitor import no_metric, no_scalar
+from solstice._per_member import is_vector
 from solstice._types import MODES
 
 _STEPS = {"train": "train_step", "val": "eval_step"}
@@ -142,7 +144,7 @@ def _of_shapes(like: Metrics) -> dict[str, int]:
     def compute(metrics: Metrics) -> None:
         found.update(_axes(metrics))
 
-    eqx.filter_eval_shape(compute, like)
+    eqx.filter_eval_shape(compute, alone(like))
     return found
 
 
@@ -159,4 +161,5 @@ def _ones(leaf: Any) -> Any:
 
 
 def _axes(metrics: Metrics) -> dict[str, int]:
-    return {name: np.ndim(value) for name, value in by_name(metrics.compute()).items()}
+    values = by_name(metrics.compute())
+    return {name: 0 if is_vector(value) else np.ndim(value) for name, value in values.items()}

@@ -8,6 +8,7 @@ from solstice._arguments import function_or_none, names, whole_or_none
 from solstice._callback import Callback
 from solstice._console import say
 from solstice._left_out import LeftOut
+from solstice._per_member import as_numbers, is_vector
 from solstice._record import Record
 
 
@@ -16,8 +17,9 @@ class Logging(Callback):
 
     Names start with the mode: "train/loss", "val/accuracy". At the end of an epoch, metrics cover
     the epoch. With `every=n`, training metrics are also logged every n training steps, and cover
-    these n steps; remaining steps at the end of a run appear only in the line of the epoch. Arrays
-    are left out; a warning names them once.
+    these n steps; remaining steps at the end of a run appear only in the line of the epoch. Of a
+    population, "val/accuracy/best" and "val/accuracy/median" are logged. Arrays are left out; a
+    warning names them once.
 
     Args:
         log: called as `log(metrics, step)` with a dict from name to float and the number of
@@ -66,14 +68,14 @@ class Logging(Callback):
     def _send(self, record: Record) -> None:
         only = self._only
         chosen = {n: v for n, v in record.metrics.items() if only is None or n in only}
-        metrics = {n: v for n, v in chosen.items() if isinstance(v, numbers.Real)}
+        shown = {n: v for n, v in chosen.items() if isinstance(v, numbers.Real) or is_vector(v)}
         self._left_out.name(
-            {n: v for n, v in chosen.items() if n not in metrics},
+            {n: v for n, v in chosen.items() if n not in shown},
             "Logging leaves out metrics that are not numbers:",
             "Choose metrics with `only=`",
         )
-        if metrics:
-            named = {f"{record.mode}/{name}": value for name, value in metrics.items()}
+        if shown:
+            named = {f"{record.mode}/{name}": value for name, value in as_numbers(shown).items()}
             self._log(cast("dict[str, float]", named), record.step)
 
 

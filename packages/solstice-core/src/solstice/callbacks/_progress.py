@@ -14,6 +14,7 @@ from typing import Any, TextIO, cast
 from solstice._arguments import names, not_negative
 from solstice._callback import Callback
 from solstice._console import encodable, is_terminal, write_line
+from solstice._per_member import is_vector, summary
 from solstice._record import Record
 
 _SHOWN = 2
@@ -46,7 +47,8 @@ class ProgressBar(Callback):
     rate, remaining time and the metrics of the epoch so far, which are read back twice a second
     rather than at each step. If the output is not a terminal (a file, a CI log), or tqdm is not
     installed, only lines are written: one per epoch, and within a long epoch one after 30 seconds,
-    the next after another minute, and so on, up to one in ten minutes.
+    the next after another minute, and so on, up to one in ten minutes. Of a population, a metric
+    is that of its best member, followed by the median.
 
     Args:
         seconds: time between two updates of the metrics, 0 or more.
@@ -184,12 +186,12 @@ class ProgressBar(Callback):
 
     def _shown(self, metrics: Mapping[str, Any]) -> list[str]:
         if self._only is None:
-            scalars = (item for item in metrics.items() if isinstance(item[1], numbers.Real))
-            chosen = list(itertools.islice(scalars, _SHOWN))
+            shown = (item for item in metrics.items() if _is_shown(item[1]))
+            chosen = list(itertools.islice(shown, _SHOWN))
         else:
             there = [(name, metrics.get(name)) for name in self._only]
-            chosen = [(name, value) for name, value in there if isinstance(value, numbers.Real)]
-        return [f"{name} {float(value):.4f}" for name, value in chosen]
+            chosen = [(name, value) for name, value in there if _is_shown(value)]
+        return [f"{name} {_text(name, value)}" for name, value in chosen]
 
     def _end(self) -> None:
         for name in reversed(list(self._bars)):
@@ -231,6 +233,18 @@ class ProgressBar(Callback):
             next(iter(self._bars.values())).write(text, file=self._out)
         else:
             write_line(text, self._out)
+
+
+def _is_shown(value: object) -> bool:
+    return isinstance(value, numbers.Real) or is_vector(value)
+
+
+def _text(name: str, value: Any) -> str:
+    """A number; or of a population, the best one and the median."""
+    if not is_vector(value):
+        return f"{float(value):.4f}"
+    both = summary(name, value)
+    return f"{both['best']:.4f} (median {both['median']:.4f})"
 
 
 class _Clock:

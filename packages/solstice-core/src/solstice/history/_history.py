@@ -1,9 +1,7 @@
 """History: the table of a run's metrics."""
 
 import csv
-import html
 import importlib
-import shutil
 from collections.abc import Collection
 from functools import partial
 from os import PathLike
@@ -11,35 +9,30 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from solstice._arguments import choice, switch, text, whole_or_none
-from solstice._better import better
+from solstice._arguments import choice, switch, text, whole, whole_or_none
+from solstice._better import Direction, better
 from solstice._callback import Callback
 from solstice._history_rows import (
     MOMENT,
     as_cells,
     as_json,
     column_of,
-    is_number,
+    is_numeric,
     metrics_in,
     read_rows,
     row_of,
 )
 from solstice._left_out import LeftOut
 from solstice._paths import local_path
+from solstice._per_member import PerMember, best_of, is_vector, of_member, rows_of_members
 from solstice._record import Record
-from solstice._text_table import aligned
 from solstice.history._rows import Rows
+from solstice.history._table import as_html, as_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SPANS = ("epoch", "steps")
-
-_SHOWN = 10
-"""The most epochs in a `repr`."""
-
-_WIDTH = 100
-"""Characters in a line of a `repr` without a terminal."""
 
 
 class History(Callback):
@@ -52,6 +45,9 @@ class History(Callback):
     ```
 
     `Trainer(callbacks=[History(every=50)])` adds the training metrics of every 50 steps.
+
+    In a population, a metric is a `metrics.PerMember` array with a value for each member; NaN for
+    members that have been removed. `history.member(3)` is the history of one of them.
 
     A row is a dict with "step" and "epoch"; "mode" ("train", "val" or "test"); "span", which is
     "epoch" for the metrics of an epoch or an evaluation, and "steps" for those of the training
@@ -96,28 +92,14 @@ class History(Callback):
 
     def __repr__(self) -> str:
         """The epochs as a table, with the metrics that fit in a line."""
-        head, *lines = self._cells()
-        if not lines:
-            return f"History({len(self.rows)} rows)"
-        if len(lines) > _SHOWN:
-            lines[4 : 4 - _SHOWN] = [["...", *[""] * (len(head) - 1)]]
-        count, room = len(head), shutil.get_terminal_size((_WIDTH, 24)).columns
-        table = aligned([head, *lines])
-        while len(table[0]) > room and count > 4:
-            count -= 1
-            table = aligned([line[:count] for line in (head, *lines)])
-        if head[count:]:
-            table.append(f"and {len(head) - count} metrics more, such as {head[count]}")
-        return "\n".join(table)
+        return as_text(self.rows, self.names()) or f"History({len(self.rows)} rows)"
 
     def _repr_html_(self) -> str:
-        head, *lines = self._cells()
-        tags = [_html_row("th", head), *(_html_row("td", line) for line in lines)]
-        return f"<table>{''.join(tags)}</table>"
+        return as_html(self.rows, self.names())
 
     def series(
         self, name: str, span: Literal["epoch", "steps"] = "epoch"
-    ) -> tuple[list[int], list[float]]:
+    ) -> tuple[list[int], list[Any]]:
         """`steps, losses = history.series("val/loss")`: one metric over the run.
 
         Args:
@@ -125,7 +107,8 @@ class History(Callback):
             span: "epoch", or "steps" for the rows between epochs.
 
         Returns:
-            The training steps of the rows, and the values, including NaN.
+            The training steps of the rows, and the values, including NaN: floats, or an array of
+            the members in each row.
 
         Raises:
             KeyError: the metric does not exist; the message lists the existing ones.
@@ -135,12 +118,13 @@ class History(Callback):
 
     def _points(
         self, name: str, span: Literal["epoch", "steps"]
-    ) -> list[tuple[dict[str, Any], float]]:
-        """The rows that have a metric, and its values."""
+    ) -> list[tuple[dict[str, Any], Any]]:
+        """The rows that have a metric, and its values: a float, or those of the members."""
         mode, _, metric = text("name", name, "val/loss").partition("/")
         there = [row for row in self.rows if (row["mode"], row["span"]) == (mode, span)]
         column = column_of(metric)
-        found = [(row, float(row[column])) for row in there if is_number(row.get(column))]
+        values = [(row, row[column]) for row in there if is_numeric(row.get(column))]
+        found = [(row, v if is_vector(v) else float(v)) for row, v in values]
         if not found:
             names = ", ".join(self.names(span)) or "none"
             raise KeyError(f"there is no metric {name!r} by {span}; there are: {names}")
@@ -154,12 +138,15 @@ class History(Callback):
             for row in self.rows
             if row["span"] == span
             for name, value in metrics_in(row).items()
-            if is_number(value)
+            if is_numeric(value)
         }
         return list(found)
 
     def best(self, name: str, mode: Literal["min", "max"] | None = None) -> dict[str, Any]:
         """`history.best("val/accuracy")["epoch"]`: the row with the best value of a metric.
+
+        In a population it is the row of the best member, as that of a run of this member alone,
+        with the number of the member at "member".
 
         Args:
             name: the metric with its mode.
@@ -169,14 +156,35 @@ class History(Callback):
         Raises:
             KeyError: the metric does not exist, or all values are NaN.
         """
-        known = [(row, value) for row, value in self._points(name, "epoch") if not np.isnan(value)]
+        direction = better(name, mode)
+        points = [(row, *_best(value, direction)) for row, value in self._points(name, "epoch")]
+        known = [point for point in points if not np.isnan(point[2])]
         if not known:
             raise KeyError(f"{name!r} is NaN in all {len(self.rows)} rows")
-        sign = 1 if better(name, mode) == "min" else -1
-        return min(known, key=lambda point: sign * point[1])[0]
+        sign = 1 if direction == "min" else -1
+        row, member, _ = min(known, key=lambda point: sign * point[2])
+        return row if member is None else of_member(row, member) | {"member": member}
+
+    def member(self, member: int) -> "History":
+        """`history.member(3).plot()`: the history of one member of a population.
+
+        Its rows are those of a run of this member alone; NaN after the member has been removed.
+
+        Raises:
+            ValueError: there is no population, or no such member.
+        """
+        count = min((len(v) for row in self.rows for v in row.values() if is_vector(v)), default=0)
+        if count == 0:
+            raise ValueError("the history is not of a population: no metric has members")
+        at = whole("member", member, 0, most=count - 1)
+        history = History(every=self.every)
+        history.rows = Rows(of_member(row, at) for row in self.rows)
+        return history
 
     def to_pandas(self) -> Any:
         """`history.to_pandas()`: a `pandas.DataFrame` with the same rows.
+
+        Of a population, it has a row for each member, with a column "member".
 
         Raises:
             ImportError: pandas is not installed.
@@ -188,10 +196,13 @@ class History(Callback):
                 "history.to_pandas() needs pandas: `pip install pandas`, or use `history.rows`, "
                 "`history.to_csv(path)`"
             ) from error
-        return pandas.DataFrame(self.rows)
+        return pandas.DataFrame([row for each in self.rows for row in rows_of_members(each)])
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """`history.to_csv("metrics.csv")`: write a column for each metric; arrays become JSON."""
+        """`history.to_csv("metrics.csv")`: write a column for each metric; arrays become JSON.
+
+        Those of the members of a population are `{"members": [0.1, 0.2]}`.
+        """
         columns = dict.fromkeys([*MOMENT, *(name for row in self.rows for name in row)])
         # Without `newline`, Windows would end each line twice.
         with local_path(path, "path").open("w", newline="", encoding="utf-8") as file:
@@ -200,7 +211,10 @@ class History(Callback):
             writer.writerows(map(as_cells, self.rows))
 
     def to_jsonl(self, path: str | PathLike[str]) -> None:
-        """`history.to_jsonl("metrics.jsonl")`: write a JSON line per row; arrays become lists."""
+        """`history.to_jsonl("metrics.jsonl")`: write a JSON line per row; arrays become lists.
+
+        Those of the members of a population are `{"members": [0.1, 0.2]}`.
+        """
         with local_path(path, "path").open("w", encoding="utf-8") as file:
             file.writelines(f"{as_json(row)}\n" for row in self.rows)
 
@@ -214,7 +228,8 @@ class History(Callback):
         """`trainer.history.plot("curves.png")`: plot each metric in its own panel.
 
         Training is drawn raw, and also smoothed from 30 points on; validation is drawn over it. The
-        best validation is marked, or without validation the best training epoch.
+        best validation is marked, or without validation the best training epoch. A population is a
+        fan of thin lines, with the best member over it.
 
         Args:
             path: the picture file to write, such as a PNG; None to write none.
@@ -287,24 +302,6 @@ class History(Callback):
             self._seen.add(kind)
             rows.append(row())
 
-    def _cells(self) -> list[list[str]]:
-        """A line for each epoch or evaluation step, with the metrics of all modes."""
-        names = _by_metric(self.names())
-        lines: dict[tuple[int, int], dict[str, str]] = {}
-        for row in self.rows:
-            if row["span"] == "epoch":
-                line = lines.setdefault((row["epoch"], row["step"]), {})
-                line |= {
-                    f"{row['mode']}/{name}": f"{value:.4g}"
-                    for name, value in metrics_in(row).items()
-                    if is_number(value)
-                }
-        table = [
-            [*_moment(epoch, step), *(line.get(name, "") for name in names)]
-            for (epoch, step), line in lines.items()
-        ]
-        return [["epoch", "step", *names], *table]
-
 
 def _row(
     record: Record, span: str, scalars_only: bool, most: int | None, left_out: LeftOut
@@ -312,7 +309,7 @@ def _row(
     """The row of a moment; a function and no method, because a History holds it."""
     metrics = record.metrics
     if scalars_only:
-        metrics = {name: value for name, value in metrics.items() if is_number(value)}
+        metrics = {name: value for name, value in metrics.items() if is_numeric(value)}
     large = {n: v for n, v in metrics.items() if most is not None and _size(v) > most}
     left_out.name(
         large,
@@ -323,19 +320,11 @@ def _row(
 
 
 def _size(value: Any) -> int:
+    if isinstance(value, PerMember):
+        return value.size // max(len(value), 1)  # of each member
     return value.size if isinstance(value, np.ndarray) else 1
 
 
-def _html_row(tag: str, cells: list[str]) -> str:
-    """A row of an HTML table; escaped, because names may come from another person's file."""
-    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
-
-def _by_metric(names: list[str]) -> list[str]:
-    """The names sorted so that a metric's modes are next to each other."""
-    metrics = list(dict.fromkeys(name.partition("/")[2] for name in names))
-    return sorted(names, key=lambda name: metrics.index(name.partition("/")[2]))
-
-
-def _moment(epoch: int, step: int) -> list[str]:
-    return [str(epoch + 1), f"{step:,}"] if step else ["-", "-"]  # an evaluation by itself
+def _best(value: Any, direction: Direction) -> tuple[int | None, float]:
+    """The best member and its value, or a number."""
+    return best_of(value, direction) if is_vector(value) else (None, value)

@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from solstice._arguments import names, share
 from solstice._better import better
 from solstice._history_rows import column_of
+from solstice._per_member import is_vector
 from solstice._picture import Figure, Picture
 from solstice.history._history import History
 
@@ -72,26 +76,28 @@ def _draw_metric(
     """Draws training (raw and smoothed), then evaluations, and marks the best value."""
     prefix = f"{run} " if run else ""
     colour, other = colours if alone else (colours[0], colours[0])
+    best = _best(history, metric)
+    member = best.get("member") if best else None
     steps, values = _points(history, f"train/{metric}")
     if steps:
-        is_smoothed = len(steps) >= _NOISY and smooth > 0
-        if is_smoothed:
-            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
-            values = _smoothed(values, smooth)
-        label = f"{prefix}train" + (", smoothed" if is_smoothed else "")
+        smooth = smooth if len(steps) >= _NOISY else 0.0
         mark = "." if len(steps) <= _MANY else ""
-        axes.plot(steps, values, color=colour, label=label, marker=mark)
+        lines = _Lines(axes, steps, member, {"color": colour, "marker": mark})
+        lines.draw(values, f"{prefix}train", smooth)
     steps, values = _points(history, f"val/{metric}")
     if steps:
         mark = "o" if len(steps) <= _MANY else ""
-        axes.plot(steps, values, "--", color=other, label=f"{prefix}val", marker=mark, markersize=4)
+        style = {"color": other, "marker": mark, "markersize": 4, "linestyle": "--"}
+        _Lines(axes, steps, member, style).draw(values, f"{prefix}val")
     values = _points(history, f"test/{metric}")[1]
     if values:  # a test after training belongs to no step, so it is a horizontal line
-        axes.axhline(values[-1], color=other, linestyle=":", label=f"{prefix}test")
-    _mark_best(axes, history, metric, other)
+        value = values[-1] if member is None else np.asarray(values[-1])[member]
+        axes.axhline(value, color=other, linestyle=":", label=f"{prefix}test")
+    if best is not None:
+        _mark(axes, best, metric, other)
 
 
-def _points(history: History, name: str) -> tuple[list[int], list[float]]:
+def _points(history: History, name: str) -> tuple[list[int], list[Any]]:
     """The steps and values of the "steps" rows if there are any, else of the epochs."""
     for span in ("steps", "epoch"):
         if name in history.names(span):
@@ -99,18 +105,69 @@ def _points(history: History, name: str) -> tuple[list[int], list[float]]:
     return [], []
 
 
-def _mark_best(axes: Any, history: History, metric: str, colour: str) -> None:
+@dataclass(frozen=True)
+class _Lines:
+    """The lines of a metric in one mode.
+
+    Attributes:
+        axes: the panel.
+        steps: the training steps of the points.
+        member: the member of a population to emphasise; None for the one line of other runs.
+        style: arguments of `plot`.
+    """
+
+    axes: Any
+    steps: list[int]
+    member: int | None
+    style: Mapping[str, Any]
+
+    def draw(self, values: list[Any], label: str, smooth: float = 0.0) -> None:
+        """Draws the line, or the lines of all members with that of the best over them."""
+        if not is_vector(values[0]):
+            self._line([float(value) for value in values], label, smooth)
+            return
+        fan = np.array(values)
+        smoothed = np.transpose([_smoothed(list(line), smooth) for line in fan.T])
+        smoothed = np.where(np.isnan(fan), np.nan, smoothed)  # no line after a member's removal
+        thin = {**self.style, "alpha": _faint(fan.shape[1]), "linewidth": 0.8}
+        thin |= {"marker": ""} if len(self.steps) > 1 else {}
+        first, *_ = self.axes.plot(self.steps, smoothed, **thin)
+        if self.member is None:
+            first.set_label(f"{label}, {fan.shape[1]} members")
+        else:
+            line = list(smoothed[:, self.member])
+            named = f"{label}, [{self.member}] of {fan.shape[1]}"
+            self.axes.plot(self.steps, line, label=named, **self.style, zorder=4, linewidth=2)
+
+    def _line(self, values: list[float], label: str, smooth: float) -> None:
+        if smooth > 0:
+            raw = {"color": self.style["color"], "alpha": 0.25, "linewidth": 1}
+            self.axes.plot(self.steps, values, **raw)
+            values, label = _smoothed(values, smooth), f"{label}, smoothed"
+        self.axes.plot(self.steps, values, label=label, **self.style)
+
+
+def _faint(count: int) -> float:
+    """The opacity of a line among others, so that a fan of any size is a shade."""
+    return max(0.06, min(0.5, 6 / count))
+
+
+def _best(history: History, metric: str) -> dict[str, Any] | None:
+    """The row to mark; None if the metric has no best value, or a single point."""
     ranked = any(word in metric for word in ("loss", "accuracy"))  # a norm has no best value
     there = [f"val/{metric}", *([f"train/{metric}"] if ranked else [])]
     names = [name for name in there if name in history.names()]
     if not names or len(history.series(names[0])[0]) < 2:
-        return
+        return None
     try:
-        row = history.best(names[0])
+        return history.best(names[0])
     except KeyError:  # all values are NaN
-        return
-    value = row[column_of(metric)]
-    point = row["step"], value
+        return None
+
+
+def _mark(axes: Any, best: Mapping[str, Any], metric: str, colour: str) -> None:
+    value = best[column_of(metric)]
+    point = best["step"], value
     axes.plot(*point, marker="*", markersize=13, color=colour, markeredgecolor="black", zorder=5)
     text, below = f"{value:.4g}", better(metric) == "min"
     axes.annotate(

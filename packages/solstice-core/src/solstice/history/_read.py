@@ -5,7 +5,7 @@ import json
 from os import PathLike
 from typing import Any
 
-from solstice._history_rows import MOMENT, read_rows
+from solstice._history_rows import MOMENT, from_file, read_rows
 from solstice._paths import check_regular, local_path
 from solstice.history._history import History
 from solstice.history._rows import Rows
@@ -26,7 +26,7 @@ def read_history(path: str | PathLike[str]) -> History:
     try:
         text = path.read_text(encoding="utf-8")
         is_json = text.startswith("{")
-        rows = [json.loads(line) for line in text.splitlines()] if is_json else _from_csv(text)
+        rows = _from_json(text) if is_json else _from_csv(text)
         rows = read_rows(rows, "the table")
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise ValueError(
@@ -35,6 +35,11 @@ def read_history(path: str | PathLike[str]) -> History:
     history = History()
     history.rows = Rows(rows)
     return history
+
+
+def _from_json(text: str) -> list[dict[str, Any]]:
+    rows: list[Any] = [json.loads(line) for line in text.splitlines()]
+    return [{name: from_file(value) for name, value in row.items()} for row in rows]
 
 
 def _from_csv(text: str) -> list[dict[str, Any]]:
@@ -49,4 +54,4 @@ def _value(name: str, cell: str) -> Any:
         return cell
     if cell in ("True", "False"):
         return cell == "True"
-    return json.loads(cell) if cell.startswith("[") else float(cell)
+    return from_file(json.loads(cell)) if cell.startswith(("[", "{")) else float(cell)

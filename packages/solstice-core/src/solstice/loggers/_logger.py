@@ -12,6 +12,7 @@ from solstice._callback import Callback
 from solstice._history_rows import MOMENT, column_of, metrics_in, read_rows, row_of
 from solstice._left_out import LeftOut
 from solstice._paths import check_folder
+from solstice._per_member import as_numbers, is_vector
 from solstice._record import Record
 from solstice._schema import read
 from solstice._worker import Worker
@@ -73,7 +74,8 @@ class Logger(Callback):
     ```
 
     A row is a dict as in `solstice.History`: "step", "epoch", "mode", "span", and the metrics by
-    name as Python numbers and NumPy arrays. `write` runs in a thread, row by row in order; an
+    name as Python numbers and NumPy arrays; those of a population are `metrics.PerMember` arrays.
+    `write` runs in a thread, row by row in order; an
     exception in it ends the run at the next row or at the end. If the tool does not accept all
     values, override `takes`; if it does not accept all names, override `name_of`.
 
@@ -235,14 +237,23 @@ class Placed(Logger):
 
 
 def numbers_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a row: `{"train/loss": 0.5}`, or "train_steps/loss" for a "steps" row."""
+    """The numbers of a row: `{"train/loss": 0.5}`, or "train_steps/loss" for a "steps" row.
+
+    Of a population, those of a metric are "train/loss/best" and "train/loss/median".
+    """
     split = row["mode"] + ("_steps" if row["span"] == "steps" else "")
-    return {f"{split}/{name}": v for name, v in metrics_in(row).items() if is_number(v)}
+    numbers = as_numbers(metrics_in(row))
+    return {f"{split}/{name}": value for name, value in numbers.items() if is_number(value)}
 
 
 def is_number(value: object) -> bool:
     """Whether a value is a number, which every tool can show."""
     return isinstance(value, bool | int | float)
+
+
+def is_shown(value: object) -> bool:
+    """Whether `numbers_of` shows a value: a number, or a number for each member."""
+    return is_number(value) or is_vector(value)
 
 
 def imported(package: str, logger: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from solstice._arguments import mapping, text, text_or_none
-from solstice.loggers._logger import Logger, Start, imported, is_number, numbers_of
+from solstice.loggers._logger import Logger, Start, imported, is_shown, numbers_of
 
 _REFUSED = re.compile(r"[^/\w. -]")
 _LONGEST = 200
@@ -17,8 +17,9 @@ class MLflow(Logger):
     """`MLflow("digits", tracking_uri="sqlite:///mlflow.db")`: log to a run of an MLflow experiment.
 
     Metrics are named "train/loss" and "val/loss"; with `every`, those between epochs
-    "train_steps/loss". Arrays are left out; a warning names them once. Characters that MLflow
-    refuses become `_`: "recall@5" is "recall_5"; a warning lists such names once. Needs `mlflow`.
+    "train_steps/loss". Those of a population are "val/loss/best" and "val/loss/median". Other
+    arrays are left out; a warning names them once. Characters that MLflow refuses become `_`:
+    "recall@5" is "recall_5"; a warning lists such names once. Needs `mlflow`.
 
     Args:
         experiment: the name of the experiment; it is created if it does not exist.
@@ -91,8 +92,8 @@ class MLflow(Logger):
         return name[:_LONGEST].rstrip("/") or "_"  # MLflow refuses a slash at the end
 
     def takes(self, value: object) -> bool:
-        """Whether the value is a number; MLflow has no arrays."""
-        return is_number(value)
+        """Whether the value is a number, or a number for each member; MLflow has no arrays."""
+        return is_shown(value)
 
     def close(self, error: BaseException | None) -> None:
         """Sets the status of the run: finished, failed or killed."""

@@ -18,6 +18,7 @@ from solstice._console import warn
 from solstice._experiment import params_of
 from solstice._history_rows import metrics_in
 from solstice._paths import local_path
+from solstice._per_member import as_numbers
 from solstice._record import Record
 from solstice.loggers._files import free_name
 from solstice.loggers._logger import Placed, Start, imported, is_number
@@ -31,7 +32,8 @@ class TensorBoard(Placed):
     """`TensorBoard("runs/a", every=50)`: log to TensorBoard; then run `tensorboard --logdir runs`.
 
     Scalars are named "train/loss" and "val/loss"; with `every`, those between epochs
-    "train_steps/loss". An array of one axis is shown as a histogram; of two axes (such as a
+    "train_steps/loss". Those of a population are the scalars "val/loss/best" and "val/loss/median",
+    and a histogram. An array of one axis is shown as a histogram; of two axes (such as a
     confusion matrix), three (height, width, channels) or four (a batch of these) as an image. Needs
     `tensorboardX`, but not TensorFlow.
 
@@ -94,7 +96,8 @@ class TensorBoard(Placed):
     def write(self, row: dict[str, Any]) -> None:
         """Writes each metric of a row as scalar, histogram or image."""
         suffix = _CURVES[row["span"]]
-        for name, value in metrics_in(row).items():
+        metrics = metrics_in(row)
+        for name, value in (as_numbers(metrics) | metrics).items():
             self._show(f"{row['mode']}{suffix}/{name}", value, row["step"])
         self._board.flush()
 
@@ -176,7 +179,7 @@ class TensorBoard(Placed):
         if axes == 0:
             self._board.add_scalar(tag, float(value), step)
         elif axes == 1:
-            self._board.add_histogram(tag, _tree.to_numpy(value), step)
+            self._add_histogram(tag, _tree.to_numpy(value), step)
         else:
             formats = {2: "HW", 3: "HWC", 4: "NHWC"}
             show = self._board.add_images if axes == 4 else self._board.add_image
@@ -184,10 +187,14 @@ class TensorBoard(Placed):
 
     def _write_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
         for path, array in arrays.items():
-            finite = array[np.isfinite(array)]
-            if finite.size:
-                self._board.add_histogram(f"params/{path}", finite, step)
+            self._add_histogram(f"params/{path}", array, step)
         self._board.flush()
+
+    def _add_histogram(self, tag: str, array: np.ndarray[Any, Any], step: int) -> None:
+        """Shows the finite values, because TensorBoard has no bins for others."""
+        finite = array[np.isfinite(array)]
+        if finite.size:
+            self._board.add_histogram(tag, finite, step)
 
     def _write_hparams(self) -> None:
         """Writes the hyper-parameters into this run; `add_hparams` would create another run."""

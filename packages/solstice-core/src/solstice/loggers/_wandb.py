@@ -10,15 +10,16 @@ from typing import Any
 from solstice._arguments import mapping, text, text_or_none
 from solstice._history_rows import as_json
 from solstice._paths import local_path
-from solstice.loggers._logger import Placed, Start, imported, is_number, numbers_of
+from solstice.loggers._logger import Placed, Start, imported, is_shown, numbers_of
 
 
 class WandB(Placed):
     """`WandB("digits", mode="offline")`: log to a run of a Weights & Biases project.
 
     Metrics are named "train/loss" and "val/loss", over "step"; with `every`, those between epochs
-    "train_steps/loss". Arrays are left out; a warning names them once. Needs `wandb`. After SIGKILL
-    W&B loses rows that it has not written yet; after an exception, Ctrl-C or SIGTERM none is lost.
+    "train_steps/loss". Those of a population are "val/loss/best" and "val/loss/median". Other
+    arrays are left out; a warning names them once. Needs `wandb`. After SIGKILL W&B loses rows that
+    it has not written yet; after an exception, Ctrl-C or SIGTERM none is lost.
 
     Args:
         project: the name of the project.
@@ -95,8 +96,8 @@ class WandB(Placed):
             file.write(f"{line}\n")
 
     def takes(self, value: object) -> bool:
-        """Whether the value is a number; arrays are left out."""
-        return is_number(value)
+        """Whether the value is a number, or a number for each member; other arrays are left out."""
+        return is_shown(value)
 
     def close(self, error: BaseException | None) -> None:
         """Finishes the W&B run; its exit code is 1 after an error."""

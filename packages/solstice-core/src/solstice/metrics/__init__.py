@@ -1,5 +1,6 @@
 """Ready-made metrics that are exact for any split into batches."""
 
+from solstice._mapped import Mapped
 from solstice._per_member import PerMember
 from solstice._sums import Counts, Totals
 from solstice.metrics._bases import Additive, Growing
@@ -8,7 +9,6 @@ from solstice.metrics._binary import BinaryCurves, BinaryMetrics, MultilabelMetr
 from solstice.metrics._classification import ClassificationMetrics
 from solstice.metrics._confusion import CalibrationError, ConfusionMatrix
 from solstice.metrics._language import LanguageModelMetrics
-from solstice.metrics._mapped import Mapped
 from solstice.metrics._regression import RegressionMetrics
 
 __all__ = [

@@ -98,6 +98,25 @@ class Mapped(Metrics):
         return {name: per_member(_placed(ids, each, self.size)) for name, each in found.items()}
 
 
+def alone(like: Any) -> Any:
+    """The shapes of metrics with those of one member in place of each `Mapped`.
+
+    Its values are named like those of all, and those that are numbers have no axis.
+    """
+
+    def of_one(node: Any) -> Any:
+        return _tree.map(_without_members, node.metrics) if is_mapped(node) else node
+
+    def is_mapped(node: object) -> bool:
+        return isinstance(node, Mapped)
+
+    return jax.tree.map(of_one, like, is_leaf=is_mapped)
+
+
+def _without_members(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+
+
 # Functions and no methods: Equinox makes a module of each method that is read from a module.
 
 
