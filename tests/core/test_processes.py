@@ -175,6 +175,28 @@ class Empty(solstice.callbacks.Saver):
 
 solstice.Trainer([Empty()], mesh="all").fit(make(), batches(2), num_epochs=1, resume="last")
 
+class Sheds(Net):
+    # Fewer members after each epoch, and other weights.
+    members: jax.Array
+
+    def train_step(self, batch):
+        new, outputs = super().train_step(batch)
+        members = new.members + batch[0].mean()
+        return solstice.replace(new, members=members), {**outputs, "members": members.sum()}
+
+    def epoch_step(self, metrics):
+        w = self.w / (1 + metrics["val/error"])
+        return solstice.replace(self, w=w, members=self.members[1:])
+
+    @property
+    def is_finished(self):
+        return len(self.members) == 2
+
+sheds = Sheds(jnp.zeros(8), jnp.zeros(8), jax.random.key(0), jnp.zeros(4))
+trained = fit("epoch step", experiment=sheds)
+show("shed", trained and len(trained.members))
+fit("epoch step alone", experiment=sheds, val_every_n_steps=13)
+
 rows = slice(4 * me, 4 * me + 4)
 shares = [(x[rows], y[rows]) for x, y in batches(25)]
 fit("shares", data=solstice.data.per_process(shares), val=False)
@@ -316,6 +338,7 @@ def test_it_ends_with_the_history_of_one_process():
         assert_close(ended.shown["test"], one.shown["test"], "test")
         assert_close(ended.shown["gather"], one.shown["gather"], "gather")
         assert ended.shown["donated"] == ended.shown["kept"]
+        assert ended.shown["shed"] == 2
         assert_close(ended.shown["validated"], one.shown["validated"], "validated")
         for name in ("again", "two steps a call", "prefetch", "validates"):
             assert ended.shown["plain"][1] == ended.shown[name][1]

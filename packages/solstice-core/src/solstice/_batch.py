@@ -23,7 +23,7 @@ def arrays_of(batch: Batch) -> Batch:
     """The batch as a step sees it: None in place of text and objects, which JAX has no type for."""
 
     def keep(leaf: Any) -> Any:
-        return leaf if is_numeric(leaf) else None
+        return leaf if is_numeric(leaf) or isinstance(leaf, jax.ShapeDtypeStruct) else None
 
     return _tree.map(keep, batch)
 

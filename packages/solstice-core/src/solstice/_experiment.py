@@ -2,7 +2,7 @@
 
 import difflib
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import equinox as eqx
@@ -42,6 +42,7 @@ class Experiment(eqx.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        _check_is_finished(cls)
         for name in vars(cls):
             instead = _meant(name) if callable(vars(cls)[name]) else None
             if instead is not None:
@@ -82,6 +83,38 @@ class Experiment(eqx.Module):
         """
         del batch
         return self
+
+    def epoch_step(self, metrics: Mapping[str, Any]) -> Self:
+        """`exp = exp.epoch_step(metrics)`: the Experiment for the next epoch. Optional.
+
+        ```python
+        def epoch_step(self, metrics):
+            if metrics["val/loss"] < self.best:
+                return solstice.replace(self, best=metrics["val/loss"])
+            return solstice.replace(self, rate=self.rate / 2)
+        ```
+
+        `fit` calls it on the host after each complete training epoch and its validation, before the
+        callbacks that monitor and save, so a checkpoint has its result. An epoch that `max_steps`
+        or a request to stop cuts short has none.
+
+        Args:
+            metrics: the metrics of the epoch by name, such as "train/loss", and those of its
+                newest validation, such as "val/loss". Values that callbacks `measure` are not
+                among them. With several processes all get the same numbers, and must return the
+                same Experiment; so randomness comes from a key in a field.
+
+        Returns:
+            An Experiment of the same class. If its structure, shapes or dtypes are others, the next
+            epoch compiles its step again.
+        """
+        del metrics
+        return self
+
+    @property
+    def is_finished(self) -> bool:
+        """`exp.is_finished`: whether to end the run, read after each `epoch_step`. Optional."""
+        return False
 
     def check_batch(self, batch: Batch) -> None:
         """`exp.check_batch(batch)`: raise a `DataError` for an invalid batch. Optional.
@@ -141,8 +174,23 @@ def check_experiment(experiment: Any) -> None:
             check_alive(f"`{path}` of the {kind} that is the experiment", leaf)
 
 
-_STEPS = ("train_step", "eval_step", "predict_step", "setup", "check_batch", "stacked_check")
+_STEPS = (
+    "train_step",
+    "eval_step",
+    "predict_step",
+    "setup",
+    "epoch_step",
+    "check_batch",
+    "stacked_check",
+)
+_AT_EPOCH_END = (
+    "to change the Experiment after an epoch and its validation, write "
+    "`def epoch_step(self, metrics): return self`"
+)
 _ELSEWHERE = {
+    **dict.fromkeys(
+        ("end_epoch", "epoch_end", "training_epoch_end", "validation_epoch_end"), _AT_EPOCH_END
+    ),
     "training_step": "write `train_step`",
     "test_step": "`trainer.test` measures by `eval_step`",
     "validation_step": "validation measures by `eval_step`",
@@ -159,14 +207,37 @@ def _meant(name: str) -> str | None:
     if name in _STEPS or name.startswith("_"):
         return None
     if name.startswith("on_"):
-        return "hooks are methods of a `solstice.Callback`, in the list given to the Trainer"
+        hooks = "hooks are methods of a `solstice.Callback`, in the list given to the Trainer"
+        is_epoch_end = "epoch" in name and "end" in name
+        return f"{hooks}; {_AT_EPOCH_END}" if is_epoch_end else hooks
     close = difflib.get_close_matches(name, _STEPS, 1, 0.85)
     return _ELSEWHERE.get(name) or (f"did you mean `{close[0]}`?" if close else None)
+
+
+def _check_is_finished(kind: type[Experiment]) -> None:
+    """Refuses an `is_finished` that would always be true, or could not be set.
+
+    Raises:
+        TypeError: it is a method without `@property`, or a field.
+    """
+    name, own = f"{kind.__name__}.is_finished", vars(kind).get("is_finished")
+    if callable(own):
+        raise TypeError(f"{name} is a method, which is always true: write `@property` above it")
+    if "is_finished" in kind.__annotations__ and own is None:
+        raise TypeError(
+            f"{name} is a field, and must be a property: call the field `finished`, and write "
+            f"`@property` and `def is_finished(self): return self.finished`"
+        )
 
 
 def overrides(kind: type[Experiment], method: str) -> bool:
     """Whether a class of Experiments overrides `method`."""
     return getattr(kind, method) is not getattr(Experiment, method)
+
+
+def steps_epochs(kind: type[Experiment]) -> bool:
+    """Whether a class of Experiments does something after each epoch."""
+    return overrides(kind, "epoch_step") or overrides(kind, "is_finished")
 
 
 def stacked_check_of(experiment: Experiment) -> Callable[[Batch], None] | None:

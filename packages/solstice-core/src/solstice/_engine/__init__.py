@@ -25,6 +25,7 @@ from solstice._engine._pack import is_same_constant as is_same_constant
 from solstice._engine._pack import pack as pack
 from solstice._engine._pack import type_of as type_of
 from solstice._engine._pack import unpack as unpack
+from solstice._engine._pack import weak_as as weak_as
 from solstice._engine._placement import SINGLE_DEVICE as SINGLE_DEVICE
 from solstice._engine._placement import Placement as Placement
 from solstice._engine._placement import check_processes as check_processes
@@ -50,6 +51,7 @@ from solstice._engine._staging import Feeder as Feeder
 from solstice._engine._staging import StagingBuffers as StagingBuffers
 from solstice._engine._stepper import make_stepper as make_stepper
 from solstice._engine._structure import Change as Change
+from solstice._engine._structure import change_of_state as change_of_state
 from solstice._engine._structure import changes as changes
 from solstice._engine._totals import Reading as Reading
 from solstice._engine._totals import metrics_like as metrics_like

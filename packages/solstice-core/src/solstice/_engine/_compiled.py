@@ -159,6 +159,27 @@ class CompiledStepper:
             self._owner.ownership.share()
         return self._steps.program.merge(self._carry.arrays)
 
+    def take_state(self, experiment: Experiment) -> bool:
+        """Continues with another Experiment; the metrics so far stay.
+
+        False, and nothing has changed, if its step is another program.
+        """
+        steps = self._steps
+        arrays = steps.program.arrays_like(experiment, self.traced.plan.types)
+        if arrays is None:
+            return False
+        arrays = steps.placement.put_state(arrays, steps.split)
+        self._carry = self._before = replace(self._carry, arrays=arrays)
+        self.ownership.restart()
+        return True
+
+    def continue_from(self, other: Stepper) -> None:
+        """Takes the metrics so far of the stepper before it, if they have the same shapes."""
+        if isinstance(other, CompiledStepper) and self.traced.has_outputs_of(other.traced):
+            totals, is_empty = other._carry.totals, other._carry.is_empty
+            self._carry = replace(self._carry, totals=totals, is_empty=is_empty)
+        self.ownership.restart()
+
     def borrow_state(self, owner: Stepper, batch: Batch) -> bool:
         """Starts again with the newest state of its owner, without a copy; `return_state` ends it.
 

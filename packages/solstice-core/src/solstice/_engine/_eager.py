@@ -92,6 +92,15 @@ class EagerStepper:
         """The Experiment after the last step."""
         return self._experiment
 
+    def take_state(self, experiment: Experiment) -> bool:
+        """Continues with another Experiment."""
+        self._experiment = experiment
+        return True
+
+    def continue_from(self, other: object) -> None:
+        """Nothing: the class of the metrics is unknown before a step has run."""
+        del other
+
     def borrow_state(self, owner: object, batch: Batch) -> bool:
         """False: the step of every Experiment is another one."""
         del owner, batch
@@ -181,6 +190,7 @@ class Code:
 
     computed: StepDigest
     shapes: tuple[ShapeDtypeStruct, ...] = ()
+    batch: Batch = None
 
     def digest(self) -> StepDigest:
         """The digest of the step's code and closures."""

@@ -86,6 +86,21 @@ def as_type(x: Array, like: ShapeDtypeStruct) -> Array:
     return x if is_weak(like) else strong(x)
 
 
+def weak_as(tree: PyTree, like: PyTree) -> PyTree:
+    """A tree whose numbers are weakly typed where those of another are, as a checkpoint is read.
+
+    Only a Python number makes a weak type, so each is read from the device.
+    """
+    weak = {path for path, leaf in _tree.leaves_by_path(like) if is_weak(leaf)}
+    leaves = [_weak(leaf) if path in weak else leaf for path, leaf in _tree.leaves_by_path(tree)]
+    return _tree.unflatten(_tree.structure(tree), leaves)
+
+
+def _weak(leaf: Any) -> Any:
+    is_strong = isinstance(leaf, Array | np.ndarray | np.generic) and not is_weak(leaf)
+    return jax.device_put(leaf.item()) if is_strong and leaf.ndim == 0 else leaf
+
+
 def strong(x: Array) -> Array:
     """The same array without a weak type, which would compile a second program."""
     return lax.convert_element_type(x, x.dtype) if is_weak(x) else x

@@ -16,7 +16,7 @@ from jax import Array, ShapeDtypeStruct
 
 from solstice import _tree
 from solstice._batch import is_numeric
-from solstice._engine._pack import is_same_constant, is_weak, pack, strong
+from solstice._engine._pack import as_jax, as_type, is_same_constant, is_weak, pack, strong
 from solstice._engine._structure import first_change
 from solstice._errors import ExperimentError
 from solstice._experiment import Experiment
@@ -126,6 +126,24 @@ class Program:
                     f"{self.name} returned {new!r:.60} for `{path}`, which was an array"
                 )
         return arrays
+
+    def arrays_like(
+        self, experiment: Experiment, types: Sequence[ShapeDtypeStruct]
+    ) -> list[Array] | None:
+        """The arrays of another Experiment; None if its step is another program.
+
+        Args:
+            experiment: an Experiment of the same class.
+            types: the shape and dtype of each array of this program.
+        """
+        try:
+            arrays = [as_jax(array) for array in self.split(experiment)]
+        except (ExperimentError, ConstantChanged):
+            return None
+        pairs = list(zip(arrays, types, strict=True))
+        if not all(_fits(x, t) for x, t in pairs):
+            return None
+        return [as_type(x, t) for x, t in pairs]
 
     def call(self, arrays: list[Array], batch: Batch) -> tuple[list[Array], PyTree]:
         """Runs one step; returns the new arrays and the packed outputs."""
@@ -241,6 +259,11 @@ def _keep_type(old: Array, new: Any) -> Array:
     """The new array without a new weak type, because that would compile a second program."""
     new = jnp.asarray(new)
     return new if is_weak(old) else strong(new)
+
+
+def _fits(x: Array, like: ShapeDtypeStruct) -> bool:
+    """Whether an array can have a type: a weak one becomes strong, and not the other way."""
+    return (x.shape, x.dtype) == (like.shape, like.dtype) and is_weak(x) >= is_weak(like)
 
 
 def _is_array(leaf: object) -> bool:

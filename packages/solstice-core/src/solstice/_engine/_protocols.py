@@ -37,6 +37,11 @@ class StepCode(Protocol):
         """The shape and dtype of each array of a batch; none if the code does not depend on it."""
         ...
 
+    @property
+    def batch(self) -> Batch:
+        """The same as a batch."""
+        ...
+
     def digest(self) -> StepDigest:
         """The digest of the step, the same in every process."""
         ...
@@ -106,6 +111,17 @@ class Stepper(Protocol):
 
     def share_experiment(self) -> Experiment:
         """The Experiment after the last step. It stays valid: the next call copies its arrays."""
+        ...
+
+    def take_state(self, experiment: Experiment) -> bool:
+        """Continues with another Experiment; the metrics so far stay.
+
+        False, and nothing has changed, if its step is another program.
+        """
+        ...
+
+    def continue_from(self, other: "Stepper") -> None:
+        """Takes the metrics so far of the stepper before it, if they have the same shapes."""
         ...
 
     def borrow_state(self, owner: "Stepper", batch: Batch) -> bool:

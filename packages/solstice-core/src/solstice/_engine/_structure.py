@@ -63,6 +63,17 @@ def changes(old: object, new: object, path: str = "") -> Iterator[Change]:
     yield from _static_changes(old, new, path, always=not found)
 
 
+def change_of_state(old: object, new: object) -> str:
+    """The first change of structure, shape or dtype between two trees, in words."""
+    if _tree.structure(old) != _tree.structure(new):
+        change = first_change(old, new)
+        return f"`{change.path}`: {change}"
+    pairs = zip(_tree.leaves_by_path(old), _tree.leaves(new), strict=True)
+    both = (Change(path, before, after) for (path, before), after in pairs)
+    found = next((c for c in both if _in_words(c.old) != _in_words(c.new)), None)
+    return "another object" if found is None else f"`{found.path}`: {found}"
+
+
 def _children(node: object) -> dict[str, Any]:
     """The direct children of a node, by key; {} for a leaf."""
 

@@ -76,6 +76,16 @@ class Traced:
         changed = [i for i in range(len(plan.types)) if i not in {*plan.unchanged}]
         return cost, spread.nbytes(plan.types, changed)
 
+    @property
+    def batch(self) -> Batch:
+        """The shapes of a batch, as a batch."""
+        return _tree.unflatten(self.structure, self.shapes)
+
+    def has_outputs_of(self, other: "Traced") -> bool:
+        """Whether the outputs of two steps have the same structure and types."""
+        one, two = self.plan.outputs, other.plan.outputs
+        return _tree.structure(one) == _tree.structure(two) and types_of(one) == types_of(two)
+
     def is_of(self, batch: Batch) -> bool:
         """Whether the step was traced with batches like this one."""
         return _tree.structure(batch) == self.structure and types_of(batch) == self.shapes
@@ -103,8 +113,7 @@ class Traced:
 
 @lru_cache(maxsize=PROGRAMS)
 def _digest_of(traced: Traced) -> StepDigest:
-    batch = _tree.unflatten(traced.structure, traced.shapes)
-    return digest_of_jaxpr(traced.plan.program.trace(traced.plan.types, batch)[0])
+    return digest_of_jaxpr(traced.plan.program.trace(traced.plan.types, traced.batch)[0])
 
 
 def prepare(experiment: Experiment, method: str, batch: Batch) -> tuple[Plan, list[Array]]:

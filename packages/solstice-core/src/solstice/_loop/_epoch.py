@@ -49,6 +49,9 @@ class Epoch:
         metrics: the metrics, once the epoch has ended.
         is_complete: whether the epoch ended without a request to stop.
         measured: the newest values of the hook `measure`, with their moment.
+        validated: for `epoch_step`, the metrics of its newest validation.
+        before_end: the metrics so far at its end, until `epoch_step` has run.
+        was_logged: whether the callbacks that log have seen its end before the run was resumed.
     """
 
     call: Call | None = None
@@ -60,6 +63,9 @@ class Epoch:
     metrics: Once | None = None
     is_complete: bool = False
     measured: tuple[object, dict[str, Any]] = field(default=(None, {}))
+    validated: Once | None = None
+    before_end: list[Metrics | None] | None = None
+    was_logged: bool = False
 
     @property
     def has_ended(self) -> bool:
@@ -67,9 +73,24 @@ class Epoch:
         return self.metrics is not None
 
     @property
+    def is_closed(self) -> bool:
+        """Whether nothing of the epoch is left that changes the Experiment."""
+        return self.has_ended and self.before_end is None
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether callbacks that log have seen its end, and `epoch_step` has not run."""
+        return self.was_logged or self.before_end is not None
+
+    @property
     def ended_by_max_steps(self) -> bool:
         """Whether `max_steps` ended it, possibly before its last batch."""
         return self.has_ended and self.totals is not None
+
+    def take_validated(self, validation: "Epoch") -> None:
+        """Keeps the metrics of a validation; one that was stopped ends this epoch short."""
+        self.validated = validation.metrics
+        self.is_complete = self.is_complete and validation.is_complete
 
     def raise_failure(self) -> None:
         """Raises the `failure`, if there is one."""

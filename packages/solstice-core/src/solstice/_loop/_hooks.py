@@ -192,6 +192,11 @@ class Hooks:
         return any(c.saves and overrides_hook(c, "on_call_end") for c in self.listeners)
 
     @property
+    def read_batches(self) -> bool:
+        """Whether a callback reads batches."""
+        return any("batch" in callback.needs for callback in self.listeners)
+
+    @property
     def takes_snapshots(self) -> bool:
         """Whether a callback may read a snapshot between two calls."""
         return self.saves or any(

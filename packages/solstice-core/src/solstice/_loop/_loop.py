@@ -27,10 +27,11 @@ def train(run: Run) -> None:
                         run.notify_step(step, Phase.MONITOR, Phase.SAVE)
                 run.end_call(call)
         run.end_epoch()
-        run.notify_epoch_end(Phase.LOG)
+        run.log_epoch()
         if run.validates_epoch:
             with run.validation() as validation:
                 evaluate(validation)
+        run.step_epoch()
         run.notify_epoch_end(Phase.MONITOR, Phase.SAVE)
         run.close_epoch()
 

@@ -95,7 +95,14 @@ class Training:
             stages.computation.begin_with(stage.stepper.share_experiment())
         check_monitors(hooks.callbacks, stages.computation.steps)
         return Run(
-            stage, hooks, at, stages, limits=self.limits, guard=guard, validation=self.validation
+            stage,
+            hooks,
+            at,
+            stages,
+            limits=self.limits,
+            guard=guard,
+            validation=self.validation,
+            epoch=self.saved and self.saved.state_of(at),
         )
 
     @property

@@ -12,13 +12,15 @@ from solstice import checkpoint
 from solstice._callback import Callback, named
 from solstice._console import say_once, warn
 from solstice._engine import Stepper
+from solstice._experiment import Experiment, steps_epochs
 from solstice._loop._computation import Computation
+from solstice._loop._epoch import Epoch
 from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits, next_epoch
 from solstice._loop._owners import matched, uncounted
 from solstice._loop._snapshot import Position, owners_of
 from solstice._loop._stages import Stage, Stages
-from solstice._record import Record, Stop
+from solstice._record import Record, Stop, made
 from solstice._saver import Saver
 from solstice._schema import SchemaError
 from solstice._sources import Source
@@ -91,24 +93,33 @@ class SavedRun:
             strict: whether a caveat is an error.
         """
         computation, size = stages.computation, self.position.steps_per_call
+        # Before the Experiment is loaded, because the scalars that are given now are compared.
+        computation.begin_with(stage.stepper.share_experiment())
+        experiment, caveats = self._loaded(stage.stepper)
+        if steps_epochs(stage.stepper.kind) and not stage.stepper.take_state(experiment):
+            stage = stages.follow(stage, experiment, hooks)  # `epoch_step` has changed the shapes
         if self.position.loops != stage.stepper.sizes.loops:
             # The saved number, because a program without a loop may round differently. Other
             # numbers are trip counts of one program, and those of data on the device are as large
             # as an epoch, for which the host may not have the memory.
-            experiment = stage.stepper.share_experiment()
-            stage = stages.stage(stage.source, experiment, "train_step", hooks, steps_per_call=size)
-        # Before `restore`, because the scalars that are given now are compared.
-        computation.begin_with(stage.stepper.share_experiment())
-        caveats = self.other_programs(stage.stepper, computation)
-        at, more = self.restore(stage, hooks, start, limits, validation)
+            first = stage.stepper.share_experiment()
+            stage = stages.stage(stage.source, first, "train_step", hooks, steps_per_call=size)
+        caveats = [*self.other_programs(stage.stepper, computation), *caveats]
+        at, more = self.restore(stage, experiment, hooks, start, limits, validation)
         self.report([*caveats, *more], strict)
         # The run continues with the scalars of the checkpoint, so a later resume compares these.
         computation.scalars |= self.position.computation.get("scalars", {})
         return stage, at
 
+    def _loaded(self, stepper: Stepper) -> tuple[Experiment, list[str]]:
+        """The saved Experiment, and classes of another name."""
+        like = stepper.share_experiment()
+        return load_renamed(self.path, like, in_any_shape=steps_epochs(stepper.kind))
+
     def restore(
         self,
         stage: Stage,
+        experiment: Experiment,
         hooks: Hooks,
         start: Record,
         limits: Limits,
@@ -122,12 +133,14 @@ class SavedRun:
         """
         at, moment = self.position, self.moment(start, limits)
         stepper, source = stage.stepper, stage.source
-        experiment, caveats = load_renamed(self.path, stepper.share_experiment())
+        caveats = list[str]()
         if limits.reached(moment, at.stop):
             self._say("it has ended", moment)
         else:
             caveats += self._seek(source, moment, validation)
-            if at.ended_by_max_steps and source.is_at_end():
+            # With an `epoch_step`, which has not run, an epoch of no more steps follows.
+            may_skip = at.ended_by_max_steps and not steps_epochs(stepper.kind)
+            if may_skip and source.is_at_end():
                 moment = next_epoch(moment)
         taken = self._taken(hooks)
         readers = {"epoch": "epoch", **taken}
@@ -141,6 +154,13 @@ class SavedRun:
             caveats.append(f"the metrics of the epoch so far are lost ({error})")
         caveats += self._other_callbacks(hooks, taken)
         return moment, caveats
+
+    def state_of(self, moment: Record) -> Epoch:
+        """The state of the epoch that continues at a moment."""
+        at = self.position
+        if moment.epoch != at.epoch:
+            return Epoch()
+        return Epoch(was_logged=at.is_logged, validated=made(at.validated))
 
     def _seek(self, source: Source, moment: Record, validation: Source | None) -> list[str]:
         at, is_over = self.position, moment.epoch != self.position.epoch

@@ -1,19 +1,19 @@
 """Run: one run over a data set, as the pieces from which the functions of the loop are made."""
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
-from solstice._batch import own
 from solstice._callback import Phase
 from solstice._compiles import compiled_so_far, reasons
 from solstice._engine import Block, BlockOutputs, Feeder, Guard, ResidentFeeder, end_if_asked
 from solstice._experiment import Experiment
 from solstice._loop._batch_check import BatchChecks
 from solstice._loop._cadence import Cadence, cadence_of
-from solstice._loop._epoch import Call, Point
+from solstice._loop._epoch import Call, Epoch, Point
+from solstice._loop._epoch_step import step_epoch
 from solstice._loop._explain import explanation
 from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits, next_epoch
@@ -22,10 +22,6 @@ from solstice._loop._stages import Stage, Stages
 from solstice._loop._state import RunState
 from solstice._loop._validation import Validation
 from solstice._record import Compilation, Record, changed
-from solstice._types import Batch
-
-_HELD_BYTES = 2**26
-"""The largest state of which a copy is held, so that a signal can cut a validation short."""
 
 _BLOCKS_AHEAD = 3
 """Blocks of batches that may be read but not trained yet: the next block, with a reserve."""
@@ -44,6 +40,7 @@ class Run:
         validation: the validation of a training run, or None.
         experiment: the Experiment to evaluate; None in training, where the stepper has it.
         outer: the training run around a validation.
+        epoch: the state of the epoch in which a resumed run continues.
 
     Attributes:
         state: the current moment.
@@ -62,6 +59,7 @@ class Run:
         validation: Validation | None = None,
         experiment: Experiment | None = None,
         outer: "Run | None" = None,
+        epoch: Epoch | None = None,
     ) -> None:
         self.stage = stage
         self.hooks = hooks
@@ -70,10 +68,13 @@ class Run:
         self.has_begun = False
         source = validation and validation.source
         kept = outer and outer.state.kept
-        self.state = RunState(stage, hooks, start, stages.computation, source, experiment, kept)
+        self.state = RunState(
+            stage, hooks, start, stages.computation, source, experiment, kept, epoch
+        )
         self._meetings = stages.peers and Meetings(stages.peers, self.state, hooks, self.guard)
         self._limits = limits or Limits()
         self._validation = validation
+        self._every = validation and validation.every
         is_given = experiment is not None
         # A validation uses those of its run, because they may need a copy of each array.
         self._checks = outer._checks if outer else BatchChecks(self.state, stage.stepper, is_given)
@@ -124,8 +125,8 @@ class Run:
     @contextmanager
     def calls(self) -> Generator[Iterator[Call], None, None]:
         """The calls of the epoch, until its end, or the limits, or a request to stop."""
-        epoch, times = self.state.at.epoch, self.state.times
-        with self.stage.feeder(epoch, times, *self._checks.of_epoch(), self._keep()) as feeder:
+        epoch, times, keeps = self.state.at.epoch, self.state.times, self.hooks.read_batches
+        with self.stage.feeder(epoch, times, *self._checks.of_epoch(), keeps) as feeder:
             yield self._calls(feeder)
         at, left = self.state.at, self._limits.room(self.state.count)
         if left is not None and left <= 0 and at.epoch_step != at.steps_per_epoch:
@@ -133,8 +134,8 @@ class Run:
             self.state.epoch.totals = self.stage.stepper.totals()
 
     def _calls(self, feeder: Feeder | ResidentFeeder) -> Iterator[Call]:
-        state, every = self.state, self._validation and self._validation.every
-        cadence = cadence_of(self.hooks.listeners, self.stage.stepper.sizes.steps_per_block, every)
+        state, most = self.state, self.stage.stepper.sizes.steps_per_block
+        cadence = cadence_of(self.hooks.listeners, most, self._every)
         block = None if self.hooks.stop else self._take(feeder, cadence, state.count)
         while (call := self._call(block, feeder)) is not None:
             self._save_at(state.interrupted)
@@ -236,8 +237,7 @@ class Run:
         no callback with a state is called for it. A callback in the middle of its hook has an
         inconsistent state.
         """
-        first, is_due = self.state.count + 1, self.hooks.is_due
-        every = self._validation and self._validation.every
+        first, is_due, every = self.state.count + 1, self.hooks.is_due, self._every
         stops = self.hooks.stop is not None  # from `on_step_start`; one step is still run
         for step in range(first, first + len(call)):  # plain code, because it runs at every step
             if not (stops or is_due(step) or (every is not None and step % every == 0)):
@@ -272,6 +272,17 @@ class Run:
         if self.guard.saves:  # because a signal may cut the validation that follows short
             self._save_at(self.state.point())
         self.state.end_epoch()
+
+    def log_epoch(self) -> None:
+        """Calls `on_epoch_end` of the callbacks that log, unless the saved run has done that."""
+        if not self.state.epoch.was_logged:
+            self.notify_epoch_end(Phase.LOG)
+
+    def step_epoch(self) -> None:
+        """Calls `epoch_step` of the Experiment, if it has one and the epoch is complete."""
+        if self.state.steps_epochs:
+            self.stage = step_epoch(self.state, self.stage, self.stages, self.hooks)
+            self._checks = BatchChecks(self.state, self.stage.stepper, is_given=False)
 
     def notify_epoch_end(self, *phases: Phase) -> None:
         """Calls `on_epoch_end` of the callbacks of these phases."""
@@ -310,16 +321,18 @@ class Run:
         stage = self.stages.validation(source, self.stage.stepper, hooks, at.epoch)
         start = changed(at, mode="val", given={}, epoch_step=0, num_examples=0)
         start = changed(start, steps_per_epoch=source.length)
+        run = Run(stage, hooks, start, self.stages, outer=self)
         try:
-            yield Run(stage, hooks, start, self.stages, outer=self)
+            yield run
+            if self.state.steps_epochs:
+                self.state.epoch.take_validated(run.state.epoch)
         finally:
             self.state.kept.settle()
             stage.stepper.return_state()
 
     def explain(self) -> str:
         """The text of `Trainer.explain`."""
-        every = self._validation and self._validation.every
-        return explanation(self.state.at.mode, self.stage, self.hooks, every)
+        return explanation(self.state.at.mode, self.stage, self.hooks, self._every)
 
     def _save_at(self, point: Point | None) -> None:
         """Sets the moment that a signal saves. Other runs leave it alone: it would be a cycle."""
@@ -332,17 +345,5 @@ class Run:
         A signal cuts the validation short. The resumed run then repeats the block and validates.
         This moment is a copy of the state, so with a large one a signal waits for the validation.
         """
-        is_small = self.stage.stepper.state_bytes <= _HELD_BYTES
-        if self.guard.saves and is_small and self.validates_at(self.state.count + len(block)):
-            return self.state.point()
-        return None
-
-    def _keep(self) -> Callable[[Batch], Batch] | None:
-        """The function that keeps a batch for callbacks; None if no callback reads batches.
-
-        It copies, because the data set may overwrite the batch when the next one is read.
-        """
-        is_read = any("batch" in callback.needs for callback in self.hooks.listeners)
-        if not is_read and not self.stage.stepper.needs_batches:
-            return None
-        return (lambda batch: batch) if self.stage.prefetch else own  # prefetched ones are copies
+        is_needed = self.guard.saves and self.validates_at(self.state.count + len(block))
+        return self.state.point() if is_needed and self.state.is_small else None

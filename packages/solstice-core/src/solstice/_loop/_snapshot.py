@@ -42,6 +42,9 @@ class Position:
         steps_per_epoch: the length of the data set, or None.
         computation: steps, scalars and devices; see `Computation.note`.
         saved_at: the time of saving, in seconds since 1970.
+        is_logged: whether the callbacks that log have seen the end of the epoch, which goes on with
+            its validation and `epoch_step`.
+        validated: for `epoch_step`, the metrics of the newest validation within the epoch.
     """
 
     step: int
@@ -62,6 +65,8 @@ class Position:
     computation: dict[str, Any] = field(default_factory=dict[str, Any])
     owners: dict[str, Owner] = field(default_factory=dict[str, Owner])
     saved_at: float = 0.0
+    is_logged: bool = False
+    validated: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         if self.step < max(self.epoch, self.epoch_step) or self.steps_per_call < 1:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from solstice import _tree
+from solstice._batch import own
 from solstice._callback import Callback
 from solstice._console import say_once, warn
 from solstice._engine import (
@@ -69,7 +70,7 @@ class Stage:
         times: Times,
         check: Callable[[Batch], None] | None,
         stacked_check: Callable[[Batch], None] | None,
-        keep: Callable[[Batch], Batch] | None,
+        keeps_batches: bool,
     ) -> Generator[Feeder | ResidentFeeder, None, None]:
         """The blocks of an epoch; the end of the context ends the thread of `prefetch`.
 
@@ -79,17 +80,22 @@ class Stage:
             check: called with each batch before its use; None for no check.
             stacked_check: called with stacked batches in place of `check`, which is then called for
                 the first batch of each kind; None for none.
-            keep: keeps a batch for callbacks; None if none is kept.
+            keeps_batches: whether callbacks read batches.
         """
         if isinstance(self.buffers, ResidentBuffers):
             yield ResidentFeeder(self._rows(epoch), self.buffers, check, stacked_check, times)
             return
         batches = self.source.epoch(epoch)
+        keep = self._keep if keeps_batches or self.stepper.needs_batches else None
         read = prefetched(batches, self.prefetch) if self.prefetch else batches
         try:
             yield Feeder(read, self.buffers, check, stacked_check, times, keep=keep)
         finally:
             read.close()
+
+    def _keep(self, batch: Batch) -> Batch:
+        """A copy of a batch, because the data set may overwrite it when the next one is read."""
+        return batch if self.prefetch else own(batch)  # prefetched ones are copies
 
     def _rows(self, epoch: int) -> EpochOfRows:
         data, start = self.source.rows(epoch)
@@ -155,6 +161,7 @@ class Stages:
         *,
         epoch: int = 0,
         steps_per_call: int | None = None,
+        batch: Batch = None,
     ) -> Stage:
         """The stage of a data set for an Experiment and one of its steps.
 
@@ -165,11 +172,13 @@ class Stages:
             hooks: the callbacks of the pass, whose needs decide what the stepper keeps.
             epoch: the epoch whose first batch the step is traced with.
             steps_per_call: the steps per call of a saved run, in place of the rule.
+            batch: the shapes of a batch, in place of that first batch.
         """
         placement = self._placement = self._placement or self._place(experiment)
         if source.is_share:
             placement = placement.of_shares()
-        batch = self._first(source, epoch, placement)
+        is_new = batch is None
+        batch = self._first(source, epoch, placement) if is_new else batch
         data, callbacks = _resident(source, placement), hooks.listeners
         stepper = make_stepper(
             experiment,
@@ -191,13 +200,32 @@ class Stages:
                     warn(advised, stacklevel=4)
         self.computation.add_step(method, stepper)
         if self.peers is not None:
-            check_data(self.peers, source, epoch)
+            if is_new:
+                check_data(self.peers, source, epoch)
             check_step(self.peers, experiment, stepper)
         if data is None or stepper.needs_batches:
             buffers = self._buffers_of(method, stepper, placement)
             return Stage(source, stepper, buffers, self._options.prefetch)
         arrays = data.place(placement.device)
         return Stage(source, stepper, self._resident_of(method, stepper, placement), 0, arrays)
+
+    def follow(self, stage: Stage, experiment: Experiment, hooks: Hooks) -> Stage:
+        """The stage of the same data for an Experiment of other shapes. It keeps the metrics so far
+        of callbacks if these have the old shapes.
+
+        The validation is traced again too, so that a checkpoint describes steps of one Experiment.
+        """
+        self._compiled.clear()  # because these programs are new
+        before, val = stage.stepper, self._validation
+        batch = before.traced.batch
+        stage = self.stage(stage.source, experiment, "train_step", hooks, batch=batch)
+        stage.stepper.continue_from(before)
+        if val is not None:
+            batch, nested = val.stepper.traced.batch, hooks.nested()
+            val = self.stage(val.source, experiment, "eval_step", nested, batch=batch)
+            val.stepper.return_state()
+            self._validation = val
+        return stage
 
     def check_run(self, what: str, callbacks: Iterable[Callback]) -> None:
         """Raises a PeerMismatch if another process starts a run that is not this one."""

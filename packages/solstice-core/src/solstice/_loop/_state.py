@@ -8,7 +8,7 @@ import jax
 
 from solstice._callback import Callback
 from solstice._engine import Block
-from solstice._experiment import Experiment
+from solstice._experiment import Experiment, steps_epochs
 from solstice._loop._computation import Computation
 from solstice._loop._epoch import Call, Epoch, Point
 from solstice._loop._hooks import Hooks
@@ -22,6 +22,9 @@ from solstice._sources import Source
 if TYPE_CHECKING:
     from solstice._loop._snapshot import Position
 
+_HELD_BYTES = 2**26
+"""The largest state of which a copy is held, so that a signal can cut a validation short."""
+
 
 class RunState:
     """The current moment of a run, with its Experiment, and the records of it for callbacks.
@@ -34,12 +37,14 @@ class RunState:
         validation: the validation set of a training run, for snapshots.
         experiment: the Experiment to evaluate; None in training, where the stepper has it.
         kept: the fields of the run around a validation.
+        epoch: the state of the epoch in which a resumed run continues.
 
     Attributes:
         at: the current moment.
         kept: the fields of records that callbacks may have kept.
         epoch: the state of the current epoch.
         is_lost: whether a compiled call failed, and the Experiment is lost.
+        steps_epochs: whether the run calls `epoch_step`.
     """
 
     def __init__(
@@ -51,10 +56,11 @@ class RunState:
         validation: Source | None = None,
         experiment: Experiment | None = None,
         kept: Kept | None = None,
+        epoch: Epoch | None = None,
     ) -> None:
         self.at = start
         self.kept = kept or Kept()
-        self.epoch = Epoch()
+        self.epoch = self._next = epoch or Epoch()
         self.is_lost = False
         self._stage = stage
         self._stepper = stage.stepper
@@ -62,6 +68,11 @@ class RunState:
         self._computation = computation
         self._validation = validation
         self._experiment = experiment
+        self.steps_epochs = self.trains and steps_epochs(stage.stepper.kind)
+
+    def follow(self, stage: Stage) -> None:
+        """Continues with the stage of another Experiment."""
+        self._stage, self._stepper = stage, stage.stepper
 
     @property
     def trains(self) -> bool:
@@ -102,7 +113,7 @@ class RunState:
 
     def start_epoch(self, at: Record) -> None:
         """Sets the moment before the first step of an epoch."""
-        self.at, self.epoch = at, Epoch()
+        self.at, self.epoch, self._next = at, self._next, Epoch()
 
     def start_call(self, call: Call) -> None:
         """Sets the moment before the first step of a call, which runs already."""
@@ -133,7 +144,18 @@ class RunState:
         """Takes the metrics of the epoch."""
         self.kept.settle()
         self.epoch.is_complete = self._hooks.stop is None
+        if self.steps_epochs and self.epoch.totals is None:
+            self.epoch.before_end = self._stepper.totals()
         self.epoch.metrics = self._take_metrics()
+
+    def metrics_of_epoch(self) -> dict[str, Any]:
+        """The metrics of the epoch and of its newest validation, as `epoch_step` gets them."""
+        both = {"train": self.metrics, "val": self._validated}
+        return {f"{mode}/{name}": x for mode, found in both.items() for name, x in found.items()}
+
+    @property
+    def _validated(self) -> dict[str, Any]:
+        return {} if self.epoch.validated is None else self.epoch.validated.make()
 
     def before_step(self, block: Block, name: str, callback: Callback) -> object:
         """A field of `needs` in `on_step_start`, for the first step of a block."""
@@ -181,6 +203,11 @@ class RunState:
         given: dict[str, Lazy] = {"metrics": self.kept.field(self._metrics_so_far)}
         given |= {"snapshot": Lazy(self.snapshot)} if self.trains else {}
         return changed(self.at, given=given)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a copy of the state may be held for a signal."""
+        return self._stepper.state_bytes <= _HELD_BYTES
 
     def interrupted(self) -> Record:
         """The record of this moment as the one at which a signal ends the run."""
@@ -241,14 +268,14 @@ class RunState:
         at, epoch, stop = self.at, self.epoch, self._hooks.stop
         newest, following = epoch.fingerprints()
         # At the end of an epoch there are metrics so far only if `max_steps` ended it.
-        totals = self._stepper.totals() if epoch.totals is None else epoch.totals
+        totals = epoch.totals or epoch.before_end or self._stepper.totals()
         readers = zip(self._hooks.reader_names, totals, strict=True)
         return Position(
             step=at.step,
             epoch=at.epoch,
             epoch_step=at.epoch_step,
             num_examples=at.num_examples,
-            is_closed=epoch.has_ended,
+            is_closed=epoch.is_closed,
             stop=None if stop is None else str(stop),
             steps_per_call=self._stepper.sizes.steps_per_call,
             loops=self._stepper.sizes.loops,
@@ -256,7 +283,7 @@ class RunState:
             last_batch=newest,
             data=self._stage.source.position(
                 at.epoch_step,
-                is_closed=epoch.has_ended and not epoch.ended_by_max_steps,
+                is_closed=epoch.is_closed and not epoch.ended_by_max_steps,
                 following=following,
                 validation=self._validation,
             ),
@@ -266,4 +293,6 @@ class RunState:
             ended_by_max_steps=epoch.ended_by_max_steps,
             steps_per_epoch=at.steps_per_epoch,
             computation=self._computation.note(),
+            is_logged=epoch.is_logged,
+            validated=self._validated,
         )

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from solstice import _tree
@@ -68,13 +69,19 @@ def load(
         return _load(folder, like, only, rename)[0]
 
 
-def load_renamed(path: Path, like: _T) -> tuple[_T, list[str]]:
+def load_renamed(path: Path, like: _T, *, in_any_shape: bool = False) -> tuple[_T, list[str]]:
     """`load`, also if a class was renamed; returns these classes in words.
 
     What such a class computes is for the caller to compare.
+
+    Args:
+        path: the folder.
+        like: as in `load`.
+        in_any_shape: whether arrays may have other shapes than in `like`. They then lie on the
+            default device.
     """
     with _found(path) as folder:
-        return _load(folder, like, are_names_alike=True)
+        return _load(folder, like, are_names_alike=True, in_any_shape=in_any_shape)
 
 
 def _load(
@@ -84,6 +91,7 @@ def _load(
     rename: Mapping[str, str] | None = None,
     *,
     are_names_alike: bool = False,
+    in_any_shape: bool = False,
 ) -> tuple[_T, list[str]]:
     rename, others = rename or {}, list[str]()
     about = read_manifest(folder / MANIFEST)
@@ -104,6 +112,8 @@ def _load(
         raise CheckpointError(f"only={only!r} matches no path; there are {_some(paths)}")
     _check_twins(folder, set(chosen), set(saved), set(stored_leaves(like)))
     there = {new: about.leaves[old] for new, old in saved.items()}
+    if in_any_shape:
+        chosen = {name: _in_shape(leaf, there[name]) for name, leaf in chosen.items()}
     for name, leaf in chosen.items():
         _check_type(folder, name, there, leaf)
     stored = read_leaves(folder, about, {saved[name]: leaf for name, leaf in chosen.items()})
@@ -252,6 +262,14 @@ def _check_twins(folder: Path, wanted: set[str], saved: set[str], mine: set[str]
                 f"{folder} is of another tree: several leaves have the path `{name}` in "
                 f"{'the checkpoint' if twin in saved else 'the tree `like`'} alone"
             )
+
+
+def _in_shape(like: Any, saved: Leaf) -> Any:
+    """The counterpart of an array in the shape in which it was saved."""
+    if kind_of(like) not in ("array", "key"):
+        return like
+    shape = tuple(saved.shape[:-1] if saved.kind == "key" else saved.shape)
+    return like if shape == like.shape else jax.ShapeDtypeStruct(shape, like.dtype)
 
 
 def _check_type(folder: Path, name: str, saved: Mapping[str, Leaf], like: object) -> None:
