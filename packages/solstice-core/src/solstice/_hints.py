@@ -6,7 +6,7 @@ because the meaning of a dtype or shape depends on them. Traced arrays have no v
 then says for which values its code is right. In a step, text is None, because JAX has no text.
 """
 
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +135,15 @@ def mask_hint(mask: object) -> str:
     if _is_traced(array) and array.dtype != bool:
         return f". Zeros and ones become booleans by `{code}`"
     return f". Write `{code}`" if array.dtype == bool or _is_within(array, 2) else _WEIGHTS
+
+
+def weights_hint(weights: object, shape: tuple[int, ...]) -> str:
+    """How to convert weights to this shape."""
+    if np.ndim(cast("Any", weights)) == 0:
+        return f". Write `jnp.broadcast_to(weights, {shape})`"
+    code, array = _flat(*_form("weights", weights))
+    fits = array is not None and array.shape == shape and code != "weights"
+    return f". Write `{code}`" if fits else ""
 
 
 def third_part_hint(part: object) -> str:

@@ -1,4 +1,4 @@
-"""Base classes of metrics, and functions to count, divide and mask."""
+"""Base classes of metrics, and functions to divide, average and compare."""
 
 import dataclasses
 from functools import lru_cache
@@ -13,11 +13,10 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from solstice import _tree
-from solstice._arguments import real
-from solstice._hints import mask_hint
 from solstice._metrics import Metrics
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice._types import AnyArray
+from solstice.metrics._weights import WeightedCounts
 
 
 class Additive(Metrics):
@@ -69,6 +68,12 @@ def _is_sums(node: object) -> bool:
     return isinstance(node, Counts | Totals)
 
 
+def _is_weighted(metrics: Metrics) -> bool:
+    fields = vars(metrics)
+    are_weighted = any(isinstance(value, WeightedCounts) for value in fields.values())
+    return are_weighted or fields.get("weights") is not None
+
+
 def _added(one: Any, other: Any) -> Any:
     return one + other if _is_sums(one) else jnp.add(one, other)
 
@@ -109,6 +114,11 @@ def check_alike(one: Metrics, other: object) -> None:
                 f"cannot merge {type(one).__name__} of {field.name}={mine!r} and of "
                 f"{field.name}={theirs!r}: make both alike"
             )
+    if _is_weighted(one) != _is_weighted(cast("Metrics", other)):
+        raise ValueError(
+            f"cannot merge {type(one).__name__} with weights and without: give `weights=` to both; "
+            f"equal weights are `weights=jnp.ones(n)`"
+        )
 
 
 def for_compute(metrics: object) -> tuple[SimpleNamespace, ModuleType]:
@@ -125,7 +135,7 @@ def for_compute(metrics: object) -> tuple[SimpleNamespace, ModuleType]:
     read: Any = metrics if are_here else jax.device_get(metrics)  # one transfer
     for field in dataclasses.fields(read):
         name, value = field.name, getattr(read, field.name)
-        if _is_sums(value):
+        if isinstance(value, Counts | Totals | WeightedCounts):
             # By the class, because Equinox makes a module of a method that is read from a module.
             numbers |= cast("Any", type(value)).floats(value, xp)
         elif hasattr(value, "dtype"):
@@ -172,39 +182,6 @@ def _names_of_each(names: tuple[str, ...], unit: str, number: int) -> list[str]:
     return [f"{name}_{unit}_{index}" for index in range(number) for name in names]
 
 
-def as_mask(mask: ArrayLike | None, shape: tuple[int, ...], *, by_row: bool = False) -> Array:
-    """The mask as a boolean array of this shape; all true for None.
-
-    With `by_row`, a mask of shape [n] covers whole rows.
-
-    Raises:
-        ValueError: it has another shape, or numbers other than 0 and 1, such as weights. Traced
-            numbers are refused too, since their values are unknown.
-    """
-    if mask is None:
-        return jnp.ones(shape, bool)
-    given = jnp.asarray(real("mask", mask))
-    if by_row and given.shape == shape[:1]:
-        given = jnp.broadcast_to(given.reshape(-1, *[1] * (len(shape) - 1)), shape)
-    if given.shape != shape or not _is_mask(given):
-        raise ValueError(
-            f"the mask must have the shape {list(shape)}, booleans that are true where an entry "
-            f"counts; it has {list(given.shape)} of {given.dtype}{mask_hint(mask)}"
-        )
-    return given.astype(bool)
-
-
-def _is_mask(given: Array) -> bool:
-    if given.dtype == bool or isinstance(given, Tracer):
-        return given.dtype == bool
-    return bool(np.isin(_tree.to_numpy(given), [0, 1]).all())
-
-
-def count(where: Array, axis: int | None = None) -> Array:
-    """The number of true entries, uint32: a batch may have up to 2^32."""
-    return jnp.sum(where, axis=axis, dtype=jnp.uint32)
-
-
 def has_nan(values: AnyArray, axis: int | None = None) -> Array:
     """Where values are NaN, or with an axis, where any along it is. Integers are never NaN."""
     if not jnp.issubdtype(values.dtype, jnp.inexact):
@@ -223,33 +200,6 @@ def highest(scores: Array) -> Array:
     index = jnp.arange(number, dtype=jnp.int32).reshape(*[1] * (scores.ndim - 1), number)
     top = jnp.max(scores, axis=-1, keepdims=True)
     return jnp.min(jnp.where(scores == top, index, number), axis=-1)
-
-
-_FEW = 128
-"""Up to this many bins, comparing with each is faster than a scatter and works on any mesh."""
-
-
-def tally(bins: Array, length: int, weights: ArrayLike = True) -> Array:
-    """The total weight in each bin, shape [length]: uint32, or the float dtype of the weights.
-
-    Entries of `bins` outside [0, length) are dropped.
-    """
-    each = jnp.broadcast_to(jnp.asarray(weights), bins.shape)
-    if not jnp.issubdtype(each.dtype, jnp.inexact):
-        each = each.astype(jnp.uint32)
-    if length <= _FEW or _is_explicit(bins):
-        every = jnp.arange(length, dtype=bins.dtype)
-        zero = jnp.zeros((), each.dtype)
-        hits = jnp.where(bins[:, None] == every[None, :], each[:, None], zero)
-        return jnp.sum(hits, axis=0, dtype=each.dtype)
-    bins = jnp.where(bins < 0, length, bins)  # a negative index would count from the end
-    return jnp.zeros(length, each.dtype).at[bins].add(each, mode="drop")
-
-
-def _is_explicit(array: Array) -> bool:
-    """Whether the array is on a mesh with Explicit axes, for which JAX has no scatter."""
-    mesh = getattr(getattr(jax.typeof(array), "sharding", None), "mesh", None)
-    return any(kind == jax.sharding.AxisType.Explicit for kind in getattr(mesh, "axis_types", ()))
 
 
 def as_classes(values: Array, num_classes: int) -> Array:

@@ -15,15 +15,8 @@ from solstice._arguments import instance, numeric, real
 from solstice._metrics import Metrics, computed
 from solstice._sums import Counts, Totals, as_given, at_least_float32, exact_sum
 from solstice._types import AnyArray
-from solstice.metrics._bases import (
-    Additive,
-    Growing,
-    as_mask,
-    as_stored,
-    check_alike,
-    divide,
-    for_compute,
-)
+from solstice.metrics._bases import Additive, Growing, as_stored, check_alike, divide, for_compute
+from solstice.metrics._counting import as_mask
 
 
 class Mean(Additive):

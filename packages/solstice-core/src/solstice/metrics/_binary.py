@@ -17,16 +17,15 @@ from solstice._types import AnyArray
 from solstice.metrics._bases import (
     Additive,
     Growing,
-    as_mask,
     as_stored,
     averaged,
-    count,
     divide,
     for_compute,
     has_nan,
     scores_of,
-    tally,
 )
+from solstice.metrics._counting import as_mask, as_weights, count, count_both, tally
+from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
 class BinaryMetrics(Additive):
@@ -54,6 +53,7 @@ class BinaryMetrics(Additive):
             outside are clipped. With `from_logits=True`, logits.
         targets: labels, each 0 or 1, of any real dtype or boolean, shape [n].
         mask: true for examples that count, boolean of shape [n]; all by default.
+        weights: the weight of each example, as in `ClassificationMetrics`.
         threshold: the lowest probability of a positive prediction, in [0, 1].
         num_bins: number of bins for the curves, 1 or more.
         from_logits: whether `scores` are logits.
@@ -65,7 +65,7 @@ class BinaryMetrics(Additive):
     """
 
     can_raise = False
-    counts: Counts
+    counts: Counts | WeightedCounts
     """"positives" and "negatives": number of examples in each bin, shape [num_bins]."""
     threshold: float = eqx.field(static=True)
     num_bins: int = eqx.field(static=True)
@@ -76,6 +76,7 @@ class BinaryMetrics(Additive):
         targets: ArrayLike,
         *,
         mask: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
         threshold: float = 0.5,
         num_bins: int = 512,
         from_logits: bool = False,
@@ -84,21 +85,25 @@ class BinaryMetrics(Additive):
         self.num_bins = num_bins = whole("num_bins", num_bins)
         _check_pair(scores, targets, 1, switch("from_logits", from_logits))
         scores, (positive, negative) = at_least_float32(scores), _classes(targets)
-        given, nan = as_mask(mask, scores.shape), has_nan(scores)
+        given, shares = as_weights(mask, weights, scores.shape)
+        nan = has_nan(scores)
         counts = given & (positive | negative)
         guessed = (jax.nn.sigmoid(scores) if from_logits else scores) >= threshold
         curves = counts & ~nan
         place = jnp.where(nan, 0, _place(scores, from_logits)).astype(jnp.float32)
         bins = jnp.clip(jnp.floor(place * num_bins), 0, num_bins - 1).astype(jnp.int32)
-        both = tally(jnp.where(positive, bins, bins + num_bins), 2 * num_bins, curves)
-        self.counts = Counts(
+        both = tally(jnp.where(positive, bins, bins + num_bins), 2 * num_bins, curves, shares)
+        rights = curves & positive & guessed, curves & negative & ~guessed
+        right_positives, num_positive = count_both(rights[0], counts & positive, shares)
+        right_negatives, num_negative = count_both(rights[1], counts & negative, shares)
+        self.counts = sums_of(
             {
                 "positives": both[:num_bins],
                 "negatives": both[num_bins:],
-                "right_positives": count(curves & positive & guessed),
-                "right_negatives": count(curves & negative & ~guessed),
-                "num_positive": count(counts & positive),
-                "num_negative": count(counts & negative),
+                "right_positives": right_positives,
+                "right_negatives": right_negatives,
+                "num_positive": num_positive,
+                "num_negative": num_negative,
                 "out_of_range": count(given & ~counts),
                 "num_nan": count(given & nan),
             }
@@ -107,13 +112,13 @@ class BinaryMetrics(Additive):
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["roc_auc"]`: floats by name, and two integer counts."""
         m, xp = for_compute(self)
-        exact = Counts.values(self.counts)
+        exact = exact_of(self.counts)
         wrong_positives = m.num_negative - m.right_negatives
         guessed = m.right_positives + wrong_positives
         scores = scores_of(xp, m.right_positives, guessed, m.num_positive)
         specificity = divide(xp, m.right_negatives, m.num_negative)
         total = m.num_positive + m.num_negative
-        there = xp.minimum(m.num_positive, 1) + xp.minimum(m.num_negative, 1)
+        there = xp.where(m.num_positive > 0, 1.0, 0.0) + xp.where(m.num_negative > 0, 1.0, 0.0)
         return {
             "accuracy": divide(xp, m.right_positives + m.right_negatives, total),
             "precision": scores["precision"],

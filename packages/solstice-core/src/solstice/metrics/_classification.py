@@ -11,19 +11,19 @@ from jax.typing import ArrayLike
 from solstice._arguments import classes, real, whole
 from solstice._hints import predictions_hint
 from solstice._sums import Counts, Totals, at_least_float32
+from solstice._types import AnyArray
 from solstice.metrics._bases import (
     Additive,
     as_classes,
-    as_mask,
     averaged,
-    count,
     divide,
     for_compute,
     has_nan,
     highest,
     scores_of,
-    tally,
 )
+from solstice.metrics._counting import as_weights, count, tally
+from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
 class ClassificationMetrics(Additive):
@@ -49,7 +49,7 @@ class ClassificationMetrics(Additive):
     if its other value is in range, the precision or recall of that class. For "cohen_kappa" and
     "matthews_corrcoef", out-of-range values form one more class, which is never correct. Counts are
     exact up to 2^63 examples. Memory is six integers per class; `compute` returns three values per
-    class.
+    class. With weights, counts are sums of weights, except "num_out_of_range" and "num_nan".
 
     Args:
         preds: predicted classes, shape [n], of any real dtype; or scores, shape [n, num_classes],
@@ -60,17 +60,21 @@ class ClassificationMetrics(Additive):
         num_classes: number of classes, a Python int of 1 or more.
         mask: true for examples that count, boolean of shape [n]; all by default. A scalar `loss`
             is the mean over these.
+        weights: the weight of each example, real numbers of 0 or more, shape [n]; 1 by default. A
+            weight of 0 is as a false mask; a negative or NaN weight makes the values NaN.
         top_k: adds "top_<k>_accuracy", 1 to num_classes. Scores equal to the label's count as
             higher.
 
     Raises:
         TypeError: an array does not hold real numbers.
         ValueError: shapes do not match; `top_k` is given without scores, or is not in
-            [1, num_classes]; or metrics of different `num_classes` or `top_k` are merged.
+            [1, num_classes]; or metrics of different `num_classes` or `top_k` are merged, or of
+            examples with weights and without.
     """
 
     can_raise = False
-    counts: Counts
+    counts: Counts | WeightedCounts
+    """With weights, "predicted" and "labelled" have one more class, of values out of range."""
     loss: Totals
     num_classes: int = eqx.field(static=True)
     top_k: int | None = eqx.field(static=True)
@@ -83,6 +87,7 @@ class ClassificationMetrics(Additive):
         num_classes: int,
         *,
         mask: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
         top_k: int | None = None,
     ) -> None:
         given = preds, targets
@@ -112,34 +117,39 @@ class ClassificationMetrics(Additive):
                 f"loss must be a scalar, the mean over the batch, or of shape "
                 f"{list(targets.shape)}; it is of shape {list(loss.shape)}"
             )
-        counts = as_mask(mask, targets.shape)
+        counts, shares = as_weights(mask, weights, targets.shape)
         nan &= counts
         preds, targets = as_classes(preds, num_classes), as_classes(targets, num_classes)
         # Bin num_classes is for invalid values, num_classes + 1 for masked examples, so that a
         # masked example is never counted as out of range.
         preds = jnp.where(counts, jnp.where(nan, num_classes, preds), num_classes + 1)
         targets = jnp.where(counts, targets, num_classes + 1)
+        correct = jnp.where(preds == targets, targets, num_classes)
+        # The last bin, of invalid values, is a count minus all others, exact only for integers.
+        bins = num_classes if shares is None else num_classes + 1
         numbers = {
-            "correct": tally(jnp.where(preds == targets, targets, num_classes), num_classes),
-            "predicted": tally(preds, num_classes),
-            "labelled": tally(targets, num_classes),
-            "count": count(counts),
+            "correct": tally(correct, num_classes, weights=shares),
+            "predicted": tally(preds, bins, weights=shares),
+            "labelled": tally(targets, bins, weights=shares),
+            "count": count(counts, weights=shares),
             "out_of_range": count(targets == num_classes),
             "num_nan": count(nan),
         }
         if top_k is not None:
             inside = counts & ~nan & (targets < num_classes)
-            numbers["in_top_k"] = count(inside & (_rank(scores, targets) < top_k))
-        self.counts = Counts(numbers)
-        self.loss = Totals({"loss_sum": _sum_of_losses(loss, counts)})
+            is_top = inside & (_rank(scores, targets) < top_k)
+            numbers["in_top_k"] = count(is_top, weights=shares)
+        self.counts = sums_of(numbers)
+        self.loss = Totals({"loss_sum": _sum_of_losses(loss, counts, shares)})
         self.num_classes = num_classes
         self.top_k = top_k
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["accuracy"]`: floats by name and two integer counts."""
         m, xp = for_compute(self)
-        exact = Counts.values(self.counts)
-        by_class = scores_of(xp, m.correct, m.predicted, m.labelled)
+        exact = exact_of(self.counts)
+        predicted, labelled = m.predicted[: self.num_classes], m.labelled[: self.num_classes]
+        by_class = scores_of(xp, m.correct, predicted, labelled)
         top_k = {}
         if self.top_k is not None:
             top_k[f"top_{self.top_k}_accuracy"] = divide(xp, m.in_top_k, m.count)
@@ -148,10 +158,10 @@ class ClassificationMetrics(Additive):
             "accuracy": divide(xp, m.correct.sum(), m.count),
             **top_k,
             "balanced_accuracy": divide(
-                xp, by_class["recall"].sum(), xp.minimum(m.labelled, 1).sum()
+                xp, by_class["recall"].sum(), xp.where(labelled > 0, 1.0, 0.0).sum()
             ),
             **_agreement(xp, m),
-            **averaged(xp, by_class, m.labelled, "class"),
+            **averaged(xp, by_class, labelled, "class"),
             "num_out_of_range": exact["out_of_range"],
             "num_nan": exact["num_nan"],
         }
@@ -162,12 +172,8 @@ def _agreement(xp: ModuleType, m: SimpleNamespace) -> dict[str, Any]:
 
     Out-of-range values are one more class, which is never correct.
     """
-    total = m.count
-    shares = [
-        xp.append(divide(xp, counts, total), divide(xp, m.count - counts.sum(), total))
-        for counts in (m.predicted, m.labelled)
-    ]
-    right = divide(xp, m.correct.sum(), total)
+    shares = [_shares(xp, m, counts) for counts in (m.predicted, m.labelled)]
+    right = divide(xp, m.correct.sum(), m.count)
     chance = (shares[0] * shares[1]).sum()
     spread = (1 - (shares[0] ** 2).sum()) * (1 - (shares[1] ** 2).sum())
     beyond = right - chance
@@ -178,12 +184,22 @@ def _agreement(xp: ModuleType, m: SimpleNamespace) -> dict[str, Any]:
     }
 
 
-def _sum_of_losses(loss: Array, counts: Array) -> Array:
+def _shares(xp: ModuleType, m: SimpleNamespace, counts: AnyArray) -> AnyArray:
+    """The share of each class, and of values out of range."""
+    if len(counts) == len(m.correct):
+        counts = xp.append(counts, m.count - counts.sum())
+    # The sum of these weights, since another sum of all weights may differ in the last digit, so
+    # that the share of a single class were not exactly 1.
+    return divide(xp, counts, counts.sum())
+
+
+def _sum_of_losses(loss: Array, counts: Array, weights: Array | None) -> Array:
     losses = at_least_float32(loss)
     if losses.ndim == 0:
-        number = count(counts)  # the mean of no examples is often NaN
+        number = count(counts, weights=weights)  # the mean of no examples is often NaN
         return jnp.where(number > 0, losses * number.astype(losses.dtype), 0)
-    return jnp.sum(jnp.where(counts, losses, 0))
+    each = losses if weights is None else losses * weights.astype(losses.dtype)
+    return jnp.sum(jnp.where(counts, each, 0))
 
 
 def _rank(scores: Array, targets: Array) -> Array:

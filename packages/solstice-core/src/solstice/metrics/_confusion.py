@@ -10,17 +10,8 @@ from jax.typing import ArrayLike
 from solstice._arguments import classes, real, whole
 from solstice._hints import class_hint, predictions_hint
 from solstice._sums import Counts, Totals, at_least_float32
-from solstice.metrics._bases import (
-    Additive,
-    as_classes,
-    as_mask,
-    count,
-    divide,
-    for_compute,
-    has_nan,
-    highest,
-    tally,
-)
+from solstice.metrics._bases import Additive, as_classes, divide, for_compute, has_nan, highest
+from solstice.metrics._counting import as_mask, count, tally
 
 
 class ConfusionMatrix(Additive):

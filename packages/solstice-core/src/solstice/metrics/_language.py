@@ -12,15 +12,8 @@ from jax.typing import ArrayLike
 from solstice._arguments import classes, real
 from solstice._sums import Counts, Totals, as_given, at_least_float32, exact_sum
 from solstice._types import AnyArray
-from solstice.metrics._bases import (
-    Additive,
-    as_classes,
-    as_mask,
-    count,
-    divide,
-    for_compute,
-    highest,
-)
+from solstice.metrics._bases import Additive, as_classes, divide, for_compute, highest
+from solstice.metrics._counting import as_mask, count
 
 
 class LanguageModelMetrics(Additive):

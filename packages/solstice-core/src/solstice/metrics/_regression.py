@@ -1,5 +1,6 @@
 """Metrics of regression: errors, R2 and correlation."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Self
 
@@ -12,7 +13,9 @@ from solstice._arguments import real
 from solstice._replace import replace
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice._types import AnyArray
-from solstice.metrics._bases import Additive, as_mask, count, divide, for_compute
+from solstice.metrics._bases import Additive, divide, for_compute
+from solstice.metrics._counting import as_weights, count
+from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
 class RegressionMetrics(Additive):
@@ -39,6 +42,8 @@ class RegressionMetrics(Additive):
         targets: the true values, of the same shape.
         mask: true for entries that count, boolean of the same shape or of shape [n]; all by
             default.
+        weights: the weight of each entry, of the same shape or of shape [n]; else as in
+            `ClassificationMetrics`.
 
     Raises:
         TypeError: an array does not hold real numbers.
@@ -46,7 +51,7 @@ class RegressionMetrics(Additive):
     """
 
     can_raise = False
-    counts: Counts
+    counts: Counts | WeightedCounts
     origin: Array
     """The largest finite value of predictions, targets and differences at the first batch; [3]."""
     means: Totals
@@ -56,7 +61,12 @@ class RegressionMetrics(Additive):
     products of the deviations of predictions and targets; "absolute": of absolute differences."""
 
     def __init__(
-        self, preds: ArrayLike, targets: ArrayLike, *, mask: ArrayLike | None = None
+        self,
+        preds: ArrayLike,
+        targets: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
     ) -> None:
         one = at_least_float32(real("preds", preds))
         other = at_least_float32(real("targets", targets))
@@ -65,12 +75,12 @@ class RegressionMetrics(Additive):
                 f"preds and targets must have the same shape; they are {list(one.shape)} and "
                 f"{list(other.shape)}{_squeezed(one, other)}"
             )
-        counts = as_mask(mask, one.shape, by_row=True)
+        counts, shares = as_weights(mask, weights, one.shape, by_row=True)
         nan = counts & (jnp.isnan(one) | jnp.isnan(other))
         counts &= ~nan
         infinite = counts & (jnp.isinf(one) | jnp.isinf(other))
-        number = count(counts)
-        self.counts = Counts(
+        number = count(counts, weights=shares)
+        self.counts = sums_of(
             {"count": number, "num_nan": count(nan), "num_infinite": count(infinite)}
         )
         apart, rounding = _difference(one, other)
@@ -79,26 +89,27 @@ class RegressionMetrics(Additive):
         lost = jnp.stack([x.reshape(-1) for x in (zero, zero, rounding)])
         rows = counts.reshape(-1)
         finite = jnp.where(rows, jnp.isfinite(values), False)
-        size = jnp.maximum(number, 1).astype(values.dtype)
+        size = _divisor(number, shares is None).astype(values.dtype)
+        each = _times(None if shares is None else shares.reshape(-1))
         highest = jnp.max(jnp.where(finite, values, -jnp.inf), axis=1, initial=-jnp.inf)
         self.origin = jnp.where(jnp.isfinite(highest), highest, 0)
         above = jnp.where(finite, values - self.origin[:, None] + lost, 0)
-        mean = jnp.sum(above, axis=1) / size
+        mean = jnp.sum(each(above), axis=1) / size
         # An infinite value has no deviation from a mean, so the sums become NaN.
         deviations = jnp.where(finite, above - mean[:, None], jnp.where(rows, jnp.nan, 0))
         self.means = Totals({"mean": mean})
         self.sums = Totals(
             {
-                "spread": jnp.sum(jnp.square(deviations), axis=1),
-                "product": jnp.sum(deviations[0] * deviations[1]),
-                "absolute": jnp.sum(jnp.where(rows, jnp.abs(apart).reshape(-1), 0)),
+                "spread": jnp.sum(each(jnp.square(deviations)), axis=1),
+                "product": jnp.sum(each(deviations[0] * deviations[1])),
+                "absolute": jnp.sum(each(jnp.where(rows, jnp.abs(apart).reshape(-1), 0))),
             }
         )
 
     def _plus(self, other: Any) -> Self:
         counts, dtype = self.counts + other.counts, self.origin.dtype
         mine, theirs, both = (c.floats()["count"] for c in (self.counts, other.counts, counts))
-        share = (theirs / jnp.maximum(both, 1)).astype(dtype)
+        share = (theirs / _divisor(both, isinstance(counts, Counts))).astype(dtype)
         weight = mine.astype(dtype) * share
         origin = jnp.where(mine > 0, self.origin, other.origin)
         apart = (other.origin - origin) + (
@@ -124,7 +135,7 @@ class RegressionMetrics(Additive):
 
     def _values(self) -> dict[str, Any]:
         m, xp = for_compute(self)
-        exact = Counts.values(self.counts)
+        exact = exact_of(self.counts)
         squared = m.spread[2] + m.count * (m.origin[2] + m.mean[2]) ** 2
         squared = xp.where(xp.isfinite(m.absolute), squared, m.absolute)
         mse = divide(xp, squared, m.count)
@@ -138,6 +149,22 @@ class RegressionMetrics(Additive):
             "num_nan": exact["num_nan"],
             "num_infinite": exact["num_infinite"],
         }
+
+
+def _divisor(number: Array, is_whole: bool) -> Array:
+    """A number of examples, or their weight, which may be below 1; 1 instead of 0."""
+    return jnp.maximum(number, 1) if is_whole else jnp.where(number == 0, 1, number)
+
+
+def _times(weights: Array | None) -> Callable[[Array], Array]:
+    """A function that multiplies values, shape [..., n], by the weights, shape [n], if any."""
+
+    def times(values: Array) -> Array:
+        if weights is None:
+            return values
+        return values * weights.reshape(*[1] * (values.ndim - 1), -1).astype(values.dtype)
+
+    return times
 
 
 def _difference(one: Array, other: Array) -> tuple[Array, Array]:

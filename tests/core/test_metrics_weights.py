@@ -1,0 +1,285 @@
+"""Metrics of examples with weights: as if an example of weight 3 were there three times."""
+
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solstice import metrics
+
+SIZE = 24
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """scikit-learn warns of undefined scores."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def of_classes(rng, num_classes=4):
+    scores = rng.normal(size=(SIZE, num_classes)).astype(np.float32)
+    labels = rng.integers(-1, num_classes, SIZE).astype(np.int32)
+    return scores, labels
+
+
+def of_two(rng):
+    return rng.random(SIZE, np.float32), rng.integers(0, 2, SIZE).astype(np.int32)
+
+
+def of_numbers(rng):
+    targets = rng.normal(size=SIZE).astype(np.float32)
+    return (targets + rng.normal(size=SIZE) / 2).astype(np.float32) + 100, targets + 100
+
+
+def classification(scores, labels, **options):
+    losses = jnp.abs(scores[:, 0])
+    return metrics.ClassificationMetrics(scores, labels, losses, 4, top_k=2, **options)
+
+
+KINDS = {
+    "classification": (of_classes, classification),
+    "binary": (of_two, metrics.BinaryMetrics),
+    "regression": (of_numbers, metrics.RegressionMetrics),
+}
+UNWEIGHTED = {"num_out_of_range", "num_nan", "num_infinite", "num_tokens"}
+"""Numbers of examples, whatever their weights."""
+
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def same(found, expected, tolerance=1e-6, but=UNWEIGHTED):
+    assert found.keys() == expected.keys()
+    for name in found.keys() - but:
+        assert np.allclose(found[name], expected[name], tolerance, tolerance), (
+            name,
+            found[name],
+            expected[name],
+        )
+
+
+def repetitions(rng):
+    """Whole weights with the sum of ones, so that all repeated data have one shape."""
+    return rng.multinomial(SIZE, np.full(SIZE, 1 / SIZE)).astype(np.float32)
+
+
+@kinds
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**32 - 1), cut=st.sampled_from([1, 9]))
+def test_a_weight_is_a_number_of_repetitions(kind, seed, cut):
+    rng = np.random.default_rng(seed)
+    make, build = KINDS[kind]
+    data, weights = make(rng), repetitions(rng)
+    rows = np.arange(SIZE).repeat(weights.astype(int))
+    parts = [
+        build(*(x[part] for x in data), weights=weights[part])
+        for part in (slice(cut), slice(cut, None))
+    ]
+    repeated = build(*(x[rows] for x in data)).compute()
+    same(build(*data, weights=weights).compute(), repeated)
+    same(parts[0].merge(parts[1]).compute(), repeated)
+
+
+@kinds
+def test_values_do_not_depend_on_the_scale_of_weights(kind):
+    rng = np.random.default_rng(0)
+    make, build = KINDS[kind]
+    data, weights = make(rng), rng.random(SIZE, np.float32) + 0.1
+    tiny = build(*data, weights=weights * 2.0**-40)
+    same(tiny.compute(), build(*data, weights=weights).compute())
+    same(tiny.merge(tiny).compute(), tiny.compute())
+
+
+@kinds
+def test_a_weight_of_0_is_a_mask(kind):
+    rng = np.random.default_rng(1)
+    make, build = KINDS[kind]
+    data, weights = make(rng), repetitions(rng)
+    assert (weights == 0).any()
+    spoilt = [np.where(spread(weights, x) == 0, bad(x), x) for x in data]
+    found, kept = build(*spoilt, weights=weights), weights > 0
+    expected = build(*(x[kept] for x in data), weights=weights[kept])
+    same(found.compute(), expected.compute(), but=())
+    masked = build(*spoilt, mask=kept, weights=np.where(kept, weights, np.nan))
+    same(masked.compute(), found.compute(), but=())
+    none = build(*spoilt, weights=np.zeros(SIZE, np.float32))
+    for merged in (none.merge(found), found.merge(none)):
+        same(merged.compute(), found.compute(), but=())
+
+
+def spread(weights, like):
+    return weights.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def bad(x):
+    return np.array(np.nan if x.dtype.kind == "f" else 99, x.dtype)
+
+
+@kinds
+def test_a_boolean_weight_is_exactly_a_mask(kind):
+    rng = np.random.default_rng(2)
+    make, build = KINDS[kind]
+    data, kept = make(rng), rng.random(SIZE) > 0.5
+    one, other = build(*data, weights=kept), build(*data, mask=kept)
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(np.all(a == b)), one, other))
+
+
+@kinds
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+def test_an_impossible_weight_spoils_the_values(kind, weight):
+    rng = np.random.default_rng(3)
+    make, build = KINDS[kind]
+    weights = np.ones(SIZE, np.float32)
+    weights[5] = weight
+    found = build(*make(rng), weights=weights).compute()
+    name = {"binary": "accuracy", "classification": "accuracy", "regression": "mse"}[kind]
+    assert np.isnan(found[name])
+
+
+@kinds
+def test_weights_of_another_shape_are_refused_with_code(kind):
+    make, build = KINDS[kind]
+    data = make(np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"weights must have the shape \[24\].*`weights\[:, 0\]`"):
+        build(*data, weights=np.ones((SIZE, 1)))
+    with pytest.raises(ValueError, match=r"jnp.broadcast_to\(weights, \(24,\)\)"):
+        build(*data, weights=2.0)
+    with pytest.raises(TypeError, match="weights"):
+        build(*data, weights=["a"] * SIZE)
+
+
+@kinds
+def test_metrics_with_and_without_weights_do_not_merge(kind):
+    make, build = KINDS[kind]
+    data = make(np.random.default_rng(0))
+    plain, weighted = build(*data), build(*data, weights=np.ones(SIZE))
+    for one, other in ((plain, weighted), (weighted, plain)):
+        with pytest.raises(ValueError, match=r"with weights and without.*weights=jnp.ones\(n\)"):
+            one.merge(other)
+
+
+@kinds
+def test_a_thousand_rows_of_weights_are_one_call(kind):
+    rng = np.random.default_rng(4)
+    make, build = KINDS[kind]
+    data, rows = make(rng), rng.poisson(1, (50, SIZE)).astype(np.float32)
+    every = jax.jit(jax.vmap(lambda weights: build(*data, weights=weights)))(rows)
+    for index in (0, 49):
+        one = jax.tree.map(lambda leaf, index=index: leaf[index], every)
+        same(one.compute(), build(*data, weights=rows[index]).compute(), but=())
+
+
+@kinds
+@pytest.mark.parametrize("axis_type", [None, jax.sharding.AxisType.Explicit])
+def test_weights_may_be_sharded(kind, axis_type):
+    rng = np.random.default_rng(5)
+    make, build = KINDS[kind]
+    data, weights = make(rng), repetitions(rng)
+    options = {} if axis_type is None else {"axis_types": (axis_type,)}
+    mesh = jax.make_mesh((2,), ("data",), **options)
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    placed, shares = jax.device_put((data, weights), rows)
+    found = jax.jit(lambda data, weights: build(*data, weights=weights))(placed, shares)
+    same(found.compute(), build(*data, weights=weights).compute(), but=())
+
+
+def weighted(rng, num_classes=4):
+    scores = rng.normal(size=(SIZE, num_classes)).astype(np.float32)
+    return scores, rng.integers(0, num_classes, SIZE), rng.random(SIZE)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_classification_is_that_of_scikit_learn(seed):
+    scores, labels, weights = weighted(np.random.default_rng(seed))
+    preds = scores.argmax(1)
+    found = metrics.ClassificationMetrics(scores, labels, 0.0, 4, weights=weights).compute()
+    some = {"sample_weight": weights}
+    f1 = partial(sk.f1_score, labels, preds, labels=range(4), zero_division=0, **some)
+    expected = {
+        "accuracy": sk.accuracy_score(labels, preds, **some),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, preds, **some),
+        "cohen_kappa": sk.cohen_kappa_score(labels, preds, **some),
+        "matthews_corrcoef": sk.matthews_corrcoef(labels, preds, **some),
+        "f1_macro": f1(average="macro"),
+        "f1_weighted": f1(average="weighted"),
+        **{f"f1_class_{i}": value for i, value in enumerate(f1(average=None))},
+    }
+    same({name: found[name] for name in expected}, expected)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_binary_metrics_are_those_of_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    scores, labels = rng.integers(0, 64, SIZE) / 64, rng.integers(0, 2, SIZE)
+    labels[:2] = 0, 1
+    some = {"sample_weight": rng.random(SIZE)}
+    preds = scores >= 0.5
+    logits = scores * 8 - 4  # each in a bin of its own
+    found = metrics.BinaryMetrics(
+        logits, labels, weights=some["sample_weight"], from_logits=True
+    ).compute()
+    expected = {
+        "accuracy": sk.accuracy_score(labels, preds, **some),
+        "precision": sk.precision_score(labels, preds, zero_division=0, **some),
+        "recall": sk.recall_score(labels, preds, **some),
+        "f1": sk.f1_score(labels, preds, **some),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, preds, **some),
+        "matthews_corrcoef": sk.matthews_corrcoef(labels, preds, **some),
+        "roc_auc": sk.roc_auc_score(labels, scores, **some),
+        "average_precision": sk.average_precision_score(labels, scores, **some),
+    }
+    same({name: found[name] for name in expected}, expected)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_regression_is_that_of_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    preds, targets = of_numbers(rng)
+    weights = rng.random(SIZE)
+    found = metrics.RegressionMetrics(preds, targets, weights=weights).compute()
+    wide, some = (targets.astype(float), preds.astype(float)), {"sample_weight": weights}
+    spread = np.cov(*wide, aweights=weights)
+    expected = {
+        "mse": sk.mean_squared_error(*wide, **some),
+        "mae": sk.mean_absolute_error(*wide, **some),
+        "r2": sk.r2_score(*wide, **some),
+        "explained_variance": sk.explained_variance_score(*wide, **some),
+        "pearson": spread[0, 1] / np.sqrt(spread[0, 0] * spread[1, 1]),
+    }
+    same({name: found[name] for name in expected}, expected, 1e-5)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_single_class_has_no_correlation_to_the_last_digit(right):
+    """Weights whose sum depends on the order of summation."""
+    rng = np.random.default_rng(6)
+    weights, ones = rng.random(997, np.float32), np.ones(997, np.int32)
+    labels = ones if right else (rng.random(997) > 0.5).astype(np.int32)
+    of_classes = metrics.ClassificationMetrics(ones, labels, 0.0, 3, weights=weights).compute()
+    of_two = metrics.BinaryMetrics(ones, labels, weights=weights).compute()
+    for found in (of_classes, of_two):
+        assert found["matthews_corrcoef"] == 0
+        assert not right or found["accuracy"] == pytest.approx(1, abs=1e-6)
+    assert abs(of_classes["cohen_kappa"]) < 1e-6
+
+
+def test_elements_have_the_weight_of_their_row_or_their_own():
+    rng = np.random.default_rng(7)
+    preds, targets = rng.normal(size=(2, SIZE, 3)).astype(np.float32)
+    weights = repetitions(rng)
+    of_rows = metrics.RegressionMetrics(preds, targets, weights=weights).compute()
+    each = np.repeat(weights[:, None], 3, axis=1)
+    same(of_rows, metrics.RegressionMetrics(preds, targets, weights=each).compute(), but=())
+    rows = np.arange(SIZE).repeat(weights.astype(int))
+    same(of_rows, metrics.RegressionMetrics(preds[rows], targets[rows]).compute())
