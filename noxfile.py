@@ -466,7 +466,7 @@ def bench_agreement(session: nox.Session) -> None:
 
 @nox.session
 def mesh(session: nox.Session) -> None:
-    """Run the grid of frameworks, optimisers and meshes on 8 devices of this CPU; minutes."""
+    """Run frameworks and optimisers on meshes of 8 devices of this CPU, in 1 and 2 processes."""
     install_all(session, *TEST)
     session.run("pytest", "tests/matrix/test_mesh.py", *session.posargs, env={**ENV, **QUICK})
 

@@ -1,11 +1,13 @@
 """Networks and optimisers of several frameworks have the history of one device on any mesh.
 
-`test_mesh.py` runs these tests in a process with eight devices.
+`test_mesh.py` runs these tests in a process with eight devices. They start two with four each.
 """
 
+import functools
 import hashlib
 import random
 from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -15,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import peers
 import pytest
 from flax import nnx
+from jax.sharding import Mesh
 
 import solstice
 from solstice._engine import _sharding
@@ -32,10 +36,13 @@ def standard_promotion():
         yield
 
 
+SMALL = 64
+"""The elements from which "fsdp" splits here, so that it splits the arrays of small networks."""
+
+
 @pytest.fixture(autouse=True)
 def small_fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Splits the arrays of small networks too."""
-    monkeypatch.setattr(_sharding, "FSDP_SIZE", 64)
+    monkeypatch.setattr(_sharding, "FSDP_SIZE", SMALL)
 
 
 class Linen(nn.Module):
@@ -115,6 +122,11 @@ def train(net: str, optimizer: str, examples: int, micro: int, **options: Any) -
     return trained, [*rows.rows, *epochs]
 
 
+@functools.cache
+def one_device(net: str, optimizer: str, examples: int, micro: int) -> Any:
+    return train(net, optimizer, examples, micro)[1]
+
+
 def sha(tree: Any) -> str:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array)):
@@ -135,23 +147,90 @@ def grid() -> list[Any]:
     return rows
 
 
-@pytest.mark.parametrize(("net", "optimizer", "mesh", "sharding", "examples", "micro"), grid())
+GRID = pytest.mark.parametrize(
+    ("net", "optimizer", "mesh", "sharding", "examples", "micro"), grid()
+)
+
+
+@GRID
 def test_the_history_is_that_of_one_device(
     net: str, optimizer: str, mesh: int, sharding: str, examples: int, micro: int
 ):
     trained, rows = train(net, optimizer, examples, micro, mesh=mesh, sharding=sharding)
-    _, expected = train(net, optimizer, examples, micro)
+    check_history(rows, one_device(net, optimizer, examples, micro))
+    assert sharding == "replicated" or is_split(trained)
+    if mesh == 8:
+        again = train(net, optimizer, examples, micro, mesh=mesh, sharding=sharding)
+        assert sha(again[0]) == sha(trained)
+        assert again[1] == rows
+
+
+def check_history(rows: list[Any], expected: list[Any]) -> None:
     assert len(rows) == len(expected)
     for row, one in zip(rows, expected, strict=True):
         assert row.keys() == one.keys()
         np.testing.assert_allclose(row["loss"], one["loss"], rtol=1e-6)
         # All others are made of counts, which are exact.
         assert {**row, "loss": 0} == {**one, "loss": 0}
-    if sharding == "fsdp":
-        large = [x for x in jax.tree.leaves(eqx.filter(trained, eqx.is_array)) if x.size >= 512]
-        assert large
-        assert not any(x.sharding.is_fully_replicated for x in large)
+
+
+def is_split(trained: Any) -> bool:
+    """Whether all large arrays are split, and some are there."""
+    large = [x for x in jax.tree.leaves(eqx.filter(trained, eqx.is_array)) if x.size >= 512]
+    return bool(large) and not any(x.sharding.is_fully_replicated for x in large)
+
+
+IN_PROCESSES = f"""
+sys.path += {[str(Path(__file__).parent), str(Path(peers.__file__).parent)]}
+connect()
+import mesh_on_eight
+mesh_on_eight.train_all(show)
+"""
+
+
+def train_all(show: Any) -> None:
+    """Trains the grid in this process and the others, and shows what comes of it."""
+    _sharding.FSDP_SIZE = SMALL
+    for row in grid():
+        net, optimizer, devices, sharding, examples, micro = row
+        options = {"mesh": across_processes(devices), "sharding": sharding}
+        for time in ("first", "second") if devices == 8 else ("first",):
+            trained, rows = train(net, optimizer, examples, micro, **options)
+            whole = solstice.distributed.gather(trained)
+            show(f"{time} {row}", {"rows": rows, "sha": sha(whole), "is_split": is_split(trained)})
+
+
+def across_processes(devices: int) -> Mesh:
+    """The same number of devices of each process."""
+    share = devices // jax.process_count()
+    of = [[x for x in jax.devices() if x.process_index == p] for p in range(jax.process_count())]
+    return Mesh(np.array([one[:share] for one in of]).ravel(), ("data",))
+
+
+@pytest.fixture(scope="module")
+def processes() -> list[peers.Ended]:
+    """Two processes, which have trained the whole grid."""
+    flags = "--xla_force_host_platform_device_count=4"
+    both = peers.run(IN_PROCESSES, 2, timeout=1200, XLA_FLAGS=flags)
+    for ended in both:
+        assert ended.code == 0, ended.output[-4000:]
+    return both
+
+
+@GRID
+def test_the_history_of_two_processes_is_that_of_one_device(
+    processes: list[peers.Ended],
+    net: str,
+    optimizer: str,
+    mesh: int,
+    sharding: str,
+    examples: int,
+    micro: int,
+):
+    name = str((net, optimizer, mesh, sharding, examples, micro))
+    one, other = (ended.shown[f"first {name}"] for ended in processes)
+    assert one == other
+    check_history(one["rows"], one_device(net, optimizer, examples, micro))
+    assert sharding == "replicated" or one["is_split"]
     if mesh == 8:
-        again = train(net, optimizer, examples, micro, mesh=mesh, sharding=sharding)
-        assert sha(again[0]) == sha(trained)
-        assert again[1] == rows
+        assert [ended.shown[f"second {name}"] for ended in processes] == [one, one]

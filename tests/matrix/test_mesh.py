@@ -1,4 +1,4 @@
-"""The history of networks and optimisers of several frameworks, on meshes."""
+"""The history of networks and optimisers of several frameworks, on meshes of 1 and 2 processes."""
 
 from pathlib import Path
 
