@@ -137,12 +137,13 @@ def mask_hint(mask: object) -> str:
     return f". Write `{code}`" if array.dtype == bool or _is_within(array, 2) else _WEIGHTS
 
 
-def weights_hint(weights: object, shape: tuple[int, ...]) -> str:
-    """How to convert weights to this shape."""
+def weights_hint(weights: object, shape: tuple[int, ...], *, by_row: bool) -> str:
+    """How to convert weights to this shape; with `by_row`, the first axis suffices."""
     if np.ndim(cast("Any", weights)) == 0:
         return f". Write `jnp.broadcast_to(weights, {shape})`"
     code, array = _flat(*_form("weights", weights))
-    fits = array is not None and array.shape == shape and code != "weights"
+    shapes = (shape, shape[:1]) if by_row else (shape,)
+    fits = array is not None and array.shape in shapes and code != "weights"
     return f". Write `{code}`" if fits else ""
 
 

@@ -5,10 +5,11 @@ from solstice._per_member import PerMember
 from solstice._sums import Counts, Totals
 from solstice.metrics._bases import Additive, Growing
 from solstice.metrics._basic import Collect, Mean, MetricsCollection, Sum, WithLoss
-from solstice.metrics._binary import BinaryCurves, BinaryMetrics, MultilabelMetrics
+from solstice.metrics._binary import BinaryCurves, BinaryMetrics
 from solstice.metrics._classification import ClassificationMetrics
 from solstice.metrics._confusion import CalibrationError, ConfusionMatrix
 from solstice.metrics._language import LanguageModelMetrics
+from solstice.metrics._multilabel import MultilabelMetrics
 from solstice.metrics._regression import RegressionMetrics
 
 __all__ = [

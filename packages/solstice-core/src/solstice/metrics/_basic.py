@@ -16,7 +16,7 @@ from solstice._metrics import Metrics, computed
 from solstice._sums import Counts, Totals, as_given, at_least_float32, exact_sum
 from solstice._types import AnyArray
 from solstice.metrics._bases import Additive, Growing, as_stored, check_alike, divide, for_compute
-from solstice.metrics._counting import as_mask
+from solstice.metrics._counting import as_mask, as_weights, times
 
 
 class Mean(Additive):
@@ -55,29 +55,39 @@ class Mean(Additive):
 class Sum(Additive):
     """`Sum(values, mask)`: the sum of all values.
 
-    `compute()["sum"]` is an integer for integers and booleans, exact up to 2^63; else a float.
+    `compute()["sum"]` is an integer for integers and booleans, exact up to 2^63; else a float, also
+    with weights.
 
     Args:
         values: real numbers of any shape.
         mask: true for values that count, boolean of the same shape; all by default.
+        weights: a factor of each value, of 0 or more, of the same shape; 1 by default.
 
     Raises:
         TypeError: an array does not hold real numbers.
-        ValueError: the mask has another shape, or a sum of integers is merged with one of floats.
+        ValueError: the mask or the weights have another shape, or a sum of integers is merged with
+            one of floats.
     """
 
     can_raise = False
     total: Counts | Totals
     is_whole: bool = eqx.field(static=True)
 
-    def __init__(self, values: ArrayLike, mask: ArrayLike | None = None) -> None:
+    def __init__(
+        self,
+        values: ArrayLike,
+        mask: ArrayLike | None = None,
+        *,
+        weights: ArrayLike | None = None,
+    ) -> None:
         numbers = as_given(real("values", values))
-        counts = as_mask(mask, numbers.shape)
-        self.is_whole = not jnp.issubdtype(numbers.dtype, jnp.inexact)
+        counts, shares = as_weights(mask, weights, numbers.shape)
+        self.is_whole = not jnp.issubdtype(numbers.dtype, jnp.inexact) and shares is None
         if self.is_whole:
             self.total = Counts({"sum": exact_sum(numbers, counts)})
         else:
-            self.total = Totals({"sum": jnp.sum(jnp.where(counts, at_least_float32(numbers), 0))})
+            each = times(at_least_float32(numbers), shares)
+            self.total = Totals({"sum": jnp.sum(jnp.where(counts, each, 0))})
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["sum"]`: the sum, a float or an integer."""
@@ -89,7 +99,8 @@ class Collect(Growing):
 
     `compute()` returns each array by its name, with the examples of all batches on axis 0, in
     order. It grows: the outputs of a whole epoch stay on the device, and are merged outside the
-    compiled step. Outside `jax.jit`, NumPy's float64 and int64 keep their dtype.
+    compiled step. Outside `jax.jit`, NumPy's float64 and int64 keep their dtype. Weights are one
+    more array to keep: `Collect(scores=scores, weights=weights)`.
 
     Args:
         mask: true for examples to keep, boolean of shape [n]; all by default.

@@ -1,4 +1,4 @@
-"""Metrics of binary and of multi-label classification."""
+"""Metrics of classification into two classes."""
 
 from types import ModuleType
 from typing import Any
@@ -18,13 +18,12 @@ from solstice.metrics._bases import (
     Additive,
     Growing,
     as_stored,
-    averaged,
     divide,
     for_compute,
     has_nan,
     scores_of,
 )
-from solstice.metrics._counting import as_mask, as_weights, count, count_both, tally
+from solstice.metrics._counting import as_weights, count, count_both, tally
 from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
@@ -83,8 +82,8 @@ class BinaryMetrics(Additive):
     ) -> None:
         self.threshold = threshold = probability("threshold", threshold)
         self.num_bins = num_bins = whole("num_bins", num_bins)
-        _check_pair(scores, targets, 1, switch("from_logits", from_logits))
-        scores, (positive, negative) = at_least_float32(scores), _classes(targets)
+        check_pair(scores, targets, 1, switch("from_logits", from_logits))
+        scores, (positive, negative) = at_least_float32(scores), zeros_and_ones(targets)
         given, shares = as_weights(mask, weights, scores.shape)
         nan = has_nan(scores)
         counts = given & (positive | negative)
@@ -150,28 +149,35 @@ class BinaryCurves(Growing):
         scores: a higher score is more likely positive; shape [n], of any range.
         targets: labels, each 0 or 1, of any real dtype or boolean, shape [n].
         mask: true for examples that count, boolean of shape [n]; all by default.
+        weights: the weight of each example, as in `ClassificationMetrics`.
 
     Raises:
         TypeError: an array does not hold real numbers.
-        ValueError: shapes do not match.
+        ValueError: shapes do not match, or metrics with and without weights are merged.
     """
 
     scores: AnyArray
     targets: Array
     """1 for positive, 0 for negative, 2 for invalid labels; int8, to save memory."""
     mask: Array
+    weights: Array | None
 
     def __init__(
-        self, scores: ArrayLike, targets: ArrayLike, *, mask: ArrayLike | None = None
+        self,
+        scores: ArrayLike,
+        targets: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
     ) -> None:
-        _check_pair(scores, targets, 1)
-        self.scores, (positive, negative) = as_stored(scores), _classes(targets)
+        check_pair(scores, targets, 1)
+        self.scores, (positive, negative) = as_stored(scores), zeros_and_ones(targets)
         self.targets = jnp.where(positive, 1, jnp.where(negative, 0, 2)).astype(jnp.int8)
-        self.mask = as_mask(mask, self.scores.shape)
+        self.mask, self.weights = as_weights(mask, weights, self.scores.shape)
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["roc_auc"]`: floats and two integer counts. Not under `jax.jit`."""
-        scores, targets, mask = self._on_host()
+        scores, targets, mask, _ = self._on_host()
         _, positives, negatives = self._steps()
         return {
             **_areas(np, positives, negatives),
@@ -202,101 +208,26 @@ class BinaryCurves(Growing):
 
     def _steps(self) -> tuple[Any, Any, Any]:
         """The distinct scores, highest first, and the positives and negatives at each."""
-        scores, targets, mask = self._on_host()
+        scores, targets, mask, weights = self._on_host()
         kept = mask & (targets < 2) & ~np.isnan(scores)
         targets = targets[kept]
         values, at = np.unique(scores[kept], return_inverse=True)
-        counts = [
-            np.bincount(at[targets == label], minlength=len(values))[::-1] for label in (1, 0)
-        ]
-        return values[::-1], counts[0], counts[1]
 
-    def _on_host(self) -> tuple[Any, Any, Any]:
-        """The scores in float64, the targets and the mask."""
-        scores, *others = jax.device_get((self.scores, self.targets, self.mask))  # one transfer
-        return np.asarray(scores, np.float64), *map(np.asarray, others)
+        def counts(label: int) -> Any:
+            own = targets == label
+            shares = None if weights is None else weights[kept][own]
+            return np.bincount(at[own], shares, len(values))[::-1]
 
+        return values[::-1], counts(1), counts(0)
 
-class MultilabelMetrics(Additive):
-    """`MultilabelMetrics(probabilities, labels)`: metrics of several independent labels.
-
-    `compute()` returns the values below, as in scikit-learn with `zero_division=0`. A label is
-    predicted if its score is at least `threshold`.
-
-    - "accuracy": the fraction of correct entries, 1 - scikit-learn's `hamming_loss`;
-    - "subset_accuracy": the fraction of examples with all entries correct;
-    - "precision_micro", ...: over all entries; "precision_macro", ...: the mean over labels;
-      "precision_weighted", ...: the mean weighted by the frequency of each label;
-    - "precision_label_0", "recall_label_0", "f1_label_0", ...: each label;
-    - "num_out_of_range": number of label entries that are neither 0 nor 1, such as -1, 0.9 or
-      NaN. They are excluded from everything except "num_nan";
-    - "num_nan": number of NaN scores. They count as wrong.
-
-    Args:
-        scores: probabilities, in [0, 1], shape [n, num_labels].
-        targets: labels, each 0 or 1, of any real dtype or boolean, shape [n, num_labels].
-        mask: true for entries that count, boolean of shape [n, num_labels] or [n]; all by default.
-        threshold: the lowest score of a predicted label, in [0, 1].
-
-    Raises:
-        TypeError: an array does not hold real numbers.
-        ValueError: shapes do not match, or metrics of another `threshold` are merged.
-    """
-
-    can_raise = False
-    counts: Counts
-    """"right", "guessed" (predicted) and "holding" (true) have shape [num_labels]."""
-    threshold: float = eqx.field(static=True)
-
-    def __init__(
-        self,
-        scores: ArrayLike,
-        targets: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        threshold: float = 0.5,
-    ) -> None:
-        self.threshold = threshold = probability("threshold", threshold)
-        _check_pair(scores, targets, 2)
-        scores, (positive, negative) = at_least_float32(scores), _classes(targets)
-        given, nan = as_mask(mask, scores.shape, by_row=True), has_nan(scores)
-        counts = given & (positive | negative)
-        guessed = jnp.where(nan, negative, scores >= threshold)  # NaN is always a wrong guess
-        entries = counts & (guessed == positive)
-        examples = jnp.any(counts, axis=1)
-        self.counts = Counts(
-            {
-                "right": count(entries & positive, 0),
-                "guessed": count(counts & guessed, 0),
-                "holding": count(counts & positive, 0),
-                "right_entries": count(entries),
-                "num_entries": count(counts),
-                "right_examples": count(examples & jnp.all(entries | ~counts, axis=1)),
-                "num_examples": count(examples),
-                "out_of_range": count(given & ~counts),
-                "num_nan": count(given & nan),
-            }
-        )
-
-    def compute(self) -> dict[str, Any]:
-        """`metrics.compute()["f1_macro"]`: floats by name, and two integer counts."""
-        m, xp = for_compute(self)
-        exact = Counts.values(self.counts)
-        each = scores_of(xp, m.right, m.guessed, m.holding)
-        micro = scores_of(xp, m.right.sum(), m.guessed.sum(), m.holding.sum())
-        return {
-            "accuracy": divide(xp, m.right_entries, m.num_entries),
-            "subset_accuracy": divide(xp, m.right_examples, m.num_examples),
-            **{f"{name}_micro": value for name, value in micro.items()},
-            **averaged(xp, each, m.holding, "label"),
-            "num_out_of_range": exact["out_of_range"],
-            "num_nan": exact["num_nan"],
-        }
+    def _on_host(self) -> tuple[Any, Any, Any, Any]:
+        """The scores in float64, the targets, the mask and the weights or None."""
+        fields = self.scores, self.targets, self.mask, self.weights
+        scores, targets, mask, weights = jax.device_get(fields)  # one transfer
+        return np.asarray(scores, np.float64), np.asarray(targets), np.asarray(mask), weights
 
 
-def _check_pair(
-    scores: ArrayLike, targets: ArrayLike, ndim: int, from_logits: bool = False
-) -> None:
+def check_pair(scores: ArrayLike, targets: ArrayLike, ndim: int, from_logits: bool = False) -> None:
     shapes = np.shape(real("scores", scores)), np.shape(real("targets", targets))
     expected = "[n]" if ndim == 1 else "[n, num_labels]"
     if len(shapes[0]) != ndim or shapes[0] != shapes[1] or 0 in shapes[0][1:]:
@@ -307,7 +238,7 @@ def _check_pair(
         )
 
 
-def _classes(targets: ArrayLike) -> tuple[Any, Any]:
+def zeros_and_ones(targets: ArrayLike) -> tuple[Any, Any]:
     """Where labels are 1, and where they are 0; invalid labels are in neither."""
     labels = as_stored(targets)
     return (labels, ~labels) if labels.dtype == bool else (labels == 1, labels == 0)

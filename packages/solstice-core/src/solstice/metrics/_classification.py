@@ -22,7 +22,7 @@ from solstice.metrics._bases import (
     highest,
     scores_of,
 )
-from solstice.metrics._counting import as_weights, count, tally
+from solstice.metrics._counting import as_weights, count, tally, times
 from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
@@ -198,8 +198,7 @@ def _sum_of_losses(loss: Array, counts: Array, weights: Array | None) -> Array:
     if losses.ndim == 0:
         number = count(counts, weights=weights)  # the mean of no examples is often NaN
         return jnp.where(number > 0, losses * number.astype(losses.dtype), 0)
-    each = losses if weights is None else losses * weights.astype(losses.dtype)
-    return jnp.sum(jnp.where(counts, each, 0))
+    return jnp.sum(jnp.where(counts, times(losses, weights), 0))
 
 
 def _rank(scores: Array, targets: Array) -> Array:

@@ -11,7 +11,8 @@ from solstice._arguments import classes, real, whole
 from solstice._hints import class_hint, predictions_hint
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice.metrics._bases import Additive, as_classes, divide, for_compute, has_nan, highest
-from solstice.metrics._counting import as_mask, count, tally
+from solstice.metrics._counting import as_weights, count, tally
+from solstice.metrics._weights import WeightedCounts, exact_of, sums_of, values_of
 
 
 class ConfusionMatrix(Additive):
@@ -20,7 +21,7 @@ class ConfusionMatrix(Additive):
     `compute()["confusion_matrix"]` is an integer array of shape [num_classes, num_classes] with
     labels as rows and predictions as columns, as in scikit-learn. Examples with a label or a
     prediction out of range, or NaN, are excluded; "num_out_of_range" is their number. Memory is
-    2 `num_classes`^2 integers.
+    2 `num_classes`^2 integers. With weights, the matrix has sums of weights, in floats.
 
     Args:
         preds: predicted classes, integers of shape [n]; or scores, shape [n, num_classes], in
@@ -28,6 +29,7 @@ class ConfusionMatrix(Additive):
         targets: labels, integers of shape [n].
         num_classes: number of classes, 1 or more.
         mask: true for examples that count, boolean of shape [n]; all by default.
+        weights: the weight of each example, as in `ClassificationMetrics`.
 
     Raises:
         TypeError: an array does not hold real numbers.
@@ -35,7 +37,7 @@ class ConfusionMatrix(Additive):
     """
 
     can_raise = False
-    counts: Counts
+    counts: Counts | WeightedCounts
     num_classes: int = eqx.field(static=True)
 
     def __init__(
@@ -45,6 +47,7 @@ class ConfusionMatrix(Additive):
         num_classes: int,
         *,
         mask: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
     ) -> None:
         given = preds, targets
         num_classes = whole("num_classes", num_classes)
@@ -59,11 +62,11 @@ class ConfusionMatrix(Additive):
                 f"[n, {num_classes}], and targets of shape [n]; they are {list(preds.shape)} and "
                 f"{list(targets.shape)}{predictions_hint(*given)}"
             )
-        counts = as_mask(mask, targets.shape)
+        counts, shares = as_weights(mask, weights, targets.shape)
         rows, columns = as_classes(targets, num_classes), as_classes(preds, num_classes)
         inside = (rows < num_classes) & (columns < num_classes) & ~nan
-        pairs = tally(rows * num_classes + columns, num_classes**2, counts & inside)
-        self.counts = Counts(
+        pairs = tally(rows * num_classes + columns, num_classes**2, counts & inside, shares)
+        self.counts = sums_of(
             {
                 "confusion_matrix": pairs.reshape(num_classes, num_classes),
                 "num_out_of_range": count(counts & ~inside),
@@ -73,7 +76,7 @@ class ConfusionMatrix(Additive):
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["confusion_matrix"]`: the matrix and "num_out_of_range"."""
-        return Counts.values(self.counts)
+        return values_of(self.counts)
 
 
 class CalibrationError(Additive):
@@ -92,6 +95,7 @@ class CalibrationError(Additive):
         probabilities: shape [n, num_classes].
         targets: labels, integers of shape [n].
         mask: true for examples that count, boolean of shape [n]; all by default.
+        weights: the weight of each example, as in `ClassificationMetrics`.
         num_bins: number of bins, 1 or more.
 
     Raises:
@@ -100,7 +104,7 @@ class CalibrationError(Additive):
     """
 
     can_raise = False
-    counts: Counts
+    counts: Counts | WeightedCounts
     sums: Totals
     num_bins: int = eqx.field(static=True)
 
@@ -110,6 +114,7 @@ class CalibrationError(Additive):
         targets: ArrayLike,
         *,
         mask: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
         num_bins: int = 15,
     ) -> None:
         num_bins = whole("num_bins", num_bins)
@@ -121,7 +126,8 @@ class CalibrationError(Additive):
                 f"are {list(given.shape)} and {list(labels.shape)}"
                 f"{class_hint(targets) if labels.ndim > 1 else ''}"
             )
-        counts, nan = as_mask(mask, labels.shape), has_nan(given, axis=1)
+        counts, shares = as_weights(mask, weights, labels.shape)
+        nan = has_nan(given, axis=1)
         labels = as_classes(labels, given.shape[1])
         out_of_range = count(counts & (labels == given.shape[1]))
         num_nan = count(counts & nan)
@@ -131,15 +137,18 @@ class CalibrationError(Additive):
         edges = np.arange(1, num_bins, dtype=np.float32) / np.float32(num_bins)
         bins = count(confidence[:, None] >= edges[None, :], axis=1)
         right = counts & (highest(given) == labels)
-        self.sums = Totals({"confidence": tally(bins, num_bins, confidence)})
-        tallies = {"right": tally(bins, num_bins, right), "count": tally(bins, num_bins, counts)}
-        self.counts = Counts({**tallies, "out_of_range": out_of_range, "num_nan": num_nan})
+        self.sums = Totals({"confidence": tally(bins, num_bins, confidence, shares)})
+        tallies = {
+            "right": tally(bins, num_bins, right, shares),
+            "count": tally(bins, num_bins, counts, shares),
+        }
+        self.counts = sums_of({**tallies, "out_of_range": out_of_range, "num_nan": num_nan})
         self.num_bins = num_bins
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["expected_calibration_error"]`: floats and two integer counts."""
         m, xp = for_compute(self)
-        exact = Counts.values(self.counts)
+        exact = exact_of(self.counts)
         apart = xp.abs(divide(xp, m.confidence - m.right, m.count))
         return {
             "expected_calibration_error": (apart * divide(xp, m.count, m.count.sum())).sum(),

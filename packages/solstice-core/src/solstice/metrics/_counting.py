@@ -69,11 +69,19 @@ def as_weights(
     if given.shape != shape:
         raise ValueError(
             f"the weights must have the shape {list(shape)}, real numbers of 0 or more; they have "
-            f"{list(given.shape)} of {given.dtype}{weights_hint(weights, shape)}"
+            f"{list(given.shape)} of {given.dtype}{weights_hint(weights, shape, by_row=by_row)}"
         )
     counts &= given != 0
     shares = jnp.where(counts, at_least_float32(given), 0)
     return counts, jnp.where(shares >= 0, shares, jnp.nan)
+
+
+def times(values: Array, weights: Array | None) -> Array:
+    """Values times weights of the shape of their last axes; unchanged if there are no weights."""
+    if weights is None:
+        return values
+    axes = [1] * (values.ndim - weights.ndim)
+    return values * weights.reshape(*axes, *weights.shape).astype(values.dtype)
 
 
 def _over_rows(given: Array, shape: tuple[int, ...]) -> Array:

@@ -1,6 +1,5 @@
 """Metrics of regression: errors, R2 and correlation."""
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Self
 
@@ -14,7 +13,7 @@ from solstice._replace import replace
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice._types import AnyArray
 from solstice.metrics._bases import Additive, divide, for_compute
-from solstice.metrics._counting import as_weights, count
+from solstice.metrics._counting import as_weights, count, times
 from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
@@ -90,19 +89,19 @@ class RegressionMetrics(Additive):
         rows = counts.reshape(-1)
         finite = jnp.where(rows, jnp.isfinite(values), False)
         size = _divisor(number, shares is None).astype(values.dtype)
-        each = _times(None if shares is None else shares.reshape(-1))
+        flat = None if shares is None else shares.reshape(-1)
         highest = jnp.max(jnp.where(finite, values, -jnp.inf), axis=1, initial=-jnp.inf)
         self.origin = jnp.where(jnp.isfinite(highest), highest, 0)
         above = jnp.where(finite, values - self.origin[:, None] + lost, 0)
-        mean = jnp.sum(each(above), axis=1) / size
+        mean = jnp.sum(times(above, flat), axis=1) / size
         # An infinite value has no deviation from a mean, so the sums become NaN.
         deviations = jnp.where(finite, above - mean[:, None], jnp.where(rows, jnp.nan, 0))
         self.means = Totals({"mean": mean})
         self.sums = Totals(
             {
-                "spread": jnp.sum(each(jnp.square(deviations)), axis=1),
-                "product": jnp.sum(each(deviations[0] * deviations[1])),
-                "absolute": jnp.sum(each(jnp.where(rows, jnp.abs(apart).reshape(-1), 0))),
+                "spread": jnp.sum(times(jnp.square(deviations), flat), axis=1),
+                "product": jnp.sum(times(deviations[0] * deviations[1], flat)),
+                "absolute": jnp.sum(times(jnp.where(rows, jnp.abs(apart).reshape(-1), 0), flat)),
             }
         )
 
@@ -154,17 +153,6 @@ class RegressionMetrics(Additive):
 def _divisor(number: Array, is_whole: bool) -> Array:
     """A number of examples, or their weight, which may be below 1; 1 instead of 0."""
     return jnp.maximum(number, 1) if is_whole else jnp.where(number == 0, 1, number)
-
-
-def _times(weights: Array | None) -> Callable[[Array], Array]:
-    """A function that multiplies values, shape [..., n], by the weights, shape [n], if any."""
-
-    def times(values: Array) -> Array:
-        if weights is None:
-            return values
-        return values * weights.reshape(*[1] * (values.ndim - 1), -1).astype(values.dtype)
-
-    return times
 
 
 def _difference(one: Array, other: Array) -> tuple[Array, Array]:

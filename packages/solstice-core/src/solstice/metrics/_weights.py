@@ -46,5 +46,12 @@ def exact_of(numbers: Counts | WeightedCounts) -> dict[str, Any]:
     return Counts.values(numbers.counts if isinstance(numbers, WeightedCounts) else numbers)
 
 
+def values_of(numbers: Counts | WeightedCounts) -> dict[str, Any]:
+    """All numbers, floats and integers by name."""
+    if isinstance(numbers, WeightedCounts):
+        return WeightedCounts.values(numbers)
+    return Counts.values(numbers)
+
+
 def _is_weighted(number: Array | Words) -> TypeGuard[Array]:
     return not isinstance(number, Words) and jnp.issubdtype(number.dtype, jnp.inexact)

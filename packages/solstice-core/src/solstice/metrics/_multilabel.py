@@ -1,0 +1,99 @@
+"""Metrics of multi-label classification."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from solstice._arguments import probability
+from solstice._sums import Counts, at_least_float32
+from solstice.metrics._bases import Additive, averaged, divide, for_compute, has_nan, scores_of
+from solstice.metrics._binary import check_pair, zeros_and_ones
+from solstice.metrics._counting import as_weights, count
+from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
+
+
+class MultilabelMetrics(Additive):
+    """`MultilabelMetrics(probabilities, labels)`: metrics of several independent labels.
+
+    `compute()` returns the values below, as in scikit-learn with `zero_division=0`. A label is
+    predicted if its score is at least `threshold`.
+
+    - "accuracy": the fraction of correct entries, 1 - scikit-learn's `hamming_loss`;
+    - "subset_accuracy": the fraction of examples with all entries correct;
+    - "precision_micro", ...: over all entries; "precision_macro", ...: the mean over labels;
+      "precision_weighted", ...: the mean weighted by the frequency of each label;
+    - "precision_label_0", "recall_label_0", "f1_label_0", ...: each label;
+    - "num_out_of_range": number of label entries that are neither 0 nor 1, such as -1, 0.9 or
+      NaN. They are excluded from everything except "num_nan";
+    - "num_nan": number of NaN scores. They count as wrong.
+
+    Args:
+        scores: probabilities, in [0, 1], shape [n, num_labels].
+        targets: labels, each 0 or 1, of any real dtype or boolean, shape [n, num_labels].
+        mask: true for entries that count, boolean of shape [n, num_labels] or [n]; all by default.
+        weights: the weight of each entry, of shape [n, num_labels] or [n]; else as in
+            `ClassificationMetrics`. The weight of an example, in "subset_accuracy", is the largest
+            of its entries.
+        threshold: the lowest score of a predicted label, in [0, 1].
+
+    Raises:
+        TypeError: an array does not hold real numbers.
+        ValueError: shapes do not match, or metrics of another `threshold` are merged.
+    """
+
+    can_raise = False
+    counts: Counts | WeightedCounts
+    """"right", "guessed" (predicted) and "holding" (true) have shape [num_labels]."""
+    threshold: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        scores: ArrayLike,
+        targets: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
+        threshold: float = 0.5,
+    ) -> None:
+        self.threshold = threshold = probability("threshold", threshold)
+        check_pair(scores, targets, 2)
+        scores, (positive, negative) = at_least_float32(scores), zeros_and_ones(targets)
+        given, shares = as_weights(mask, weights, scores.shape, by_row=True)
+        nan = has_nan(scores)
+        counts = given & (positive | negative)
+        guessed = jnp.where(nan, negative, scores >= threshold)  # NaN is always a wrong guess
+        entries = counts & (guessed == positive)
+        examples = jnp.any(counts, axis=1)
+        of_examples = None if shares is None else jnp.max(jnp.where(counts, shares, 0), axis=1)
+        self.counts = sums_of(
+            {
+                "right": count(entries & positive, 0, shares),
+                "guessed": count(counts & guessed, 0, shares),
+                "holding": count(counts & positive, 0, shares),
+                "right_entries": count(entries, weights=shares),
+                "num_entries": count(counts, weights=shares),
+                "right_examples": count(
+                    examples & jnp.all(entries | ~counts, axis=1), weights=of_examples
+                ),
+                "num_examples": count(examples, weights=of_examples),
+                "out_of_range": count(given & ~counts),
+                "num_nan": count(given & nan),
+            }
+        )
+
+    def compute(self) -> dict[str, Any]:
+        """`metrics.compute()["f1_macro"]`: floats by name, and two integer counts."""
+        m, xp = for_compute(self)
+        exact = exact_of(self.counts)
+        each = scores_of(xp, m.right, m.guessed, m.holding)
+        micro = scores_of(xp, m.right.sum(), m.guessed.sum(), m.holding.sum())
+        return {
+            "accuracy": divide(xp, m.right_entries, m.num_entries),
+            "subset_accuracy": divide(xp, m.right_examples, m.num_examples),
+            **{f"{name}_micro": value for name, value in micro.items()},
+            **averaged(xp, each, m.holding, "label"),
+            "num_out_of_range": exact["out_of_range"],
+            "num_nan": exact["num_nan"],
+        }
