@@ -62,7 +62,7 @@ class Population(ReadyMadeExperiment):
         members: an Experiment whose arrays have the members on axis 0; None before `setup`.
         hyperparameters: the value of each member, by name; {} for a list of Experiments.
         ids: the number of each member, int32 of shape [N].
-        is_active: whether steps change a member, a boolean of shape [N].
+        is_active: whether steps change a member, a boolean of shape [N]; None for all.
 
     Raises:
         TypeError: `make` does not take these hyperparameters, or does not return an Experiment.
@@ -74,7 +74,7 @@ class Population(ReadyMadeExperiment):
     members: Experiment | None
     hyperparameters: Hyperparameters
     ids: Array
-    is_active: Array
+    is_active: Array | None
     make: Make | None = eqx.field(static=True)
     size: int = eqx.field(static=True)
     """The number of members at first."""
@@ -99,7 +99,7 @@ class Population(ReadyMadeExperiment):
             self.make, self.members, self.is_traced = None, stacked(members, _SHARE), False
             self.hyperparameters, self.size = {}, len(members)
         self.ids = jnp.arange(self.size, dtype=jnp.int32)
-        self.is_active = jnp.ones(self.size, bool)
+        self.is_active = None
         self.batch_like = None
 
     def __len__(self) -> int:

@@ -43,7 +43,7 @@ def stepped(
     method: str,
     batch: Batch,
     hyperparameters: Hyperparameters,
-    is_active: Array,
+    is_active: Array | None,
     rebuild: Callable[[Mapping[str, Any]], Experiment] | None,
 ) -> Stepped:
     """One step of all members.
@@ -65,21 +65,29 @@ def stepped(
         check_like(program, fresh, dict(zip(template.array_names(), arrays, strict=True)))
         return program.merge(arrays)
 
-    def one(arrays: list[Array], values: Mapping[str, Any], is_active: Array) -> Any:
-        new, outputs = _call(rebuilt(arrays, values), method, batch)
-        kept = [jnp.where(is_active, now, old) for now, old in zip(new, arrays, strict=True)]
+    def one(
+        arrays: list[Array], values: Mapping[str, Any], is_active: Array | None, batch: Batch
+    ) -> Any:
+        kept, outputs = _call(rebuilt(arrays, values), method, batch)
+        if is_active is not None:
+            pairs = zip(kept, arrays, strict=True)
+            kept = [jnp.where(is_active, now, old) for now, old in pairs]
         if method == "predict_step":
             return kept, None, outputs
         outputs = unpack(outputs)
         metrics = pack(as_metrics(outputs, batch))
         return kept, metrics, pack(without_metrics(outputs))
 
+    copies, axes = _for_each(batch, len(arrays[0]))
+    over_members = cast(
+        "Any", jax.vmap(one, in_axes=(0, 0, None if is_active is None else 0, axes))
+    )
     try:
-        mapped = cast("Any", jax.vmap(one))(arrays, hyperparameters, is_active)
+        mapped = over_members(arrays, hyperparameters, is_active, copies)
     except jax.errors.JAXTypeError as error:
         if rebuild is None:
             raise
-        run = _first_of(one, arrays, is_active)
+        run = _first_of(one, arrays, is_active, batch)
         names = culprits(run, _rows(hyperparameters))
         if not names:
             raise
@@ -106,11 +114,31 @@ def _call(member: Experiment, method: str, batch: Batch) -> tuple[list[Array], O
     return new, outputs
 
 
+def _for_each(batch: Batch, size: int) -> tuple[Batch, Any]:
+    """The batch for `jax.vmap`, with a copy for each member of some arrays, and its axes.
+
+    Rows of features often meet a matrix product first. With the same rows for all members, XLA
+    makes one product of all weights, and transposes them and their gradients in every step. Copies
+    of the rows are smaller. Other arrays, such as images and tokens, are shared.
+    """
+
+    def is_rows(leaf: Array) -> bool:
+        return leaf.ndim == 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+    def copied(leaf: Array) -> Array:
+        return jnp.broadcast_to(leaf, (size, *leaf.shape)) if is_rows(leaf) else leaf
+
+    def axis(leaf: Array) -> int | None:
+        return 0 if is_rows(leaf) else None
+
+    return _tree.map(copied, batch), _tree.map(axis, batch)
+
+
 def _first_of(
-    one: Callable[..., Any], arrays: list[Array], is_active: Array
+    one: Callable[..., Any], arrays: list[Array], is_active: Array | None, batch: Batch
 ) -> Callable[[Mapping[str, Any]], object]:
     def run(values: Mapping[str, Any]) -> object:
-        return one(_tree.row(arrays, 0), values, is_active[0])
+        return one(_tree.row(arrays, 0), values, is_active and is_active[0], batch)
 
     return run
 
