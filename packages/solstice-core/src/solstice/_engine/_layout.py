@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
+from solstice._engine._members import MembersPlacement
 from solstice._engine._mesh import MeshPlacement
 from solstice._engine._placement import READS_HOST, Placement, SingleDevice
 from solstice._engine._sharding import REPLICATED, Rule, shardings
@@ -76,7 +77,8 @@ class Layout:
         """
         mesh = _mesh_of(self.mesh)
         if mesh.size > 1 or jax.process_count() > 1:
-            return MeshPlacement(mesh, _axis_of(mesh), self.rule)
+            kind = MembersPlacement if self.rule.is_members else MeshPlacement
+            return kind(mesh, _axis_of(mesh), self.rule)
         [device] = mesh.devices.flat
         chosen = None if device == default_device() else device
         return MeshOfOne(

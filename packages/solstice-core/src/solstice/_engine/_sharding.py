@@ -13,12 +13,15 @@ from solstice import _tree
 from solstice._errors import ShardingError
 
 Spec: TypeAlias = str | PartitionSpec
-"""A word, "replicated" or "fsdp", or the axes of the mesh for each axis of an array."""
+"""A word, such as "fsdp", or the axes of the mesh for each axis of an array."""
 
 Sharding: TypeAlias = str | Mapping[str, Spec] | Callable[[str, ShapeDtypeStruct], Spec]
 """The `sharding` of a Trainer."""
 
 WORDS = ("replicated", "fsdp")
+
+MEMBERS = "members"
+"""The `sharding` that spreads the members of a `solstice.Population` over the devices."""
 
 FSDP_SIZE = 2**16
 """The elements from which "fsdp" splits an array; to collect a smaller one costs more time."""
@@ -46,17 +49,23 @@ class Rule:
             TypeError: something else.
         """
         if isinstance(given, str):
-            return Rule((("*", _word(given, "sharding")),))
+            word = given if given == MEMBERS else _word(given, "sharding", f', "{MEMBERS}"')
+            return Rule((("*", word),))
         if isinstance(given, Mapping):
             pairs = cast("Mapping[object, object]", given).items()
             return Rule(tuple((_pattern(k), _spec(v, f"sharding[{k!r}]")) for k, v in pairs))
         if callable(given):
             return Rule(function=cast("Any", given))
         raise TypeError(
-            f'sharding must be "replicated", "fsdp", a dict of path patterns such as '
+            f'sharding must be "replicated", "fsdp", "members", a dict of path patterns such as '
             f'{{"*kernel": PartitionSpec(None, "model"), "*": "fsdp"}}, or a function of a path '
             f"and an array; it is {given!r:.60}"
         )
+
+    @property
+    def is_members(self) -> bool:
+        """Whether each device has some members of a population, and whole batches."""
+        return self.patterns == (("*", MEMBERS),)
 
     def spec(self, path: str, like: ShapeDtypeStruct) -> Spec:
         """The spec of an array."""
@@ -106,6 +115,8 @@ def shardings(
         ShardingError: a pattern decides nothing, or a spec does not fit its array.
     """
     rule.check_patterns(paths)
+    if rule.is_members:
+        return tuple(NamedSharding(mesh, spec) for spec in _over_members(paths, types, mesh, axis))
     found: list[NamedSharding] = []
     for path, like in zip(paths, types, strict=True):
         spec = rule.spec(path, like)
@@ -179,6 +190,31 @@ def _fsdp(like: ShapeDtypeStruct, parts: int, axis: str) -> PartitionSpec:
     return PartitionSpec()
 
 
+def _over_members(
+    paths: Sequence[str], types: Sequence[ShapeDtypeStruct], mesh: Mesh, axis: str
+) -> list[PartitionSpec]:
+    """Splits the arrays of a population along axis 0, if the devices divide the members."""
+    if not any(map(is_of_members, paths)):
+        raise ShardingError(
+            f'sharding="members" spreads the members of a solstice.Population over the devices, '
+            f"and this Experiment has no members; its arrays are "
+            f'{", ".join(map(repr, paths[:4]))}, .... Write sharding="replicated" or "fsdp"'
+        )
+    parts = mesh.shape[axis]
+    return [
+        PartitionSpec(axis)
+        if is_of_members(path) and like.shape[0] % parts == 0
+        else PartitionSpec()
+        for path, like in zip(paths, types, strict=True)
+    ]
+
+
+def is_of_members(path: str) -> bool:
+    """Whether an array is of a population, with the members on axis 0, by its path."""
+    *folders, name = path.split("/")
+    return bool({"members", "hyperparameters"} & {*folders}) or name in ("ids", "is_active")
+
+
 def _check_fits(spec: PartitionSpec, path: str, like: ShapeDtypeStruct, mesh: Mesh) -> None:
     given = f"sharding gives `{path}`, {like.dtype}{list(like.shape)}, the spec {spec}"
     if len(spec) > len(like.shape):
@@ -211,10 +247,11 @@ def _names(names: Any) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
 
 
-def _word(word: str, name: str) -> str:
+def _word(word: str, name: str, more: str = "") -> str:
     if word not in WORDS:
         raise ValueError(
-            f'{name} must be "replicated", "fsdp" or a jax.sharding.PartitionSpec; it is {word!r}'
+            f'{name} must be "replicated", "fsdp"{more} or a jax.sharding.PartitionSpec; it is '
+            f"{word!r}"
         )
     return word
 

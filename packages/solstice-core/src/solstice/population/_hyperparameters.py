@@ -1,5 +1,6 @@
 """Hyperparameters: one array for each, with the members on axis 0."""
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
@@ -63,10 +64,10 @@ def checked(make: Callable[..., Any], values: Mapping[str, Any]) -> Hyperparamet
     arrays = {name: _as_jax(name, value) for name, value in values.items()}
     lengths = {name: array.shape[0] for name, array in arrays.items() if array.ndim}
     if not lengths:
-        name, value = next(iter(arrays.items()))
+        name = next(iter(arrays))
         raise ValueError(
-            f"a Population needs an array of one value for each member; {name} is the single "
-            f"value {_tree.text_of(value)}. Write `{name}=[{_tree.text_of(value)}]` for one member"
+            f"a Population needs an array with one value for each member; {name} is a single "
+            f"value. Write `{name}=jnp.array([...])`, or `{name}=[{name}]` for one member"
         )
     if len({*lengths.values()}) > 1:
         found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
@@ -81,14 +82,30 @@ def checked(make: Callable[..., Any], values: Mapping[str, Any]) -> Hyperparamet
     return {name: x if x.ndim else jnp.broadcast_to(x, (size,)) for name, x in arrays.items()}
 
 
-def one_of(hyperparameters: Hyperparameters, row: int) -> dict[str, Any]:
-    """The hyperparameters of one member, as scalars of NumPy, which a static field can hold."""
-    return {name: _scalar(values[row]) for name, values in hyperparameters.items()}
+def one_of(hyperparameters: Hyperparameters, row: int) -> dict[str, Array]:
+    """The hyperparameters of one member, as scalars of JAX, like traced ones."""
+    return {name: values[row] for name, values in hyperparameters.items()}
+
+
+def numbers_of(hyperparameters: Hyperparameters, row: int) -> dict[str, Any]:
+    """The same as scalars of NumPy, which a static field can hold; keys stay arrays of JAX."""
+    return {name: _number(value) for name, value in one_of(hyperparameters, row).items()}
 
 
 def in_words(hyperparameters: Hyperparameters) -> str:
     """`rate=0.0003 ... 0.03, seed=0 ... 15`: the first and the last value of each."""
     return ", ".join(f"{name}={_ends(values)}" for name, values in hyperparameters.items())
+
+
+def fingerprint(hyperparameters: Hyperparameters) -> str:
+    """The hyperparameters in words, with a hash of their values."""
+    digest = hashlib.sha256()
+    for name, values in hyperparameters.items():
+        data = jax.random.key_data(values) if _tree.is_key(values) else values
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(_tree.to_numpy(data).tobytes())
+    found = in_words(hyperparameters)
+    return f"{found} ({digest.hexdigest()[:8]})" if found else ""
 
 
 def _ends(values: Array) -> str:
@@ -99,7 +116,7 @@ def _ends(values: Array) -> str:
     return first if len(host) == 1 else f"{first} ... {last}"
 
 
-def _scalar(value: Array) -> Any:
+def _number(value: Array) -> Any:
     return value if _tree.is_key(value) else _tree.to_numpy(value)[()]
 
 

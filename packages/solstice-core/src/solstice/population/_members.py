@@ -23,7 +23,7 @@ from solstice._engine import (
 from solstice._errors import ExperimentError
 from solstice._experiment import Experiment, check_experiment
 from solstice._types import Batch, Structure
-from solstice.population._hyperparameters import Hyperparameters, one_of
+from solstice.population._hyperparameters import Hyperparameters, numbers_of, one_of
 
 Make = Callable[..., Any]
 """A function of hyperparameters that returns an Experiment."""
@@ -80,12 +80,11 @@ def built(make: Make, hyperparameters: Hyperparameters, batch: Batch) -> tuple[E
     Raises:
         ExperimentError: the members differ in more than the values of arrays.
     """
-    first = made(make, one_of(hyperparameters, 0), batch)
     try:
         shapes = _traced(make, hyperparameters, batch)
     except Exception as error:  # of a value that must be concrete, or of NumPy
-        return _one_by_one(make, hyperparameters, batch, first, error), False
-    program, arrays = split(first)
+        return _one_by_one(make, hyperparameters, batch, error), False
+    program, arrays = split(made(make, one_of(hyperparameters, 0), batch))
     check_like(program, arrays, {path: _row_of(like) for path, like in shapes.items()})
 
     def values_of(values: Mapping[str, Any]) -> list[Array]:
@@ -94,7 +93,7 @@ def built(make: Make, hyperparameters: Hyperparameters, batch: Batch) -> tuple[E
     return program.merge(jax.vmap(values_of)(hyperparameters)), True
 
 
-def stacked(members: Sequence[Experiment], advice: str = "") -> Experiment:
+def stacked(members: Sequence[Experiment], advice: Callable[[], str]) -> Experiment:
     """Experiments as one, with the members on axis 0 of each array.
 
     Raises:
@@ -105,7 +104,7 @@ def stacked(members: Sequence[Experiment], advice: str = "") -> Experiment:
     for index, (other, arrays) in enumerate(others, 1):
         found = list(differences(members[0], members[index], program, other))
         if found:
-            raise ExperimentError(_difference_message(found, index, advice))
+            raise ExperimentError(_difference_message(found, index, advice()))
         named = zip(other.array_names(), arrays, strict=True)
         check_like(program, first, {path: _type_of(x) for path, x in named}, f"member {index}")
     columns = zip(*[arrays for _, arrays in [(program, first), *others]], strict=True)
@@ -153,34 +152,38 @@ def check_like(
 
 
 def culprits(run: Callable[[Mapping[str, Any]], object], values: Mapping[str, Any]) -> list[str]:
-    """The hyperparameters without which a function can be traced, each by itself.
+    """The hyperparameters with which a function cannot be traced, if it can without them.
 
     Args:
         run: a function of hyperparameters.
-        values: those of one member.
+        values: concrete ones.
     """
-    return [name for name in values if _fails(run, values, name)]
+    if not _can_trace(run, values, {}):
+        return []
+    return [name for name in values if not _can_trace(run, values, {name: values[name]})]
 
 
-def _fails(
-    run: Callable[[Mapping[str, Any]], object], values: Mapping[str, Any], name: str
+def _can_trace(
+    run: Callable[[Mapping[str, Any]], object], values: Mapping[str, Any], some: dict[str, Any]
 ) -> bool:
-    def of_one(value: Any) -> None:
-        run({**values, name: value})
+    def of_some(traced: Mapping[str, Any]) -> None:
+        run({**values, **traced})
 
     try:
-        _tree.eval_shape(of_one, values[name])
+        _tree.eval_shape(of_some, some)
     except Exception:
-        return True
-    return False
+        return False
+    return True
 
 
 def concrete_message(names: Sequence[str], error: Exception) -> str:
     """A sentence on the hyperparameters that cannot be traced."""
-    which = " and ".join(f"`{name}`" for name in names) or "a value of JAX"
+    which = " and ".join(f"`{name}`" for name in names) or "The hyperparameters"
+    many = len(names) != 1
     return (
-        f"{which} must be traced, because all members are one program, and is needed as a number "
-        f"of Python ({line_of(error)})"
+        f"{which} must be {'arrays' if many else 'an array'} of JAX in `make` and in steps, "
+        f"because all members are one program, and a number of Python is needed here: "
+        f"{line_of(error)}"
     )
 
 
@@ -199,27 +202,30 @@ def _traced(make: Make, hyperparameters: Hyperparameters, batch: Batch) -> dict[
 
 
 def _one_by_one(
-    make: Make, hyperparameters: Hyperparameters, batch: Batch, first: Experiment, why: Exception
+    make: Make, hyperparameters: Hyperparameters, batch: Batch, why: Exception
 ) -> Experiment:
     size = len(next(iter(hyperparameters.values())))
-    others = [made(make, one_of(hyperparameters, row), batch) for row in range(1, size)]
+    rows = [numbers_of(hyperparameters, row) for row in range(size)]
+    members = [made(make, values, batch) for values in rows]
 
     def run(values: Mapping[str, Any]) -> object:
         return made(make, values, batch)
 
-    try:
-        return stacked([first, *others])
-    except ExperimentError as error:
-        names = culprits(run, one_of(hyperparameters, 0))
-        raise ExperimentError(f"{error}. {concrete_message(names, why)}") from why
+    def advice() -> str:
+        names = culprits(run, rows[0])
+        return f"{_SHARE}. {concrete_message(names, why)}"
+
+    return stacked(members, advice)
 
 
 def _difference_message(found: Sequence[Change], index: int, advice: str) -> str:
+    # An attribute that frameworks use internally often repeats another one.
+    found = [one for one in found if "._" not in one.path] or found
     lines = "".join(f"\n  `{one.path}`: {one.words}" for one in found[:8])
     more = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
     return (
         f"the members of a population may differ in the values of arrays only. Member {index} "
-        f"differs from member 0 in:{lines}{more}\n{advice or _SHARE}"
+        f"differs from member 0 in:{lines}{more}\n{advice}"
     )
 
 

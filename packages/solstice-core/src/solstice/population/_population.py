@@ -14,15 +14,23 @@ from jax.typing import ArrayLike
 
 from solstice import _tree
 from solstice._errors import DataError
-from solstice._experiment import Experiment, check_experiment, overrides, stacked_check_of
+from solstice._experiment import (
+    Experiment,
+    check_experiment,
+    overrides,
+    params_of,
+    stacked_check_of,
+)
 from solstice._replace import replace
 from solstice._types import Batch, Outputs
+from solstice.compat import Params
 from solstice.experiments import ReadyMadeExperiment
 from solstice.metrics import Mapped
 from solstice.population._hyperparameters import (
     Hyperparameters,
     as_mapping,
     checked,
+    fingerprint,
     in_words,
     one_of,
 )
@@ -78,6 +86,8 @@ class Population(ReadyMadeExperiment):
     make: Make | None = eqx.field(static=True)
     size: int = eqx.field(static=True)
     """The number of members at first."""
+    made_from: str = eqx.field(static=True)
+    """The first hyperparameters in words, by which a checkpoint of others is refused."""
     is_traced: bool = eqx.field(static=True)
     """Whether steps call `make`."""
     batch_like: BatchLike | None = eqx.field(static=True)
@@ -96,11 +106,17 @@ class Population(ReadyMadeExperiment):
             self.size = len(next(iter(self.hyperparameters.values())))
         else:
             members = _as_list(make, hyperparameters, values)
-            self.make, self.members, self.is_traced = None, stacked(members, _SHARE), False
+            self.make, self.members, self.is_traced = None, stacked(members, _advice), False
             self.hyperparameters, self.size = {}, len(members)
+        self.made_from = fingerprint(self.hyperparameters)
         self.ids = jnp.arange(self.size, dtype=jnp.int32)
         self.is_active = None
         self.batch_like = None
+
+    @property
+    def params(self) -> Params:
+        """The params of the members, with the members on axis 0; None before `setup`."""
+        return None if self.members is None else params_of(self.members)
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -136,7 +152,7 @@ class Population(ReadyMadeExperiment):
             return self
         if self.make is None:
             members = [member.setup(batch) for member in self]
-            return replace(self, members=stacked(members, _SHARE), batch_like=BatchLike.of(batch))
+            return replace(self, members=stacked(members, _advice), batch_like=BatchLike.of(batch))
         members, is_traced = built(self.make, self.hyperparameters, batch)
         like = BatchLike.of(batch)
         return replace(self, members=members, is_traced=is_traced, batch_like=like)
@@ -180,10 +196,11 @@ class Population(ReadyMadeExperiment):
         return stepped(self.members, method, batch, self.hyperparameters, active, rebuild)
 
 
-_SHARE = (
-    "Share the model and the optimiser between the Experiments, or give a function that builds "
-    "them from its arguments: `Population(make, rate=..., seed=...)`"
-)
+def _advice() -> str:
+    return (
+        "Share the model and the optimiser between the Experiments, or give a function that builds "
+        "them from its arguments: `Population(make, rate=..., seed=...)`"
+    )
 
 
 def _as_list(given: object, hyperparameters: object, values: dict[str, Any]) -> list[Experiment]:
@@ -201,7 +218,11 @@ def _as_list(given: object, hyperparameters: object, values: dict[str, Any]) -> 
     members = list(cast("Sequence[Any]", given))
     if not members:
         raise ValueError("a Population needs one Experiment or more; the list is empty")
-    for member in members:
+    for index, member in enumerate(members):
+        if not isinstance(member, Experiment):
+            raise TypeError(
+                f"a Population takes a list of Experiments; number {index} is {member!r:.60}"
+            )
         check_experiment(member)
     return members
 
@@ -240,7 +261,18 @@ def _row_of(population: Population, index: SupportsIndex) -> int:
 
 def _rows_at(arrays: list[Any], row: int) -> list[Array]:
     # With an index on the device, so that each member is the same program.
-    return cast("Any", _rows_of)(arrays, jax.device_put(np.uint32(row)))
+    rows = cast("list[Array]", cast("Any", _rows_of)(arrays, jax.device_put(np.uint32(row))))
+    return [_on_one_device(x) for x in rows]
+
+
+def _on_one_device(array: Array) -> Array:
+    """An array of a member on a mesh, on its first device, since the member is one alone."""
+    devices = array.devices()
+    return array if len(devices) == 1 else jax.device_put(array, min(devices, key=_id_of))
+
+
+def _id_of(device: Any) -> int:
+    return device.id
 
 
 @jax.jit

@@ -1,15 +1,16 @@
 """Steps of a population: the step of a member under `jax.vmap`, with one batch for all."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from solstice import _tree
-from solstice._engine import ConstantChanged, pack, program_of, undecorated, unpack
+from solstice._engine import ConstantChanged, line_of, pack, program_of, undecorated, unpack
 from solstice._errors import ExperimentError
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics, as_metrics, without_metrics
@@ -85,16 +86,10 @@ def stepped(
     try:
         mapped = over_members(arrays, hyperparameters, is_active, copies)
     except jax.errors.JAXTypeError as error:
-        if rebuild is None:
-            raise
         run = _first_of(one, arrays, is_active, batch)
-        names = culprits(run, _rows(hyperparameters))
-        if not names:
-            raise
-        raise ExperimentError(
-            f"{method} of a population: {concrete_message(names, error)}. Use a layer or an "
-            f"optimiser that takes an array there, or make one Population for each value"
-        ) from error
+        names = culprits(run, _examples(hyperparameters)) if rebuild is not None else []
+        kind = type(members).__name__
+        raise ExperimentError(_traced_message(f"{kind}.{method}", names, error)) from error
     new, metrics, others = mapped
     return Stepped(template.merge(new), unpack(metrics), unpack(others))
 
@@ -143,5 +138,21 @@ def _first_of(
     return run
 
 
-def _rows(hyperparameters: Hyperparameters) -> dict[str, Any]:
-    return _tree.row(hyperparameters, 0)
+def _examples(hyperparameters: Hyperparameters) -> dict[str, Any]:
+    """A value for each hyperparameter, concrete within a trace; a key stays traced."""
+    return {
+        name: values[0] if _tree.is_key(values) else np.ones(values.shape[1:], values.dtype)[()]
+        for name, values in hyperparameters.items()
+    }
+
+
+def _traced_message(step: str, names: Sequence[str], error: Exception) -> str:
+    if names:
+        return (
+            f"{step} of a population: {concrete_message(names, error)}. Use a layer or an "
+            f"optimiser that takes an array there, or make one Population for each value"
+        )
+    return (
+        f"{step} cannot be compiled, and a population needs that: {line_of(error)}. Write it with "
+        f"jax.numpy, jnp.where and jax.lax.cond"
+    )
