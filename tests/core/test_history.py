@@ -162,7 +162,7 @@ def test_a_long_table_is_shown_in_part(monkeypatch):
     assert lines[5].strip() == "..."
     assert max(map(len, lines)) <= 40
     monkeypatch.setenv("COLUMNS", "20")
-    assert "and 1 metrics more, such as val/loss" in repr(trainer.history) or len(lines[0]) <= 40
+    assert "and 1 columns more, such as val/loss" in repr(trainer.history) or len(lines[0]) <= 40
 
 
 def history_of(**columns):

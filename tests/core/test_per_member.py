@@ -279,7 +279,7 @@ def test_a_plot_is_a_fan_with_the_best_marked(history):
     (star,) = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (2, 1)
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == ["train, [0] of 3", "val, [0] of 3"]
+    assert labels == ["train, member 0 of 3", "val, member 0 of 3"]
 
 
 def test_a_removed_member_has_no_line_after_it():
@@ -290,10 +290,32 @@ def test_a_removed_member_has_no_line_after_it():
     assert not np.isnan(line[:20]).any()
 
 
+def limits(values):
+    return fitted([], values)[0].history.plot(only=["loss"]).axes[0].get_ylim()
+
+
+@pytest.mark.parametrize("bad", [1e9, math.inf, NAN])
+def test_a_diverged_member_does_not_flatten_the_others(bad):
+    low, high = limits([[2, 3, 1, bad], [1, 2, 1, bad]])
+    assert low <= 1
+    assert 2 <= high < 10
+
+
+def test_a_usual_spread_is_drawn_whole():
+    low, high = limits([[2, 3, 1, 6], [1, 2, 1, 4]])
+    assert low <= 1
+    assert high >= 6
+
+
 def test_populations_are_compared(history):
     figure = solstice.compare({"one": history, "other": history.member(1)}, only=["loss"])
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == ["one train, [0] of 3", "one val, [0] of 3", "other train", "other val"]
+    assert labels == [
+        "one train, member 0 of 3",
+        "one val, member 0 of 3",
+        "other train",
+        "other val",
+    ]
 
 
 def test_an_evaluation_by_itself_returns_and_draws_members(history):

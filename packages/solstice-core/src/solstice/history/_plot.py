@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from solstice._arguments import names, share
-from solstice._better import better
+from solstice._better import Direction, better
 from solstice._history_rows import column_of
 from solstice._per_member import is_vector
 from solstice._picture import Figure, Picture
@@ -23,6 +23,9 @@ _PANELS = 9
 
 _MANY = 8
 """The most points at which each has a marker."""
+
+_FLAT = 10
+"""How many times larger the range of all members must be than that of the better half, to cut."""
 
 _NOISY = 30
 """The fewest points for smoothing; with fewer, the raw line shows the trend."""
@@ -45,6 +48,7 @@ def draw(runs: Mapping[str, History], *, only: Collection[str] | None, smooth: f
             colours = _COLOURS[order % len(_COLOURS)], _COLOURS[(order + 1) % len(_COLOURS)]
             _draw_metric(axes, name, history, metric, colours, smooth, alone=len(runs) == 1)
         _finish(axes)
+        _focus(axes, [_fan(history, metric) for history in runs.values()], better(metric))
     if left_out:
         text = f"{len(left_out)} metrics more: only=[{left_out[0]!r}, ...]"
         figure.supxlabel(text, fontsize="small", color="gray")
@@ -127,16 +131,16 @@ class _Lines:
             self._line([float(value) for value in values], label, smooth)
             return
         fan = np.array(values)
-        smoothed = np.transpose([_smoothed(list(line), smooth) for line in fan.T])
-        smoothed = np.where(np.isnan(fan), np.nan, smoothed)  # no line after a member's removal
+        lines = [_smoothed(line, smooth) if smooth else line for line in fan.T.tolist()]
+        smoothed = np.where(np.isnan(fan), np.nan, np.transpose(lines))  # ends at a removal
         thin = {**self.style, "alpha": _faint(fan.shape[1]), "linewidth": 0.8}
         thin |= {"marker": ""} if len(self.steps) > 1 else {}
         first, *_ = self.axes.plot(self.steps, smoothed, **thin)
         if self.member is None:
             first.set_label(f"{label}, {fan.shape[1]} members")
         else:
-            line = list(smoothed[:, self.member])
-            named = f"{label}, [{self.member}] of {fan.shape[1]}"
+            line = smoothed[:, self.member]
+            named = f"{label}, member {self.member} of {fan.shape[1]}"
             self.axes.plot(self.steps, line, label=named, **self.style, zorder=4, linewidth=2)
 
     def _line(self, values: list[float], label: str, smooth: float) -> None:
@@ -145,6 +149,34 @@ class _Lines:
             self.axes.plot(self.steps, values, **raw)
             values, label = _smoothed(values, smooth), f"{label}, smoothed"
         self.axes.plot(self.steps, values, label=label, **self.style)
+
+
+def _fan(history: History, metric: str) -> list[Any]:
+    """The values of the members of a population, in all modes; [] of other runs."""
+    found = [_points(history, f"{mode}/{metric}")[1] for mode in ("train", "val")]
+    return [values for of_mode in found for values in of_mode if is_vector(values)]
+
+
+def _focus(axes: Any, fans: list[list[Any]], direction: Direction) -> None:
+    """Limits a panel to the better half of the members, if others would flatten their lines."""
+    low, high = axes.get_ylim()
+    ranges = [_range_of_half(np.array(fan), direction) for fan in fans if fan]
+    if len(ranges) < len(fans) or not ranges:
+        return
+    bottom, top = min(low for low, _ in ranges), max(high for _, high in ranges)
+    if high - low > _FLAT * (top - bottom) > 0:
+        margin = 0.15 * (top - bottom)
+        axes.set_ylim(bottom - margin, top + margin)
+
+
+def _range_of_half(fan: np.ndarray[Any, Any], direction: Direction) -> tuple[float, float]:
+    """The least and the largest finite value of the better half of the members."""
+    worst = np.inf if direction == "min" else -np.inf
+    finite = np.where(np.isfinite(fan), fan, worst)
+    order = np.argsort(finite.min(0)) if direction == "min" else np.argsort(-finite.max(0))
+    half = fan[:, order[: -(-fan.shape[1] // 2)]]
+    known = half[np.isfinite(half)]
+    return (known.min(), known.max()) if known.size else (np.inf, -np.inf)
 
 
 def _faint(count: int) -> float:

@@ -32,7 +32,7 @@ def as_text(rows: Iterable[_Row], names: list[str]) -> str:
         count -= 1
         table = aligned([line[:count] for line in (head, *lines)])
     if head[count:]:
-        table.append(f"and {len(head) - count} metrics more, such as {head[count]}")
+        table.append(f"and {len(head) - count} columns more, such as {head[count]}")
     return "\n".join(table)
 
 
