@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import solstice
-from solstice import loggers
+from solstice import loggers, metrics
 from solstice.callbacks import Checkpoint
 
 
@@ -28,10 +28,17 @@ class Mean(solstice.Experiment):
 
     def train_step(self, batch):
         total = self.total + jnp.mean(batch)
-        return solstice.replace(self, total=total), {"loss": total, "size": 2.5 * total}
+        outputs = {"loss": total, "size": 2.5 * total, "all": of_members(total)}
+        return solstice.replace(self, total=total), outputs
 
     def eval_step(self, batch):
         return self, {"loss": self.total * jnp.mean(batch)}
+
+
+def of_members(total):
+    """A metric of a population of three, the last of which is NaN."""
+    each = jax.vmap(lambda x: metrics.MetricsCollection(each=metrics.Mean(x)))
+    return metrics.Mapped(each(jnp.stack([total, 3 * total, total * jnp.nan])))
 
 
 class Ends(solstice.Callback):

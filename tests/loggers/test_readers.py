@@ -47,10 +47,18 @@ def expected():
             points["val/loss", step] = total
             epoch = []
     sizes = {(n.replace("loss", "size"), s): 2.5 * v for (n, s), v in points.items() if n[0] == "t"}
-    return {**points, **sizes}
+    members = {  # of one, three and NaN times the loss
+        (n.replace("loss", f"all/each/{name}"), s): factor * v
+        for (n, s), v in points.items()
+        for name, factor in (("best", 3), ("median", 2))
+        if n[0] == "t"
+    }
+    return {**points, **sizes, **members}
 
 
 def read_table(frame):
+    import pandas as pd
+
     points = []
     for row in frame.to_dict("records"):
         split = row["mode"] + ("_steps" if row["span"] == "steps" else "")
@@ -59,6 +67,12 @@ def read_table(frame):
             for name in ("loss", "size")
             if not np.isnan(row[name])
         ]
+        cell = row["all/each"]
+        if not pd.isna(cell):
+            one, three, nan = (json.loads(cell) if isinstance(cell, str) else cell)["members"]
+            assert np.isnan(nan or np.nan)  # pandas reads NaN in JSON as None
+            points.append(((f"{split}/all/each/best", row["step"]), three))
+            points.append(((f"{split}/all/each/median", row["step"]), one + (three - one) / 2))
     return points
 
 
@@ -80,7 +94,7 @@ def read_tensorboard(folder, ended):
     events = EventAccumulator(str(folder / "board"), size_guidance={"scalars": 0, "histograms": 0})
     events.Reload()
     tags = events.Tags()
-    assert tags["histograms"] == ["params/total"]
+    assert {*tags["histograms"]} <= {"params/total", "train/all/each", "train_steps/all/each"}
     steps = [h.step for h in events.Histograms("params/total")]
     assert steps == [4, 8, 12, 16][: len(steps)]
     assert len(steps) == 4 or not ended
