@@ -21,7 +21,7 @@ import pytest
 
 import solstice
 from solstice import checkpoint
-from solstice._loop import _run
+from solstice._loop import _state
 from solstice.callbacks import Checkpoint, EarlyStopping, History, ProgressBar
 
 pytest.importorskip("safetensors")
@@ -188,7 +188,7 @@ def test_a_validation_at_a_step_is_finished_where_the_state_is_large(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, number: int
 ):
     """To cut it short takes a copy of the state before the steps."""
-    monkeypatch.setattr(_run, "_HELD_BYTES", -1)
+    monkeypatch.setattr(_state, "_HELD_BYTES", -1)
     options = {"val_every_n_steps": 4}
     val = through(VAL, Sends(number, 5, cuts=False))
     ends(number, lambda: run(tmp_path / "a", val=val, **options))

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         watch_compiles,
     )
     from solstice.metrics import ClassificationMetrics
-    from solstice.population import Population, grid
+    from solstice.population import Evolve, Population, grid
 
 try:
     __version__ = _version("solstice-core")
@@ -78,7 +78,7 @@ _LAZY = {
     "inspect": "Replay find_learning_rate plan replay summary watch_compiles",
     "loggers": "",
     "metrics": "ClassificationMetrics",
-    "population": "Population grid",
+    "population": "Evolve Population grid",
 }
 """The ready-made parts, which load on first use, and their names here."""
 
@@ -93,6 +93,7 @@ __all__ = [
     "Compilation",
     "CompileBudgetError",
     "DataError",
+    "Evolve",
     "Experiment",
     "ExperimentError",
     "GANExperiment",

@@ -96,7 +96,8 @@ class Experiment(eqx.Module):
 
         `fit` calls it on the host after each complete training epoch and its validation, before the
         callbacks that monitor and save, so a checkpoint has its result. An epoch that `max_steps`
-        or a request to stop cuts short has none.
+        or a request to stop cuts short has none. If the Experiment has an attribute `monitor`, such
+        as "val/loss", a run that cannot have this metric is refused before the first step.
 
         Args:
             metrics: the metrics of the epoch by name, such as "train/loss", and those of its

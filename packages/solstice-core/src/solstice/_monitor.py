@@ -69,10 +69,7 @@ class Monitor:
             ValueError: the name starts with "val/", and there is no validation set.
         """
         if record.mode == "train" and not record.has_validation and self.monitor.startswith("val/"):
-            raise ValueError(
-                f"{who} monitors {self.monitor!r} and there is no validation: give `fit` a val_ds, "
-                f'or monitor a "train/" metric'
-            )
+            raise ValueError(no_validation(who, self.monitor))
 
     def value(self, record: Record) -> float | None:
         """`value = monitor.value(record)` in `on_epoch_end`: the metric of this epoch.
@@ -141,6 +138,14 @@ def no_metric(who: str, monitor: str, metrics: Iterable[str]) -> str:
     return (
         f"{who} monitors {monitor!r}: there is no metric {monitor!r}; there are: "
         f"{', '.join(there) or 'none'}{instead}"
+    )
+
+
+def no_validation(who: str, monitor: str) -> str:
+    """The message for a monitored metric of a validation that `fit` does not have."""
+    return (
+        f"{who} monitors {monitor!r} and there is no validation: give `fit` a val_ds, "
+        f'or monitor a "train/" metric'
     )
 
 

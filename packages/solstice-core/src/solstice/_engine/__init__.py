@@ -9,6 +9,7 @@ from solstice._engine._block_size import BlockSize as BlockSize
 from solstice._engine._compiled import CompiledStepper as CompiledStepper
 from solstice._engine._cost import inner_jaxprs as inner_jaxprs
 from solstice._engine._cost import size_of as size_of
+from solstice._engine._cost import used as used
 from solstice._engine._digest import StepDigest as StepDigest
 from solstice._engine._eager import line_of as line_of
 from solstice._engine._functional import run_steps as run_steps

@@ -1,7 +1,7 @@
 """Cost: the operations of a step, counted in its jaxpr before anything runs."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -80,6 +80,26 @@ def _sources(jaxpr: Any) -> list[Any]:
                     given = equation.invars[places[id(source)]]
                     inputs[id(out)] = inputs.get(id(given), given)
     return [inputs.get(id(variable), variable) for variable in jaxpr.outvars]
+
+
+def used(jaxpr: Any, results: Sequence[bool] | None = None) -> list[bool]:
+    """For each input of a jaxpr, whether its results depend on it.
+
+    Args:
+        jaxpr: the jaxpr.
+        results: which of its results count; all by default.
+    """
+    wanted = [True] * len(jaxpr.outvars) if results is None else results
+    live = {id(out) for out, is_wanted in zip(jaxpr.outvars, wanted, strict=True) if is_wanted}
+    for equation in reversed(jaxpr.eqns):
+        outs = [id(out) in live for out in equation.outvars]
+        if any(outs):
+            needed = [True] * len(equation.invars)
+            if equation.primitive.name in ("jit", "pjit"):
+                needed = used(next(inner_jaxprs(equation.params)), outs)
+            pairs = zip(equation.invars, needed, strict=True)
+            live |= {id(given) for given, is_needed in pairs if is_needed}
+    return [id(variable) in live for variable in jaxpr.invars]
 
 
 def size_of(aval: Any) -> int:

@@ -97,8 +97,8 @@ def weak_as(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def _weak(leaf: Any) -> Any:
-    is_strong = isinstance(leaf, Array | np.ndarray | np.generic) and not is_weak(leaf)
-    return jax.device_put(leaf.item()) if is_strong and leaf.ndim == 0 else leaf
+    is_number = _tree.is_array(leaf) and np.ndim(leaf) == 0
+    return jax.device_put(cast("Any", leaf).item()) if is_number and not is_weak(leaf) else leaf
 
 
 def strong(x: Array) -> Array:

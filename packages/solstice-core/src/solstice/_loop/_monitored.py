@@ -14,10 +14,11 @@ import numpy as np
 from solstice._callback import Callback
 from solstice._console import warn
 from solstice._engine import PROGRAMS, Traced, metrics_like, unpack
+from solstice._experiment import Experiment, steps_epochs
 from solstice._loop._due import overrides_hook
 from solstice._mapped import alone
 from solstice._metrics import Metrics, by_name
-from solstice._monitor import no_metric, no_scalar
+from solstice._monitor import no_metric, no_scalar, no_validation
 from solstice._per_member import is_vector
 from solstice._types import MODES
 
@@ -67,6 +68,28 @@ def check_monitors(callbacks: Sequence[Callback], steps: Mapping[str, object]) -
             _check_only(callback, there)
 
 
+def check_own_monitor(experiment: Experiment, steps: Mapping[str, object]) -> None:
+    """Refuses the `monitor` of an Experiment if its `epoch_step` cannot have the metric.
+
+    Args:
+        experiment: the Experiment of the run.
+        steps: the steps by name, as in `Computation.steps`.
+
+    Raises:
+        KeyError: there is no such metric; the message lists the metrics.
+        ValueError: it is a metric of the validation, and there is none.
+    """
+    monitor, who = getattr(experiment, "monitor", None), type(experiment).__name__
+    if not steps_epochs(type(experiment)) or not isinstance(monitor, str):
+        return
+    mode, _, name = monitor.partition("/")
+    if mode in _STEPS and _STEPS[mode] not in steps:
+        raise ValueError(no_validation(who, monitor))
+    expected = _expected(steps[_STEPS[mode]]) if mode in _STEPS else None
+    if expected is not None and name not in expected.axes:
+        _refuse(who, monitor, expected)
+
+
 def _check_modes(callback: Callback) -> None:
     """Refuses `modes` without one that a callback needs, because its hooks would not be called."""
     needed = dict[str, str]()
@@ -110,8 +133,12 @@ def _check(callback: Callback, mode: str, name: str, expected: _Expected) -> Non
     who, monitor = type(callback).__name__, f"{mode}/{name}"
     if expected.axes.get(name, 0) > 0:
         raise ValueError(no_scalar(who, monitor, expected.axes[name]))
-    if name in expected.axes:
-        return
+    if name not in expected.axes:
+        _refuse(who, monitor, expected)
+
+
+def _refuse(who: str, monitor: str, expected: _Expected) -> None:
+    """Raises a KeyError for a metric that does not exist; warns if it may."""
     message = no_metric(who, monitor, expected.axes)
     if expected.is_certain:
         raise KeyError(message)

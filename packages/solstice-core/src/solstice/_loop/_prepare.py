@@ -13,7 +13,7 @@ from solstice._experiment import Experiment
 from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits
 from solstice._loop._loop import evaluate
-from solstice._loop._monitored import check_monitors
+from solstice._loop._monitored import check_monitors, check_own_monitor
 from solstice._loop._peers import Peers, check_saved
 from solstice._loop._run import Run
 from solstice._loop._stages import Stage, Stages, first_batch
@@ -94,6 +94,7 @@ class Training:
             # It reads scalars back from the device, so only for a run that is saved.
             stages.computation.begin_with(stage.stepper.share_experiment())
         check_monitors(hooks.callbacks, stages.computation.steps)
+        check_own_monitor(experiment, stages.computation.steps)
         return Run(
             stage,
             hooks,

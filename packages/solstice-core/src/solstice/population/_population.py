@@ -1,7 +1,7 @@
 """Population: N members of one Experiment as one Experiment."""
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self, SupportsIndex, cast
 
@@ -13,6 +13,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from solstice import _tree
+from solstice._better import Direction
 from solstice._errors import DataError
 from solstice._experiment import (
     Experiment,
@@ -26,6 +27,7 @@ from solstice._types import Batch, Outputs
 from solstice.compat import Params
 from solstice.experiments import ReadyMadeExperiment
 from solstice.metrics import Mapped
+from solstice.population._evolve import Evolve
 from solstice.population._hyperparameters import (
     Hyperparameters,
     as_mapping,
@@ -34,6 +36,7 @@ from solstice.population._hyperparameters import (
     in_words,
     one_of,
 )
+from solstice.population._life import Life, check_members, check_names, lived, named
 from solstice.population._members import BatchLike, Make, built, made, split, stacked
 from solstice.population._steps import Stepped, stepped
 
@@ -63,14 +66,25 @@ class Population(ReadyMadeExperiment):
         make: a function from hyperparameters to an Experiment; or a list of Experiments that differ
             in the values of arrays only.
         hyperparameters: a dict of the values of each, in place of keywords.
+        monitor: the metric by which members are compared, such as "val/accuracy"; "val/loss" by
+            default.
+        mode: whether a smaller ("min") or a larger ("max") value is better. By default the name
+            decides, as in `EarlyStopping`.
+        patience: the epochs in a row without improvement after which a member stops: its arrays no
+            longer change. When all have stopped, the run ends.
+        halving: `(every, keep)`: after every `every`-th epoch the best `keep` members stay, a part
+            of them (rounded down, one or more) or a number, and the others are removed.
+        evolve: population-based training, a `solstice.Evolve`.
         **values: the values of each hyperparameter, with the members on axis 0; see `grid`. A
-            single number is for all members.
+            single number is for all members. Write them as a dict if `make` has an argument with
+            the name of an option.
 
     Attributes:
         members: an Experiment whose arrays have the members on axis 0; None before `setup`.
         hyperparameters: the value of each member, by name; {} for a list of Experiments.
         ids: the number of each member, int32 of shape [N].
         is_active: whether steps change a member, a boolean of shape [N]; None for all.
+        life: the state of `patience`, `halving` and `evolve`; None without them.
 
     Raises:
         TypeError: `make` does not take these hyperparameters, or does not return an Experiment.
@@ -83,6 +97,7 @@ class Population(ReadyMadeExperiment):
     hyperparameters: Hyperparameters
     ids: Array
     is_active: Array | None
+    life: Life | None
     make: Make | None = eqx.field(static=True)
     size: int = eqx.field(static=True)
     """The number of members at first."""
@@ -98,8 +113,16 @@ class Population(ReadyMadeExperiment):
         make: Make | Sequence[Experiment],
         hyperparameters: object = None,
         /,
+        *,
+        monitor: str | None = None,
+        mode: Direction | None = None,
+        patience: int | None = None,
+        halving: tuple[int, float] | None = None,
+        evolve: Evolve | None = None,
         **values: ArrayLike | range,
     ) -> None:
+        options = named(monitor, mode, patience, halving, evolve)
+        check_names(make, options, as_mapping(hyperparameters))
         if callable(make) and not isinstance(make, Experiment):
             self.make, self.members, self.is_traced = make, None, True
             self.hyperparameters = checked(make, {**as_mapping(hyperparameters), **values})
@@ -110,8 +133,9 @@ class Population(ReadyMadeExperiment):
             self.hyperparameters, self.size = {}, len(members)
         self.made_from = fingerprint(self.hyperparameters)
         self.ids = jnp.arange(self.size, dtype=jnp.int32)
-        self.is_active = None
+        self.is_active = None if patience is None else jnp.ones(self.size, bool)
         self.batch_like = None
+        self.life = Life.of(options, self.size, self.hyperparameters)
 
     @property
     def params(self) -> Params:
@@ -150,12 +174,28 @@ class Population(ReadyMadeExperiment):
         """Makes the members from the shapes of the first batch; a second call does nothing."""
         if self.batch_like is not None:
             return self
+        like, members, is_traced = BatchLike.of(batch), None, self.is_traced
         if self.make is None:
-            members = [member.setup(batch) for member in self]
-            return replace(self, members=stacked(members, _advice), batch_like=BatchLike.of(batch))
-        members, is_traced = built(self.make, self.hyperparameters, batch)
-        like = BatchLike.of(batch)
-        return replace(self, members=members, is_traced=is_traced, batch_like=like)
+            members = stacked([member.setup(batch) for member in self], _advice)
+        else:
+            members, is_traced = built(self.make, self.hyperparameters, batch)
+        new = replace(self, members=members, is_traced=is_traced, batch_like=like)
+        check_members(new)
+        return new
+
+    @property
+    def monitor(self) -> str | None:
+        """The metric by which members are compared; None if they are not."""
+        return None if self.life is None else self.life.monitor.monitor
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all members have stopped."""
+        return self.is_active is not None and not _tree.to_numpy(self.is_active).any()
+
+    def epoch_step(self, metrics: Mapping[str, Any]) -> Self:
+        """Stops, removes and evolves members, by the metrics of an epoch."""
+        return cast("Self", lived(self, metrics))
 
     def check_batch(self, batch: Batch) -> None:
         """Raises a DataError if a member refuses the batch."""

@@ -133,7 +133,7 @@ def _first_of(
     one: Callable[..., Any], arrays: list[Array], is_active: Array | None, batch: Batch
 ) -> Callable[[Mapping[str, Any]], object]:
     def run(values: Mapping[str, Any]) -> object:
-        return one(_tree.row(arrays, 0), values, is_active and is_active[0], batch)
+        return one(_tree.row(arrays, 0), values, None if is_active is None else is_active[0], batch)
 
     return run
 
