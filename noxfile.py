@@ -473,7 +473,7 @@ def mesh(session: nox.Session) -> None:
 
 @nox.session
 def bench_mesh(session: nox.Session) -> None:
-    """Measure a Trainer on 8 devices of this CPU beside sharded loops by hand; `-- 50` rounds."""
+    """Measure a Trainer on a mesh beside loops by hand, for the benchmark page; `-- 50` rounds."""
     install_all(session)
     session.run("python", "tests/benchmarks/mesh.py", *session.posargs, env=ENV)
 

@@ -1,5 +1,6 @@
 """`nox -s bench_mesh`: a Trainer on a mesh of 8 devices of a CPU, beside sharded loops by hand.
 
+It writes docs/benchmarks/mesh.json, and `nox -s bench -- --page` the page.
 The rounds are interleaved, and each figure is the shortest of all rounds, because other programs on
 the machine only add time. The time of the Trainer is that of a whole `fit` of one epoch.
 """
@@ -8,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -16,7 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import report
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from results import OnMesh
 
 import solstice
 
@@ -112,22 +116,22 @@ def main(rounds: int) -> None:
         (rng.normal(size=(BATCH, 64)).astype(np.float32), rng.integers(0, 10, BATCH, np.int32))
         for _ in range(NUM_BATCHES)
     ]
-    print(
-        "| state | a step a call, ms | a scan of 32, ms | Trainer, ms | x the steps | x the scan |"
-    )
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for sharding in ("replicated", "split"):
-        functions = contenders(sharding, batches)
-        times: dict[str, list[float]] = {name: [] for name in functions}
-        for index in range(rounds + 3):
-            for name, function in functions.items():
-                began = time.perf_counter()
-                jax.block_until_ready(function())
-                if index >= 3:
-                    times[name].append((time.perf_counter() - began) / NUM_BATCHES * 1000)
-        steps, scan, trainer = (min(times[name]) for name in ("step", "scan", "Trainer"))
-        cells = [f"{x:.2f}" for x in (steps, scan, trainer, trainer / steps, trainer / scan)]
-        print(f"| {sharding} | {' | '.join(cells)} |")
+    ms = {name: shortest(contenders(name, batches), rounds) for name in ("replicated", "split")}
+    found = OnMesh(ms, rounds)
+    print(report.mesh_table(found))
+    found.save(Path(__file__).parents[2] / "docs/benchmarks")
+
+
+def shortest(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """The shortest milliseconds per step of each function."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for index in range(rounds + 3):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            jax.block_until_ready(function())
+            if index >= 3:
+                times[name].append((time.perf_counter() - began) / NUM_BATCHES * 1000)
+    return {name: min(each) for name, each in times.items()}
 
 
 if __name__ == "__main__":

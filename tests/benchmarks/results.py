@@ -22,7 +22,7 @@ LIBRARIES = [
     *["jax", "jaxlib", "numpy", "optax", "equinox", "flax", "keras", "grain", "tensorflow-cpu"],
     *["torch", "lightning"],
 ]
-ACCELERATOR = "accelerator.json"
+ACCELERATOR, MESH = "accelerator.json", "mesh.json"
 
 
 @dataclass
@@ -87,6 +87,31 @@ class Results:
         return Results(**values)
 
 
+@dataclass
+class OnMesh:
+    """What `nox -s bench_mesh` measured.
+
+    Attributes:
+        ms: the shortest milliseconds per step, as `ms["replicated"]["scan"]`.
+        rounds: the number of rounds.
+    """
+
+    ms: dict[str, dict[str, float]]
+    rounds: int
+    command: str = "nox -s bench_mesh"
+    machine: str = field(default_factory=lambda: machine())
+
+    def save(self, folder: Path) -> None:
+        """`on_mesh.save(Path("docs/benchmarks"))`: write "mesh.json"."""
+        (folder / MESH).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def load_mesh(folder: Path) -> OnMesh | None:
+    """`load_mesh(Path("docs/benchmarks"))`: what is there, or nothing."""
+    path = folder / MESH
+    return OnMesh(**json.loads(path.read_text())) if path.exists() else None
+
+
 def load_all(folder: Path) -> dict[str, Results]:
     """`load_all(Path("docs/benchmarks"))["A"]`: all that are there, in the order of the page.
 
@@ -95,7 +120,7 @@ def load_all(folder: Path) -> dict[str, Results]:
     """
     order = [w for name in tables.ORDER for w in tables.TABLES[name].workloads]
     order += [f"start-{name}" for name in tables.START_WORKLOADS]
-    paths = [path for path in folder.glob("*.json") if path.name != ACCELERATOR]
+    paths = [path for path in folder.glob("*.json") if path.name not in (ACCELERATOR, MESH)]
     found = {path.stem: Results.load(path) for path in paths}
     if not found:
         raise ValueError(f"{folder} has no results yet: measure some before you ask for the page")

@@ -23,7 +23,7 @@ from typing import Any
 import chart
 import report
 import tables
-from results import Result, Results, load_accelerator, load_all
+from results import Result, Results, load_accelerator, load_all, load_mesh
 
 HERE = Path(__file__).parent
 CACHE_ALL = {
@@ -272,7 +272,8 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    (options.out / "benchmarks.md").write_text(report.page(found, load_accelerator(folder)))
+    page = report.page(found, load_accelerator(folder), load_mesh(folder))
+    (options.out / "benchmarks.md").write_text(page)
     chart.draw(options.out / "benchmarks.md", options.out / "benchmarks.png")
     tell(f"wrote benchmarks.md and benchmarks.png into {options.out}")
     return int(not complete)

@@ -2,7 +2,7 @@
 
 import pytest
 import tables
-from results import Result, Results, load_accelerator, load_all, ratios
+from results import OnMesh, Result, Results, load_accelerator, load_all, load_mesh, ratios
 
 report = pytest.importorskip("report")  # whose workloads need Optax
 chart = pytest.importorskip("chart")  # which needs Matplotlib
@@ -75,6 +75,18 @@ def test_every_table_is_on_the_page_and_every_contender_has_a_file():
             path = table.module(name).replace(".", "/")
             assert (tables.HERE / "contenders" / f"{path}.py").exists(), name
         assert set(table.close) <= set(table.contenders)
+
+
+def test_the_table_of_a_mesh_is_on_the_page(tmp_path):
+    assert load_mesh(tmp_path) is None
+    mesh = OnMesh({"split": {"step": 2.0, "scan": 1.0, "Trainer": 1.5}}, 25, machine="two cores")
+    mesh.save(tmp_path)
+    results("A", limit=1.0, hand_written=1.5).save(tmp_path)
+    page = report.page(load_all(tmp_path), [], load_mesh(tmp_path))
+    assert "nox -s bench\nnox -s bench_mesh\n```" in page
+    assert "the shortest of 25 interleaved rounds" in page
+    assert "two cores" in page
+    assert "| split | 2.00 | 1.00 | 1.50 | 0.75 | 1.50 |" in page
 
 
 def test_the_table_of_an_accelerator_is_on_the_page(tmp_path):
