@@ -10,7 +10,7 @@ import pytest
 
 import solstice
 from solstice import metrics
-from solstice._metrics import Means, as_metrics, may_raise, to_host
+from solstice._metrics import Means, as_metrics, may_raise, takes_members, to_host
 from solstice.metrics import Mapped, PerMember
 
 MEMBERS, ROWS, CLASSES = 3, 20, 4
@@ -83,6 +83,58 @@ def test_metrics_of_numpy_arrays_and_no_examples_compute_too(name, examples):
         assert {k: list(v) for k, v in of_device.empty().compute().items() if v.ndim == 1} == {
             k: [float(v)] * MEMBERS for k, v in alone.items() if np.ndim(v) == 0
         }
+
+
+def _weighted(scores, labels):
+    shares = jnp.minimum(jnp.abs(scores[:, 0]), 5.0)  # NaN stays
+    inner = metrics.ClassificationMetrics(scores, labels, 0.5, CLASSES, weights=shares)
+    two = metrics.BinaryMetrics(scores[:, 0], labels % 2, weights=shares)
+    return metrics.MetricsCollection(several=inner, two=two)
+
+
+def _labels(scores, labels):
+    targets = jnp.stack([labels % 2, labels // 2], 1)
+    return metrics.MultilabelMetrics(scores[:, :2], targets, mask=scores[:, 3] > 0)
+
+
+def _tokens(scores, labels):
+    return metrics.LanguageModelMetrics(scores, labels, num_bytes=labels + 1)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [*BUILDS.values(), _weighted, _labels, _tokens],
+    ids=[*BUILDS, "weights", "labels", "lm"],
+)
+@pytest.mark.parametrize("rows", [0, 1, ROWS])
+def test_all_at_once_is_each_by_itself(build, rows, examples):
+    scores, labels = examples[0][:, :rows], np.where(np.arange(rows) == 1, -1, examples[1][:rows])
+    scores[0] = np.where(scores[0] > 1, np.nan, scores[0])
+    scores[1] = 0.5  # all alike, so some values are undefined
+    scores[2] = np.where(scores[2] > 1, np.inf, scores[2])
+    each = jax.device_get(mapped(build, (scores, labels)))
+    values = each.compute()
+    for member in range(MEMBERS):
+        alone = to_host(jax.tree.map(lambda x, at=member: x[at], each.metrics))
+        for name, value in alone.items():
+            np.testing.assert_allclose(values[name][member], value, rtol=1e-12, atol=1e-15)
+
+
+def test_the_ready_made_ones_are_computed_at_once(examples):
+    one_by_one = {
+        n for n, build in BUILDS.items() if not takes_members(mapped(build, examples).metrics)
+    }
+    assert one_by_one == {"curves", "collect"}
+
+
+class Doubled(metrics.Mean):
+    def compute(self):
+        return {"mean": 2 * float(super().compute()["mean"])}
+
+
+def test_a_subclass_with_a_compute_of_its_own_has_promised_nothing():
+    each = Mapped(jax.vmap(Doubled)(jnp.array([[1.0, 3.0], [4.0, 6.0]])))
+    assert each.compute()["mean"].tolist() == [4, 10]
 
 
 def test_removed_members_are_nan_at_their_places(examples):

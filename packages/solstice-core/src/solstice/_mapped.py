@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from solstice import _tree
 from solstice._arguments import instance, integers, whole_or_none
-from solstice._metrics import Metrics, by_name, computed
+from solstice._metrics import Metrics, by_name, computed, takes_members
 from solstice._per_member import per_member
 from solstice._replace import replace
 from solstice._sums import Counts, Totals, at_least_float32
@@ -92,9 +92,7 @@ class Mapped(Metrics):
         if any(isinstance(leaf, Tracer) for leaf in _tree.leaves(self)):
             return _traced(self)
         ids, metrics = jax.device_get((self.ids, self.metrics))  # one transfer
-        rows = _rows(metrics)
-        names = dict.fromkeys(name for row in rows for name in row)
-        found = {name: _stacked([row.get(name, np.nan) for row in rows]) for name in names}
+        found = _together(metrics) if takes_members(metrics) else _one_by_one(metrics)
         return {name: per_member(_placed(ids, each, self.size)) for name, each in found.items()}
 
 
@@ -174,11 +172,19 @@ def _at(ids: Array, values: Array, size: int) -> Array:
     return jnp.full((size, *values.shape[1:]), jnp.nan, values.dtype).at[ids].set(values)
 
 
-def _rows(metrics: Metrics) -> list[dict[str, Any]]:
-    """The values of each member, on the host."""
+def _together(metrics: Metrics) -> dict[str, np.ndarray[Any, Any]]:
+    """The values of all members by one call."""
+    values = by_name(computed(metrics))
+    return {name: _in_float64(np.asarray(value)) for name, value in values.items()}
+
+
+def _one_by_one(metrics: Metrics) -> dict[str, np.ndarray[Any, Any]]:
+    """The values of all members by a call for each."""
     rows = [by_name(computed(_tree.row(metrics, index))) for index in range(_length(metrics))]
-    on_device = any(isinstance(value, jax.Array) for value in rows[0].values())
-    return jax.device_get(rows) if on_device else rows
+    if any(isinstance(value, jax.Array) for value in rows[0].values()):
+        rows = jax.device_get(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: _stacked([row.get(name, np.nan) for row in rows]) for name in names}
 
 
 def _stacked(values: list[Any]) -> np.ndarray[Any, Any]:
@@ -187,8 +193,13 @@ def _stacked(values: list[Any]) -> np.ndarray[Any, Any]:
         found = np.array(values)
     except ValueError:  # arrays of several shapes
         return _padded([np.asarray(value, np.float64) for value in values])
-    is_real = any(jnp.issubdtype(found.dtype, kind) for kind in (bool, jnp.integer, jnp.floating))
-    return found.astype(np.float64 if is_real else object)
+    return _in_float64(found)
+
+
+def _in_float64(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Real numbers in float64; others, such as text, as objects."""
+    is_real = any(jnp.issubdtype(values.dtype, kind) for kind in (bool, jnp.integer, jnp.floating))
+    return values.astype(np.float64 if is_real else object)
 
 
 def _padded(arrays: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:

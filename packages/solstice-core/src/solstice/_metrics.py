@@ -48,9 +48,13 @@ class Metrics(eqx.Module):
             each epoch, so that an error ends the run there. `can_raise = False`, in the class that
             defines `compute`, promises that it raises none, has no effects, and takes NumPy
             arrays. It is then called only if somebody reads the metrics.
+        is_vectorized: whether `compute` also takes arrays with the members of a population on one
+            more axis in front, and returns values with this axis. `is_vectorized = True`, in the
+            class that defines `compute`, promises it. `Mapped` then calls it once for all members.
     """
 
     can_raise: ClassVar[bool] = True
+    is_vectorized: ClassVar[bool] = False
 
     @abstractmethod
     def merge(self, other: Any, /) -> Self:
@@ -69,6 +73,7 @@ class Means(Metrics):
     """The mean over examples of each scalar among a step's outputs."""
 
     can_raise = False
+    is_vectorized = True
     sums: Totals
     count: Counts
 
@@ -88,6 +93,7 @@ class Beside(Metrics):
     """Several metrics of one step: the `Metrics` in its outputs, and the means of its scalars."""
 
     can_raise = False  # beyond its parts, and two equal names, which show in the first epoch
+    is_vectorized = True
     parts: tuple[Metrics, ...]
     names: tuple[str, ...] = eqx.field(static=True)
     """The prefix of the names of each part; "" is no prefix."""
@@ -171,6 +177,16 @@ def _times(value: object, count: int) -> Array:
 
 def may_raise(metrics: Metrics) -> bool:
     """Whether `compute` of metrics, or of others within them, may raise an error."""
+    return not _promises(metrics, "can_raise", False)
+
+
+def takes_members(metrics: Metrics) -> bool:
+    """Whether `compute` of metrics, and of others within them, takes those of all members."""
+    return _promises(metrics, "is_vectorized", True)
+
+
+def _promises(metrics: Metrics, name: str, value: bool) -> bool:
+    """Whether metrics, and all others within them, have this value of a class attribute."""
 
     def is_within(node: object) -> bool:
         return node is not metrics and isinstance(node, Metrics)
@@ -178,7 +194,8 @@ def may_raise(metrics: Metrics) -> bool:
     # Of the class that defines it: a subclass with another `compute` has promised nothing.
     owner = next(kind for kind in type(metrics).__mro__ if "compute" in vars(kind))
     inner = [node for node in _tree.leaves(metrics, is_within) if is_within(node)]
-    return vars(owner).get("can_raise", True) is not False or any(map(may_raise, inner))
+    own = vars(owner).get(name, not value) is value
+    return own and all(_promises(node, name, value) for node in inner)
 
 
 def to_host(metrics: Metrics | None) -> dict[str, Any]:

@@ -121,16 +121,23 @@ def check_alike(one: Metrics, other: object) -> None:
         )
 
 
+_AXES_OF_SUMS = 2
+"""The axes of the array in `Counts` and `Totals`; those of a population have one more."""
+
+
 def for_compute(metrics: object) -> tuple[SimpleNamespace, ModuleType]:
     """The numbers of metrics in floating point, by name, and the array namespace for `compute`.
 
     Numbers in `Counts` and `Totals` keep their names. The namespace is NumPy in double precision,
     so nothing is compiled and a difference of large counts is exact. While tracing it is JAX.
+
+    Of a population, the members are on the last axis, so that axis 0 is that of the classes, and
+    numbers of members broadcast against numbers of their classes.
     """
     leaves = _tree.leaves(metrics)
     traced = any(isinstance(leaf, Tracer) for leaf in leaves)
     xp: ModuleType = jnp if traced else np
-    numbers: dict[str, Any] = {}
+    numbers, has_members = dict[str, Any](), False
     are_here = traced or all(isinstance(leaf, np.ndarray) for leaf in leaves)
     read: Any = metrics if are_here else jax.device_get(metrics)  # one transfer
     for field in dataclasses.fields(read):
@@ -138,8 +145,11 @@ def for_compute(metrics: object) -> tuple[SimpleNamespace, ModuleType]:
         if isinstance(value, Counts | Totals | WeightedCounts):
             # By the class, because Equinox makes a module of a method that is read from a module.
             numbers |= cast("Any", type(value)).floats(value, xp)
+            has_members |= _tree.leaves(value)[0].ndim > _AXES_OF_SUMS
         elif hasattr(value, "dtype"):
             numbers[name] = at_least_float32(value) if traced else value.astype(np.float64)
+    if has_members:
+        numbers = {name: np.moveaxis(array, 0, -1) for name, array in numbers.items()}
     return SimpleNamespace(**numbers), xp
 
 
@@ -167,12 +177,12 @@ def averaged(
     xp: ModuleType, each: dict[str, AnyArray], holding: AnyArray, unit: str
 ) -> dict[str, Any]:
     """Scores of each class or label: their means, plain and by frequency, and each by itself."""
-    weights, number = divide(xp, holding, holding.sum()), holding.shape[-1]
+    weights, number = divide(xp, holding, holding.sum(0)), holding.shape[0]
     names = _names_of_each(tuple(each), unit, number)
     single = [values[index] for index in range(number) for values in each.values()]
     return {
-        **{f"{name}_macro": values.sum() / number for name, values in each.items()},
-        **{f"{name}_weighted": (values * weights).sum() for name, values in each.items()},
+        **{f"{name}_macro": values.sum(0) / number for name, values in each.items()},
+        **{f"{name}_weighted": (values * weights).sum(0) for name, values in each.items()},
         **dict(zip(names, single, strict=True)),
     }
 

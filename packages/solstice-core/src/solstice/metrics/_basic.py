@@ -35,6 +35,7 @@ class Mean(Additive):
     """
 
     can_raise = False
+    is_vectorized = True
     sums: Totals
 
     def __init__(self, values: ArrayLike, weights: ArrayLike | None = None) -> None:
@@ -70,6 +71,7 @@ class Sum(Additive):
     """
 
     can_raise = False
+    is_vectorized = True
     total: Counts | Totals
     is_whole: bool = eqx.field(static=True)
 
@@ -176,6 +178,7 @@ class MetricsCollection(_Composite):
     """
 
     can_raise = False
+    is_vectorized = True
     parts: dict[str, Metrics]
     names: tuple[str, ...] = eqx.field(static=True)
 
@@ -212,6 +215,7 @@ class WithLoss(_Composite):
     """
 
     can_raise = False
+    is_vectorized = True
     metrics: Metrics
     loss: Mean
 

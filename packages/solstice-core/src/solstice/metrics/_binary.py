@@ -64,6 +64,7 @@ class BinaryMetrics(Additive):
     """
 
     can_raise = False
+    is_vectorized = True
     counts: Counts | WeightedCounts
     """"positives" and "negatives": number of examples in each bin, shape [num_bins]."""
     threshold: float = eqx.field(static=True)
@@ -267,10 +268,10 @@ def _correlation(
 
 def _areas(xp: ModuleType, positives: AnyArray, negatives: AnyArray) -> dict[str, Any]:
     """Areas under the curves, from the positives and negatives at each score, highest first."""
-    above, below = xp.cumsum(positives), xp.cumsum(negatives)
-    pairs = (negatives * (above - positives / 2)).sum()  # a pair with equal scores counts half
+    above, below = xp.cumsum(positives, 0), xp.cumsum(negatives, 0)
+    pairs = (negatives * (above - positives / 2)).sum(0)  # a pair with equal scores counts half
     precision = divide(xp, above, above + below)
     return {
-        "roc_auc": divide(xp, pairs, positives.sum() * negatives.sum()),
-        "average_precision": divide(xp, (precision * positives).sum(), positives.sum()),
+        "roc_auc": divide(xp, pairs, positives.sum(0) * negatives.sum(0)),
+        "average_precision": divide(xp, (precision * positives).sum(0), positives.sum(0)),
     }

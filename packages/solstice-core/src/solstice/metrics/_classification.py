@@ -73,6 +73,7 @@ class ClassificationMetrics(Additive):
     """
 
     can_raise = False
+    is_vectorized = True
     counts: Counts | WeightedCounts
     """With weights, "predicted" and "labelled" have one more class, of values out of range."""
     loss: Totals
@@ -155,10 +156,10 @@ class ClassificationMetrics(Additive):
             top_k[f"top_{self.top_k}_accuracy"] = divide(xp, m.in_top_k, m.count)
         return {
             "loss": divide(xp, m.loss_sum, m.count),
-            "accuracy": divide(xp, m.correct.sum(), m.count),
+            "accuracy": divide(xp, m.correct.sum(0), m.count),
             **top_k,
             "balanced_accuracy": divide(
-                xp, by_class["recall"].sum(), xp.where(labelled > 0, 1.0, 0.0).sum()
+                xp, by_class["recall"].sum(0), xp.where(labelled > 0, 1.0, 0.0).sum(0)
             ),
             **_agreement(xp, m),
             **averaged(xp, by_class, labelled, "class"),
@@ -173,9 +174,9 @@ def _agreement(xp: ModuleType, m: SimpleNamespace) -> dict[str, Any]:
     Out-of-range values are one more class, which is never correct.
     """
     shares = [_shares(xp, m, counts) for counts in (m.predicted, m.labelled)]
-    right = divide(xp, m.correct.sum(), m.count)
-    chance = (shares[0] * shares[1]).sum()
-    spread = (1 - (shares[0] ** 2).sum()) * (1 - (shares[1] ** 2).sum())
+    right = divide(xp, m.correct.sum(0), m.count)
+    chance = (shares[0] * shares[1]).sum(0)
+    spread = (1 - (shares[0] ** 2).sum(0)) * (1 - (shares[1] ** 2).sum(0))
     beyond = right - chance
     return {
         "cohen_kappa": divide(xp, beyond, xp.where(chance < 1, 1 - chance, 0.0)),
@@ -187,10 +188,10 @@ def _agreement(xp: ModuleType, m: SimpleNamespace) -> dict[str, Any]:
 def _shares(xp: ModuleType, m: SimpleNamespace, counts: AnyArray) -> AnyArray:
     """The share of each class, and of values out of range."""
     if len(counts) == len(m.correct):
-        counts = xp.append(counts, m.count - counts.sum())
+        counts = xp.concatenate([counts, (m.count - counts.sum(0))[None]])
     # The sum of these weights, since another sum of all weights may differ in the last digit, so
     # that the share of a single class were not exactly 1.
-    return divide(xp, counts, counts.sum())
+    return divide(xp, counts, counts.sum(0))
 
 
 def _sum_of_losses(loss: Array, counts: Array, weights: Array | None) -> Array:

@@ -37,6 +37,7 @@ class ConfusionMatrix(Additive):
     """
 
     can_raise = False
+    is_vectorized = True
     counts: Counts | WeightedCounts
     num_classes: int = eqx.field(static=True)
 
@@ -104,6 +105,7 @@ class CalibrationError(Additive):
     """
 
     can_raise = False
+    is_vectorized = True
     counts: Counts | WeightedCounts
     sums: Totals
     num_bins: int = eqx.field(static=True)
@@ -151,8 +153,8 @@ class CalibrationError(Additive):
         exact = exact_of(self.counts)
         apart = xp.abs(divide(xp, m.confidence - m.right, m.count))
         return {
-            "expected_calibration_error": (apart * divide(xp, m.count, m.count.sum())).sum(),
-            "maximum_calibration_error": apart.max(),
+            "expected_calibration_error": (apart * divide(xp, m.count, m.count.sum(0))).sum(0),
+            "maximum_calibration_error": apart.max(0),
             "num_out_of_range": exact["out_of_range"],
             "num_nan": exact["num_nan"],
         }

@@ -46,6 +46,7 @@ class LanguageModelMetrics(Additive):
     """
 
     can_raise = False
+    is_vectorized = True
     counts: Counts | WeightedCounts
     """With weights, "weight" is that of all tokens that count."""
     loss: Totals

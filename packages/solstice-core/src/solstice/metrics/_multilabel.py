@@ -44,6 +44,7 @@ class MultilabelMetrics(Additive):
     """
 
     can_raise = False
+    is_vectorized = True
     counts: Counts | WeightedCounts
     """"right", "guessed" (predicted) and "holding" (true) have shape [num_labels]."""
     threshold: float = eqx.field(static=True)
@@ -88,7 +89,7 @@ class MultilabelMetrics(Additive):
         m, xp = for_compute(self)
         exact = exact_of(self.counts)
         each = scores_of(xp, m.right, m.guessed, m.holding)
-        micro = scores_of(xp, m.right.sum(), m.guessed.sum(), m.holding.sum())
+        micro = scores_of(xp, m.right.sum(0), m.guessed.sum(0), m.holding.sum(0))
         return {
             "accuracy": divide(xp, m.right_entries, m.num_entries),
             "subset_accuracy": divide(xp, m.right_examples, m.num_examples),

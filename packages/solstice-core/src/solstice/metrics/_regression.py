@@ -50,6 +50,7 @@ class RegressionMetrics(Additive):
     """
 
     can_raise = False
+    is_vectorized = True
     counts: Counts | WeightedCounts
     origin: Array
     """The largest finite value of predictions, targets and differences at the first batch; [3]."""
