@@ -1,8 +1,10 @@
 """Runs whose numbers stop being finite: ended, gone on without, and run once more."""
 
+import re
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import equinox as eqx
@@ -62,6 +64,65 @@ def test_a_guard_lets_what_is_finite_pass():
     plain = solstice.Trainer().fit(experiment(), data(None), num_epochs=2)
     guarded = solstice.Trainer([NaNGuard(every=3)]).fit(experiment(), data(None), num_epochs=2)
     assert checkpoint.diff(plain, guarded) == {}
+
+
+class Descent(solstice.Experiment):
+    """Its weight diverges if the rate is above 1."""
+
+    weight: jax.Array
+    rate: jax.Array
+    empty: jax.Array
+
+    def train_step(self, batch):
+        grad = 2 * (self.weight - jnp.mean(batch[0]))
+        return solstice.replace(self, weight=self.weight - self.rate * grad), {"loss": grad}
+
+    def eval_step(self, batch):
+        return self, {"loss": self.weight}
+
+
+def make(rate):
+    return Descent(jnp.ones(()), jnp.asarray(rate), jnp.ones(0))
+
+
+def guarded_population(rates, callbacks=(), **fit):
+    guard = NaNGuard(every=5)
+    trainer = solstice.Trainer([guard, *callbacks])
+    pop = solstice.Population(make, rate=rates)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trained = trainer.fit(pop, data(None), **fit)
+    return trained, trainer, [str(w.message) for w in said if "became NaN" in str(w.message)]
+
+
+def test_a_member_of_a_population_is_named_once_and_the_others_train_on():
+    trained, trainer, said = guarded_population([0.1, 1e9, 0.2], num_epochs=3)
+    (line,) = said
+    assert re.match(r"at step 5, or up to 5 before, members 1 of the population became NaN", line)
+    assert "the others train on" in line
+    plain = solstice.Trainer().fit(
+        solstice.Population(make, rate=[0.1, 1e9, 0.2]), data(None), num_epochs=3
+    )
+    assert checkpoint.diff(plain, trained) == {}
+    values = trainer.history.rows[-1]["loss"]
+    assert np.isfinite(values).tolist() == [True, False, True]
+
+
+def test_a_population_of_which_all_members_are_lost_ends():
+    with pytest.raises(
+        FloatingPointError, match=r"`\.weight` became NaN or infinite in all members"
+    ):
+        guarded_population([1e9, 1e12], num_epochs=3)
+
+
+def test_a_resumed_guard_remembers_the_lost_members(tmp_path):
+    """Members 1 and 2 were lost before; the last one is lost after."""
+    keeps = Checkpoint(tmp_path / "a", every=5)
+    fit = {"num_epochs": 4, "resume": "last"}
+    first = guarded_population([3.0, 1e9, 1e12], [keeps], **fit, max_steps=10)
+    assert len(first[2]) == 1
+    with pytest.raises(FloatingPointError, match="in all members"):
+        guarded_population([3.0, 1e9, 1e12], [Checkpoint(tmp_path / "a", every=5)], **fit)
 
 
 def test_the_last_checkpoint_is_a_good_one(tmp_path):
