@@ -18,7 +18,9 @@ from solstice import metrics
 from solstice.callbacks import (
     Checkpoint,
     EarlyStopping,
+    LearningRate,
     Logging,
+    NormMonitor,
     ProgressBar,
 )
 from solstice.history import History, read_history
@@ -324,3 +326,38 @@ def test_an_evaluation_by_itself_returns_and_draws_members(history):
     assert isinstance(found["loss"], PerMember)
     found = [y.tolist() for y in lines_of(trainer.history.plot(only=["loss"]))]
     assert found.count([7, 7]) == 1  # the test of the best member, across the panel
+
+
+class Quadratic(solstice.Experiment):
+    """Gradient descent on the square of each of two params."""
+
+    params: dict[str, jax.Array]
+    hyperparams: dict[str, jax.Array]
+
+    def train_step(self, batch):
+        rate = self.hyperparams["learning_rate"]
+        params = jax.tree.map(lambda x: x - rate * x, self.params)
+        return solstice.replace(self, params=params), {"loss": params["a"] + jnp.mean(batch)}
+
+    def eval_step(self, batch):
+        return self, {"loss": self.params["a"]}
+
+
+def quadratic(rate):
+    params = {"a": jnp.asarray(3.0), "b": jnp.full(2, 4.0)}
+    return Quadratic(params, {"learning_rate": jnp.asarray(rate)})
+
+
+def test_callbacks_measure_each_member():
+    data, rates = [np.zeros((2, 1), np.float32)], [0.5, 0.25]
+    trainer = solstice.Trainer([LearningRate(), NormMonitor()])
+    trainer.fit(solstice.Population(quadratic, rate=rates), data, num_epochs=2)
+    for member, rate in enumerate(rates):
+        alone = solstice.Trainer([LearningRate(), NormMonitor()])
+        alone.fit(quadratic(rate), data, num_epochs=2)
+        found = trainer.history.member(member).rows
+        assert [row.keys() for row in found] == [row.keys() for row in alone.history.rows]
+        assert {"lr", "param_norm", "param_norm/b"} < found[0].keys()
+        for one, other in zip(found, alone.history.rows, strict=True):
+            for name in one.keys() - MOMENT:
+                np.testing.assert_allclose(one[name], other[name], rtol=1e-6)

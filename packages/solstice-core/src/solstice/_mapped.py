@@ -13,10 +13,9 @@ from jax.typing import ArrayLike
 from solstice import _tree
 from solstice._arguments import instance, integers, whole_or_none
 from solstice._metrics import Metrics, by_name, computed, takes_members
-from solstice._per_member import per_member
+from solstice._per_member import placed
 from solstice._replace import replace
 from solstice._sums import Counts, Totals, at_least_float32
-from solstice._types import AnyArray
 
 
 class Mapped(Metrics):
@@ -93,7 +92,7 @@ class Mapped(Metrics):
             return _traced(self)
         ids, metrics = jax.device_get((self.ids, self.metrics))  # one transfer
         found = _together(metrics) if takes_members(metrics) else _one_by_one(metrics)
-        return {name: per_member(_placed(ids, each, self.size)) for name, each in found.items()}
+        return {name: placed(ids, each, self.size) for name, each in found.items()}
 
 
 def alone(like: Any) -> Any:
@@ -210,13 +209,4 @@ def _padded(arrays: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     found = np.full((len(arrays), *longest), np.nan)
     for row, array in zip(found, arrays, strict=True):
         row[tuple(map(slice, array.shape))] = array
-    return found
-
-
-def _placed(ids: AnyArray | None, values: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    """The values at the places of their members; NaN elsewhere."""
-    if ids is None:
-        return values
-    found = np.full((size, *values.shape[1:]), np.nan, values.dtype)
-    found[ids] = values
     return found

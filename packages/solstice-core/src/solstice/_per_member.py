@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from solstice._better import Direction, better
+from solstice._types import AnyArray
 
 
 class PerMember(np.ndarray):
@@ -28,6 +29,15 @@ class PerMember(np.ndarray):
 def per_member(values: object) -> PerMember:
     """An array, with the members on axis 0, as a metric."""
     return np.asarray(values).view(PerMember)
+
+
+def placed(ids: AnyArray | None, values: np.ndarray[Any, Any], size: int) -> PerMember:
+    """The values of some members at the places of their numbers; NaN for removed members."""
+    if ids is None:
+        return per_member(values)
+    found = np.full((size, *values.shape[1:]), np.nan, values.dtype)
+    found[ids] = values
+    return per_member(found)
 
 
 def is_vector(value: object) -> TypeGuard[PerMember]:

@@ -3,15 +3,17 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, cast
 
 import jax
 
 from solstice._arguments import function_or_none, number, whole
 from solstice._callback import Callback
-from solstice._experiment import params_of
+from solstice._experiment import Experiment, params_of
 from solstice._rates import injected_rates, rates_by_name, updates_by_name
 from solstice._record import Record, Times
+from solstice.callbacks._members import as_metric, population_of
 from solstice.compat import Norms, norms_of
 
 
@@ -51,7 +53,7 @@ class LearningRate(Callback):
         """The metric "lr", or one metric for each optimiser."""
         if self._schedule is None:
             rates: Any = jax.device_get(rates_by_name(record.experiment))
-            return {name: float(rate) for name, rate in rates.items()}
+            return {name: as_metric(rate, record.experiment) for name, rate in rates.items()}
         if not callable(self._schedule):
             return {"lr": float(self._schedule)}
         updates = updates_by_name(record.experiment, record.step)
@@ -64,12 +66,14 @@ class LearningRate(Callback):
 class NormMonitor(Callback):
     """`NormMonitor()`: add the metrics "param_norm", and maybe "grad_norm" and "update_norm".
 
+    Those of a population have a value for each member.
+
     They are Euclidean norms of all params, and of each subtree, as in "param_norm/encoder". Only
     the optimiser sees gradients and updates: wrap it in `solstice.compat.track_norms(optimizer)`
     to add their norms at the newest step.
 
     Args:
-        params: function from the Experiment to its params. By default `exp.params` or
+        params: function from the Experiment, or a member, to its params. By default `exp.params` or
             `exp.learner.params`, else all floating-point arrays.
         depth: number of levels of subtrees with their own norm; 0 for the total only.
 
@@ -86,17 +90,23 @@ class NormMonitor(Callback):
         self._params = given or params_of
 
     def measure(self, record: Record) -> Mapping[str, Any]:
-        """The norms as floats, by name and subtree."""
+        """The norms by name and subtree."""
         with _numbers_allowed():
-            norms = {"param_norm": norms_of(self._params(record.experiment), self._depth)}
+            norms = {"param_norm": self._norms(record.experiment)}
         for found in _find(record.experiment, Norms):
             norms |= {"grad_norm": found.gradient, "update_norm": found.update}
         read: Any = jax.device_get(norms)
         return {
-            f"{name}/{part}" if part else name: float(value)
+            f"{name}/{part}" if part else name: as_metric(value, record.experiment)
             for name, parts in read.items()
             for part, value in parts.items()
         }
+
+    def _norms(self, experiment: Experiment) -> dict[str, Any]:
+        population = population_of(experiment)
+        if population is None:
+            return norms_of(self._params(experiment), self._depth)
+        return jax.vmap(partial(norms_of, depth=self._depth))(self._params(population.members))
 
 
 class Throughput(Callback):

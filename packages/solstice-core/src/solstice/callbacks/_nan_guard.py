@@ -12,6 +12,7 @@ from solstice._experiment import Experiment
 from solstice._finite import nonfinite, nonfinite_rows
 from solstice._record import Record
 from solstice._schema import read
+from solstice.callbacks._members import population_of
 
 _Place = tuple[str, int | None]
 """The path of an array, and the member of a population whose part of it is meant."""
@@ -102,13 +103,11 @@ _CURE = (
 
 def _bad(experiment: Experiment) -> list[_Place]:
     """The arrays with NaN or infinity."""
-    # Here, because most runs have no population.
-    from solstice.population import Population
-
-    if not isinstance(experiment, Population):
+    population = population_of(experiment)
+    if population is None:
         return [(path, None) for path in nonfinite(experiment)]
-    ids = _ids(experiment)
-    return [(path, ids[row]) for path, row in nonfinite_rows(experiment.members)]
+    ids = _ids(population)
+    return [(path, ids[row]) for path, row in nonfinite_rows(population.members)]
 
 
 def _ids(experiment: Any) -> list[int]:
