@@ -43,9 +43,9 @@ def updates_by_name(experiment: object, otherwise: int) -> dict[str, int]:
     counts = {path: node.count for path, node in schedules.items()} or _counts(experiment)
     most: dict[str, int] = {}
     for path, count in jax.device_get(counts).items():
-        if np.ndim(count) == 0:
+        if np.ndim(count) <= 1:  # one for each member of a population, lower where it has stopped
             owner = _optimizer_of(path)
-            most[owner] = max(int(count), most.get(owner, 0))
+            most[owner] = max(int(np.max(count)), most.get(owner, 0))
     return _named({owner.removesuffix("opt_state"): n for owner, n in most.items()}) or {
         "lr": otherwise
     }

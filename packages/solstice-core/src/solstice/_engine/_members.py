@@ -62,7 +62,7 @@ class MembersPlacement(MeshPlacement):
         whole = [
             like.shape[0]
             for path, like, one in pairs
-            if is_of_members(path) and one.is_fully_replicated
+            if is_of_members(path, like) and one.is_fully_replicated
         ]
         if not whole or self.parts == 1:
             return ""

@@ -194,7 +194,7 @@ def _over_members(
     paths: Sequence[str], types: Sequence[ShapeDtypeStruct], mesh: Mesh, axis: str
 ) -> list[PartitionSpec]:
     """Splits the arrays of a population along axis 0, if the devices divide the members."""
-    if not any(map(is_of_members, paths)):
+    if not any(map(is_of_members, paths, types)):
         raise ShardingError(
             f'sharding="members" spreads the members of a solstice.Population over the devices, '
             f"and this Experiment has no members; its arrays are "
@@ -203,15 +203,17 @@ def _over_members(
     parts = mesh.shape[axis]
     return [
         PartitionSpec(axis)
-        if is_of_members(path) and like.shape[0] % parts == 0
+        if is_of_members(path, like) and like.shape[0] % parts == 0
         else PartitionSpec()
         for path, like in zip(paths, types, strict=True)
     ]
 
 
-def is_of_members(path: str) -> bool:
+def is_of_members(path: str, like: ShapeDtypeStruct) -> bool:
     """Whether an array is of a population, with the members on axis 0, by its path."""
     *folders, name = path.split("/")
+    if not like.shape:  # a number of Python, the same for all members
+        return False
     return bool({"members", "hyperparameters"} & {*folders}) or name in ("ids", "is_active")
 
 

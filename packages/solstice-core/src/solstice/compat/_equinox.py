@@ -20,10 +20,11 @@ class EquinoxModel:
     """`EquinoxModel(eqx.nn.MLP(784, 10, 64, 2, key=key))`: wrap an Equinox module as a `Model`.
 
     The module takes a single example, as is usual in Equinox; `forward` maps it over the batch.
-    Its inexact arrays are the Params. Its integer and boolean arrays, and the `eqx.nn.State` of
-    layers such as BatchNorm, are the State. `train=False` sets inference mode. A `__call__` with a
-    parameter `key` receives a different key for each example. In evaluation these keys derive from
-    `jax.random.key(0)`, and only if the call without a key fails.
+    Its inexact arrays are the Params. Its integer and boolean arrays, rates of Dropout that are
+    arrays, and the `eqx.nn.State` of layers such as BatchNorm are the State. `train=False` sets
+    inference mode. A `__call__` with a parameter `key` receives a different key for each example.
+    In evaluation these keys derive from `jax.random.key(0)`, and only if the call without a key
+    fails.
 
     Args:
         model: a module; the pair of `eqx.nn.make_with_state(Net)(key=key)`; or a function from a
@@ -69,7 +70,7 @@ class EquinoxModel:
         """`params, state = model.init(key, x)`: the module's values; `x` is ignored."""
         del x
         module, layers = _pair(self._values(key))
-        params, rest = cast("Any", eqx.partition(module, eqx.is_inexact_array))
+        params, rest = cast("Any", eqx.partition(module, _trained(module)))
         return params, (_arrays(rest), _arrays(layers))
 
     def forward(
@@ -114,6 +115,18 @@ def _pair(values: object) -> tuple[Any, Any]:
         return values, None
     pair = cast("tuple[Any, Any]", values)
     return pair if len(pair) == 2 else (None, None)
+
+
+def _trained(module: object) -> Any:
+    """Which leaves are Params: the rate of Dropout is not, though it may be an array."""
+
+    def is_dropout(node: object) -> bool:
+        return isinstance(node, eqx.nn.Dropout)
+
+    def of(node: object) -> bool:
+        return eqx.is_inexact_array(node) and not is_dropout(node)
+
+    return jax.tree.map(of, module, is_leaf=is_dropout)
 
 
 def _has_state(module: object) -> bool:

@@ -28,6 +28,8 @@ from solstice.population._hyperparameters import Hyperparameters, numbers_of, on
 Make = Callable[..., Any]
 """A function of hyperparameters that returns an Experiment."""
 
+_NUMBERS = (bool, int, float, complex)
+
 _SHARE = "Share the model and the optimiser, or build them inside `make` from its arguments"
 
 
@@ -44,19 +46,21 @@ class BatchLike:
         leaves, structure = _tree.flatten(batch)
         return BatchLike(structure, tuple(map(_type_of, leaves)))
 
-    @property
-    def shapes(self) -> Batch:
-        """The batch with shapes in place of arrays."""
-        return _tree.unflatten(self.structure, self.types)
-
-    def zeros(self) -> Batch:
-        """A batch of zeros, for a trace in which values do not matter."""
-        return _tree.map(_zeros, self.shapes)
+    def zeros(self, zeros: Callable[[Any, Any], Any]) -> Batch:
+        """A batch of zeros, `np.zeros` or `jnp.zeros`, where values do not matter."""
+        leaves = [zeros(like.shape, like.dtype) for like in self.types]
+        return _tree.unflatten(self.structure, leaves)
 
 
 def split(experiment: Experiment) -> tuple[Program, list[Any]]:
     """An Experiment without its arrays, and these."""
     return program_of(experiment, type(experiment).train_step, "train_step")
+
+
+def _named(experiment: Experiment) -> dict[str, Any]:
+    """The arrays of an Experiment, by path."""
+    program, arrays = split(experiment)
+    return dict(zip(program.array_names(), arrays, strict=True))
 
 
 def made(make: Make, values: Mapping[str, Any], batch: Batch) -> Experiment:
@@ -72,6 +76,19 @@ def made(make: Make, values: Mapping[str, Any], batch: Batch) -> Experiment:
     return experiment.setup(batch)
 
 
+def grafted(fresh: Experiment, member: Experiment) -> Experiment:
+    """An Experiment that was made for its static parts, with the arrays of a member.
+
+    Raises:
+        ExperimentError: they have arrays of other shapes.
+    """
+    leaves, mine = _tree.leaves_by_slashes(fresh), _named(member)
+    # The Trainer makes arrays of Python numbers, which are numbers in what is made.
+    numbers = {path for path, leaf in leaves.items() if isinstance(leaf, _NUMBERS)}
+    check_like({path: x for path, x in mine.items() if path not in numbers}, _named(fresh))
+    return _tree.unflatten(_tree.structure(fresh), {**leaves, **mine}.values())
+
+
 def built(make: Make, hyperparameters: Hyperparameters, batch: Batch) -> tuple[Experiment, bool]:
     """The members of a population, and whether `make` can be traced.
 
@@ -84,13 +101,13 @@ def built(make: Make, hyperparameters: Hyperparameters, batch: Batch) -> tuple[E
         shapes = _traced(make, hyperparameters, batch)
     except Exception as error:  # of a value that must be concrete, or of NumPy
         return _one_by_one(make, hyperparameters, batch, error), False
-    program, arrays = split(made(make, one_of(hyperparameters, 0), batch))
-    check_like(program, arrays, {path: _row_of(like) for path, like in shapes.items()})
+    first = made(make, one_of(hyperparameters, 0), batch)
+    check_like(_named(first), {path: _row_of(like) for path, like in shapes.items()})
 
     def values_of(values: Mapping[str, Any]) -> list[Array]:
         return [jnp.asarray(x) for x in split(made(make, values, batch))[1]]
 
-    return program.merge(jax.vmap(values_of)(hyperparameters)), True
+    return split(first)[0].merge(jax.vmap(values_of)(hyperparameters)), True
 
 
 def stacked(members: Sequence[Experiment], advice: Callable[[], str]) -> Experiment:
@@ -99,14 +116,15 @@ def stacked(members: Sequence[Experiment], advice: Callable[[], str]) -> Experim
     Raises:
         ExperimentError: they differ in more than the values of arrays.
     """
-    trees = [_with_arrays_for(numbers, one) for numbers in [_numbers(members)] for one in members]
+    numbers = _numbers(members)
+    trees = [_with_arrays_for(numbers, one) for one in members]
     (program, first), *others = map(split, trees)
     for index, (other, arrays) in enumerate(others, 1):
         found = list(differences(members[0], members[index], program, other))
         if found:
             raise ExperimentError(_difference_message(found, index, advice()))
-        named = zip(other.array_names(), arrays, strict=True)
-        check_like(program, first, {path: _type_of(x) for path, x in named}, f"member {index}")
+        named = dict(zip(other.array_names(), arrays, strict=True))
+        check_like(_named(trees[0]), named, f"member {index}")
     columns = zip(*[arrays for _, arrays in [(program, first), *others]], strict=True)
     return program.merge([jnp.stack(column) for column in columns])
 
@@ -127,27 +145,24 @@ def differences(
 
 
 def check_like(
-    program: Program,
-    arrays: Sequence[Any],
-    found: Mapping[str, Any],
+    first: Mapping[str, Any],
+    other: Mapping[str, Any],
     who: str = "a member that is made from traced hyperparameters",
 ) -> None:
-    """Raises an ExperimentError if another member has other arrays.
+    """Raises an ExperimentError if another member than the first has other arrays.
 
     Args:
-        program: the first member without its arrays.
-        arrays: these.
-        found: the types of the other member's arrays, by path.
+        first: the arrays of the first, or their types, by path.
+        other: those of the other.
         who: the other member.
     """
-    mine = {p: _type_of(x) for p, x in zip(program.array_names(), arrays, strict=True)}
-    for path in {**mine, **found}:
-        pair = [_kind(one[path]) if path in one else "nothing" for one in (mine, found)]
-        if pair[0] != pair[1]:
+    for path in {**first, **other}:
+        one, two = (_kind(x[path]) if path in x else "nothing" for x in (first, other))
+        if one != two:
             raise ExperimentError(
                 f"the members of a population must have arrays of the same shapes: `{path}` is "
-                f"{pair[0]} in member 0, and {pair[1]} in {who}. A hyperparameter that sets a "
-                f"shape needs a Population for each of its values"
+                f"{one} in member 0, and {two} in {who}. A hyperparameter that sets a shape needs "
+                f"a Population for each of its values"
             )
 
 
@@ -191,9 +206,8 @@ def _traced(make: Make, hyperparameters: Hyperparameters, batch: Batch) -> dict[
     """The types of the members' arrays, by path, if they are made under `jit` and `vmap`."""
 
     def one(values: Mapping[str, Any], batch: Batch) -> dict[str, Array]:
-        program, arrays = split(made(make, values, batch))
-        names = program.array_names()
-        return {name: jnp.asarray(x) for name, x in zip(names, arrays, strict=True)}
+        named = _named(made(make, values, batch))
+        return {path: jnp.asarray(x) for path, x in named.items()}
 
     def every(values: Mapping[str, Any], batch: Batch) -> dict[str, Array]:
         return cast("Any", jax.vmap(partial(one, batch=batch)))(values)
@@ -250,11 +264,6 @@ def _with_arrays_for(numbers: Sequence[bool], member: Experiment) -> Experiment:
     return _tree.unflatten(structure, [jnp.asarray(x) if one else x for one, x in pairs])
 
 
-def _zeros(like: ShapeDtypeStruct) -> Array:
-    dtype: Any = like.dtype
-    return jnp.zeros(like.shape, dtype)
-
-
 def _type_of(leaf: Any) -> ShapeDtypeStruct:
     like = type_of(leaf if hasattr(leaf, "dtype") else np.asarray(leaf))
     return ShapeDtypeStruct(like.shape, like.dtype)
@@ -264,5 +273,6 @@ def _row_of(like: Any) -> ShapeDtypeStruct:
     return ShapeDtypeStruct(like.shape[1:], like.dtype)
 
 
-def _kind(like: Any) -> str:
+def _kind(array: Any) -> str:
+    like = _type_of(array)
     return f"{like.dtype}{list(like.shape)}"

@@ -37,7 +37,7 @@ from solstice.population._hyperparameters import (
     one_of,
 )
 from solstice.population._life import Life, check_members, check_names, lived, named
-from solstice.population._members import BatchLike, Make, built, made, split, stacked
+from solstice.population._members import BatchLike, Make, built, grafted, made, split, stacked
 from solstice.population._steps import Stepped, stepped
 
 
@@ -160,10 +160,11 @@ class Population(ReadyMadeExperiment):
         if self.members is None:
             return cast("Make", self.make)(**values)
         template, arrays = split(self.members)
-        arrays = _rows_at(arrays, row)
+        member = template.merge(_rows_at(arrays, row))
         if self.make is None or not self.is_traced or self.batch_like is None:
-            return template.merge(arrays)
-        return split(_made_without_values(self.make, values, self.batch_like))[0].merge(arrays)
+            return member
+        # Not within a trace, whose values would stay in what `make` creates, such as an optimiser.
+        return grafted(made(self.make, values, self.batch_like.zeros(np.zeros)), member)
 
     def __repr__(self) -> str:
         kind = "" if self.members is None else f" of {type(self.members).__name__}"
@@ -231,7 +232,7 @@ class Population(ReadyMadeExperiment):
             )
         rebuild = None
         if self.make is not None and self.is_traced and self.batch_like is not None:
-            rebuild = partial(made, self.make, batch=self.batch_like.zeros())
+            rebuild = partial(made, self.make, batch=self.batch_like.zeros(cast("Any", jnp.zeros)))
         active = self.is_active
         return stepped(self.members, method, batch, self.hyperparameters, active, rebuild)
 
@@ -317,7 +318,8 @@ def _id_of(device: Any) -> int:
 
 @jax.jit
 def _rows_of(arrays: list[Array], row: Array) -> list[Array]:
-    return [lax.dynamic_index_in_dim(x, row, keepdims=False) for x in arrays]
+    # A Python number of all members is an array without axes once steps have run.
+    return [lax.dynamic_index_in_dim(x, row, keepdims=False) if x.ndim else x for x in arrays]
 
 
 def _kind(population: Population) -> type[Experiment]:
@@ -327,17 +329,6 @@ def _kind(population: Population) -> type[Experiment]:
 def _first(population: Population) -> Experiment:
     program, arrays = split(cast("Experiment", population.members))
     return program.merge(_rows_at(arrays, 0))
-
-
-def _made_without_values(make: Make, values: dict[str, Any], like: BatchLike) -> Experiment:
-    """The Experiment of these hyperparameters, of which only the static parts are of use."""
-    found: list[Experiment] = []
-
-    def trace(batch: Batch) -> None:
-        found.append(made(make, values, batch))
-
-    _tree.eval_shape(trace, like.shapes)
-    return found[0]
 
 
 def _members_second(outputs: Array) -> Array:

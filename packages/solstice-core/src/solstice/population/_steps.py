@@ -10,16 +10,24 @@ import numpy as np
 from jax import Array
 
 from solstice import _tree
-from solstice._engine import ConstantChanged, line_of, pack, program_of, undecorated, unpack
+from solstice._engine import (
+    ConstantChanged,
+    Program,
+    line_of,
+    pack,
+    program_of,
+    undecorated,
+    unpack,
+)
 from solstice._errors import ExperimentError
 from solstice._experiment import Experiment
 from solstice._metrics import Metrics, as_metrics, without_metrics
 from solstice._types import Batch, Outputs
 from solstice.population._hyperparameters import Hyperparameters
 from solstice.population._members import (
-    check_like,
     concrete_message,
     culprits,
+    grafted,
     split,
 )
 
@@ -60,31 +68,35 @@ def stepped(
     template, arrays = split(members)
 
     def rebuilt(arrays: list[Array], values: Mapping[str, Any]) -> Experiment:
-        if rebuild is None:
-            return template.merge(arrays)
-        program, fresh = split(rebuild(values))
-        check_like(program, fresh, dict(zip(template.array_names(), arrays, strict=True)))
-        return program.merge(arrays)
+        own = template.merge(arrays)
+        return own if rebuild is None else grafted(rebuild(values), own)
 
     def one(
         arrays: list[Array], values: Mapping[str, Any], is_active: Array | None, batch: Batch
     ) -> Any:
         kept, outputs = _call(rebuilt(arrays, values), method, batch)
         if is_active is not None:
-            pairs = zip(kept, arrays, strict=True)
-            kept = [jnp.where(is_active, now, old) for now, old in pairs]
+            pairs = zip(kept, arrays, of_arrays, strict=True)
+            kept = [jnp.where(is_active, x, y) if axis == 0 else x for x, y, axis in pairs]
         if method == "predict_step":
             return kept, None, outputs
         outputs = unpack(outputs)
         metrics = pack(as_metrics(outputs, batch))
         return kept, metrics, pack(without_metrics(outputs))
 
-    copies, axes = _for_each(batch, len(arrays[0]))
+    copies, axes = _for_each(batch, next(x.shape[0] for x in arrays if x.ndim))
+    # The Trainer makes arrays of the Python numbers among the leaves, the same for all members.
+    of_arrays = [0 if x.ndim else None for x in arrays]
+    of_mask = None if is_active is None else 0
     over_members = cast(
-        "Any", jax.vmap(one, in_axes=(0, 0, None if is_active is None else 0, axes))
+        "Any", jax.vmap(one, in_axes=(of_arrays, 0, of_mask, axes), out_axes=(of_arrays, 0, 0))
     )
     try:
         mapped = over_members(arrays, hyperparameters, is_active, copies)
+    except ValueError as error:
+        if "out_axes" not in str(error):
+            raise
+        raise ExperimentError(_number_message(template, of_arrays, method)) from error
     except jax.errors.JAXTypeError as error:
         run = _first_of(one, arrays, is_active, batch)
         names = culprits(run, _examples(hyperparameters)) if rebuild is not None else []
@@ -133,7 +145,8 @@ def _first_of(
     one: Callable[..., Any], arrays: list[Array], is_active: Array | None, batch: Batch
 ) -> Callable[[Mapping[str, Any]], object]:
     def run(values: Mapping[str, Any]) -> object:
-        return one(_tree.row(arrays, 0), values, None if is_active is None else is_active[0], batch)
+        first = [x[0] if x.ndim else x for x in arrays]
+        return one(first, values, None if is_active is None else is_active[0], batch)
 
     return run
 
@@ -144,6 +157,15 @@ def _examples(hyperparameters: Hyperparameters) -> dict[str, Any]:
         name: values[0] if _tree.is_key(values) else np.ones(values.shape[1:], values.dtype)[()]
         for name, values in hyperparameters.items()
     }
+
+
+def _number_message(template: Program, of_arrays: Sequence[int | None], method: str) -> str:
+    paths = zip(template.array_names(), of_arrays, strict=True)
+    numbers = [f"`{path}`" for path, axis in paths if axis is None]
+    return (
+        f"{method} of a population gives members other values of {' or '.join(numbers)}, which is "
+        f"one number of Python for all. Make it an array: `jnp.asarray(...)`"
+    )
 
 
 def _traced_message(step: str, names: Sequence[str], error: Exception) -> str:
