@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import peers
 import pytest
 
 import solstice
@@ -321,6 +322,8 @@ def test_a_run_that_dies_resumes_to_the_same_bits(tmp_path: Path, name: str):
     assert again == rows
 
 
+PATHS = [str(Path(__file__).parent), str(Path(peers.__file__).parent)]
+
 SCRIPT = """
 import os, signal, sys
 sys.path[:0] = {paths}
@@ -343,7 +346,7 @@ solstice.checkpoint.save(sys.argv[1] + "/end", pop)
 
 @pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits(tmp_path: Path):
-    script = textwrap.dedent(SCRIPT).format(paths=repr([str(Path(__file__).parent)]))
+    script = textwrap.dedent(SCRIPT).format(paths=PATHS)
 
     def go(folder: str, epoch: int) -> int:
         command = [sys.executable, "-c", script, str(tmp_path / folder), str(epoch)]
@@ -353,6 +356,44 @@ def test_a_killed_process_resumes_to_the_same_bits(tmp_path: Path):
     assert [go("b", epoch) for epoch in (1, 4, 5)] == [-signal.SIGKILL] * 3
     assert go("b", 99) == 0
     assert checkpoint.diff(tmp_path / "a" / "end", tmp_path / "b" / "end") == {}
+
+
+# Devices
+
+
+SPREAD = """
+connect()
+sys.path[:0] = {paths}
+import jax, numpy as np
+import test_population_life as life
+
+for name, options in life.OPTIONS.items():
+    for sharding in ("members", "replicated"):
+        trainer = solstice.Trainer(mesh="all", sharding=sharding)
+        pop = life.population(**options).setup(life.TRAIN[0])
+        with jax.transfer_guard("disallow" if count == 1 else "allow"):
+            pop = trainer.fit(pop, life.TRAIN, life.VAL, num_epochs=7)
+        loss = trainer.history.rows[-1]["loss"]
+        found = distributed.gather((pop.ids, pop.hyperparameters["rate"], pop.members.w, loss))
+        show(f"{{name}} {{sharding}}", [np.asarray(x).tolist() for x in found])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 1), (2, 2)])
+def test_members_on_several_devices_live_as_on_one(processes: int, devices: int):
+    program = SPREAD.format(paths=PATHS)
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    for ended in peers.run(program, processes, timeout=300, XLA_FLAGS=flags):
+        assert ended.code == 0, ended.output[-2000:]
+        for name, options in OPTIONS.items():
+            pop, trainer = fit(population(**options), 7)
+            loss = trainer.history.rows[-1]["loss"]
+            for sharding in ("members", "replicated"):
+                found = ended.shown[f"{name} {sharding}"]
+                expected: Any = pop.ids, pop.hyperparameters["rate"], pop.members.w, loss
+                for one, other in zip(found, expected, strict=True):
+                    np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
 
 # Errors

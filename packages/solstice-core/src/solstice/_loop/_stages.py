@@ -196,7 +196,7 @@ class Stages:
         if method == "train_step":
             self._name_override(stepper)
             for advised in (stepper.advice, placement.undivided(batch)):
-                if advised:
+                if advised and is_new:
                     warn(advised, stacklevel=4)
         self.computation.add_step(method, stepper)
         if self.peers is not None:
@@ -223,8 +223,9 @@ class Stages:
         if val is not None:
             batch, nested = val.stepper.traced.batch, hooks.nested()
             val = self.stage(val.source, experiment, "eval_step", nested, batch=batch)
+            # It must not hold the state, whose arrays the next call would then copy.
+            self._validation = val if val.stepper.borrow_state(stage.stepper, batch) else None
             val.stepper.return_state()
-            self._validation = val
         return stage
 
     def check_run(self, what: str, callbacks: Iterable[Callback]) -> None:

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, cast
 
 import jax
-import numpy as np
 
 from solstice._arguments import function_or_none, number, whole
 from solstice._callback import Callback

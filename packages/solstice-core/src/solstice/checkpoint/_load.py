@@ -118,7 +118,7 @@ def _load(
         _check_type(folder, name, there, leaf)
     stored = read_leaves(folder, about, {saved[name]: leaf for name, leaf in chosen.items()})
     loaded = [
-        _leaf(folder, name, stored[saved[name]], leaf) if name in chosen else leaf
+        _leaf(folder, name, stored[saved[name]], chosen[name]) if name in chosen else leaf
         for name, leaf in zip(paths, leaves, strict=True)
     ]
     return _tree.unflatten(structure, loaded), others

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from solstice import _tree
 from solstice._arguments import whole
 from solstice.population._hyperparameters import Hyperparameters
-from solstice.population._ranking import best_first
+from solstice.population._ranking import best_first, on_host
 
 Numbers = np.ndarray[Any, Any]
 
@@ -133,7 +132,7 @@ class Evolve:
         is_copy = sources != np.arange(len(sources))
         bounds = {name: (low, high) for name, low, high in self.bounds}
         for column, name in enumerate(self.varied(hyperparameters)):
-            values = _tree.to_numpy(hyperparameters[name])[sources]
+            values = on_host(hyperparameters[name])[sources]
             chosen = np.asarray(self.factors)[(draws[:, column] * len(self.factors)).astype(int)]
             factors = np.where(is_copy, chosen, 1.0).reshape(-1, *[1] * (values.ndim - 1))
             new = np.clip(values * factors, *bounds.get(name, (-np.inf, np.inf)))

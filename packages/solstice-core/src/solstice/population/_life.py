@@ -23,7 +23,7 @@ from solstice.population._evolve import Evolve, draw
 from solstice.population._halving import Halving
 from solstice.population._hyperparameters import Hyperparameters
 from solstice.population._members import BatchLike, split
-from solstice.population._ranking import scores_of
+from solstice.population._ranking import on_host, scores_of
 
 if TYPE_CHECKING:
     from solstice.population._population import Population
@@ -88,13 +88,12 @@ class Life(eqx.Module):
 
     def stopping(self, scores: Rows, is_active: Rows) -> tuple[Self, Rows]:
         """The life after these scores, and which members are active still."""
-        best, waited = _tree.to_numpy(self.best), _tree.to_numpy(self.waited)
+        best, waited, epochs = on_host((self.best, self.waited, self.epochs))
         improves = is_active & ~np.isnan(scores) & (np.isnan(best) | (scores > best))
         best = np.where(improves, scores, best).astype(np.float32)
         waited = np.where(improves, 0, waited + is_active).astype(np.int32)
         ends = waited >= (np.inf if self.patience is None else self.patience)
-        epochs = _tree.to_numpy(self.epochs) + 1
-        best, waited, epochs = jax.device_put((best, waited, epochs))
+        best, waited, epochs = jax.device_put((best, waited, epochs + 1))
         return replace(self, best=best, waited=waited, epochs=epochs), is_active & ~ends
 
 
@@ -179,11 +178,11 @@ def lived(population: "Population", metrics: Mapping[str, Any]) -> "Population":
     values = None if life is None else _values(population, life.monitor, metrics)
     if life is None or values is None:
         return population
-    ids = _tree.to_numpy(population.ids)
+    ids = on_host(population.ids)
     scores = scores_of(values[ids], life.monitor)
     life, is_active = life.stopping(scores, _active_of(population))
     population = replace(population, life=life, is_active=_put_active(population, is_active))
-    epoch = int(_tree.to_numpy(life.epochs))
+    epoch = int(on_host(life.epochs))
     if life.halving is not None and epoch % life.halving.every == 0:
         rows = life.halving.rows(scores)
         if len(rows) < len(ids):
@@ -197,7 +196,7 @@ def lived(population: "Population", metrics: Mapping[str, Any]) -> "Population":
 def _active_of(population: "Population") -> Rows:
     """Which members steps change."""
     active = population.is_active
-    return np.ones(len(population), bool) if active is None else _tree.to_numpy(active)
+    return np.ones(len(population), bool) if active is None else on_host(active)
 
 
 def _put_active(population: "Population", is_active: Rows) -> Array | None:
@@ -225,7 +224,7 @@ def _with_rows(population: "Population", life: Life, rows: Rows) -> "Population"
     template, arrays = split(cast("Experiment", population.members))
     of_members = arrays, population.hyperparameters, population.ids
     arrays, hyperparameters, ids = _taken(of_members, rows)
-    best, waited = (jax.device_put(_tree.to_numpy(x)[rows]) for x in (life.best, life.waited))
+    best, waited = jax.device_put([x[rows] for x in on_host((life.best, life.waited))])
     is_active = _put_active(population, _active_of(population)[rows])
     return replace(
         population,
@@ -243,14 +242,14 @@ def _evolved(
     """The population in which the worst members are copies of the best, varied."""
     life, values = cast("Life", population.life), population.hyperparameters
     new_key, drawn = draw(life.key, (len(scores), 1 + len(evolve.varied(values))))
-    draws = _tree.to_numpy(drawn)
+    draws, old_best, old_waited = on_host((drawn, life.best, life.waited))
     sources = evolve.sources(scores, is_active, draws[:, 0])
     is_copy = sources != np.arange(len(sources))
     varied = evolve.varied_values(values, sources, draws[:, 1:])
     template, arrays = split(cast("Experiment", population.members))
     arrays, copied = _taken((arrays, values), sources)
-    best = np.where(is_copy, scores[sources], _tree.to_numpy(life.best)).astype(np.float32)
-    waited = np.where(is_copy, 0, _tree.to_numpy(life.waited)).astype(np.int32)
+    best = np.where(is_copy, scores[sources], old_best).astype(np.float32)
+    waited = np.where(is_copy, 0, old_waited).astype(np.int32)
     best, waited = jax.device_put(best), jax.device_put(waited)
     return replace(
         population,

@@ -38,6 +38,7 @@ from solstice.population._hyperparameters import (
 )
 from solstice.population._life import Life, check_members, check_names, lived, named
 from solstice.population._members import BatchLike, Make, built, grafted, made, split, stacked
+from solstice.population._ranking import on_host
 from solstice.population._steps import Stepped, stepped
 
 
@@ -192,7 +193,7 @@ class Population(ReadyMadeExperiment):
     @property
     def is_finished(self) -> bool:
         """Whether all members have stopped."""
-        return self.is_active is not None and not _tree.to_numpy(self.is_active).any()
+        return self.is_active is not None and not on_host(self.is_active).any()
 
     def epoch_step(self, metrics: Mapping[str, Any]) -> Self:
         """Stops, removes and evolves members, by the metrics of an epoch."""

@@ -1,10 +1,22 @@
-"""The members of a population by their scores."""
+"""The members of a population by their scores, on the host."""
 
 from typing import Any
 
+import jax
 import numpy as np
 
+from solstice import _tree
 from solstice._monitor import Monitor
+
+
+def on_host(tree: Any) -> Any:
+    """The arrays of a tree as NumPy arrays. All processes call it, if they are several."""
+    arrays = [x for x in _tree.leaves(tree) if isinstance(x, jax.Array)]
+    if all(x.is_fully_addressable or x.is_fully_replicated for x in arrays):
+        return jax.device_get(tree)
+    from solstice.distributed import gather  # only several processes need it
+
+    return gather(tree)
 
 
 def scores_of(values: Any, monitor: Monitor) -> np.ndarray[Any, Any]:
