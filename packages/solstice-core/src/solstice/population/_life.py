@@ -161,7 +161,7 @@ def check_members(population: "Population") -> None:
 
 def _followed(population: "Population") -> set[str]:
     """The hyperparameters on which a training step depends."""
-    batch = cast("BatchLike", population.batch_like).zeros()
+    batch = cast("BatchLike", population.batch_like).zeros(np.zeros)
 
     def step(values: dict[str, Array]) -> Any:
         new = replace(population, hyperparameters=values).train_step(batch)[0]
