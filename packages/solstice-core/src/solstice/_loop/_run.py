@@ -20,7 +20,7 @@ from solstice._loop._limits import Limits, next_epoch
 from solstice._loop._meetings import Meetings
 from solstice._loop._stages import Stage, Stages
 from solstice._loop._state import RunState
-from solstice._loop._validation import Validation
+from solstice._loop._validation import Validation, every_of
 from solstice._record import Compilation, Record, changed
 
 _BLOCKS_AHEAD = 3
@@ -74,7 +74,6 @@ class Run:
         self._meetings = stages.peers and Meetings(stages.peers, self.state, hooks, self.guard)
         self._limits = limits or Limits()
         self._validation = validation
-        self._every = validation and validation.every
         is_given = experiment is not None
         # A validation uses those of its run, because they may need a copy of each array.
         self._checks = outer._checks if outer else BatchChecks(self.state, stage.stepper, is_given)
@@ -135,7 +134,7 @@ class Run:
 
     def _calls(self, feeder: Feeder | ResidentFeeder) -> Iterator[Call]:
         state, most = self.state, self.stage.stepper.sizes.steps_per_block
-        cadence = cadence_of(self.hooks.listeners, most, self._every)
+        cadence = cadence_of(self.hooks.listeners, most, every_of(self._validation))
         block = None if self.hooks.stop else self._take(feeder, cadence, state.count)
         while (call := self._call(block, feeder)) is not None:
             self._save_at(state.interrupted)
@@ -237,7 +236,7 @@ class Run:
         no callback with a state is called for it. A callback in the middle of its hook has an
         inconsistent state.
         """
-        first, is_due, every = self.state.count + 1, self.hooks.is_due, self._every
+        first, is_due, every = self.state.count + 1, self.hooks.is_due, every_of(self._validation)
         stops = self.hooks.stop is not None  # from `on_step_start`; one step is still run
         for step in range(first, first + len(call)):  # plain code, because it runs at every step
             if not (stops or is_due(step) or (every is not None and step % every == 0)):
@@ -332,7 +331,7 @@ class Run:
 
     def explain(self) -> str:
         """The text of `Trainer.explain`."""
-        return explanation(self.state.at.mode, self.stage, self.hooks, self._every)
+        return explanation(self.state.at.mode, self.stage, self.hooks, every_of(self._validation))
 
     def _save_at(self, point: Point | None) -> None:
         """Sets the moment that a signal saves. Other runs leave it alone: it would be a cycle."""

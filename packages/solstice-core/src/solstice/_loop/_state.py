@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from solstice._callback import Callback
-from solstice._engine import Block
+from solstice._engine import Block, Stepper
 from solstice._experiment import Experiment, steps_epochs
 from solstice._loop._computation import Computation
 from solstice._loop._epoch import Call, Epoch, Point
@@ -44,7 +44,6 @@ class RunState:
         kept: the fields of records that callbacks may have kept.
         epoch: the state of the current epoch.
         is_lost: whether a compiled call failed, and the Experiment is lost.
-        steps_epochs: whether the run calls `epoch_step`.
     """
 
     def __init__(
@@ -63,16 +62,23 @@ class RunState:
         self.epoch = self._next = epoch or Epoch()
         self.is_lost = False
         self._stage = stage
-        self._stepper = stage.stepper
         self._hooks = hooks
         self._computation = computation
         self._validation = validation
         self._experiment = experiment
-        self.steps_epochs = self.trains and steps_epochs(stage.stepper.kind)
 
     def follow(self, stage: Stage) -> None:
         """Continues with the stage of another Experiment."""
-        self._stage, self._stepper = stage, stage.stepper
+        self._stage = stage
+
+    @property
+    def _stepper(self) -> Stepper:
+        return self._stage.stepper
+
+    @property
+    def steps_epochs(self) -> bool:
+        """Whether the run calls `epoch_step`."""
+        return self.trains and steps_epochs(self._stepper.kind)
 
     @property
     def trains(self) -> bool:

@@ -20,3 +20,8 @@ class Validation:
     def is_due(self, step: int) -> bool:
         """Whether a validation is due at a training step, within an epoch."""
         return self.every is not None and step % self.every == 0
+
+
+def every_of(validation: Validation | None) -> int | None:
+    """The steps from one validation within an epoch to the next; None without such."""
+    return validation and validation.every
