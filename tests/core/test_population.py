@@ -78,16 +78,16 @@ def test_each_member_is_its_run_alone():
     trainer, alone = solstice.Trainer(), solstice.Trainer()
     pop = solstice.Population(classifier, rate=RATES, seed=SEEDS)
     pop = trainer.fit(pop, train_ds, val_ds, num_epochs=34)
-    for i in range(3):
+    for i in (0, 2):  # each of them compiles its own step
         exp = alone.fit(classifier(RATES[i], SEEDS[i]), train_ds, val_ds, num_epochs=34)
         assert int(exp.step) == 204
         for name in ("train/loss", "val/loss", "val/accuracy", "val/f1_macro"):
             ours, solo = column(trainer, name)[:, i], column(alone, name)
             np.testing.assert_allclose(ours, solo, rtol=0, atol=1e-6)
         assert_close(exp.params, pop[i].params, 2e-6)
-        # The member has the optimiser of its own rate.
-        again = [alone.fit(one, train_ds, num_epochs=1).params for one in (exp, pop[i])]
-        assert_close(*again, 2e-6)
+    # The member goes on with the optimiser of its own rate.
+    again = [alone.fit(one, train_ds, num_epochs=1).params for one in (exp, pop[2])]
+    assert_close(*again, 2e-6)
 
 
 def test_metrics_and_outputs_have_a_value_for_each_member():

@@ -193,11 +193,12 @@ def _can_trace(
 
 def concrete_message(names: Sequence[str], error: Exception) -> str:
     """A sentence on the hyperparameters that cannot be traced."""
-    which = " and ".join(f"`{name}`" for name in names) or "The hyperparameters"
-    many = len(names) != 1
+    if not names:
+        return f"`make` cannot be traced: {line_of(error)}: {error!s:.200}"
+    which = " and ".join(f"`{name}`" for name in names)
     return (
-        f"{which} must be {'arrays' if many else 'an array'} of JAX in `make` and in steps, "
-        f"because all members are one program, and a number of Python is needed here: "
+        f"{which} must be {'arrays' if len(names) > 1 else 'an array'} of JAX in `make` and in "
+        f"steps, because all members are one program, and a number of Python is needed here: "
         f"{line_of(error)}"
     )
 
