@@ -50,6 +50,7 @@ TITLES = {
     "evaluation": "Evaluation alone",
     "prediction": "`predict` alone",
     "reading": "Data sets that take time to read",
+    "population": "32 members: one program, or one fit after the other",
     "leaves": "Leaf scaling",
     "start": "The first step, with a compilation cache",
     "mesh": "On a mesh of 8 devices",
@@ -60,6 +61,8 @@ TEXTS = {
     "prediction": "The network of A: the probabilities of all examples, as NumPy arrays.",
     "reading": "The network of A. Each example costs some Python work to read, so a batch takes "
     "longer to read than to train. The best that is possible is the longer of the two, which is 1.",
+    "population": "A ready-made Experiment, 32 times: one `fit` after the other in one process, all "
+    "of one compiled program, or one `fit` of a `Population`. Times are those of all 32.",
     "leaves": "Microseconds per step, median over epochs. The step adds 1 to each leaf, an array "
     "of 8 numbers.",
     "start": "Seconds from the imports to the end of the first step, in a new process, and in a "
@@ -156,6 +159,8 @@ def _section(name: str, found: list[Results]) -> str:
         return "\n".join([*text, _leaf_table(found)])
     if name == "reading":
         return "\n".join([*text, _reading_table(found)])
+    if name == "population":
+        return "\n".join([*text, *map(_population_table, found)])
     for results in found:
         workload = workloads.get(results.workload)
         if len(found) > 1 or name in TITLES:
@@ -293,6 +298,24 @@ def _reading_row(results: Results) -> list[str]:
         if result is not None and result.seconds:
             row += [f"{_step_time(results, result):.0f}", *_quartiles(result, *alone)]
     return row
+
+
+def _population_table(results: Results) -> str:
+    workload = workloads.get(results.workload)
+    columns = ["contender", "x 32 fits", "quartiles", f"ms per {workload.unit}", "first step, s"]
+    rows = [_population_row(name, results, workload) for name in results.contenders]
+    return f"### {workload.title}\n\n{_steps(workload)}; {_rounds(results)}.\n\n" + _table(
+        columns, rows
+    )
+
+
+def _population_row(name: str, results: Results, workload: workloads.Workload) -> list[str]:
+    result = results.contenders[name]
+    if result.why or not result.seconds:
+        return [result.title, result.why or "did not run"]
+    base = results.contenders[name.replace("population", "fits")]
+    ms = 1000 * statistics.median(result.seconds.values()) / workload.units
+    return [result.title, *_quartiles(result, base), f"{ms:.3f}", f"{result.first_step:.2f}"]
 
 
 def _start_table(found: list[Results]) -> str:

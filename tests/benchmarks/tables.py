@@ -71,6 +71,12 @@ READING = {
     "fit": "`fit`",
     "fit_prefetch": "`fit`, `prefetch=4`",
 }
+POPULATION = {
+    "fits": "32 fits, no callbacks",
+    "population": "one `Population` of 32, no callbacks",
+    "fits_default": "32 fits, default callbacks",
+    "population_default": "one `Population` of 32, default callbacks",
+}
 LEAVES = {
     LIMIT: TRAINING[LIMIT],
     "hand_fused": TRAINING["hand_fused"],
@@ -105,7 +111,8 @@ class Table:
     @property
     def always(self) -> list[str]:
         """Contenders without which there are no ratios."""
-        return [name for name in (LIMIT, BY_HAND, "read", "train") if name in self.contenders]
+        bases = (LIMIT, BY_HAND, "read", "train", "fits", "fits_default")
+        return [name for name in bases if name in self.contenders]
 
     def module(self, contender: str) -> str:
         """`table.module("limit")`: "epochs.limit", or "limit" where the folder has no own."""
@@ -130,13 +137,17 @@ TABLES = {
         READING,
         folder="reading",
     ),
+    "population": Table(
+        ["population-E", "population-A"], POPULATION, [*POPULATION], folder="population"
+    ),
     "leaves": Table(
         [f"leaves-{count}" for count in (10, 100, 1000)],
         LEAVES,
         [LIMIT, BY_HAND, "solstice_ready"],
     ),
 }
-ORDER = ["A", "B32", "B128", "C", "D", "E", "F", "evaluation", "prediction", "reading", "leaves"]
+ORDER = ["A", "B32", "B128", "C", "D", "E", "F"]
+ORDER += ["evaluation", "prediction", "reading", "population", "leaves"]
 START_WORKLOADS = ["A", "D"]
 
 

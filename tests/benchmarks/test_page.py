@@ -51,6 +51,7 @@ def test_the_page_and_the_chart_of_partial_results(tmp_path):
     failed.contenders["keras_1"] = Result("Keras 3", why="failed")
     failed.save(tmp_path)
     results("reading-python", read=2.0, train=1.0, fit=3.0).save(tmp_path)
+    results("population-E", fits=3.0, population=1.0).save(tmp_path)
     start = Result("by hand", first_steps=[2.0], again=[0.5])
     Results("start-A", {"hand_written": start}, "nox -s bench", "one machine").save(tmp_path)
     page = report.page(load_all(tmp_path), [])
@@ -60,6 +61,7 @@ def test_the_page_and_the_chart_of_partial_results(tmp_path):
     assert "| Keras 3 | failed |" in page
     assert "| a generator in Python |" in page
     assert " 1.50 | 1.50 to 1.50 |" in page  # `fit`, over the longer of reading and training
+    assert "| population | 0.33 | 0.33 to 0.33 |" in page
     assert "| by hand | 2.00 | 0.50 | 0.25 |" in page
     (tmp_path / "page.md").write_text(page)
     shown = chart.read(page)

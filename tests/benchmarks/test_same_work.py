@@ -22,10 +22,14 @@ CASES = {
     "E": (47, [*BY_HAND, *READY, "keras_1", "keras_47", "resident", "resident_default"]),
     "evaluation": (10, [*BY_HAND, *READY, *KERAS]),
     "prediction": (10, ["hand_written", "solstice_none", "ready_none", *KERAS]),
+    "population-E": (10, ["fits", "population", "fits_default", "population_default"]),
     "reading-python": (10, ["train", "fit", "fit_prefetch"]),
     "reading-grain": (10, ["train", "fit", "fit_prefetch"]),
 }
 """Steps of an epoch, and who does them, for workloads that every contender shares."""
+
+OWN = ("reading", "population")
+"""Workloads whose first contender does the work that the others are compared with."""
 
 LIBRARIES = {"keras", "flax", "grain", None}
 """What may not be installed, or is not in this version (None)."""
@@ -65,7 +69,7 @@ def answer_of(*command, **options):
 def test_every_contender_ends_with_the_loss_of_the_first(workload):
     """All in one process, which imports JAX once."""
     steps, names = CASES[workload]
-    first, *others = names if workload.startswith("reading") else ["limit", *names]
+    first, *others = names if workload.partition("-")[0] in OWN else ["limit", *names]
     found = answer_of("-c", EPOCHS, workload, str(steps), first, *others)[-1]
     missing = {name: why for name, why in found.items() if not isinstance(why, dict)}
     assert set(missing.values()) <= LIBRARIES

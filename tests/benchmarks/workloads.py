@@ -100,8 +100,9 @@ def get(name: str, steps: int | None = None) -> Workload:
     if kind == "leaves":
         count = int(more)
         return _leaves(name, count, steps or max(40_960 // count, 128))
-    if kind in ALIKE:
-        like, count = ALIKE[kind]
+    alike = ALIKE.get(name) or ALIKE.get(kind)
+    if alike:
+        like, count = alike
         return replace(get(like, steps or count), name=name)
     make, count, arguments = {
         "A": (_mlp, 960, ("MLP 784-64-10, batch 32", (784, 64, 10), 32)),
@@ -116,7 +117,13 @@ def get(name: str, steps: int | None = None) -> Workload:
     return make(name, steps or count, *arguments)
 
 
-ALIKE = {"evaluation": ("A", 800), "prediction": ("A", 800), "reading": ("A", 320)}
+ALIKE = {
+    "evaluation": ("A", 800),
+    "prediction": ("A", 800),
+    "reading": ("A", 320),
+    "population-A": ("A", 960),
+    "population-E": ("E", 47),
+}
 """Workloads that are another one, with fewer batches, for other things than training alone."""
 
 

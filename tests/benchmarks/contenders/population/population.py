@@ -1,0 +1,10 @@
+"""A population, without callbacks."""
+
+from typing import Any
+
+from models import population
+from workloads import Workload
+
+
+def make(workload: Workload) -> Any:
+    return population.make_population(workload, [])
