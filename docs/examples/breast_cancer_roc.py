@@ -33,7 +33,9 @@ exp = solstice.BinaryClassificationExperiment(
     hk.transform(forward),
     optax.adamw(3e-3, weight_decay=0.1),
     class_weights=[1.0, 2.0],  # to miss a tumour is worse
-    metrics=lambda logits, labels, mask: BinaryCurves(logits, labels, mask=mask),
+    metrics=lambda logits, labels, mask, weights=None: BinaryCurves(
+        logits, labels, mask=mask, weights=weights
+    ),
 )
 exp = exp.train(train, batch_size=32, num_epochs=40)
 

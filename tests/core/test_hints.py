@@ -268,9 +268,10 @@ MASKS: dict[str, Any] = {
     "a list of numbers": KEPT.astype(int).tolist(),
     "objects": KEPT.astype(object),
 }
+REFUSED = {name: mask for name, mask in MASKS.items() if name != "zeros and ones"}  # weights
 
 
-@pytest.mark.parametrize("given", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("given", REFUSED.values(), ids=REFUSED)
 @pytest.mark.parametrize("make", [classes, several, regression])
 def test_a_hint_on_a_mask_is_accepted_and_right(given, make):
     exp, y = make(), {classes: Y, several: ROWS, regression: NUMBERS}[make]
@@ -286,17 +287,52 @@ WEIGHTS = [np.linspace(0, 2, N), KEPT * np.nan, -1.0 * KEPT, np.where(KEPT, 2, 0
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_weights_are_not_a_mask(weights):
-    with pytest.raises(DataError, match="weights go beside the losses") as error:
-        classes().eval_step(Masked((X, Y), weights))
-    assert not codes(error)
-    with pytest.raises(DataError, match="weights go beside the losses"):
-        classes().eval_step((X, Y, weights))
-    for kind in (metrics.BinaryMetrics, metrics.BinaryCurves, metrics.RegressionMetrics):
-        with pytest.raises(ValueError, match="weights go beside the losses"):
-            kind(NUMBERS, B, mask=weights)
-    with pytest.raises(ValueError, match="weights go beside the losses"):
-        metrics.MultilabelMetrics(X, ROWS, mask=weights)
+def test_weights_are_not_the_mask_of_a_metric(weights):
+    kinds = metrics.BinaryMetrics, metrics.BinaryCurves, metrics.RegressionMetrics
+    cases = [(kind, (NUMBERS, B)) for kind in kinds]
+    for kind, data in [*cases, (metrics.MultilabelMetrics, (X, ROWS))]:
+        with pytest.raises(ValueError, match="which examples count, not how much") as error:
+            kind(*data, mask=weights)
+        assert codes(error)[-1] == "weights=mask"
+        kind(*data, weights=weights)
+
+
+COUNTS = np.arange(N)
+FLOATS = COUNTS.astype(np.float32)
+SHARES: dict[str, Any] = {
+    "integers": COUNTS,
+    "a column of integers": COUNTS[:, None],
+    "a column": FLOATS[:, None],
+    "a list": FLOATS.tolist(),
+    "a list of integers": COUNTS.tolist(),
+    "objects": COUNTS.astype(object),
+    "of JAX": jnp.asarray(COUNTS),
+}
+
+
+@pytest.mark.parametrize("given", SHARES.values(), ids=SHARES)
+@pytest.mark.parametrize("place", ["around", "third"])
+def test_a_hint_on_weights_is_accepted_and_right(given, place):
+    def batch_of(weights: Any) -> Any:
+        return Masked((X, Y), weights) if place == "around" else (X, Y, weights)
+
+    exp = classes()
+    for check in (exp.eval_step, exp.check_batch):
+        with pytest.raises(DataError) as error:
+            check(batch_of(given))
+        weights = run(codes(error)[-1], mask=given, batch=batch_of(given))
+        np.testing.assert_array_equal(weights, FLOATS)
+        exp.eval_step(batch_of(weights))
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
+def test_impossible_weights_become_0_by_the_hint(bad):
+    weights = np.where(COUNTS == 3, bad, FLOATS)
+    for batch in (Masked((X, Y), weights), (X, Y, weights)):
+        with pytest.raises(DataError, match="1 of 12 weights are not finite numbers of") as error:
+            classes().eval_step(batch)
+    fixed = run(codes(error)[-1], weights=weights)
+    np.testing.assert_array_equal(fixed, np.where(COUNTS == 3, 0, FLOATS))
 
 
 @pytest.mark.parametrize("given", MASKS.values(), ids=MASKS)

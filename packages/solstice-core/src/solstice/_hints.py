@@ -19,10 +19,7 @@ from solstice._types import AnyArray
 
 _SEVERAL_CLASSES = ". Labels of several classes are for ClassificationExperiment"
 _SEVERAL_LABELS = ". Several labels an example are for MultilabelClassificationExperiment"
-_WEIGHTS = (
-    ". A mask says which examples count, not how much: weights go beside the losses, in the result "
-    "of an objective of a Learner"
-)
+_WEIGHTS = ". A mask says which examples count, not how much. Write `weights={code}`"
 
 
 def class_hint(labels: object) -> str:
@@ -121,11 +118,12 @@ def number_hint(targets: object) -> str:
 
 
 def mask_hint(mask: object) -> str:
-    """How to convert a mask to booleans, one per example."""
+    """How to convert a mask of a metric to booleans, one per example."""
     is_list = isinstance(mask, list | tuple)
     code, array = _flat(*_form("mask", mask))
     if array is None or array.ndim == 0:
         return ""
+    plain = code
     if is_list:
         code = code.replace("(mask)", "(mask, bool)")
     elif array.dtype != bool:
@@ -134,7 +132,26 @@ def mask_hint(mask: object) -> str:
         return ""
     if _is_traced(array) and array.dtype != bool:
         return f". Zeros and ones become booleans by `{code}`"
-    return f". Write `{code}`" if array.dtype == bool or _is_within(array, 2) else _WEIGHTS
+    if array.dtype == bool or _is_within(array, 2):
+        return f". Write `{code}`"
+    return _WEIGHTS.format(code=plain)
+
+
+def shares_hint(given: object, name: str = "mask") -> str:
+    """How to convert the mask or weights of a batch to booleans or floats, one per example."""
+    is_list = isinstance(given, list | tuple)
+    code, array = _flat(*_form(name, given))
+    if array is None or array.ndim == 0 or not _is_real(array):
+        return ""
+    kind = "bool" if array.dtype == bool or _is_within(array, 2) else "'float32'"
+    if is_list:
+        return f". Write `{code.replace(f'({name})', f'({name}, {kind})')}`"
+    if _is_traced(array) and jnp.issubdtype(array.dtype, jnp.integer):
+        return f". Zeros and ones become booleans by `{code}.astype(bool)`"
+    if array.dtype == bool or jnp.issubdtype(array.dtype, jnp.floating):
+        return f". Write `{code}`" if code != name else ""
+    is_mask = ". Write" if kind == "bool" else ". If they are weights, write"
+    return f"{is_mask} `{code}.astype({kind})`"
 
 
 def weights_hint(weights: object, shape: tuple[int, ...], *, by_row: bool) -> str:
@@ -145,13 +162,6 @@ def weights_hint(weights: object, shape: tuple[int, ...], *, by_row: bool) -> st
     shapes = (shape, shape[:1]) if by_row else (shape,)
     fits = array is not None and array.shape in shapes and code != "weights"
     return f". Write `{code}`" if fits else ""
-
-
-def third_part_hint(part: object) -> str:
-    """The place for the third part of a batch that should be a pair."""
-    hint = mask_hint(part)
-    around = ". A mask goes around it: `solstice.data.Masked((features, labels), mask)`"
-    return _WEIGHTS if hint == _WEIGHTS else around
 
 
 def pair_hint(scores: object, labels: Any, from_logits: bool = False) -> str:

@@ -1,7 +1,7 @@
-"""`solstice.data`: batches of arrays in memory, and masked batches."""
+"""`solstice.data`: batches of arrays in memory, and masked and weighted batches."""
 
 from solstice.data._batches import Batches, BatchIterator, batches
-from solstice.data._masked import Masked, pad_batch
+from solstice.data._masked import Masked, pad_batch, weights_of
 from solstice.data._per_process import PerProcess, per_process
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "batches",
     "pad_batch",
     "per_process",
+    "weights_of",
 ]

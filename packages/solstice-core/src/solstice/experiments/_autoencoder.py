@@ -16,7 +16,6 @@ from solstice._metrics import at_least_float32
 from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.compat import Model, Params, State, adapt_argument
 from solstice.experiments._checks import (
-    check_floating,
     check_no_nan,
     features_of,
     of_shape,
@@ -25,23 +24,13 @@ from solstice.experiments._checks import (
 from solstice.experiments._keys import one_key
 from solstice.experiments._learner import Learner
 from solstice.experiments._losses import binary_cross_entropy, squared_error
-from solstice.experiments._supervised import Options, SupervisedExperiment, check_losses
-from solstice.experiments._task import LossFunction, Task, elementwise
+from solstice.experiments._supervised import Options, SupervisedExperiment
+from solstice.experiments._task import LossFunction, Reconstruction, elementwise
+from solstice.experiments._task_batch import check_losses
 from solstice.metrics import Mean, MetricsCollection, RegressionMetrics
 
 
-class _Reconstruction(Task):
-    """A task whose targets are the inputs."""
-
-    def split(self, batch: Batch, mask: AnyArray | None) -> tuple[Inputs, Inputs, AnyArray | None]:
-        x = features_of(batch)
-        return x, x, mask
-
-    def check(self, x: Inputs, targets: Targets) -> None:
-        check_floating(x)
-
-
-class AutoencoderTask(_Reconstruction):
+class AutoencoderTask(Reconstruction):
     """The inputs themselves."""
 
     @elementwise
@@ -55,8 +44,10 @@ class AutoencoderTask(_Reconstruction):
     def losses(self, outputs: Array, targets: Array, mask: Array) -> Array:
         return squared_error(outputs, targets)
 
-    def metrics(self, outputs: Array, targets: Array, mask: Array) -> RegressionMetrics:
-        return RegressionMetrics(outputs, targets, mask=mask)
+    def metrics(
+        self, outputs: Array, targets: Array, mask: Array, weights: Array | None = None
+    ) -> RegressionMetrics:
+        return RegressionMetrics(outputs, targets, mask=mask, weights=weights)
 
 
 class AutoencoderExperiment(SupervisedExperiment[AutoencoderTask]):
@@ -69,15 +60,16 @@ class AutoencoderExperiment(SupervisedExperiment[AutoencoderTask]):
     ```
 
     A batch is a floating-point array of features of shape [n, ...], or a tuple or list with
-    features first (labels are ignored), or a `solstice.data.Masked` of either. The encoder returns
-    codes of shape [n, ...], and the decoder turns codes into features. The loss is the mean squared
-    error. Steps return `RegressionMetrics` with this loss.
+    features first (labels are ignored, weights are third), or a `solstice.data.Masked` of either.
+    The encoder returns codes of shape [n, ...], and the decoder turns codes into features. The loss
+    is the mean squared error. Steps return `RegressionMetrics` with this loss.
 
     Args:
         encoder, decoder: each a `solstice.compat.Model`, or a model with an adapter. The
             Experiment's params are `{"encoder": ..., "decoder": ...}`.
         loss: `loss(reconstruction, features)`, one number for each example or element.
-        metrics: `metrics(reconstruction, features, mask)`, in place of `RegressionMetrics`.
+        metrics: `metrics(reconstruction, features, mask, weights=None)`, in place of
+            `RegressionMetrics`.
         optimizer, seed, sample_input, micro_batches: as in `ClassificationExperiment`.
 
     Raises:
@@ -111,7 +103,7 @@ _Outputs: TypeAlias = tuple[Array, Array]
 """Decoded features, and codes."""
 
 
-class VAETask(_Reconstruction):
+class VAETask(Reconstruction):
     """The inputs themselves, from latents that are close to a normal distribution."""
 
     latent_size: int = eqx.field(static=True)
@@ -139,10 +131,13 @@ class VAETask(_Reconstruction):
         reconstruction, divergence = self._terms(outputs, targets)
         return reconstruction + self.beta * divergence
 
-    def metrics(self, outputs: _Outputs, targets: Array, mask: Array) -> MetricsCollection:
+    def metrics(
+        self, outputs: _Outputs, targets: Array, mask: Array, weights: Array | None = None
+    ) -> MetricsCollection:
         reconstruction, divergence = self._terms(outputs, targets)
+        shares = mask if weights is None else weights
         return MetricsCollection(
-            reconstruction=Mean(reconstruction, mask), divergence=Mean(divergence, mask)
+            reconstruction=Mean(reconstruction, shares), divergence=Mean(divergence, shares)
         )
 
     def predictions(self, outputs: Array) -> Array:

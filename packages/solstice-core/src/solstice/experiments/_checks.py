@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 from solstice import _tree
 from solstice._batch import describe_batch, is_sequence, num_rows
 from solstice._errors import DataError
-from solstice._hints import mask_hint, third_part_hint
+from solstice._hints import shares_hint
+from solstice._shares import check_shares, is_triple
 from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.data import Masked
 
@@ -22,25 +23,15 @@ def features_of(batch: Batch) -> Inputs:
 
 
 def unmasked(batch: Batch) -> tuple[Batch, AnyArray | None]:
-    """The batch inside a `Masked` and its mask; any other batch and None.
+    """The batch inside a `Masked` and its mask or weights; any other batch and None.
 
     Raises:
-        DataError: the mask is not boolean, or has another length than the batch.
+        DataError: they are neither booleans nor floats, or have another length than the batch.
     """
     if not isinstance(batch, Masked):
         return batch, None
-    mask, size = batch.mask, num_rows(batch.batch)
-    if not is_of(mask, jnp.bool_) or mask.ndim < 1:
-        raise DataError(
-            f"the mask of a batch must be an array of booleans, one for each of its {size} "
-            f"examples; it is {describe_batch(mask)}{mask_hint(mask)}"
-        )
-    if mask.shape[0] != size:
-        raise DataError(
-            f"the mask of a batch must have one entry for each of its {size} examples; it is "
-            f"{describe_batch(mask)}"
-        )
-    return batch.batch, mask
+    check_shares(batch.mask, num_rows(batch.batch))
+    return batch.batch, batch.mask
 
 
 def parts_of(batch: Batch) -> tuple[Batch, AnyArray | None]:
@@ -60,13 +51,13 @@ def pair_of(batch: Batch) -> tuple[Inputs, Targets]:
     if len(parts) == 2 and not holds_masked:
         return parts[0], parts[1]
     hint = ""
-    if isinstance(batch, Mapping):
+    if is_triple(batch):
+        hint = ". Take weights apart by `(x, y), weights = solstice.data.weights_of(batch)`"
+    elif isinstance(batch, Mapping):
         names = [*map(repr, cast("Mapping[str, Batch]", batch)), "'label'", "'label'"][:2]
         hint = f". Map each batch to a pair: `(batch[{names[0]}], batch[{names[1]}])`"
     elif isinstance(batch, Masked) or holds_masked:
         hint = ". A mask goes around all of it, once: `Masked((features, labels), mask)`"
-    elif len(parts) == 3:
-        hint = third_part_hint(parts[2])
     raise DataError(
         f"a batch must be a pair (features, labels); it is {describe_batch(batch)}{hint}"
     )
@@ -102,14 +93,15 @@ def check_lengths(x: Inputs, targets: Targets) -> None:
 
 
 def check_mask(mask: AnyArray | None, targets: Targets, name: str = "targets") -> None:
-    """Raises a DataError if the mask has other axes than the targets."""
+    """Raises a DataError if the mask, or weights, have other axes than the targets."""
     if mask is None:
         return
     for y in _arrays(targets):
         if mask.shape != shape_of(y)[: mask.ndim]:
+            what = "the mask" if mask.dtype == bool else "the weights (`mask`)"
             raise DataError(
-                f"the mask of {name} of shape {list(y.shape)} must be of that shape, or "
-                f"[{y.shape[0]}]; it is {describe_batch(mask)}{mask_hint(mask)}"
+                f"{what} of {name} of shape {list(y.shape)} must be of that shape, or "
+                f"[{y.shape[0]}]; it is {describe_batch(mask)}{shares_hint(mask)}"
             )
 
 

@@ -1,6 +1,6 @@
 """Classification: one of many classes, one of two, and several labels at once."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import equinox as eqx
 import jax
@@ -66,9 +66,13 @@ class ClassificationTask(Task):
     def weights(self, targets: Array, mask: AnyArray | None, losses: Array) -> AnyArray | None:
         return _weights_of(self.class_weights, targets, mask)
 
-    def metrics(self, outputs: Array, targets: Array, mask: Array) -> ClassificationMetrics:
+    def metrics(
+        self, outputs: Array, targets: Array, mask: Array, weights: Array | None = None
+    ) -> ClassificationMetrics:
         # `WithLoss` replaces this loss of 0.
-        return ClassificationMetrics(outputs, targets, 0.0, self.num_classes, mask=mask)
+        return ClassificationMetrics(
+            outputs, targets, 0.0, self.num_classes, mask=mask, weights=weights
+        )
 
     def predictions(self, outputs: Array) -> Array:
         return jax.nn.softmax(outputs)
@@ -83,10 +87,11 @@ class ClassificationExperiment(SupervisedExperiment[ClassificationTask]):
     exp.test(test_ds)["accuracy"]
     ```
 
-    A batch is a pair `(features, labels)`, or a `solstice.data.Masked` of one. Features are an
-    array or a pytree of arrays with the examples on axis 0; labels are integers of shape [n] in
-    [0, num_classes). The model returns logits of shape [n, num_classes]. The loss is the mean
-    softmax cross-entropy. Steps return `ClassificationMetrics` with this loss.
+    A batch is a pair `(features, labels)`, or `(features, labels, weights)` with the weight of each
+    example, floats of shape [n], or a `solstice.data.Masked` of either. Features are an array or a
+    pytree of arrays with the examples on axis 0; labels are integers of shape [n] in [0,
+    num_classes). The model returns logits of shape [n, num_classes]. The loss is the mean softmax
+    cross-entropy. Steps return `ClassificationMetrics` with this loss.
 
     Args:
         model: a `solstice.compat.Model`, or a model of any framework with an adapter.
@@ -101,8 +106,9 @@ class ClassificationExperiment(SupervisedExperiment[ClassificationTask]):
         class_weights: weight of each class in the loss, shape [num_classes]. The loss is divided
             by the sum of the weights of the examples, in training and in evaluation.
         loss: `loss(logits, labels)`, one number for each example, in place of the cross-entropy.
-        metrics: `metrics(logits, labels, mask)`, Metrics in place of `ClassificationMetrics`. The
-            mask, boolean of shape [n], is true for examples that count.
+        metrics: `metrics(logits, labels, mask, weights=None)`, Metrics in place of
+            `ClassificationMetrics`. The mask, boolean of shape [n], is true for examples that
+            count; the weights are of shape [n], or None if the batch has none.
         micro_batches: number of parts into which a batch is cut, to save memory; see
             `Learner.update`.
 
@@ -165,9 +171,11 @@ class BinaryTask(Task):
     def weights(self, targets: Array, mask: AnyArray | None, losses: Array) -> AnyArray | None:
         return _weights_of(self.class_weights, targets, mask)
 
-    def metrics(self, outputs: Array, targets: Array, mask: Array) -> BinaryMetrics:
-        threshold = self.threshold
-        return BinaryMetrics(outputs, targets, mask=mask, threshold=threshold, from_logits=True)
+    def metrics(
+        self, outputs: Array, targets: Array, mask: Array, weights: Array | None = None
+    ) -> BinaryMetrics:
+        options: dict[str, Any] = {"threshold": self.threshold, "from_logits": True}
+        return BinaryMetrics(outputs, targets, mask=mask, weights=weights, **options)
 
     def predictions(self, outputs: Array) -> Array:
         return jax.nn.sigmoid(outputs)
@@ -176,17 +184,16 @@ class BinaryTask(Task):
 class BinaryClassificationExperiment(SupervisedExperiment[BinaryTask]):
     """`BinaryClassificationExperiment(model, optax.adam(3e-4))`: a classifier for two classes.
 
-    A batch is a pair `(features, labels)`, or a `solstice.data.Masked` of one. Labels have shape
-    [n], each 0 or 1 (integers or booleans). The model returns the logits of class 1, of shape [n]
-    or [n, 1]. The loss is the mean binary cross-entropy. Steps return `BinaryMetrics` with this
-    loss.
+    A batch is as in `ClassificationExperiment`. Labels have shape [n], each 0 or 1 (integers or
+    booleans). The model returns the logits of class 1, of shape [n] or [n, 1]. The loss is the mean
+    binary cross-entropy. Steps return `BinaryMetrics` with this loss.
 
     Args:
         threshold: in the metrics, examples with at least this probability are predicted as class 1.
         class_weights: weights of class 0 and of class 1 in the loss, shape [2].
         label_smoothing: labels become `1 - label_smoothing / 2` and `label_smoothing / 2`.
-        metrics: `metrics(logits, labels, mask)`, Metrics in place of `BinaryMetrics`, such as
-            `BinaryCurves` for an exact ROC-AUC.
+        metrics: `metrics(logits, labels, mask, weights=None)`, Metrics in place of
+            `BinaryMetrics`, such as `BinaryCurves` for an exact ROC-AUC.
         model, optimizer, seed, sample_input, loss, micro_batches: as in
             `ClassificationExperiment`.
 
@@ -251,11 +258,18 @@ class MultilabelTask(Task):
                 f"{list(targets.shape)}; it is {describe_batch(losses)}. Do not average over "
                 f"labels in the loss, or weigh them there and leave class_weights out"
             )
-        return self.class_weights[None] * (1 if mask is None else spread(mask, targets))
+        weights = self.class_weights[None]
+        if mask is None:
+            return weights
+        return weights * jnp.asarray(spread(mask, targets), weights.dtype)
 
-    def metrics(self, outputs: Array, targets: Array, mask: Array) -> MultilabelMetrics:
+    def metrics(
+        self, outputs: Array, targets: Array, mask: Array, weights: Array | None = None
+    ) -> MultilabelMetrics:
         scores = jax.nn.sigmoid(outputs)
-        return MultilabelMetrics(scores, targets, mask=mask, threshold=self.threshold)
+        return MultilabelMetrics(
+            scores, targets, mask=mask, weights=weights, threshold=self.threshold
+        )
 
     def predictions(self, outputs: Array) -> Array:
         return jax.nn.sigmoid(outputs)
@@ -264,10 +278,9 @@ class MultilabelTask(Task):
 class MultilabelClassificationExperiment(SupervisedExperiment[MultilabelTask]):
     """`MultilabelClassificationExperiment(model, optax.adam(3e-4), num_labels=5)`: several labels.
 
-    A batch is a pair `(features, labels)`, or a `solstice.data.Masked` of one. Labels have shape
-    [n, num_labels], each 0 or 1 (integers or booleans), independent of each other. The model
-    returns logits of this shape. The loss is the mean binary cross-entropy. Steps return
-    `MultilabelMetrics` with this loss.
+    A batch is as in `ClassificationExperiment`. Labels have shape [n, num_labels], each 0 or 1
+    (integers or booleans), independent of each other. The model returns logits of this shape. The
+    loss is the mean binary cross-entropy. Steps return `MultilabelMetrics` with this loss.
 
     Args:
         num_labels: number of labels.

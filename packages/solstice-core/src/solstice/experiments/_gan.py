@@ -12,9 +12,11 @@ from solstice import _tree
 from solstice._arguments import whole
 from solstice._batch import is_traced, num_rows
 from solstice._replace import replace
+from solstice._shares import check_weights, of_triple
 from solstice._signatures import called_with
 from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs
 from solstice.compat import adapt_argument
+from solstice.data import weights_of
 from solstice.experiments._checks import (
     check_floating,
     check_no_nan,
@@ -46,8 +48,9 @@ class GANExperiment(ReadyMadeExperiment):
     ```
 
     A batch is a floating-point array of features of shape [n, ...], or a tuple or list with
-    features first (labels are ignored), or a `solstice.data.Masked` of either. The generator turns
-    latents, of shape [n, latent_size] and drawn from the standard normal distribution, into
+    features first (labels are ignored, weights are third), or a `solstice.data.Masked` of either.
+    Each generated example has the weight of the real one at its place. The generator turns latents,
+    of shape [n, latent_size] and drawn from the standard normal distribution, into
     features. The discriminator returns one logit per example, of shape [n] or [n, 1]: positive
     means real.
 
@@ -132,9 +135,10 @@ class GANExperiment(ReadyMadeExperiment):
 
         Masked examples are checked too, because all examples go through the discriminator.
         """
-        x, _ = _features(batch)
+        x, weights = _features(batch)
         check_floating(x)
         check_no_nan(_tree.to_numpy(x))
+        check_weights(weights)
 
     def stacked_check(self) -> Callable[[Batch], None]:
         """The check of values, for many batches at once."""
@@ -194,7 +198,7 @@ class GANExperiment(ReadyMadeExperiment):
 
     def predict_step(self, batch: Batch) -> Array:
         """`logits = exp.predict_step(x)`: the discriminator's logits, of shape [n]."""
-        x = _features(batch)[0]
+        x = features_of(unmasked(batch)[0])  # whatever the third part
         return _logits(self.discriminator(x), num_rows(x))
 
     def _ready(self, batch: Batch) -> Self:
@@ -224,13 +228,15 @@ class GANExperiment(ReadyMadeExperiment):
 
 
 def _features(batch: Batch) -> tuple[Inputs, AnyArray | None]:
-    """The real examples, and their mask or None."""
-    bare, mask = unmasked(batch)
+    """The real examples, and their mask or weights, or None."""
+    bare, mask = weights_of(batch)
     return features_of(bare), mask
 
 
 def _check_stacked(batches: Batch) -> None:
-    check_no_nan(features_of(parts_of(batches)[0]))
+    bare, weights = of_triple(*parts_of(batches))
+    check_no_nan(features_of(bare))
+    check_weights(weights)
 
 
 def _logits(outputs: ModelOutputs, size: int) -> Array:

@@ -17,6 +17,7 @@ from solstice._batch import describe_batch
 from solstice._engine import PROGRAMS, Program, program_of
 from solstice._errors import DataError
 from solstice._metrics import at_least_float32
+from solstice._shares import product
 from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.experiments._checks import check_mask, is_of, of_shape
 from solstice.experiments._keys import one_key
@@ -42,7 +43,8 @@ class LanguageModelTask(Task):
         counts = _all_of(targets) if self.pad_id is None else targets != self.pad_id
         if mask is not None:
             check_mask(mask, batch, "tokens")
-            counts = counts & (mask[:, 1:] if mask.ndim == 2 else mask[:, None])
+            given = mask[:, 1:] if mask.ndim == 2 else mask[:, None]
+            counts = counts & given if given.dtype == bool else product(given, counts)
         return batch[:, :-1], targets, counts
 
     def inputs(self, batch: Batch) -> Inputs:
@@ -66,11 +68,15 @@ class LanguageModelTask(Task):
     def losses(self, outputs: Array, targets: Array, mask: Array) -> Array:
         return cross_entropy(outputs, targets, self.label_smoothing)
 
-    def metrics(self, outputs: Array, targets: Array, mask: Array) -> LanguageModelMetrics:
+    def metrics(
+        self, outputs: Array, targets: Array, mask: Array, weights: Array | None = None
+    ) -> LanguageModelMetrics:
         num_bytes = None
         if self.token_bytes is not None:
             num_bytes = jnp.where(mask, self.token_bytes[targets.astype(jnp.int32)], 0)
-        return LanguageModelMetrics(outputs, targets, mask=mask, num_bytes=num_bytes)
+        return LanguageModelMetrics(
+            outputs, targets, mask=mask, weights=weights, num_bytes=num_bytes
+        )
 
     def predictions(self, outputs: Array) -> Array:
         return jax.nn.softmax(outputs)
@@ -86,10 +92,10 @@ class LanguageModelExperiment(SupervisedExperiment[LanguageModelTask]):
     ```
 
     A batch is an array of tokens, integers of shape [n, length] in [0, vocabulary_size), or a
-    `solstice.data.Masked` of one with a mask of shape [n] or [n, length]. The model receives all
-    tokens except the last, [n, length - 1], and returns logits of shape [n, length - 1,
-    vocabulary_size] for the following tokens; it must be causal. Lengths may differ from batch to
-    batch. The loss is the mean cross-entropy over all tokens that count. Steps return
+    `solstice.data.Masked` of one with a mask, or weights, of shape [n] or [n, length]. The model
+    receives all tokens except the last, [n, length - 1], and returns logits of shape [n, length -
+    1, vocabulary_size] for the following tokens; it must be causal. Lengths may differ from batch
+    to batch. The loss is the mean cross-entropy over all tokens that count. Steps return
     `LanguageModelMetrics` with this loss.
 
     Args:
@@ -99,8 +105,8 @@ class LanguageModelExperiment(SupervisedExperiment[LanguageModelTask]):
             adds the metric "bits_per_byte".
         label_smoothing: as in `ClassificationExperiment`.
         loss: `loss(logits, targets)`, of shape [n, length - 1], in place of the cross-entropy.
-        metrics: `metrics(logits, targets, mask)`, in place of `LanguageModelMetrics`; targets and
-            mask are of shape [n, length - 1].
+        metrics: `metrics(logits, targets, mask, weights=None)`, in place of
+            `LanguageModelMetrics`; targets, mask and weights are of shape [n, length - 1].
         model, optimizer, seed, sample_input, micro_batches: as in `ClassificationExperiment`. The
             gradient of micro-batches is weighted by tokens.
 

@@ -58,22 +58,25 @@ class RegressionTask(Task):
     def losses(self, outputs: Array, targets: Array, mask: Array) -> Array:
         return squared_error(outputs, targets)
 
-    def metrics(self, outputs: Array, targets: Array, mask: Array) -> RegressionMetrics:
-        return RegressionMetrics(outputs, targets, mask=mask)
+    def metrics(
+        self, outputs: Array, targets: Array, mask: Array, weights: Array | None = None
+    ) -> RegressionMetrics:
+        return RegressionMetrics(outputs, targets, mask=mask, weights=weights)
 
 
 class RegressionExperiment(SupervisedExperiment[RegressionTask]):
     """`RegressionExperiment(model, optax.adam(3e-4))`: predicts numbers.
 
-    A batch is a pair `(features, targets)`, or a `solstice.data.Masked` of one. Targets are real
-    numbers of shape [n] or [n, ...]. The model returns predictions of the same shape; for targets
-    of shape [n] it may also return [n, 1]. The loss is the mean squared error. Steps return
-    `RegressionMetrics` with this loss.
+    A batch is a pair `(features, targets)`, with weights `(features, targets, weights)`, or a
+    `solstice.data.Masked` of either. Targets are real numbers of shape [n] or [n, ...]. The model
+    returns predictions of the same shape; for targets of shape [n] it may also return [n, 1]. The
+    loss is the mean squared error. Steps return `RegressionMetrics` with this loss.
 
     Args:
         loss: `loss(predictions, targets)`, one number for each example or element, such as
             `optax.huber_loss`, in place of the squared error.
-        metrics: `metrics(predictions, targets, mask)`, in place of `RegressionMetrics`.
+        metrics: `metrics(predictions, targets, mask, weights=None)`, in place of
+            `RegressionMetrics`.
         model, optimizer, seed, sample_input, micro_batches: as in `ClassificationExperiment`.
 
     Raises:

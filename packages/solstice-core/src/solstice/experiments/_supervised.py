@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Generic, Self, TypedDict, TypeVar, cast, final
+from typing import Generic, Self, TypedDict, TypeVar, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,25 +11,27 @@ from jax import Array
 
 from solstice import _tree
 from solstice._arguments import instance, whole
-from solstice._batch import describe_batch, is_traced, num_rows
+from solstice._batch import is_traced, num_rows
 from solstice._errors import DataError
 from solstice._metrics import Metrics
 from solstice._replace import replace
-from solstice._signatures import called_with
+from solstice._signatures import accepts, called_with, requires
 from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Outputs, Targets
 from solstice.compat import OptState, Params, State
-from solstice.experiments._checks import (
-    check_lengths,
-    check_mask,
-    parts_of,
-    shape_of,
-    spread,
-    unmasked,
-)
+from solstice.experiments._checks import unmasked
 from solstice.experiments._gradients import Forward
 from solstice.experiments._learner import Learner
 from solstice.experiments._ready_made import ReadyMadeExperiment
 from solstice.experiments._task import LossFunction, MetricsFunction, Task, is_elementwise
+from solstice.experiments._task_batch import (
+    blanked,
+    check_losses,
+    check_values,
+    taken_apart,
+    weights_of_losses,
+    weights_of_metrics,
+    without_weights,
+)
 from solstice.metrics import WithLoss
 
 _TaskT = TypeVar("_TaskT", bound=Task)
@@ -42,7 +44,8 @@ class Options(TypedDict, total=False):
         sample_input: features of a batch of any size, for the model to be initialised with. By
             default, the first batch is used.
         loss: `loss(outputs, targets)`, not averaged, in place of the loss of the task.
-        metrics: `metrics(outputs, targets, mask)`, in place of the metrics of the task.
+        metrics: `metrics(outputs, targets, mask, weights=None)`, in place of the metrics of the
+            task; without the parameter `weights`, batches with weights are refused.
         micro_batches: number of parts into which a batch is cut for training, 1 or more.
     """
 
@@ -113,7 +116,7 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
         self.loss = called_with("loss", loss, "loss=optax.huber_loss", "outputs", "targets")
         names = ("outputs", "targets", "mask")
         example = f"metrics=lambda {', '.join(names)}: ..."
-        self.metrics = called_with("metrics", metrics, example, *names)
+        self.metrics = called_with("metrics", metrics, example, *names, option="weights")
         self.micro_batches = whole("micro_batches", micro_batches)
         self.learner = Learner(
             model, optimizer, seed=seed, sample_input=sample_input, free_axes=task.free_axes
@@ -161,7 +164,7 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
         """Initialises the model from the shapes of the first batch; a second call does nothing."""
         if self.learner.inputs is not None:
             return self
-        return replace(self, learner=self.learner.setup(_split(self.task, *unmasked(batch))[0]))
+        return replace(self, learner=self.learner.setup(taken_apart(self.task, batch).inputs))
 
     @final
     def check_batch(self, batch: Batch) -> None:
@@ -169,15 +172,14 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
 
         It runs on the host, since a compiled step cannot raise.
         """
-        task, (bare, mask) = self.task, unmasked(batch)
-        _split(task, bare, mask)
-        type(task).check_values(task, bare, mask)
+        taken_apart(self.task, batch)
+        check_values(self.task, batch)
 
     @final
     def stacked_check(self) -> Callable[[Batch], None] | None:
         """The `check_values` of an elementwise task; None for another."""
         check = type(self.task).check_values
-        return partial(_check_stacked, self.task) if is_elementwise(check) else None
+        return partial(check_values, self.task) if is_elementwise(check) else None
 
     @final
     def train_step(self, batch: Batch) -> tuple[Self, Metrics]:
@@ -214,7 +216,7 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
     def _ready(self, batch: Batch) -> Self:
         """The initialised Experiment, after all checks of the batch."""
         self = self.setup(batch)
-        x, _, _ = _split(self.task, *unmasked(batch))
+        x = taken_apart(self.task, batch).inputs
         num_rows(x)
         self.learner.check_inputs(x)
         # A traced batch has no values: the Trainer has checked them before.
@@ -223,83 +225,26 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
         return self
 
     def _objective(self, model: Forward, batch: Batch) -> tuple[Array, AnyArray | None, Metrics]:
-        x, y, mask = _split(self.task, *unmasked(batch))
+        x, y, mask, weights = taken_apart(self.task, batch)
         outputs, size = self.task.outputs(model(x), x, y), num_rows(y)
         counts = jnp.ones(size, bool) if mask is None else jnp.asarray(mask)
-        y = _blanked(y, mask)
+        y = blanked(y, mask)
         losses = self.loss(outputs, y) if self.loss else self.task.losses(outputs, y, counts)
         check_losses(losses, size)
-        weights = self.task.weights(y, mask, losses)
-        _check_weights(self.task, weights, losses)
-        weights = None if weights is None else spread(weights, losses)
-        metrics = (self.metrics or self.task.metrics)(outputs, y, counts)
-        return losses, weights, WithLoss(metrics, losses, weights)
+        shares = weights_of_losses(self.task, y, mask, weights, losses)
+        metrics = self._metrics(outputs, y, counts, weights)
+        return losses, shares, WithLoss(metrics, losses, shares)
 
-
-def _check_stacked(task: Task, batches: Batch) -> None:
-    type(task).check_values(task, *parts_of(batches))
-
-
-def _split(
-    task: Task, batch: Batch, mask: AnyArray | None
-) -> tuple[Inputs, Targets, AnyArray | None]:
-    """Inputs, targets and mask of a batch, after the checks of shapes.
-
-    It calls the functions of the class: a bound method of an `equinox.Module` costs 10 us, and this
-    runs on the host for every batch.
-    """
-    kind = type(task)
-    parts = cast("object", kind.split(task, batch, mask))
-    if not isinstance(parts, tuple) or len(cast("tuple[object, ...]", parts)) != 3:
-        raise TypeError(
-            f"{kind.__name__}.split must return `x, targets, mask`, with None for no mask; it "
-            f"returned {describe_batch(parts)}"
-        )
-    x, y, mask = cast("tuple[Inputs, Targets, AnyArray | None]", parts)
-    check_lengths(x, y)
-    kind.check(task, x, y)
-    check_mask(mask, y)
-    return x, y, mask
-
-
-def check_losses(losses: Array, size: int) -> None:
-    """Raises a ValueError unless there is a loss for each of `size` examples."""
-    if shape_of(losses)[:1] != (size,):
-        raise ValueError(
-            f"the loss must be one number for each of the {size} examples, of shape [n] or "
-            f"[n, ...], without a mean; it is {describe_batch(losses)}"
-        )
-    if not jnp.issubdtype(losses.dtype, jnp.inexact):
-        raise ValueError(
-            f"the loss is {describe_batch(losses)}, which has no gradient, so nothing would be "
-            f"learned: compute it from the outputs of the model, in floats"
-        )
-
-
-def _check_weights(task: Task, weights: AnyArray | None, losses: Array) -> None:
-    if weights is None:
-        return
-    if not hasattr(weights, "ndim"):
-        raise TypeError(
-            f"{type(task).__name__}.weights must return an array or None; it returned "
-            f"{weights!r:.60}"
-        )
-    if weights.ndim > losses.ndim:
-        raise DataError(
-            f"the loss has one number for each example, but the mask one for each element: "
-            f"{describe_batch(weights)}. Give a mask of shape [n], or a loss without a mean"
-        )
-
-
-def _blanked(targets: Targets, mask: AnyArray | None) -> Targets:
-    """Targets with 0 where they are masked: NaN times a weight of 0 would still be NaN."""
-    if mask is None:
-        return targets
-
-    def blank(y: AnyArray) -> Array:
-        return jnp.where(spread(mask, y), y, jnp.zeros_like(y))
-
-    return _tree.map(blank, targets)
+    def _metrics(
+        self, outputs: ModelOutputs, y: Targets, counts: Array, weights: AnyArray | None
+    ) -> Metrics:
+        function = self.metrics or self.task.metrics
+        if weights is None:
+            missing = {"weights": None} if requires(function, "weights") else {}
+            return function(outputs, y, counts, **missing)
+        if not accepts(function, "weights"):
+            raise DataError(without_weights(self.task, is_own=self.metrics is None))
+        return function(outputs, y, counts, weights=weights_of_metrics(weights, counts))
 
 
 def _checked(task: _TaskT) -> _TaskT:

@@ -9,13 +9,16 @@ from jax import Array
 
 from solstice._metrics import Metrics
 from solstice._types import AnyArray, Batch, Inputs, ModelOutputs, Outputs, Targets
-from solstice.experiments._checks import features_of, pair_of
+from solstice.experiments._checks import check_floating, features_of, pair_of
 
 LossFunction: TypeAlias = Callable[[Any, Any], Array]
 """`losses = loss(outputs, targets)`: shape [n, ...], not averaged."""
 
-MetricsFunction: TypeAlias = Callable[[Any, Any, Array], Metrics]
-"""`metrics(outputs, targets, mask)`: the Metrics of one batch; the mask is boolean."""
+MetricsFunction: TypeAlias = Callable[..., Metrics]
+"""`metrics(outputs, targets, mask, weights=None)`: the Metrics of one batch; the mask is boolean.
+
+Without the parameter `weights`, it takes only batches without weights.
+"""
 
 
 _Check = TypeVar("_Check", bound=Callable[..., None])
@@ -39,6 +42,11 @@ def elementwise(check_values: _Check) -> _Check:
     return check_values
 
 
+def has_pairs(task: "Task") -> bool:
+    """Whether the batches are pairs, so that a third part has the weights."""
+    return type(task).split in (Task.split, Reconstruction.split)
+
+
 def is_elementwise(check_values: Callable[..., None]) -> bool:
     """Whether it has the decorator, or is the default, which checks nothing."""
     return check_values is Task.check_values or getattr(check_values, "is_elementwise", False)
@@ -57,8 +65,8 @@ class Task(eqx.Module):
         def losses(self, outputs, targets, mask):
             return jnp.exp(outputs) - targets * outputs
 
-        def metrics(self, outputs, targets, mask):
-            return RegressionMetrics(jnp.exp(outputs), targets, mask=mask)
+        def metrics(self, outputs, targets, mask, weights=None):
+            return RegressionMetrics(jnp.exp(outputs), targets, mask=mask, weights=weights)
 
     exp = SupervisedExperiment(model, optax.adam(3e-4), Poisson())
     ```
@@ -68,8 +76,10 @@ class Task(eqx.Module):
     settings with `eqx.field(static=True)`; arrays are part of the state of the Experiment.
 
     The Experiment takes a `solstice.data.Masked` apart, and checks the lengths of inputs, targets
-    and mask. It replaces masked targets by 0, since they may be NaN. All functions but
-    `check_values` run in compiled steps, so they cannot read values.
+    and mask. It replaces masked targets by 0, since they may be NaN. It multiplies the losses by
+    the weights of examples, of a `Masked` or of a batch `(features, targets, weights)`; only
+    `metrics` sees them. All functions but `check_values` run in compiled steps, so they cannot read
+    values.
 
     Attributes:
         free_axes: number of leading axes of the inputs that may differ from batch to batch; see
@@ -81,15 +91,17 @@ class Task(eqx.Module):
     def split(self, batch: Batch, mask: AnyArray | None) -> tuple[Inputs, Targets, AnyArray | None]:
         """`x, targets, mask = task.split(batch, mask)`: the parts of a batch. Optional.
 
-        By default, the batch is a pair `(x, targets)`.
+        By default, the batch is a pair `(x, targets)`. Only with this default are three parts a
+        pair and weights.
 
         Args:
             batch: the batch, without its `Masked`.
-            mask: the mask of a `Masked`, boolean of shape [n, ...]; None without one.
+            mask: the mask of a `Masked`, boolean of shape [n, ...]; None without one. Weights of
+                shape [n] are not in it. Weights with more axes are passed in its place.
 
         Returns:
             Inputs of the model; targets, an array or a pytree of arrays; and which targets count:
-            None for all, or booleans of the first axes of the targets.
+            None for all, or booleans, or weights in floats, of the first axes of the targets.
         """
         return (*pair_of(batch), mask)
 
@@ -136,18 +148,34 @@ class Task(eqx.Module):
         """`weights = task.weights(targets, mask, losses)`: the weight of each loss. Optional.
 
         The loss is the weighted mean. Weights have the first axes of the losses, and are broadcast
-        over the rest; None gives all losses the same weight. By default, they are the mask.
+        over the rest; None gives all losses the same weight. By default, they are the mask. The
+        Experiment multiplies them by the weights of the batch.
         """
         del targets, losses
         return mask
 
     @abstractmethod
-    def metrics(self, outputs: ModelOutputs, targets: Targets, mask: Array) -> Metrics:
-        """`metrics = task.metrics(outputs, targets, mask)`: the Metrics of one batch.
+    def metrics(
+        self, outputs: ModelOutputs, targets: Targets, mask: Array, weights: Array | None = None
+    ) -> Metrics:
+        """`metrics = task.metrics(outputs, targets, mask, weights=weights)`: those of one batch.
 
-        The Experiment adds "loss". The user's `metrics` replaces it.
+        The Experiment adds "loss". The user's `metrics` replaces it. `weights` are those of the
+        entries, in floats, of the shape of the mask, and 0 where it is false; None if the batch has
+        none. Without this parameter, batches with weights are refused.
         """
 
     def predictions(self, outputs: ModelOutputs) -> Outputs:
         """`predictions = task.predictions(outputs)`: the result of `predict_step`. Optional."""
         return outputs
+
+
+class Reconstruction(Task):
+    """`class Mine(Reconstruction)`: a task whose targets are the inputs."""
+
+    def split(self, batch: Batch, mask: AnyArray | None) -> tuple[Inputs, Inputs, AnyArray | None]:
+        x = features_of(batch)
+        return x, x, mask
+
+    def check(self, x: Inputs, targets: Targets) -> None:
+        check_floating(x)
