@@ -356,3 +356,19 @@ def test_a_hand_written_step_uses_them():
     for data in ((X, NUMBERS, SHARES), Masked((X, NUMBERS), Y > 0), (X, NUMBERS)):
         found = trainer.validate(exp, data, batch_size=7)
         close(found, exp.eval_step(data)[1].compute())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["binary", "labels", "language"])
+def test_rows_of_weights_are_one_evaluation(kind):
+    exp, batch = kind_of(kind)
+    table = np.stack([WEIGHTS, SHARES, np.ones(N, np.float32)])
+    arrays, static = eqx.partition(exp, eqx.is_array)
+
+    def of_weights(weights):
+        return eqx.combine(arrays, static).eval_step(Masked(batch, weights))[1]
+
+    every = jax.jit(jax.vmap(of_weights))(table)
+    for index, weights in enumerate(table):
+        found = jax.tree.map(lambda leaf, index=index: leaf[index], every).compute()
+        close(found, computed(exp, Masked(batch, weights)))

@@ -112,11 +112,10 @@ def weights_of(batch: Batch) -> tuple[Batch, AnyArray | None]:
             are negative, infinite or NaN. In a compiled step, negative weights become NaN.
     """
     bare, mask = (batch.batch, batch.mask) if isinstance(batch, Masked) else (batch, None)
-    size = num_rows(bare)
     if mask is not None:
-        check_shares(mask, size)
+        check_shares(mask, num_rows(bare))
     if is_triple(bare):
-        check_shares(bare[2], size, "batch[2]")
+        check_shares(bare[2], num_rows(bare), "batch[2]")
     bare, weights = of_triple(bare, mask)
     if are_weights(weights) and is_traced(weights):
         return bare, poisoned(weights)

@@ -23,7 +23,7 @@ from solstice.metrics._bases import (
     has_nan,
     scores_of,
 )
-from solstice.metrics._counting import as_weights, count, count_both, tally
+from solstice.metrics._counting import as_weights, count, count_around, tally
 from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
@@ -94,16 +94,15 @@ class BinaryMetrics(Additive):
         bins = jnp.clip(jnp.floor(place * num_bins), 0, num_bins - 1).astype(jnp.int32)
         both = tally(jnp.where(positive, bins, bins + num_bins), 2 * num_bins, curves, shares)
         rights = curves & positive & guessed, curves & negative & ~guessed
-        right_positives, num_positive = count_both(rights[0], counts & positive, shares)
-        right_negatives, num_negative = count_both(rights[1], counts & negative, shares)
+        numbers = [count(right, weights=shares) for right in rights]
         self.counts = sums_of(
             {
                 "positives": both[:num_bins],
                 "negatives": both[num_bins:],
-                "right_positives": right_positives,
-                "right_negatives": right_negatives,
-                "num_positive": num_positive,
-                "num_negative": num_negative,
+                "right_positives": numbers[0],
+                "right_negatives": numbers[1],
+                "num_positive": count_around(counts & positive, rights[0], numbers[0], shares),
+                "num_negative": count_around(counts & negative, rights[1], numbers[1], shares),
                 "out_of_range": count(given & ~counts),
                 "num_nan": count(given & nan),
             }

@@ -97,18 +97,12 @@ def count(where: Array, axis: int | None = None, weights: Array | None = None) -
     return jnp.sum(weights * where.astype(weights.dtype), axis=axis)
 
 
-def count_both(
-    right: Array, where: Array, weights: Array | None, axis: int | None = None
-) -> tuple[Array, Array]:
-    """The counts of `right` and of `where`, which holds it; or their weights.
+def count_around(where: Array, right: Array, rights: Array, weights: Array | None) -> Array:
+    """The count of `where`, which holds `right`; or the weight of it, `rights`, and of the rest.
 
-    The weight of `where` is that of both its parts, so that it equals the weight of `right` if all
-    are right: float sums of different entries would differ in the last digit.
+    If all are right, this is exactly `rights`. Another float sum may differ in the last digit.
     """
-    rights = count(right, axis, weights)
-    if weights is None:
-        return rights, count(where, axis)
-    return rights, rights + count(where & ~right, axis, weights)
+    return count(where) if weights is None else rights + count(where & ~right, weights=weights)
 
 
 def _weighed(weights: Array, columns: Array) -> Array:
