@@ -76,6 +76,15 @@ sgd.fit(make(optax.sgd(0.1)), train_ds, val_ds, num_epochs=10)
 solstice.compare(
     {"adam": adam, "sgd": sgd}, f"{folder}/compared.png", only=["loss", "accuracy"]
 )
+
+def rated(rate):
+    return make(optax.adam(rate))
+
+population = solstice.Trainer()
+population.fit(
+    solstice.Population(rated, rate=np.geomspace(1e-4, 0.3, 16)), train_ds, val_ds, num_epochs=10
+)
+population.history.plot(f"{folder}/fan.png", only=["loss", "accuracy"])
 """
 
 SUMMARY = """

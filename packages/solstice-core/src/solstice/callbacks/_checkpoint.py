@@ -53,7 +53,7 @@ class Checkpoint(Saver):
         every_epochs: save after this number of epochs; None for never.
         keep: number of newest checkpoints to keep, 1 or more.
         monitor: a metric with its mode, such as "val/loss". Checkpoints that are saved at the step
-            where it was measured are ranked by it.
+            where it was measured are ranked by it; those of a population by its best member.
         mode: whether a smaller ("min") or a larger ("max") value is better. By default the name
             decides: smaller for a loss, an error, a perplexity and the like, else larger. NaN is
             never best.
