@@ -361,3 +361,13 @@ def test_callbacks_measure_each_member():
         for one, other in zip(found, alone.history.rows, strict=True):
             for name in one.keys() - MOMENT:
                 np.testing.assert_allclose(one[name], other[name], rtol=1e-6)
+
+
+def test_the_best_rate_is_that_of_one_member():
+    data = [np.zeros((2, 1), np.float32)]
+    with pytest.raises(
+        ValueError, match=r"each of 2 members: .*find_learning_rate\(pop\[0\], train_ds"
+    ):
+        solstice.find_learning_rate(
+            solstice.Population(quadratic, rate=[0.5, 0.25]), data, steps=10
+        )

@@ -22,8 +22,8 @@ class EarlyStopping(Callback):
 
     The metric is read at the end of each epoch, or of each validation for a "val/" metric. It
     improves if it is better than the best value so far by more than `min_delta`. The run stops
-    after `patience` values in a row without improvement. NaN is never an improvement. The value of a
-    population is that of its best member.
+    after `patience` values in a row without improvement. NaN is never an improvement. The value of
+    a population is that of its best member.
 
     Args:
         monitor: the metric with its mode: "val/loss", "train/accuracy".

@@ -16,6 +16,7 @@ from solstice._arguments import number, positive, share, text, whole
 from solstice._callback import Callback
 from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment, check_experiment, stacked_check_of
+from solstice._per_member import is_vector
 from solstice._rates import injected_rates, scaled_beside
 from solstice._record import Record, Stop
 from solstice._replace import replace
@@ -120,7 +121,8 @@ def find_learning_rate(
 
     Raises:
         ValueError: an argument is out of range; or the optimiser has no learning rate in its state,
-            or overrides it; or the loss is not finite, diverges at once, or does not fall.
+            or overrides it; or the loss is not finite, diverges at once, or does not fall; or the
+            Experiment is a population.
         KeyError: the metric does not exist; the message lists the existing ones.
 
     The method is the range test of Smith, "Cyclical Learning Rates for Training Neural Networks"
@@ -273,4 +275,11 @@ class _Losses(Callback):
         if self._metric not in metrics:
             there = ", ".join(metrics) or "none"
             raise KeyError(f"there is no metric {self._metric!r}; there are: {there}")
-        return float(metrics[self._metric])
+        loss = metrics[self._metric]
+        if is_vector(loss):
+            raise ValueError(
+                f"the rate is that of one run, and the metric {self._metric!r} has a value for "
+                f"each of {len(loss)} members: give one of them, as in "
+                f"`solstice.find_learning_rate(pop[0], train_ds)`"
+            )
+        return float(loss)
