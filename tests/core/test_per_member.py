@@ -20,11 +20,13 @@ from solstice.callbacks import (
     EarlyStopping,
     LearningRate,
     Logging,
+    NaNGuard,
     NormMonitor,
     ProgressBar,
 )
 from solstice.history import History, read_history
 from solstice.metrics import PerMember
+from solstice.testing import Run, verify_resume
 
 NAN = math.nan
 TRAIN = [[4, 3, NAN], [2, 3, NAN], [3, 1, NAN]]
@@ -371,3 +373,15 @@ def test_the_best_rate_is_that_of_one_member():
         solstice.find_learning_rate(
             solstice.Population(quadratic, rate=[0.5, 0.25]), data, steps=10
         )
+
+
+def make_run():
+    batches = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    callbacks = [History(every=2), EarlyStopping("train/loss"), NaNGuard(every=2)]
+    train_ds = solstice.data.batches(batches, 2, shuffle=True, seed=0)
+    return Run(Members(), train_ds, train_ds, callbacks, num_epochs=3)
+
+
+@pytest.mark.slow
+def test_a_run_killed_within_an_epoch_has_the_same_history():
+    verify_resume(make_run, kill_at=[9])
