@@ -427,6 +427,14 @@ class BreaksItsPromise(Right):
         return {"accuracy": counts["right"] / counts["all"]}
 
 
+class SumsOverMembers(Right):
+    is_vectorized = True
+
+    def compute(self):
+        counts = self.counts.values()
+        return {"accuracy": np.sum(counts["right"]) / max(np.sum(counts["all"]), 1)}
+
+
 class OrderMatters(CountsInt32):
     """Forgets the last batch but one."""
 
@@ -456,6 +464,7 @@ FAULTS = {
     OneVsRest: {"test_it_agrees_with_its_reference"},
     NanWhereEmpty: {"test_nothing_is_nan"},
     BreaksItsPromise: {"test_a_promise_not_to_raise_is_kept"},
+    SumsOverMembers: {"test_a_promise_to_compute_all_members_is_kept"},
 }
 
 

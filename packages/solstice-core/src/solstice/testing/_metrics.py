@@ -20,7 +20,7 @@ from jax import Array
 
 from solstice import _tree
 from solstice._experiment import Experiment
-from solstice._metrics import Metrics, may_raise
+from solstice._metrics import Metrics, may_raise, takes_members
 from solstice._trainer import Trainer
 from solstice._types import AnyArray, Batch
 from solstice.testing._on_a_mesh import same_on_a_mesh
@@ -160,6 +160,16 @@ class MetricsConformance(Conformance, is_suite=True):
             filled = _tree.map(lambda leaf, value=value: _filled(leaf, value), here)
             with np.errstate(all="ignore"):
                 self._computed(filled)
+
+    def test_a_promise_to_compute_all_members_is_kept(self) -> None:
+        """With `is_vectorized = True`, `compute` of several members has the values of each."""
+        each = [jax.device_get(self._built(part)) for part in _cut(self._examples(), (8, 8))]
+        if not takes_members(each[0]):
+            pytest.skip("`is_vectorized` is False, so `compute` is called for each member")
+        both = self._computed(_tree.map(lambda *leaves: np.stack(leaves), *each))
+        for member, one in enumerate(each):
+            values = {name: np.asarray(value)[member] for name, value in both.items()}
+            self._alike(values, self._computed(one), f"member {member} of two")
 
     # Features
 
