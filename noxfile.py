@@ -528,6 +528,20 @@ def bench_metrics(session: nox.Session) -> None:
     session.run("python", "tests/benchmarks/many_classes.py", *session.posargs, env=ENV)
 
 
+@nox.session(venv_backend="virtualenv")
+def bench_error_bars(session: nox.Session) -> None:
+    """Measure what error bars add to the time of an evaluation."""
+    install_all(session)
+    session.run("python", "tests/benchmarks/error_bars.py", *session.posargs, env=ENV)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Measure how often intervals contain the true value; `-- --sets 200` is quicker."""
+    session.install(package("core"))
+    session.run("python", "tests/coverage_study.py", *session.posargs, env=ENV)
+
+
 def wheels(*names: str) -> list[str]:
     """Wheels of these packages by path, so that no index is asked for a package of ours."""
     return [str(next(DIST.glob(f"solstice_{name}-*.whl"))) for name in names]

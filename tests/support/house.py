@@ -22,8 +22,8 @@ FLOORS = (
     "_engine _sources",
     "_loop",
     "__init__ _options _own_history _runs _train _trainer",
-    "__main__ callbacks checkpoint compat distributed experiments history inspect loggers metrics "
-    "new_adapter population",
+    "__main__ _comparison callbacks checkpoint compat distributed experiments history inspect "
+    "loggers metrics new_adapter population resampling",
     "testing",
 )
 """The files and folders of the package: each imports from its own floor and from those before it.

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
         loggers,
         metrics,
         population,
+        resampling,
     )
+    from solstice._comparison import Comparison, Difference, compare_models
     from solstice.experiments import (
         AutoencoderExperiment,
         BinaryClassificationExperiment,
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     )
     from solstice.metrics import ClassificationMetrics
     from solstice.population import Evolve, Population, grid
+    from solstice.resampling import Resampled
 
 try:
     __version__ = _version("solstice-core")
@@ -66,6 +69,7 @@ except _PackageNotFoundError:  # the sources are on the path of Python, and are 
     __version__ = "0+source"
 
 _LAZY = {
+    "_comparison": "Comparison Difference compare_models",
     "callbacks": "",
     "checkpoint": "",
     "compat": "",
@@ -79,6 +83,7 @@ _LAZY = {
     "loggers": "",
     "metrics": "ClassificationMetrics",
     "population": "Evolve Population grid",
+    "resampling": "Resampled",
 }
 """The ready-made parts, which load on first use, and their names here."""
 
@@ -90,9 +95,11 @@ __all__ = [
     "Callback",
     "ClassificationExperiment",
     "ClassificationMetrics",
+    "Comparison",
     "Compilation",
     "CompileBudgetError",
     "DataError",
+    "Difference",
     "Evolve",
     "Experiment",
     "ExperimentError",
@@ -110,6 +117,7 @@ __all__ = [
     "Record",
     "RegressionExperiment",
     "Replay",
+    "Resampled",
     "ShardingError",
     "Snapshot",
     "Stop",
@@ -119,6 +127,7 @@ __all__ = [
     "callbacks",
     "checkpoint",
     "compare",
+    "compare_models",
     "compat",
     "data",
     "distributed",
@@ -134,6 +143,7 @@ __all__ = [
     "read_history",
     "replace",
     "replay",
+    "resampling",
     "run_steps",
     "summary",
     "test",

@@ -250,6 +250,11 @@ def stacked_check_of(experiment: Experiment) -> Callable[[Batch], None] | None:
     return kind.stacked_check(experiment) if "stacked_check" in vars(newest) else None
 
 
+def unwrapped(experiment: Experiment) -> Experiment:
+    """The Experiment inside one that evaluates it, such as `Resampled`; else the same."""
+    return getattr(experiment, "wrapped", experiment)
+
+
 def params_of(experiment: Any) -> Any:
     """`exp.params` or `exp.learner.params`; the whole Experiment if there is neither."""
     for owner in (experiment, getattr(experiment, "learner", None)):

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -67,6 +67,15 @@ class Metrics(eqx.Module):
     @abstractmethod
     def compute(self) -> Mapping[str, Any]:
         """`metrics.compute()["accuracy"]`: the final values by name, scalars or arrays."""
+
+
+@runtime_checkable
+class MergesSteps(Protocol):
+    """Metrics that grow, and merge the steps of a compiled call at once."""
+
+    def of_steps(self, count: int) -> Metrics:
+        """The metrics of the first `count` steps, from arrays with the steps on axis 0."""
+        ...
 
 
 class Means(Metrics):

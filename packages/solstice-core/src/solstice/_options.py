@@ -1,17 +1,18 @@
 """Options: the options of a Trainer, checked, and what follows from them for a run."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from solstice._arguments import whole, whole_or_none
-from solstice._engine import Layout
+from solstice._arguments import number, whole, whole_or_none
+from solstice._engine import Layout, check_processes, warn_of_spread_state
 from solstice._errors import DataError
-from solstice._experiment import Experiment
+from solstice._experiment import Experiment, check_experiment
 from solstice._loop import Limits, StageOptions, Validation
 from solstice._sources import Source, open_source
-from solstice._types import Dataset
+from solstice._types import Batch, Dataset, Mode
 from solstice.data import per_process
 
 
@@ -32,6 +33,7 @@ class Options:
     fast_dev_run: int | None
     overfit_batches: int | None
     sanity_val_batches: int | None
+    val_confidence: float | None
     layout: Layout | None
 
     @staticmethod
@@ -41,6 +43,7 @@ class Options:
         fast_dev_run: object,
         mesh: object,
         sharding: object,
+        val_confidence: float | None,
         **numbers: int | None,
     ) -> "Options":
         """`Options.of(prefetch=0, ...)`: the options as the user has written them.
@@ -53,7 +56,13 @@ class Options:
         tried = _num_tried(fast_dev_run)
         checked = {name: whole_or_none(name, value) for name, value in numbers.items()}
         prefetch = whole("prefetch", prefetch, 0, "batches")
-        options = Options(prefetch=prefetch, fast_dev_run=tried, layout=layout, **checked)
+        options = Options(
+            prefetch=prefetch,
+            fast_dev_run=tried,
+            val_confidence=_confidence(val_confidence),
+            layout=layout,
+            **checked,
+        )
         if tried is None:
             return options
         return replace(options, limit_train_batches=tried, limit_val_batches=tried)
@@ -69,7 +78,20 @@ class Options:
 
     def of_stages(self, given: Experiment | None) -> StageOptions:
         """The options of the stages of a run; `given` is the Experiment that it gives up."""
-        return StageOptions(self.steps_per_call, self.prefetch, given, self.layout)
+        bars = error_bars(self.val_confidence)
+        return StageOptions(self.steps_per_call, self.prefetch, given, self.layout, bars)
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises an error if a run cannot have this Experiment, or these processes."""
+        check_experiment(experiment)
+        if self.layout is None:
+            check_processes()
+            warn_of_spread_state(experiment)
+
+    def source(self, ds: Dataset, mode: Mode, batch_size: int | None) -> Source:
+        """The data of a run that does not train."""
+        limit = self.limit_val_batches if mode == "val" else None
+        return open_source(ds, "ds" if mode == "predict" else f"{mode}_ds", batch_size, limit=limit)
 
     def limits(self, num_epochs: int | None, max_steps: int | None) -> Limits:
         """The limits of a training run."""
@@ -134,6 +156,27 @@ class Options:
         return None
 
 
+def error_bars(
+    confidence: float | None, replicates: int = 1000
+) -> Callable[[Experiment, Batch], Experiment] | None:
+    """Makes an Experiment whose evaluation has error bars, for a first batch; None without them.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    if confidence is None:
+        return None
+    from solstice.resampling import Resampled, check_settings  # only runs with error bars load it
+
+    check_settings(confidence, replicates)
+
+    def wrap(experiment: Experiment, batch: Batch) -> Experiment:
+        made = Resampled(experiment, confidence=confidence, replicates=replicates)
+        return made.setup(batch)
+
+    return wrap
+
+
 def _check_rereadable(source: Source, num_epochs: int | None) -> None:
     """Raises a DataError if a generator, which is read only once, must serve several epochs."""
     if source.is_generator and source.limit is None and num_epochs is not None and num_epochs > 1:
@@ -142,6 +185,13 @@ def _check_rereadable(source: Source, num_epochs: int | None) -> None:
             f"it {num_epochs} times. Pass the function that makes it instead: "
             f"`{source.name}=my_generator` without the call, or a list"
         )
+
+
+def _confidence(value: object) -> float | None:
+    def fits(x: float) -> bool:
+        return 0 < x < 1
+
+    return None if value is None else number("val_confidence", value, "between 0 and 1", fits)
 
 
 def _num_tried(fast_dev_run: object) -> int | None:

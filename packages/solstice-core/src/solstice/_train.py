@@ -66,6 +66,8 @@ def test(
     test_ds: object,
     *,
     batch_size: int | None = None,
+    confidence: float | None = None,
+    replicates: int = 1000,
     callbacks: Iterable[Callback] | None = None,
     mesh: MeshLike | None = None,
     sharding: Sharding = "replicated",
@@ -78,6 +80,9 @@ def test(
         experiment: the Experiment to evaluate; it is not changed.
         test_ds: the data set.
         batch_size: examples per batch, for a data set given as arrays.
+        confidence: 0.95 adds error bars: "accuracy_low", "accuracy_high", "accuracy_se"; see
+            `Trainer.validate`.
+        replicates: number of replicates of the data set for them, 20 or more.
         callbacks: exactly these callbacks; by default a progress bar.
         mesh: the devices, as in `Trainer`: "all", a number, or a mesh.
         sharding: how the Experiment lies on them, as in `Trainer`.
@@ -86,7 +91,13 @@ def test(
         The computed metrics by name: Python numbers for scalars, NumPy arrays otherwise.
     """
     trainer = Trainer(_or_usual(callbacks), mesh=mesh, sharding=sharding)
-    return trainer.test(experiment, test_ds, batch_size=batch_size)
+    return trainer.test(
+        experiment,
+        test_ds,
+        batch_size=batch_size,
+        confidence=confidence,
+        replicates=replicates,
+    )
 
 
 test.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  (so that pytest does not collect it)

@@ -6,18 +6,16 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from solstice._arguments import switch
-from solstice._batch import arrays_of
 from solstice._callback import Callback
 from solstice._console import Text
 from solstice._engine import (
     MeshLike,
     Sharding,
-    check_processes,
     interrupts_guarded,
-    warn_of_spread_state,
 )
-from solstice._experiment import Experiment, check_experiment
+from solstice._experiment import Experiment
 from solstice._loop import (
+    Evaluation,
     Hooks,
     Run,
     Stages,
@@ -25,17 +23,15 @@ from solstice._loop import (
     as_callbacks,
     check_callbacks,
     evaluate,
-    first_batch,
     predict,
     saved_run,
     train,
 )
-from solstice._options import Options
+from solstice._options import Options, error_bars
 from solstice._own_history import histories_in, own_history
-from solstice._record import Record
 from solstice._runs import Runs
-from solstice._sources import Source, open_source
-from solstice._types import Dataset, Mode, Outputs
+from solstice._sources import Source
+from solstice._types import Dataset, Outputs
 
 if TYPE_CHECKING:
     from solstice.history import History
@@ -73,6 +69,7 @@ class Trainer:
             cannot overfit them has a bug.
         sanity_val_batches: evaluate n batches before the first step of `fit`, to find errors in the
             validation early. Callbacks do not see these batches, and the metrics are dropped.
+        val_confidence: 0.95 adds error bars to all validations; see `validate`.
         mesh: the devices: "all", a number, or a `jax.sharding.Mesh` with Auto axes. Each batch is
             split over them, along the axis "data" of the mesh or else its first. The history is
             that of one device. None runs on the device of the Experiment.
@@ -108,6 +105,7 @@ class Trainer:
         fast_dev_run: bool | int = False,
         overfit_batches: int | None = None,
         sanity_val_batches: int | None = None,
+        val_confidence: float | None = None,
         mesh: MeshLike | None = None,
         sharding: Sharding = "replicated",
     ) -> None:
@@ -120,6 +118,7 @@ class Trainer:
             fast_dev_run=fast_dev_run,
             overfit_batches=overfit_batches,
             sanity_val_batches=sanity_val_batches,
+            val_confidence=val_confidence,
             mesh=mesh,
             sharding=sharding,
         )
@@ -159,8 +158,7 @@ class Trainer:
     def explain(self) -> str:
         """`print(trainer.explain())`: how the newest run is cut into compiled calls, and why.
 
-        Returns:
-            The text, which a REPL and a notebook show without `print`.
+        A REPL and a notebook show the text without `print`.
 
         Raises:
             AttributeError: the Trainer has not run yet.
@@ -187,14 +185,13 @@ class Trainer:
         Args:
             experiment: the initial Experiment; it is not changed, unless `donate` is True.
             train_ds: the training data set (see the class).
-            val_ds: the validation data set, evaluated after each epoch or every
-                `val_every_n_steps`.
+            val_ds: the validation data, evaluated after each epoch or every `val_every_n_steps`.
             num_epochs: passes over `train_ds`, 1 or more. The default is 1, or no limit if
                 `max_steps` is given.
             max_steps: the number of training steps to stop after, 1 or more.
             batch_size: examples per batch, for data sets given as arrays. The training set is
-                then shuffled for each epoch, like `solstice.data.batches(..., shuffle=True)`. Small
-                arrays are copied to the device once, as by its `on_device=None`.
+                then shuffled for each epoch, like `data.batches(..., shuffle=True)`. Small arrays
+                are copied to the device once, as by its `on_device=None`.
             resume: continue a saved run as if it had never ended: "last" or "best" of the
                 `solstice.callbacks.Checkpoint` among the callbacks, or the path of a checkpoint.
                 Keep all other arguments; `num_epochs` and `max_steps` count from the start of the
@@ -210,8 +207,8 @@ class Trainer:
             The trained Experiment.
 
         Raises:
-            ValueError: `num_epochs` or `max_steps` is not an integer of 1 or more, there is
-                nothing to resume, or the Experiment has deleted arrays.
+            ValueError: `num_epochs` or `max_steps` is below 1 or a float, there is nothing to
+                resume, or the Experiment has deleted arrays.
             TypeError: `experiment` is not an Experiment.
             CheckpointError: the checkpoint is damaged or belongs to another Experiment, or
                 `strict_resume` refuses it.
@@ -220,7 +217,7 @@ class Trainer:
             ShardingError: the mesh or the sharding does not fit the devices or the Experiment.
             RuntimeError: this Trainer is training already.
         """
-        self._check(experiment)
+        self._options.check(experiment)
         self._runs.check_idle()
         options = self._options
         stages = self._stages(experiment if switch("donate", donate) else None)
@@ -250,7 +247,13 @@ class Trainer:
         return cast("_E", run.experiment)
 
     def validate(
-        self, experiment: Experiment, val_ds: Dataset, *, batch_size: int | None = None
+        self,
+        experiment: Experiment,
+        val_ds: Dataset,
+        *,
+        batch_size: int | None = None,
+        confidence: float | None = None,
+        replicates: int = 1000,
     ) -> dict[str, Any]:
         """`metrics = trainer.validate(exp, val_ds)`: the metrics of `eval_step` over a data set.
 
@@ -258,6 +261,10 @@ class Trainer:
             experiment: the Experiment to evaluate; it is not changed.
             val_ds: the data set (see the class).
             batch_size: examples per batch, for a data set given as arrays.
+            confidence: 0.95 adds to each metric that is a float a 95 % interval, "<name>_low" and
+                "<name>_high", and its standard error, "<name>_se"; see `solstice.Resampled`. The
+                default is `val_confidence`.
+            replicates: number of replicates of the data set for them, 20 or more.
 
         Returns:
             The computed metrics by name: Python numbers for scalars, NumPy arrays otherwise.
@@ -266,13 +273,25 @@ class Trainer:
             DataError: the data set or a batch cannot be used.
             ExperimentError: `eval_step` breaks the contract of its return value.
         """
-        return self._run_evaluation(experiment, val_ds, "val", batch_size)
+        confidence = self._options.val_confidence if confidence is None else confidence
+        evaluation = Evaluation("val", error_bars(confidence, replicates))
+        return self._measure(experiment, val_ds, batch_size, evaluation)
 
     def test(
-        self, experiment: Experiment, test_ds: Dataset, *, batch_size: int | None = None
+        self,
+        experiment: Experiment,
+        test_ds: Dataset,
+        *,
+        batch_size: int | None = None,
+        confidence: float | None = None,
+        replicates: int = 1000,
     ) -> dict[str, Any]:
-        """`metrics = trainer.test(exp, test_ds)`: like `validate`, in the mode "test"."""
-        return self._run_evaluation(experiment, test_ds, "test", batch_size)
+        """`metrics = trainer.test(exp, test_ds, confidence=0.95)`: as `validate`, in mode "test".
+
+        By default there are no error bars.
+        """
+        evaluation = Evaluation("test", error_bars(confidence, replicates))
+        return self._measure(experiment, test_ds, batch_size, evaluation)
 
     def predict(
         self, experiment: Experiment, ds: Dataset, *, batch_size: int | None = None
@@ -294,49 +313,39 @@ class Trainer:
             DataError: the data set or a batch cannot be used.
             NotImplementedError: the Experiment has no `predict_step`.
         """
-        self._check(experiment)
-        source = open_source(ds, "ds", batch_size)
+        self._options.check(experiment)
+        source = self._options.source(ds, "predict", batch_size)
         # Not a generator itself, which would raise these errors only when it is read.
         return self._predict(experiment, source)
-
-    def _check(self, experiment: Experiment) -> None:
-        check_experiment(experiment)
-        if self._options.layout is None:
-            check_processes()
-            warn_of_spread_state(experiment)
 
     def _stages(self, given: Experiment | None = None) -> Stages:
         return Stages(self._options.of_stages(given), self._runs.memory)
 
-    def _run_evaluation(
-        self, experiment: Experiment, ds: Dataset, mode: Mode, batch_size: int | None
+    def _measure(
+        self, experiment: Experiment, ds: Dataset, batch_size: int | None, evaluation: Evaluation
     ) -> dict[str, Any]:
-        self._check(experiment)
-        limit = self._options.limit_val_batches if mode == "val" else None
-        source = open_source(ds, f"{mode}_ds", batch_size, limit=limit)
-        with self._evaluating(experiment, source, "eval_step", mode) as run:
+        self._options.check(experiment)
+        source = self._options.source(ds, evaluation.mode, batch_size)
+        with self._evaluating(experiment, source, evaluation) as run:
             evaluate(run)
             return run.metrics
 
     def _predict(self, experiment: Experiment, source: Source) -> Iterator[Outputs]:
-        with self._evaluating(experiment, source, "predict_step", "predict") as run:
+        with self._evaluating(experiment, source, Evaluation("predict")) as run:
             yield from predict(run)
 
     @contextmanager
     def _evaluating(
-        self, experiment: Experiment, source: Source, method: str, mode: Mode
+        self, experiment: Experiment, source: Source, evaluation: Evaluation
     ) -> Generator[Run, None, None]:
         """A run that does not train, after `on_fit_start`."""
-        stages, start = self._stages(), Record(mode=mode, steps_per_epoch=source.length)
-        hooks = Hooks(check_callbacks([*self._kept, *self.callbacks]), mode, is_lead=stages.is_lead)
+        stages, start = self._stages(), evaluation.start(source)
+        callbacks = check_callbacks([*self._kept, *self.callbacks])
+        hooks = Hooks(callbacks, evaluation.mode, is_lead=stages.is_lead)
         with stages.notified():
-            stages.check_run(self._options.words(mode), hooks.callbacks)
+            stages.check_run(self._options.words(evaluation.mode), callbacks)
             with self._runs.preparing(hooks, start, experiment):
-                # A batch to predict may have no targets, which `setup` may need.
-                if mode != "predict":
-                    experiment = experiment.setup(arrays_of(first_batch(source)))
-                stage = stages.stage(source, experiment, method, hooks)
-                run = Run(stage, hooks, start, stages, experiment=experiment)
+                run = evaluation.run(experiment, source, hooks, stages)
             with self._runs.running(run):
                 run.start()
                 yield run

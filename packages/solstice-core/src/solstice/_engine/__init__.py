@@ -55,6 +55,7 @@ from solstice._engine._structure import Change as Change
 from solstice._engine._structure import change_of_state as change_of_state
 from solstice._engine._structure import changes as changes
 from solstice._engine._totals import Reading as Reading
+from solstice._engine._totals import adds_only as adds_only
 from solstice._engine._totals import metrics_like as metrics_like
 from solstice._engine._trace import Plan as Plan
 from solstice._engine._trace import Traced as Traced

@@ -22,7 +22,7 @@ from solstice._engine._placement import SINGLE_DEVICE, Placement
 from solstice._engine._program import PROGRAMS, Program
 from solstice._engine._resident import Rows
 from solstice._engine._totals import merged_with, packed_metrics
-from solstice._metrics import Metrics
+from solstice._metrics import MergesSteps
 from solstice._types import Batch, PyTree
 
 
@@ -196,7 +196,11 @@ def merge_grown(steps: Steps, before: Carry, after: Carry, grown: PyTree, count:
     """Merges metrics that grow after a call, because a compiled loop cannot carry them."""
     if not steps.grows:
         return after
-    new: list[Metrics] = [unpack(_row(grown, index)) for index in range(count)]
+    stacked = unpack(grown)
+    if isinstance(stacked, MergesSteps):
+        new = [stacked.of_steps(count)]
+    else:
+        new = [unpack(_row(grown, index)) for index in range(count)]
     starts = zip(before.is_empty, before.totals, strict=True)
     totals = [
         reduce(lambda total, one: total.merge(one), new if is_empty else [total, *new])

@@ -133,6 +133,19 @@ def _sums(merge: Any) -> tuple[bool, ...]:
     return tuple(added.get(id(out)) in ([one, other], [other, one]) for out, one, other in places)
 
 
+def adds_only(metrics: Metrics) -> bool:
+    """Whether `merge` of metrics like these adds all their arrays, and does nothing else."""
+
+    def merge(one: Metrics, other: Metrics) -> list[Array]:
+        return _tree.leaves(one.merge(other))
+
+    try:
+        found = cast("Any", jax.make_jaxpr(merge))(metrics, metrics).jaxpr
+    except Exception:  # a merge that needs the host
+        return False
+    return len(found.outvars) == len(found.invars) // 2 and all(_sums(found))
+
+
 def _additions(equation: Any) -> Iterator[tuple[object, ...]]:
     """The sums of an equation: triples of a result and the two addends."""
     if equation.primitive.name == "add" or equation.params.get("name") in ADDITIONS:

@@ -13,6 +13,7 @@ from solstice._loop._limits import Limits as Limits
 from solstice._loop._loop import evaluate as evaluate
 from solstice._loop._loop import predict as predict
 from solstice._loop._loop import train as train
+from solstice._loop._prepare import Evaluation as Evaluation
 from solstice._loop._prepare import Training as Training
 from solstice._loop._prepare import saved_run as saved_run
 from solstice._loop._run import Run as Run

@@ -25,7 +25,8 @@ class BatchChecks:
 
     def __init__(self, state: RunState, stepper: Stepper, is_given: bool) -> None:
         self._state = state
-        self._kind = stepper.kind
+        # Of the given one, because the stepper may have another that evaluates it.
+        self._kind = type(state.experiment) if is_given else stepper.kind
         self._is_given = is_given
         self._is_compiled = not stepper.needs_batches
         self._made: tuple[Check | None, Experiment | None] | None = None

@@ -1,6 +1,6 @@
 """A training run, from its data sets and its Experiment, or from a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from solstice._loop._stages import Stage, Stages, first_batch
 from solstice._loop._validation import Validation
 from solstice._record import Record
 from solstice._sources import Source
+from solstice._types import Batch, Mode
 
 if TYPE_CHECKING:
     from solstice._loop._resume import SavedRun
@@ -49,6 +50,35 @@ def saved_run(
     if peers is not None:
         check_saved(peers, None if found is None else found.path)
     return found
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run that does not train.
+
+    Attributes:
+        mode: "val", "test" or "predict".
+        as_evaluated: as in `StageOptions`.
+    """
+
+    mode: Mode
+    as_evaluated: Callable[[Experiment, Batch], Experiment] | None = None
+
+    def start(self, source: Source) -> Record:
+        """The moment at which the run starts."""
+        return Record(mode=self.mode, steps_per_epoch=source.length)
+
+    def run(self, experiment: Experiment, source: Source, hooks: Hooks, stages: Stages) -> Run:
+        """The run, before `on_fit_start`; its step has been traced."""
+        evaluated, method = experiment, "predict_step"
+        # A batch to predict may have no targets, which `setup` may need.
+        if self.mode != "predict":
+            batch, method = arrays_of(first_batch(source)), "eval_step"
+            evaluated = experiment = experiment.setup(batch)
+            if self.as_evaluated is not None:
+                evaluated = self.as_evaluated(experiment, batch)
+        stage = stages.stage(source, evaluated, method, hooks)
+        return Run(stage, hooks, self.start(source), stages, experiment=experiment)
 
 
 @dataclass(frozen=True)

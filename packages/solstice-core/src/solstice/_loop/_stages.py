@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from solstice import _tree
-from solstice._batch import own
+from solstice._batch import arrays_of, own
 from solstice._callback import Callback
 from solstice._console import say_once, warn
 from solstice._engine import (
@@ -120,12 +120,15 @@ class StageOptions:
         prefetch: the number of batches that a thread reads ahead.
         given: the caller's Experiment, if the training gives it up.
         layout: the mesh of the Trainer; None for the device of the Experiment.
+        as_evaluated: makes the Experiment that validations evaluate, given the first batch; None to
+            evaluate the trained one.
     """
 
     steps_per_call: int | None = None
     prefetch: int = 0
     given: Experiment | None = None
     layout: Layout | None = None
+    as_evaluated: Callable[[Experiment, Batch], Experiment] | None = None
 
 
 class Stages:
@@ -263,6 +266,10 @@ class Stages:
         It is made once for a run, unless the state or the batches change their kind.
         """
         stage, placement = self._validation, cast("Placement", self._placement)
+        wrap = self._options.as_evaluated
+        if wrap is not None:
+            experiment = wrap(owner.share_experiment(), arrays_of(first_batch(source, epoch)))
+            return self.stage(source, experiment, "eval_step", hooks, epoch=epoch)
         if source.is_share:
             placement = placement.of_shares()
         batch = self._first(source, epoch, placement)

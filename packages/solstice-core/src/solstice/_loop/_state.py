@@ -8,7 +8,7 @@ import jax
 
 from solstice._callback import Callback
 from solstice._engine import Block, Stepper
-from solstice._experiment import Experiment, steps_epochs
+from solstice._experiment import Experiment, steps_epochs, unwrapped
 from solstice._loop._computation import Computation
 from solstice._loop._epoch import Call, Epoch, Point
 from solstice._loop._hooks import Hooks
@@ -96,6 +96,10 @@ class RunState:
             raise RuntimeError(self.lost)
         return self._stepper.share_experiment() if self._experiment is None else self._experiment
 
+    def _shared(self) -> Experiment:
+        """The newest Experiment for callbacks, without one that only evaluates it."""
+        return unwrapped(self._stepper.share_experiment())
+
     @property
     def lost(self) -> str:
         """The message if the Experiment is lost."""
@@ -166,12 +170,12 @@ class RunState:
     def before_step(self, block: Block, name: str, callback: Callback) -> object:
         """A field of `needs` in `on_step_start`, for the first step of a block."""
         del callback
-        return block.batches[0] if name == "batch" else self._stepper.share_experiment()
+        return block.batches[0] if name == "batch" else self._shared()
 
     def after_step(self, name: str, callback: Callback) -> object:
         """A field of `needs` in `on_step_end`."""
         if name == "experiment":
-            return self._stepper.share_experiment()
+            return self._shared()
         if name == "snapshot":
             return Lazy(self.snapshot)  # it costs a copy of the weights, so only if it is read
         if name == "metrics":
@@ -192,7 +196,7 @@ class RunState:
     def of_epoch(self) -> Record:
         """The record in `on_epoch_start` and `measure`."""
         # Shared only if a callback reads it, because the next call then copies the state.
-        experiment = self.kept.field(self._stepper.share_experiment)
+        experiment = self.kept.field(self._shared)
         given: dict[str, object] = {"experiment": experiment}
         if self.trains:
             given["snapshot"] = Lazy(self.snapshot)

@@ -59,12 +59,15 @@ class ReadyMadeExperiment(Experiment):
         test_ds: Dataset,
         *,
         batch_size: int | None = None,
+        confidence: float | None = None,
+        replicates: int = 1000,
         callbacks: Iterable[Callback] | None = None,
         mesh: MeshLike | None = None,
         sharding: Sharding = "replicated",
     ) -> dict[str, Any]:
         """`exp.test(test_ds)["loss"]`: metrics by name, with the arguments of `solstice.test`."""
         given: dict[str, Any] = {"callbacks": callbacks, "mesh": mesh, "sharding": sharding}
+        given |= {"confidence": confidence, "replicates": replicates}
         return test(self, test_ds, batch_size=batch_size, **given)
 
     def predict(
