@@ -167,6 +167,12 @@ def test_each_token_may_have_a_weight():
     assert found["num_tokens"] == TOKENS[:, 1:].size
 
 
+def test_weights_of_texts_go_around_them():
+    for batch in ((TOKENS, SHARES), [TOKENS, TOKENS, SHARES > 0.5]):
+        with pytest.raises(DataError, match=r"`solstice.data.Masked\(tokens, weights\)`"):
+            kind_of("language")[0].train_step(batch)
+
+
 def test_each_label_may_have_a_weight():
     exp, shares = labels(), RNG.random(LABELS.shape, np.float32)
     losses = np.logaddexp(0, np.where(LABELS, -1, 1) * np.asarray(exp(X)))

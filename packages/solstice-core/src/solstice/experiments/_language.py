@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from solstice import _tree
 from solstice._arguments import integers, not_negative, whole
-from solstice._batch import describe_batch
+from solstice._batch import describe_batch, is_sequence
 from solstice._engine import PROGRAMS, Program, program_of
 from solstice._errors import DataError
 from solstice._metrics import at_least_float32
@@ -184,9 +184,12 @@ def _all_of(targets: AnyArray) -> AnyArray:
 
 def _check_tokens(tokens: Batch, at_least: int) -> None:
     if not is_of(tokens, jnp.integer) or tokens.ndim != 2 or tokens.shape[1] < at_least:
+        parts = tokens if is_sequence(tokens) else ()
+        has_weights = any(is_of(part, jnp.floating, jnp.bool_) for part in parts)
+        hint = ". Weights or a mask go around the tokens: `solstice.data.Masked(tokens, weights)`"
         raise DataError(
             f"expected tokens, integers of shape [n, length] with a length of {at_least} or "
-            f"more; they are {describe_batch(tokens)}"
+            f"more; they are {describe_batch(tokens)}{hint if has_weights else ''}"
         )
 
 
