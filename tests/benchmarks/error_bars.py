@@ -1,7 +1,7 @@
 """`nox -s bench_error_bars`: what error bars add to the time of an evaluation.
 
 The ready-made classifier of workload B is evaluated without and with `confidence=0.95` in turn:
-1,000 replicates of all its metrics, accuracy and macro F1 among them. The ratio of two such evaluations
+1,000 replicates of all its metrics, also accuracy and macro F1. The ratio of two such evaluations
 compares them within one round; the median of the rounds is shown, and the time of each per step.
 CPU time is that of all threads, which other load on the machine changes less.
 """

@@ -354,6 +354,21 @@ class Logits(solstice.Metrics):
         return {"confusion": confusion, "mean": self.logits.mean()}
 
 
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_error_bars_are_those_of_one_device(size: int):
+    """Bounds of counts are equal; those of a loss differ by its rounding."""
+    options: dict[str, Any] = {"batch_size": size, "confidence": 0.95, "replicates": 100}
+    alone = solstice.Trainer().test(Net(), (X, Y), **{**options, "batch_size": 150})
+    for layout in ("replicated", "fsdp"):
+        trainer = solstice.Trainer(mesh=8, sharding=layout)
+        found = trainer.test(Net(), (X, Y), **options)
+        assert {*found} == {*alone}
+        for name, value in alone.items():
+            close = TOLERANCE * 20 if "loss" in name else 0
+            assert found[name] == pytest.approx(value, rel=close, abs=close), (layout, name)
+    assert alone["accuracy_low"] < alone["accuracy"] < alone["accuracy_high"]
+
+
 def test_growing_metrics_are_merged():
     one, other = (solstice.Trainer(mesh=m).validate(Growing(), data(32)) for m in (8, None))
     np.testing.assert_array_equal(one["confusion"], other["confusion"])

@@ -89,7 +89,7 @@ NOT_CHECKED: dict[str, str] = {
         "Solstice makes it, and users read it",
     ),
     **dict.fromkeys(
-        ["AdapterInfo", "Norms", "Forward", "Compilation", "Times"],
+        ["AdapterInfo", "Norms", "Forward", "Compilation", "Times", "Comparison", "Difference"],
         "Solstice makes it, and users read it",
     ),
     **dict.fromkeys(
@@ -123,12 +123,13 @@ NOT_CHECKED: dict[str, str] = {
 NO_ROW: dict[tuple[str, str], str] = {
     ("Trainer.fit", "val_ds"): "as train_ds; None is none",
     ("train", "val_ds"): "as train_ds; None is none",
+    ("compare_models", "batch_size"): "`test` checks it",
     ("replay", "experiment"): "`fit` checks it",
     ("replay", "train_ds"): "`fit` checks it",
     ("replay", "batch_size"): "`fit` checks it",
     **{
         (target, name): "tests/core/mesh_on_eight.py has what is refused"
-        for target in ("Trainer", "train", "test", "summary", "plan")
+        for target in ("Trainer", "train", "test", "compare_models", "summary", "plan")
         for name in ("mesh", "sharding")
     },
     ("per_process", "data"): "`fit` checks it",

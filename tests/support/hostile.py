@@ -97,6 +97,7 @@ NO_ADAPTER = {
 KINDS: dict[str, dict[str, Callable[[], Any]]] = {
     "count": NO_COUNT | NONE | ZERO,
     "count or None": NO_COUNT | ZERO,
+    "replicates": NO_COUNT | NONE | ZERO | {"19": lambda: 19},
     "size": NO_COUNT | NONE,
     "size or None": NO_COUNT,
     "tries": {k: v for k, v in NO_COUNT.items() if "True" not in k} | NONE,
@@ -105,6 +106,7 @@ KINDS: dict[str, dict[str, Callable[[], Any]]] = {
     "not negative": NO_NUMBER | NONE | {"-1": lambda: -0.5, "inf": lambda: INF},
     "finite": NO_NUMBER | NONE | {"inf": lambda: INF},
     "share": NO_NUMBER | NONE | {"1.0": lambda: 1.0, "-0.1": lambda: -0.1, "-inf": lambda: -INF},
+    "confidence": NO_NUMBER | ZERO | {"1.0": lambda: 1.0, "95": lambda: 95, "-0.1": lambda: -0.1},
     "probability": NO_NUMBER | NONE | {"1.5": lambda: 1.5, "-0.1": lambda: -0.1},
     "switch": NO_SWITCH | NONE,
     "switch or None": NO_SWITCH,
@@ -308,7 +310,9 @@ TRAINER = {
     "fast_dev_run": "tries",
     "overfit_batches": "count or None",
     "sanity_val_batches": "count or None",
+    "val_confidence": "confidence",
 }
+BARS = {"confidence": "confidence", "replicates": "replicates"}
 
 
 def trainer_fit(**given):
@@ -338,6 +342,11 @@ TARGETS: dict[str, Target] = {
         {"experiment": NULL, "val_ds": BATCHES},
         {"experiment": "experiment", "val_ds": "data set", "batch_size": "count or None"},
     ),
+    "Trainer.test": Target(
+        lambda **given: solstice.Trainer().test(**given),
+        {"experiment": NULL, "test_ds": BATCHES, "confidence": 0.9},
+        {"experiment": "experiment", "test_ds": "data set", **BARS},
+    ),
     "Trainer.predict": Target(
         lambda **given: list(solstice.Trainer().predict(**given)),
         {"experiment": NULL, "ds": BATCHES},
@@ -357,13 +366,29 @@ TARGETS: dict[str, Target] = {
     ),
     "test": Target(
         solstice.test,
-        {"experiment": NULL, "test_ds": BATCHES, "callbacks": []},
+        {"experiment": NULL, "test_ds": BATCHES, "callbacks": [], "confidence": 0.9},
         {
+            **BARS,
             "experiment": "experiment",
             "test_ds": "data set",
             "batch_size": "count or None",
             "callbacks": "callbacks or None",
         },
+    ),
+    "compare_models": Target(
+        solstice.compare_models,
+        {"a": NULL, "b": NULL, "test_ds": BATCHES},
+        {
+            "a": "experiment",
+            "b": "experiment",
+            "test_ds": "data set",
+            **BARS,
+        },
+    ),
+    "Resampled": Target(
+        solstice.Resampled,
+        {"experiment": NULL},
+        {"experiment": "experiment", "seed": "size", **BARS},
     ),
     "replay": Target(
         solstice.replay,

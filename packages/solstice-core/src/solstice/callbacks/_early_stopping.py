@@ -107,7 +107,7 @@ class EarlyStopping(Callback):
 
 
 def _checked(min_delta: object, monitor: str) -> float | Literal["1se"]:
-    if min_delta != "1se":
+    if not (isinstance(min_delta, str) and min_delta == "1se"):
         return not_negative("min_delta", min_delta)
     if monitor.startswith("train/"):
         raise ValueError(

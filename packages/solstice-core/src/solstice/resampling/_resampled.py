@@ -7,9 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
-from solstice._arguments import instance
 from solstice._batch import num_examples
-from solstice._experiment import Experiment, stacked_check_of
+from solstice._experiment import Experiment, check_experiment, stacked_check_of
 from solstice._replace import replace
 from solstice._types import Batch, Outputs
 from solstice.data import Masked
@@ -57,7 +56,7 @@ class Resampled(Experiment, Generic[_E]):
         replicates: int = 1000,
         seed: int = 0,
     ) -> None:
-        instance("experiment", experiment, Experiment, "a solstice.Experiment")
+        check_experiment(experiment)
         self.wrapped = experiment
         self.seen = jnp.zeros((), jnp.uint32)
         self.confidence, self.replicates, self.seed = check_settings(confidence, replicates, seed)
