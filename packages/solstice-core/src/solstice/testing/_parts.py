@@ -16,6 +16,7 @@ from solstice._arguments import number, whole
 from solstice._trainer import Trainer
 from solstice.compat import Model, Optimizer, OptState, Params, State
 from solstice.experiments import ClassificationExperiment
+from solstice.metrics import Sum
 from solstice.testing._on_a_mesh import same_on_a_mesh
 
 CLASSES, FEATURES = 3, 6
@@ -97,10 +98,16 @@ def same_training(model: Model, optimizer: Optimizer) -> None:
     data = [*full, (x[:5], y[:5])]
 
     def run(trainer: Trainer) -> dict[str, float]:
-        experiment = ClassificationExperiment(model, optimizer, num_classes=CLASSES)
+        experiment = ClassificationExperiment(model, optimizer, num_classes=CLASSES, metrics=_count)
         trained = trainer.fit(experiment, data)
         [row] = trainer.history.rows
         tested = trainer.test(trained, data)
         return {"train/loss": row["loss"], "test/loss": tested["loss"]}
 
     same_on_a_mesh(run)
+
+
+def _count(outputs: Any, labels: Any, mask: Array) -> Sum:
+    """In place of the metrics of a classifier, which take longer to compile than the step."""
+    del outputs, labels
+    return Sum(mask)
