@@ -596,7 +596,6 @@ OPTIMIZERS = {
     NeedsValue: {"test_a_step_needs_no_value"},
     DoubleRate: {"test_it_makes_no_double_precision"},
     CountsItselfToo: {"test_a_checkpoint_loads_into_another_object"},
-    Right: set(),
     UnfoundSgd: {"test_it_is_found_and_is_an_optimizer"},
     MovesEachUpdate: {"test_a_second_step_compiles_nothing"},
     CannotMapOverParams: {"test_it_maps_over_params"},

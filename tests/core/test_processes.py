@@ -270,22 +270,6 @@ for number in (signal.SIGTERM, signal.SIGINT):
 """
 )
 
-KILLED = (
-    HEAD
-    + """
-fit("killed", At(lambda: os.kill(os.getpid(), signal.SIGKILL)))
-"""
-)
-
-BEFORE = (
-    HEAD
-    + """
-if me == 1:
-    os.kill(os.getpid(), signal.SIGTERM)
-fit("killed before", Saves())
-"""
-)
-
 HUNT = (
     HEAD
     + """
@@ -422,18 +406,6 @@ def test_a_signal_to_one_process_ends_all_of_them_at_one_step():
     assert len(saved) == 4
     for name, step in saved.items():  # a validation is cut short, and its block is run again
         assert second.shown[name] == step == (8 if "validation" in name else 16), name
-
-
-def test_a_sigterm_from_before_the_run_ends_all_of_them():
-    for ended in run(BEFORE, 2, timeout=60):
-        assert ended.shown["killed before"][:2] == ["error", "SystemExit"], ended.output[-2000:]
-
-
-def test_a_killed_process_ends_the_others():
-    first, second = run(KILLED, 2, timeout=60)
-    assert second.code == -9
-    assert first.code != 0
-    assert "killed" not in first.shown
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -8,11 +8,6 @@ from optax import contrib
 from solstice.testing import OptimizerConformance
 
 
-class TestSgd(OptimizerConformance):
-    def build(self, *, learning_rate):
-        return optax.sgd(learning_rate)
-
-
 class TestAdam(OptimizerConformance):
     def build(self, *, learning_rate):
         return optax.adam(learning_rate)
