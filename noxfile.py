@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -149,7 +150,9 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run(*pytest, *session.posargs, env=ENV)
         return
-    session.run(*pytest, "-m", "not bits", "tests", env={**ENV, **QUICK})
+    with tempfile.TemporaryDirectory() as compiled:
+        env = {**ENV, **QUICK, "TESTS_COMPILED": compiled}
+        session.run(*pytest, "-m", "not bits", "tests", env=env)
     session.run(*pytest, "-m", "bits", "tests", env=ENV)
 
 
@@ -164,7 +167,9 @@ def cell(session: nox.Session, versions: str, adapters: str) -> None:
     # in all others, what the core finds, and together, what they do together.
     folders = ["tests/core/test_compat_registry.py"] if names else ["tests/core"]
     folders += ["tests/matrix"] if names == ADAPTERS else [f"tests/{name}" for name in names]
-    session.run("pytest", "-q", "-m", "not slow", *folders, env={**ENV, **QUICK})
+    # The core alone takes longer than all other sets together, so it has two processes.
+    split = [] if names else ["-n", "2", "--dist", "worksteal"]
+    session.run("pytest", "-q", *split, "-m", "not slow", *folders, env={**ENV, **QUICK})
 
 
 @nox.session(venv_backend="none", requires=["build"])
@@ -182,19 +187,17 @@ def matrix(session: nox.Session) -> None:
     ]
     installed = {python for python in PYTHONS if is_there(python)}
     there = [cell for cell in cells if cell[0] in installed]
-    split = {cell[1] for cell in there} == set(VERSIONS)  # one of each, so that their caches serve
-    shares = [
-        [c for i, c in enumerate(there) if (c[1] == "lowest" if split else i % 2 == 0) == first]
-        for first in (True, False)
-    ]
+    lanes = [iter(there)] * 2  # whoever is free takes the next cell
+    if {cell[1] for cell in there} == set(VERSIONS):  # one of each, so that their caches serve
+        lanes = [iter([cell for cell in there if cell[1] == version]) for version in VERSIONS]
     results: dict[tuple[str, str, str], float] = {}
 
-    def work(share: list[tuple[str, str, str]], cache: str) -> None:
-        for cell in share:
+    def work(lane: Iterator[tuple[str, str, str]], cache: str) -> None:
+        for cell in lane:
             results[cell] = run_cell(cell, cache)
 
     with tempfile.TemporaryDirectory() as caches, ThreadPoolExecutor(2) as pool:
-        list(pool.map(work, shares, [f"{caches}/1", f"{caches}/2"]))
+        list(pool.map(work, lanes, [f"{caches}/1", f"{caches}/2"]))
     width = max(map(len, SETS)) + 2
     session.log("".join(name.rjust(width) for name in ["", "", *SETS]))
     for python, versions in itertools.product(PYTHONS, VERSIONS):
@@ -212,18 +215,13 @@ def matrix(session: nox.Session) -> None:
 def run_cell(cell: tuple[str, str, str], cache: str) -> float:
     """Seconds, negative if the cell failed; what it printed is shown in that case.
 
-    Compiled programs go into `cache`, for the next cell. Two processes cannot share one.
+    Compiled programs go into `cache`, for the next cell of the same lane.
     """
     python, versions, adapters = cell
     name = f"cell-{python}({versions}, {adapters})"
     start = time.monotonic()
     command = [sys.executable, "-m", "nox", "-f", str(ROOT / "noxfile.py"), "-s", name]
-    env = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    env = {**os.environ, "TESTS_COMPILED": cache}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     seconds = time.monotonic() - start
     print(
