@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from solstice._arguments import switch
 from solstice._callback import Callback
 from solstice._console import Text
-from solstice._engine import (
-    MeshLike,
-    Sharding,
-    interrupts_guarded,
-)
+from solstice._engine import MeshLike, Sharding, interrupts_guarded
 from solstice._experiment import Experiment
 from solstice._loop import (
     Evaluation,

@@ -17,7 +17,7 @@ from solstice._loop._prepare import Evaluation as Evaluation
 from solstice._loop._prepare import Training as Training
 from solstice._loop._prepare import saved_run as saved_run
 from solstice._loop._run import Run as Run
-from solstice._loop._stages import StageOptions as StageOptions
+from solstice._loop._stage_options import StageOptions as StageOptions
 from solstice._loop._stages import Stages as Stages
 from solstice._loop._stages import first_batch as first_batch
 from solstice._loop._validation import Validation as Validation

@@ -19,7 +19,6 @@ from solstice._engine import (
     BuffersByKind,
     EpochOfRows,
     Feeder,
-    Layout,
     Placement,
     ResidentBuffers,
     ResidentFeeder,
@@ -38,6 +37,7 @@ from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
 from solstice._loop._outputs import advice
 from solstice._loop._peers import check_data, check_run, check_step, peers_of_this_process
+from solstice._loop._stage_options import StageOptions
 from solstice._metrics import without_metrics
 from solstice._record import Times
 from solstice._sources import Source
@@ -109,26 +109,6 @@ class Stage:
             examples=data.arrays,
             read=data.__getitem__,
         )
-
-
-@dataclass(frozen=True)
-class StageOptions:
-    """The options of the stages of a run.
-
-    Attributes:
-        steps_per_call: the user's choice, or None.
-        prefetch: the number of batches that a thread reads ahead.
-        given: the caller's Experiment, if the training gives it up.
-        layout: the mesh of the Trainer; None for the device of the Experiment.
-        as_evaluated: makes the Experiment that validations evaluate, given the first batch; None to
-            evaluate the trained one.
-    """
-
-    steps_per_call: int | None = None
-    prefetch: int = 0
-    given: Experiment | None = None
-    layout: Layout | None = None
-    as_evaluated: Callable[[Experiment, Batch], Experiment] | None = None
 
 
 class Stages:
