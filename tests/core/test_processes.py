@@ -306,7 +306,7 @@ SEEDS, EPOCHS, BLOCKS = (10, 40, 300) if "CLOCK_HUNT" in os.environ else (2, 4, 
 
 
 def test_it_ends_with_the_history_of_one_process():
-    one, (first, second) = run(CALM, 1)[0], run(CALM, 2, timeout=240)
+    one, (first, second) = run(CALM, 1, timeout=240)[0], run(CALM, 2, timeout=240)
     assert_ended(one, 0)
     for ended in (first, second):
         assert_ended(ended, 0)
