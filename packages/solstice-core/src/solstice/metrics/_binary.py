@@ -23,7 +23,7 @@ from solstice.metrics._bases import (
     has_nan,
     scores_of,
 )
-from solstice.metrics._counting import as_weights, count, count_around, tally
+from solstice.metrics._counting import as_weights, count, tally
 from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
@@ -93,16 +93,14 @@ class BinaryMetrics(Additive):
         place = jnp.where(nan, 0, _place(scores, from_logits)).astype(jnp.float32)
         bins = jnp.clip(jnp.floor(place * num_bins), 0, num_bins - 1).astype(jnp.int32)
         both = tally(jnp.where(positive, bins, bins + num_bins), 2 * num_bins, curves, shares)
-        rights = curves & positive & guessed, curves & negative & ~guessed
-        numbers = [count(right, weights=shares) for right in rights]
         self.counts = sums_of(
             {
                 "positives": both[:num_bins],
                 "negatives": both[num_bins:],
-                "right_positives": numbers[0],
-                "right_negatives": numbers[1],
-                "num_positive": count_around(counts & positive, rights[0], numbers[0], shares),
-                "num_negative": count_around(counts & negative, rights[1], numbers[1], shares),
+                "right_positives": count(curves & positive & guessed, weights=shares),
+                "right_negatives": count(curves & negative & ~guessed, weights=shares),
+                "num_positive": count(counts & positive, weights=shares),
+                "num_negative": count(counts & negative, weights=shares),
                 "out_of_range": count(given & ~counts),
                 "num_nan": count(given & nan),
             }

@@ -97,14 +97,6 @@ def count(where: Array, axis: int | None = None, weights: Array | None = None) -
     return jnp.sum(weights * where.astype(weights.dtype), axis=axis)
 
 
-def count_around(where: Array, right: Array, rights: Array, weights: Array | None) -> Array:
-    """The count of `where`, which holds `right`; or the weight of it, `rights`, and of the rest.
-
-    If all are right, this is exactly `rights`. Another float sum may differ in the last digit.
-    """
-    return count(where) if weights is None else rights + count(where & ~right, weights=weights)
-
-
 def _weighed(weights: Array, columns: Array) -> Array:
     """The sum of weights times each column, by a product of matrices.
 
