@@ -378,3 +378,21 @@ def test_rows_of_weights_are_one_evaluation(kind):
     for index, weights in enumerate(table):
         found = jax.tree.map(lambda leaf, index=index: leaf[index], every).compute()
         close(found, computed(exp, Masked(batch, weights)))
+
+
+def test_a_run_with_weights_resumes_within_an_epoch(tmp_path):
+    class Dies(solstice.Callback):
+        def on_step_end(self, record):
+            if record.step == 9:
+                raise KeyError("killed")
+
+    def run(folder, *callbacks, **options):
+        saver = solstice.callbacks.Checkpoint(folder, every=1)
+        trainer = solstice.Trainer([saver, *callbacks])
+        trainer.fit(classes(), (X, Y, SHARES), batch_size=7, num_epochs=2, **options)
+        return trainer.history.rows
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyError, match="killed"):
+        run(tmp_path / "cut", Dies())
+    np.testing.assert_equal(run(tmp_path / "cut", resume="last"), whole)
