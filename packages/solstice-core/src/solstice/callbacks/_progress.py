@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TextIO, cast
 
 from solstice._arguments import names, not_negative
+from solstice._bounds import is_bound
 from solstice._callback import Callback
 from solstice._console import encodable, is_terminal, write_line
 from solstice._per_member import is_vector, summary
@@ -186,8 +187,8 @@ class ProgressBar(Callback):
 
     def _shown(self, metrics: Mapping[str, Any]) -> list[str]:
         if self._only is None:
-            shown = (item for item in metrics.items() if _is_shown(item[1]))
-            chosen = list(itertools.islice(shown, _SHOWN))
+            shown = (n for n, v in metrics.items() if _is_shown(v) and not is_bound(n, metrics))
+            chosen = [(name, metrics[name]) for name in itertools.islice(shown, _SHOWN)]
         else:
             there = [(name, metrics.get(name)) for name in self._only]
             chosen = [(name, value) for name, value in there if _is_shown(value)]

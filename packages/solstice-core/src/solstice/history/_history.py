@@ -229,7 +229,8 @@ class History(Callback):
 
         Training is drawn raw, and also smoothed from 30 points on; validation is drawn over it. The
         best validation is marked, or without validation the best training epoch. A population is a
-        fan of thin lines, with the best member over it.
+        fan of thin lines, with the best member over it. The interval of `val_confidence=` is a band
+        around its metric.
 
         Args:
             path: the picture file to write, such as a PNG; None to write none.

@@ -9,6 +9,7 @@ import numpy as np
 
 from solstice._arguments import names, share
 from solstice._better import Direction, better
+from solstice._bounds import is_bound
 from solstice._history_rows import column_of
 from solstice._per_member import is_vector
 from solstice._picture import Figure, Picture
@@ -60,7 +61,9 @@ def _metrics(runs: Mapping[str, History], only: Collection[str] | None) -> list[
     spans: tuple[Literal["epoch", "steps"], ...] = ("epoch", "steps")
     names = [n for run in runs.values() for span in spans for n in run.names(span)]
     there = list(dict.fromkeys(name.partition("/")[2] for name in names))
-    chosen = there if only is None else [name for name in only if name in there]
+    known = {*there}
+    shown = [name for name in there if not is_bound(name, known)]
+    chosen = shown if only is None else [name for name in only if name in there]
     if not chosen:
         asked = "" if only is None else f" of {list(only)}"
         raise ValueError(f"there is nothing to draw{asked}; there are: {there or 'no metrics'}")
@@ -93,12 +96,21 @@ def _draw_metric(
         mark = "o" if len(steps) <= _MANY else ""
         style = {"color": other, "marker": mark, "markersize": 4, "linestyle": "--"}
         _Lines(axes, steps, member, style).draw(values, f"{prefix}val")
+        _draw_interval(axes, history, f"val/{metric}", member, other)
     values = _points(history, f"test/{metric}")[1]
     if values:  # a test after training belongs to no step, so it is a horizontal line
         value = values[-1] if member is None else np.asarray(values[-1])[member]
         axes.axhline(value, color=other, linestyle=":", label=f"{prefix}test")
     if best is not None:
         _mark(axes, best, metric, other)
+
+
+def _draw_interval(axes: Any, history: History, name: str, member: int | None, colour: str) -> None:
+    """Draws the interval of a metric, or of that of a member, as a band."""
+    (steps, low), (_, high) = (_points(history, f"{name}_{end}") for end in ("low", "high"))
+    if steps and (member is not None or not is_vector(low[0])):
+        ends = [x if member is None else np.asarray(x)[:, member] for x in (low, high)]
+        axes.fill_between(steps, *ends, color=colour, alpha=0.18, linewidth=0)
 
 
 def _points(history: History, name: str) -> tuple[list[int], list[Any]]:

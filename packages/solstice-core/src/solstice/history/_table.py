@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from solstice._better import better
+from solstice._bounds import is_bound
 from solstice._history_rows import is_number, metrics_in
 from solstice._per_member import best_of, is_vector, summary
 from solstice._text_table import aligned
@@ -45,6 +46,8 @@ def as_html(rows: Iterable[_Row], names: list[str]) -> str:
 
 def _cells(rows: Iterable[_Row], names: list[str]) -> list[list[str]]:
     """A head, and a line for each epoch or evaluation step, with the metrics of all modes."""
+    all_names = {*names}
+    names = [name for name in names if not is_bound(name, all_names)]
     lines: dict[tuple[int, int], dict[str, str]] = {}
     columns: dict[str, dict[str, None]] = {name: {} for name in _by_metric(names)}
     for row in rows:

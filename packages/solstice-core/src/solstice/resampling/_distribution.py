@@ -11,14 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import experimental
 
+from solstice._bounds import ENDS
 from solstice._metrics import Metrics, by_name, computed
 from solstice.metrics import Mapped
 from solstice.resampling._intervals import interval
 
 _Numpy: TypeAlias = np.ndarray[Any, Any]
-
-ENDS = ("low", "high", "se")
-"""The ends of the names of the bounds of a value and of its standard error."""
 
 
 @dataclass(frozen=True)
