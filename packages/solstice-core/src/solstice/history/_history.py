@@ -156,8 +156,9 @@ class History(Callback):
         Raises:
             KeyError: the metric does not exist, or all values are NaN.
         """
+        found = self._points(name, "epoch")
         direction = better(name, mode)
-        points = [(row, *_best(value, direction)) for row, value in self._points(name, "epoch")]
+        points = [(row, *_best(value, direction)) for row, value in found]
         known = [point for point in points if not np.isnan(point[2])]
         if not known:
             raise KeyError(f"{name!r} is NaN in all {len(self.rows)} rows")
