@@ -290,6 +290,30 @@ def test_metrics_whose_merge_is_not_a_sum():
     assert other["pearson_low"] == pytest.approx(found["pearson_low"], rel=1e-3)
 
 
+class Highest(solstice.Metrics):
+    top: jax.Array
+
+    def merge(self, other):
+        return Highest(jnp.maximum(self.top, other.top))
+
+    def compute(self):
+        return {"top": self.top}
+
+
+def test_a_maximum_of_the_user_and_a_last_call_of_fewer_steps():
+    class Maximum(Linear):
+        def eval_step(self, batch):
+            return self, Highest(jnp.max(batch[0][:, 0]) - 100)
+
+    trainer = solstice.Trainer(steps_per_call=4)
+    found = trainer.test(Maximum(jnp.asarray(TRUE)), batches(*[25] * 5), **BARS)
+    assert found["top"] == pytest.approx(X[:, 0].max() - 100)
+    highest = np.sort(X[:, 0])[::-1]
+    # The highest example is in 63 % of the replicates, and one of the first five in 99 %.
+    assert highest[4] - 100 <= found["top_low"] < found["top"]
+    assert found["top_high"] == pytest.approx(found["top"])
+
+
 def test_metrics_that_keep_all_examples_are_refused():
     exp = Linear(jnp.asarray(TRUE), "curves")
     with pytest.raises(TypeError, match="use metrics of a fixed size, such as BinaryMetrics"):

@@ -135,10 +135,16 @@ def _sums(merge: Any) -> tuple[bool, ...]:
 
 def adds_only(metrics: Metrics) -> bool:
     """Whether `merge` of metrics like these adds all their arrays, and does nothing else."""
+    types = tuple(ShapeDtypeStruct(np.shape(x), x.dtype) for x in _tree.leaves(metrics))
+    return _adds_only(_tree.structure(metrics), types)
 
+
+@lru_cache(maxsize=PROGRAMS)
+def _adds_only(structure: Structure, types: tuple[ShapeDtypeStruct, ...]) -> bool:
     def merge(one: Metrics, other: Metrics) -> list[Array]:
         return _tree.leaves(one.merge(other))
 
+    metrics = _tree.unflatten(structure, types)
     try:
         found = cast("Any", jax.make_jaxpr(merge))(metrics, metrics).jaxpr
     except Exception:  # a merge that needs the host
