@@ -61,8 +61,8 @@ TEXTS = {
     "prediction": "The network of A: the probabilities of all examples, as NumPy arrays.",
     "reading": "The network of A. Each example costs some Python work to read, so a batch takes "
     "longer to read than to train. The best that is possible is the longer of the two, which is 1.",
-    "population": "A ready-made Experiment, 32 times: one `fit` after the other in one process, "
-    "all of one compiled program, or one `fit` of a `Population`. Times are those of all 32.",
+    "population": "A ready-made Experiment, 32 times: one `fit` after the other in one process, of "
+    "one compiled program, or one `fit` of a `Population`. Times are those of all 32.",
     "leaves": "Microseconds per step, median over epochs. The step adds 1 to each leaf, an array "
     "of 8 numbers.",
     "start": "Seconds from the imports to the end of the first step, in a new process, and in a "

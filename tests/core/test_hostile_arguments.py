@@ -149,6 +149,8 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("elementwise", "check_values"): "a decorator: Python gives it the function below",
     ("Mapped", "ids"): "given together with size; test_metrics_mapped has what is refused",
     ("Mapped", "size"): "given together with ids; test_metrics_mapped has what is refused",
+    ("Population", "make"): "a function or a list; test_population has what is refused",
+    ("Population", "hyperparameters"): "test_population has what is refused",
     ("checkpoint.save", "tree"): "any tree; test_checkpoint has what is refused",
     ("checkpoint.load", "like"): "any tree; test_checkpoint has what is refused",
 }

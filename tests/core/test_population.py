@@ -178,7 +178,8 @@ def test_hyperparameters_reach_the_model_and_the_optimiser():
     pop = solstice.Population(make, {"key": keys}, rate=0.05, drop=drops)
     pop = solstice.Trainer().fit(pop, ds, num_epochs=2)
     for i in range(2):
-        alone = solstice.Trainer().fit(make(0.05, keys[i], drops[i]), ds, num_epochs=2)
+        alone = make(0.05, keys[i], float(drops[i]))
+        alone = solstice.Trainer().fit(alone, ds, num_epochs=2)
         assert_close(pop[i].params, alone.params, 1e-6)
 
 
@@ -248,6 +249,12 @@ def test_repr_and_looks():
     pop = pop.setup(next(iter(line_data())))
     assert repr(pop) == "Population(3 members of Line; rate=0.01 ... 0.2, seed=0 ... 2)"
     assert pop.setup("anything") is pop
+    half = jnp.array([0.5], jnp.bfloat16)
+    keys = jax.random.split(jax.random.key(0), 1)
+    other = solstice.Population(Line, rate=half, seed=keys[:1], scale=[1234567], width=4)
+    assert repr(other) == (
+        "Population(1 members; rate=0.5, seed=key<fry>[1], scale=1234567, width=4)"
+    )
     assert "members" in str(solstice.summary(pop))
     assert "Population.train_step" in str(solstice.plan(pop, next(iter(line_data()))))
     trainer = solstice.Trainer()

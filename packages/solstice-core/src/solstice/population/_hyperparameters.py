@@ -111,9 +111,13 @@ def fingerprint(hyperparameters: Hyperparameters) -> str:
 def _ends(values: Array) -> str:
     if not jnp.issubdtype(values.dtype, jnp.number) or values.ndim > 1:
         return f"{values.dtype}{list(values.shape)}"
-    host = _tree.to_numpy(values)
-    first, last = f"{host[0]:.4g}", f"{host[-1]:.4g}"
-    return first if len(host) == 1 else f"{first} ... {last}"
+    first, last = (_short(values[row]) for row in (0, -1))
+    return first if len(values) == 1 else f"{first} ... {last}"
+
+
+def _short(value: Array) -> str:
+    number = _tree.to_numpy(value).item()
+    return str(number) if isinstance(number, int) else f"{number:.4g}"
 
 
 def _number(value: Array) -> Any:
