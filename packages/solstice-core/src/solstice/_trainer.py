@@ -71,10 +71,10 @@ class Trainer:
             that of one device. None runs on the device of the Experiment.
         sharding: how the arrays of the Experiment lie on a mesh: "replicated", each whole on every
             device; "fsdp", split over all of them, for less memory; "members", the members of a
-            `Population` spread over them, without communication; a dict from path patterns to
-            "replicated", "fsdp" or a `jax.sharding.PartitionSpec`, such as `{"*kernel": P(None,
-            "model"), "*": "fsdp"}`, of which the first match counts; or a function of a path, such
-            as "params/dense/kernel", and a `jax.ShapeDtypeStruct`.
+            `Population` spread over them; a dict from path patterns to the first two words or a
+            `jax.sharding.PartitionSpec`, such as `{"*kernel": P(None, "model"), "*": "fsdp"}`, of
+            which the first match counts; or a function of a path, such as "params/dense/kernel",
+            and a `jax.ShapeDtypeStruct`.
 
     Attributes:
         callbacks: the callbacks, in the order of their calls.
