@@ -39,8 +39,8 @@ def poisson_weights(index: Array, replicates: int, seed: ArrayLike = 0) -> Array
     words = jnp.stack(words, axis=1)
     shifts = np.arange(0, 32, 8, dtype=np.uint32)[None, None, :, None]
     states = (words[:, :, None, :] >> shifts) & np.uint32(0xFF)  # [blocks, 2, 4, n]
-    weights = sum((states >= edge).astype(jnp.float32) for edge in map(np.uint32, _EDGES))
-    return jnp.asarray(weights).reshape(-1, shape[1])[:replicates]
+    weights = sum((states >= edge).astype(jnp.int32) for edge in map(np.uint32, _EDGES))
+    return jnp.asarray(weights, jnp.float32).reshape(-1, shape[1])[:replicates]
 
 
 def threefry(
