@@ -259,9 +259,8 @@ class MultilabelTask(Task):
                 f"labels in the loss, or weigh them there and leave class_weights out"
             )
         weights = self.class_weights[None]
-        if mask is None:
-            return weights
-        return weights * jnp.asarray(spread(mask, targets), weights.dtype)
+        given = 1 if mask is None else jnp.asarray(spread(mask, targets), weights.dtype)
+        return weights * given
 
     def metrics(
         self, outputs: Array, targets: Array, mask: Array, weights: Array | None = None

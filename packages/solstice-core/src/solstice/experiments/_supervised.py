@@ -228,7 +228,7 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
         x, y, mask, weights = taken_apart(self.task, batch)
         outputs, size = self.task.outputs(model(x), x, y), num_rows(y)
         counts = jnp.ones(size, bool) if mask is None else jnp.asarray(mask)
-        y = blanked(y, mask)
+        y = blanked(y, mask, weights)
         losses = self.loss(outputs, y) if self.loss else self.task.losses(outputs, y, counts)
         check_losses(losses, size)
         shares = weights_of_losses(self.task, y, mask, weights, losses)

@@ -142,6 +142,7 @@ class Task(eqx.Module):
         """`losses = task.losses(outputs, targets, mask)`: shape [n, ...], not averaged.
 
         The user's `loss` replaces it. `mask` is boolean: that of `split`, or all True of shape [n].
+        Examples of weight 0 stay in it; their losses may be NaN.
         """
 
     def weights(self, targets: Targets, mask: AnyArray | None, losses: Array) -> AnyArray | None:
@@ -162,7 +163,8 @@ class Task(eqx.Module):
 
         The Experiment adds "loss". The user's `metrics` replaces it. `weights` are those of the
         entries, in floats, of the shape of the mask, and 0 where it is false; None if the batch has
-        none. Without this parameter, batches with weights are refused.
+        none. Examples of weight 0 stay in the mask. Without this parameter, batches with weights
+        are refused.
         """
 
     def predictions(self, outputs: ModelOutputs) -> Outputs:

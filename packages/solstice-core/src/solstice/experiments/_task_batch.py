@@ -41,9 +41,10 @@ def taken_apart(task: Task, batch: Batch) -> Parts:
     runs on the host for every batch.
     """
     bare, given = (weights_of if has_pairs(task) else unmasked)(batch)
-    # Weights of examples pass by the task, which may join its own mask to that of the batch.
+    # Weights of examples pass by the task, and are not in its mask: under `jax.vmap` over weights,
+    # the losses do not depend on them, and are computed once.
     by_row = given if are_weights(given) and given.ndim == 1 else None
-    x, y, found = _of_task(task, bare, given if by_row is None else counting(by_row))
+    x, y, found = _of_task(task, bare, given if by_row is None else None)
     if are_weights(given) and by_row is None and not are_weights(found):
         raise TypeError(
             f"{type(task).__name__}.split must return the weights of the targets, in floats; it "
@@ -142,12 +143,13 @@ def _check_weights(task: Task, weights: AnyArray | None, losses: Array) -> None:
         )
 
 
-def blanked(targets: Targets, mask: AnyArray | None) -> Targets:
+def blanked(targets: Targets, mask: AnyArray | None, weights: AnyArray | None) -> Targets:
     """Targets with 0 where they are masked: NaN times a weight of 0 would still be NaN."""
-    if mask is None:
-        return targets
 
-    def blank(y: AnyArray) -> Array:
-        return jnp.where(spread(mask, y), y, jnp.zeros_like(y))
+    def blank(y: AnyArray) -> AnyArray:
+        shares = (mask, weights if jnp.issubdtype(y.dtype, jnp.inexact) else None)
+        for given in (counting(share) for share in shares if share is not None):
+            y = jnp.where(spread(given, y), y, jnp.zeros_like(y))
+        return y
 
-    return _tree.map(blank, targets)
+    return targets if mask is weights is None else _tree.map(blank, targets)

@@ -23,7 +23,7 @@ from solstice.metrics._bases import (
     has_nan,
     scores_of,
 )
-from solstice.metrics._counting import as_weights, count, tally
+from solstice.metrics._counting import as_weights, count, count_examples, tally, weighing
 from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
@@ -101,8 +101,8 @@ class BinaryMetrics(Additive):
                 "right_negatives": count(curves & negative & ~guessed, weights=shares),
                 "num_positive": count(counts & positive, weights=shares),
                 "num_negative": count(counts & negative, weights=shares),
-                "out_of_range": count(given & ~counts),
-                "num_nan": count(given & nan),
+                "out_of_range": count_examples(given & ~counts, shares),
+                "num_nan": count_examples(given & nan, shares),
             }
         )
 
@@ -171,7 +171,8 @@ class BinaryCurves(Growing):
         check_pair(scores, targets, 1)
         self.scores, (positive, negative) = as_stored(scores), zeros_and_ones(targets)
         self.targets = jnp.where(positive, 1, jnp.where(negative, 0, 2)).astype(jnp.int8)
-        self.mask, self.weights = as_weights(mask, weights, self.scores.shape)
+        counts, self.weights = as_weights(mask, weights, self.scores.shape)
+        self.mask = weighing(counts, self.weights)
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["roc_auc"]`: floats and two integer counts. Not under `jax.jit`."""

@@ -22,7 +22,7 @@ from solstice.metrics._bases import (
     highest,
     scores_of,
 )
-from solstice.metrics._counting import as_weights, count, tally, times
+from solstice.metrics._counting import as_weights, count, count_examples, tally, times
 from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
@@ -133,8 +133,8 @@ class ClassificationMetrics(Additive):
             "predicted": tally(preds, bins, weights=shares),
             "labelled": tally(targets, bins, weights=shares),
             "count": count(counts, weights=shares),
-            "out_of_range": count(targets == num_classes),
-            "num_nan": count(nan),
+            "out_of_range": count_examples(targets == num_classes, shares),
+            "num_nan": count_examples(nan, shares),
         }
         if top_k is not None:
             inside = counts & ~nan & (targets < num_classes)

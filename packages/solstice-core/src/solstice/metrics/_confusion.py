@@ -11,7 +11,7 @@ from solstice._arguments import classes, real, whole
 from solstice._hints import class_hint, predictions_hint
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice.metrics._bases import Additive, as_classes, divide, for_compute, has_nan, highest
-from solstice.metrics._counting import as_weights, count, tally
+from solstice.metrics._counting import as_weights, count, count_examples, tally
 from solstice.metrics._weights import WeightedCounts, exact_of, sums_of, values_of
 
 
@@ -70,7 +70,7 @@ class ConfusionMatrix(Additive):
         self.counts = sums_of(
             {
                 "confusion_matrix": pairs.reshape(num_classes, num_classes),
-                "num_out_of_range": count(counts & ~inside),
+                "num_out_of_range": count_examples(counts & ~inside, shares),
             }
         )
         self.num_classes = num_classes
@@ -131,8 +131,8 @@ class CalibrationError(Additive):
         counts, shares = as_weights(mask, weights, labels.shape)
         nan = has_nan(given, axis=1)
         labels = as_classes(labels, given.shape[1])
-        out_of_range = count(counts & (labels == given.shape[1]))
-        num_nan = count(counts & nan)
+        out_of_range = count_examples(counts & (labels == given.shape[1]), shares)
+        num_nan = count_examples(counts & nan, shares)
         counts &= ~nan
         confidence = jnp.where(counts, jnp.max(given, axis=1), 0).astype(jnp.float32)
         # In float32, like the confidence: with x64, 0.7 of float32 is below an edge of 0.7.

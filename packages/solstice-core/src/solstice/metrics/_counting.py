@@ -50,10 +50,11 @@ def as_weights(
     *,
     by_row: bool = False,
 ) -> tuple[Array, Array | None]:
-    """Which entries count, booleans of this shape, and their weights; None if they have none.
+    """The mask, booleans of this shape, and the weights; None if there are none.
 
-    A weight of 0 masks an entry, and masked entries have a weight of 0. Boolean weights are a mask.
-    A negative weight becomes NaN, as in `Mean`, because a compiled step cannot raise.
+    Masked entries have a weight of 0. Boolean weights are a mask. A negative weight becomes NaN, as
+    in `Mean`, because a compiled step cannot raise. Entries of weight 0 stay in the mask, so that
+    under `jax.vmap` over weights it is one mask for all; `weighing` leaves them out.
 
     Raises:
         ValueError: the mask or the weights have another shape.
@@ -71,17 +72,25 @@ def as_weights(
             f"the weights must have the shape {list(shape)}, real numbers of 0 or more; they have "
             f"{list(given.shape)} of {given.dtype}{weights_hint(weights, shape, by_row=by_row)}"
         )
-    counts &= given != 0
     shares = jnp.where(counts, at_least_float32(given), 0)
     return counts, jnp.where(shares >= 0, shares, jnp.nan)
 
 
+def weighing(counts: Array, weights: Array | None) -> Array:
+    """The mask without the entries of weight 0."""
+    return counts if weights is None else counts & (weights != 0)
+
+
 def times(values: Array, weights: Array | None) -> Array:
-    """Values times weights of the shape of their last axes; unchanged if there are no weights."""
+    """Values times weights of the shape of their last axes, 0 where the weight is 0.
+
+    Unchanged if there are no weights.
+    """
     if weights is None:
         return values
     axes = [1] * (values.ndim - weights.ndim)
-    return values * weights.reshape(*axes, *weights.shape).astype(values.dtype)
+    factors = weights.reshape(*axes, *weights.shape).astype(values.dtype)
+    return jnp.where(factors == 0, 0, values * factors)  # a value without weight may be NaN
 
 
 def _over_rows(given: Array, shape: tuple[int, ...]) -> Array:
@@ -95,6 +104,13 @@ def count(where: Array, axis: int | None = None, weights: Array | None = None) -
     if where.ndim == 1:
         return _weighed(weights, where)
     return jnp.sum(weights * where.astype(weights.dtype), axis=axis)
+
+
+def count_examples(where: Array, weights: Array | None) -> Array:
+    """The number of true entries of any weight but 0, uint32."""
+    if weights is None or where.ndim > 1 or where.size >= 2**24:  # float32 is exact below
+        return count(weighing(where, weights))
+    return _weighed((weights != 0).astype(jnp.float32), where).astype(jnp.uint32)
 
 
 def _weighed(weights: Array, columns: Array) -> Array:

@@ -14,7 +14,7 @@ from solstice._arguments import classes, real
 from solstice._sums import Counts, Totals, Words, as_given, at_least_float32, exact_sum
 from solstice._types import AnyArray
 from solstice.metrics._bases import Additive, as_classes, divide, for_compute, highest
-from solstice.metrics._counting import as_weights, count, times
+from solstice.metrics._counting import as_weights, count, count_examples, times
 from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
@@ -71,7 +71,7 @@ class LanguageModelMetrics(Additive):
         counts, shares = as_weights(mask, weights, targets.shape)
         targets = as_classes(targets, logits.shape[-1])
         inside = targets < logits.shape[-1]
-        out_of_range = count(counts & ~inside)
+        out_of_range = count_examples(counts & ~inside, shares)
         counts &= inside
         tokens = jnp.where(counts, targets, 0)
         log_p = jax.nn.log_softmax(at_least_float32(logits), axis=-1)
@@ -79,7 +79,7 @@ class LanguageModelMetrics(Additive):
         self.loss = Totals({"loss_sum": jnp.sum(jnp.where(counts, times(losses, shares), 0))})
         numbers: dict[str, Any] = {
             "correct": count(counts & (highest(logits) == targets), weights=shares),
-            "num_tokens": count(counts),
+            "num_tokens": count_examples(counts, shares),
             "num_out_of_range": out_of_range,
         }
         if shares is not None:
@@ -120,7 +120,7 @@ def _sum_of_bytes(num_bytes: ArrayLike, weights: Array | None) -> Array | Words:
             f"with weights, num_bytes must be the bytes of each token, of shape "
             f"{list(weights.shape)}; they are of shape {list(jnp.shape(given))}"
         )
-    return jnp.sum(jnp.where(weights == 0, 0, times(at_least_float32(given), weights)))
+    return jnp.sum(times(at_least_float32(given), weights))
 
 
 def _whole(numbers: ArrayLike) -> AnyArray:

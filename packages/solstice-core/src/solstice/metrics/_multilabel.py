@@ -10,7 +10,7 @@ from solstice._arguments import probability
 from solstice._sums import Counts, at_least_float32
 from solstice.metrics._bases import Additive, averaged, divide, for_compute, has_nan, scores_of
 from solstice.metrics._binary import check_pair, zeros_and_ones
-from solstice.metrics._counting import as_weights, count
+from solstice.metrics._counting import as_weights, count, weighing
 from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
@@ -62,7 +62,7 @@ class MultilabelMetrics(Additive):
         check_pair(scores, targets, 2)
         scores, (positive, negative) = at_least_float32(scores), zeros_and_ones(targets)
         given, shares = as_weights(mask, weights, scores.shape, by_row=True)
-        nan = has_nan(scores)
+        given, nan = weighing(given, shares), has_nan(scores)
         counts = given & (positive | negative)
         guessed = jnp.where(nan, negative, scores >= threshold)  # NaN is always a wrong guess
         entries = counts & (guessed == positive)

@@ -13,7 +13,7 @@ from solstice._replace import replace
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice._types import AnyArray
 from solstice.metrics._bases import Additive, divide, for_compute
-from solstice.metrics._counting import as_weights, count, times
+from solstice.metrics._counting import as_weights, count, times, weighing
 from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
@@ -76,6 +76,7 @@ class RegressionMetrics(Additive):
                 f"{list(other.shape)}{_squeezed(one, other)}"
             )
         counts, shares = as_weights(mask, weights, one.shape, by_row=True)
+        counts = weighing(counts, shares)
         nan = counts & (jnp.isnan(one) | jnp.isnan(other))
         counts &= ~nan
         infinite = counts & (jnp.isinf(one) | jnp.isinf(other))
