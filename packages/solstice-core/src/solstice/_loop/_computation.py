@@ -73,6 +73,10 @@ class Computation:
         """Adds the step of a stepper."""
         self._steps[method] = stepper.traced
 
+    def remove_step(self, method: str) -> None:
+        """Removes a step that the run no longer takes."""
+        self._steps.pop(method, None)
+
     @property
     def steps(self) -> Mapping[str, StepCode]:
         """The traced steps by name; the code of those that cannot be traced."""

@@ -203,6 +203,7 @@ class Stages:
         batch = before.traced.batch
         stage = self.stage(stage.source, experiment, "train_step", hooks, batch=batch)
         stage.stepper.continue_from(before)
+        self.computation.remove_step("eval_step")  # until the validation is traced again
         if val is not None:
             batch, nested = val.stepper.traced.batch, hooks.nested()
             val = self.stage(val.source, experiment, "eval_step", nested, batch=batch)
