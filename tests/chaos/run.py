@@ -48,6 +48,11 @@ def train_whole(name, folder):
     return (folder / "result.json").read_text(), time.monotonic() - start
 
 
+def is_closed(path):
+    """Whether a checkpoint was saved after the end of an epoch."""
+    return checkpoint.manifest(path)["note"]["run"]["is_closed"]
+
+
 def compare_checkpoints(name, whole, folder):
     """Every checkpoint that is there must be whole, and the right one. How many were compared."""
     compared = 0
@@ -55,6 +60,9 @@ def compare_checkpoints(name, whole, folder):
         expected = whole / "runs" / path.name
         if not expected.exists():  # saved by the clock
             checkpoint.manifest(path)
+            continue
+        # Members change after the last step of an epoch, at which the clock may save too.
+        if name.endswith("members") and is_closed(path) != is_closed(expected):
             continue
         differences = checkpoint.diff(expected, path)
         if differences:

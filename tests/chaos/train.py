@@ -105,7 +105,7 @@ SOURCES = {
     "function": lambda: by_epoch,
     "remembering": remembering,
 }
-RUNS = [f"{net}-{source}" for net in NETS for source in SOURCES] + ["flax-text"]
+RUNS = [f"{net}-{source}" for net in NETS for source in SOURCES] + ["flax-text", "flax-members"]
 
 
 def optimizer():
@@ -120,8 +120,20 @@ def make(name):
         exp = solstice.LanguageModelExperiment(Writer(), optimizer(), 7)
         ds = grain.MapDataset.source(TOKENS.astype(np.int32)).seed(1).shuffle().batch(SIZE)
         return exp, ds, [TOKENS[:64]]
+    if source == "members":
+        return members(NETS[net]()), SOURCES["batches"](), [(X[:64], Y[:64])]
     exp = solstice.ClassificationExperiment(NETS[net](), optimizer(), 2)
     return exp, SOURCES[source](), [(X[:64], Y[:64])]
+
+
+def members(net):
+    """A population whose members stop early, are removed, and copy the best."""
+
+    def made(rate, seed):
+        return solstice.ClassificationExperiment(net, optax.adam(rate), 2, seed=seed)
+
+    rules = {"patience": 4, "halving": (4, 0.6), "evolve": solstice.Evolve(2)}
+    return solstice.Population(made, rate=jnp.geomspace(1e-3, 1e-1, 6), seed=range(6), **rules)
 
 
 class Begun(solstice.Callback):

@@ -113,13 +113,13 @@ class Sees(solstice.Callback):
 def test_the_moment_and_the_metrics():
     seen: list[Any] = []
 
-    class Told(Walk):
+    class Notes(Walk):
         def epoch_step(self, metrics: Any) -> Any:
             seen.append(dict(metrics))
             return super().epoch_step(metrics)
 
     trainer = solstice.Trainer([Sees(seen, phase) for phase in Phase])
-    trainer.fit(make(Told), TRAIN, VAL, num_epochs=2)
+    trainer.fit(make(Notes), TRAIN, VAL, num_epochs=2)
     metrics = [one for one in seen if isinstance(one, dict)]
     val = [("val", phase.name, None) for phase in Phase]
     for epoch in (0, 1):
@@ -142,13 +142,13 @@ def test_values_that_callbacks_measure_are_not_given():
 
     given: list[Any] = []
 
-    class Told(Walk):
+    class Notes(Walk):
         def epoch_step(self, metrics: Any) -> Any:
             given.append(list(metrics))
             return self
 
     trainer = solstice.Trainer([Measures()])
-    trainer.fit(make(Told), TRAIN)
+    trainer.fit(make(Notes), TRAIN)
     assert "extra" in trainer.history.rows[0]
     assert given == [["train/loss"]]
 
@@ -196,13 +196,13 @@ def test_an_epoch_that_max_steps_cuts_has_none(max_steps: int, epochs: int):
 def test_the_newest_validation_within_the_epoch_counts():
     given: list[Any] = []
 
-    class Told(Walk):
+    class Notes(Walk):
         def epoch_step(self, metrics: Any) -> Any:
             given.append(metrics.get("val/loss"))
             return super().epoch_step(metrics)
 
     trainer = solstice.Trainer(val_every_n_steps=7)
-    trainer.fit(make(Told), TRAIN, VAL, num_epochs=5)
+    trainer.fit(make(Notes), TRAIN, VAL, num_epochs=5)
     rows = [row for row in trainer.history.rows if row["mode"] == "val"]
     assert [row["step"] for row in rows] == [7, 14, 21]
     assert given == [None, rows[0]["loss"], rows[1]["loss"], None, rows[2]["loss"]]
@@ -217,9 +217,15 @@ def test_an_experiment_without_it_pays_nothing(monkeypatch: pytest.MonkeyPatch):
         raise BoomError
 
     monkeypatch.setattr("solstice._loop._run.step_epoch", refuses)
-    trainer = solstice.Trainer()
-    trainer.fit(make(Plain), TRAIN, VAL, num_epochs=2)
-    assert len(trainer.history.rows) == 4
+
+    class Without(Walk):
+        monitor = None
+
+    for kind in (Plain, Without):
+        trainer = solstice.Trainer()
+        found = trainer.fit(make(kind), TRAIN, VAL, num_epochs=2)
+        assert len(trainer.history.rows) == 4
+        assert int(found.epochs) == 0
     with pytest.raises(BoomError):
         solstice.Trainer().fit(make(), TRAIN)
 
@@ -252,6 +258,23 @@ def test_is_finished_alone_is_read_too():
     found = trainer.fit(make(Enough), TRAIN, num_epochs=9)
     assert found.is_finished
     assert trainer.history.rows[-1]["epoch"] < 8
+
+
+def test_the_metric_that_it_needs_is_checked_before_the_first_step():
+    class Monitors(Walk):
+        monitor = "val/loss"
+
+        def train_step(self, batch: Any) -> Any:
+            jax.debug.callback(lambda: stepped.append(1))
+            return super().train_step(batch)
+
+    stepped: list[int] = []
+    with pytest.raises(ValueError, match="Monitors monitors 'val/loss' and there is no validation"):
+        solstice.Trainer().fit(make(Monitors), TRAIN)
+    Monitors.monitor = "val/lost"
+    with pytest.raises(KeyError, match="did you mean 'val/loss'"):
+        solstice.Trainer().fit(make(Monitors), TRAIN, VAL)
+    assert stepped == []
 
 
 # Other shapes
@@ -309,7 +332,8 @@ def test_other_structures_and_constants_are_compiled_again():
     assert [loss for mode, loss in found if mode == "val"] == [0, 1, 2, 3, 3]
 
 
-def test_callbacks_keep_what_they_were_given():
+@pytest.mark.parametrize("kind", [Walk, Halves])
+def test_callbacks_keep_what_they_were_given(kind: type[Walk]):
     kept: list[Any] = []
 
     class Keeps(solstice.Callback):
@@ -318,8 +342,9 @@ def test_callbacks_keep_what_they_were_given():
         def on_epoch_end(self, record: solstice.Record) -> None:
             kept.append(record)
 
-    solstice.Trainer([Keeps()]).fit(make(Halves), TRAIN, VAL, num_epochs=3)
-    assert [len(record.experiment.value) for record in kept] == [8, 4, 2]
+    solstice.Trainer([Keeps()]).fit(make(kind), TRAIN, num_epochs=3)
+    if kind is Halves:
+        assert [len(record.experiment.value) for record in kept] == [8, 4, 2]
     assert [int(record.experiment.epochs) for record in kept] == [0, 1, 2]
 
 
@@ -467,8 +492,8 @@ def test_a_run_saved_before_it_runs_it_when_resumed(tmp_path: Path, kind: type[W
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
 def test_a_validation_within_an_epoch_is_remembered(tmp_path: Path, step: int):
-    """The epochs of 5 steps have validations at 3, 6, 9, 12, 15, ..."""
-    options = {"val_every_n_steps": 3}
+    """The third epoch, of the steps 11 to 15, has a validation at 12 alone."""
+    options = {"val_every_n_steps": 4}
     dies = DiesAt("train", "step", step, Phase.SAVE, 3)
     with pytest.raises(BoomError):
         run(Checkpoint(tmp_path / "a", every=1), Walk, dies, **options)

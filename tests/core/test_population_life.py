@@ -168,6 +168,8 @@ def test_the_best_stay_and_equal_their_runs_alone():
     _, whole = fit(population(), 6)
     losses = np.array([row["loss"] for row in whole.history.rows if row["mode"] == "val"])
     left = np.arange(8)
+    first, _ = fit(population(halving=(2, 0.5)), 2)
+    assert first.ids.tolist() == sorted(np.argsort(losses[1])[:4])
     for epoch in (1, 3, 5):
         left = np.sort(left[np.argsort(losses[epoch][left], kind="stable")[: len(left) // 2]])
     assert pop.ids.tolist() == left.tolist()
@@ -210,6 +212,26 @@ def test_halving_with_patience(patience: int):
     pop, _ = fit(population(halving=(2, 0.5), patience=patience), 40)
     assert len(pop) < 8
     assert pop.is_finished
+
+
+class Scaled(Toy):
+    """With a Python number, of which the Trainer makes an array for all members."""
+
+    scale: float = 0.5
+
+    def _loss(self, w: jax.Array, batch: Any) -> jax.Array:
+        return self.scale * super()._loss(w, batch)
+
+
+@pytest.mark.parametrize("options", [{"halving": (1, 0.5)}, {"evolve": Evolve(1)}])
+def test_a_number_of_all_members_stays(options: Any):
+    def made(rate: Any) -> Scaled:
+        toy = make(rate, 2.0)
+        return Scaled(toy.w, toy.steps, toy.opt_state, toy.optimizer)
+
+    pop, _ = fit(Population(made, rate=RATES[:4], **options), 2)
+    assert float(pop.members.scale) == 0.5
+    assert len(pop) == (1 if "halving" in options else 4)
 
 
 # Population-based training
@@ -262,6 +284,8 @@ def test_it_repeats_from_its_seed():
 
     assert rates(0) == rates(0)
     assert rates(0) != rates(1)
+    keys = [fit(evolving(evolve=Evolve(1, only=["rate"])), n)[0].life.key for n in (1, 2)]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 2
 
 
 def test_bounds_and_nan_members():
@@ -274,9 +298,31 @@ def test_bounds_and_nan_members():
     assert np.isnan(np.asarray(pop.hyperparameters["rate"])).all()  # there is none to copy
 
 
+class Watches(solstice.Callback):
+    """Sees that the arrays of stopped members stay, and counts those that are worse than others."""
+
+    modes, phase = ("train",), solstice.Phase.SAVE
+
+    def __init__(self) -> None:
+        self.stopped: dict[int, Any] = {}
+
+    def on_epoch_end(self, record: solstice.Record) -> None:
+        pop: Any = record.experiment
+        for index, before in self.stopped.items():
+            same_arrays(pop[index], before, 0)
+            assert not pop.is_active[index]
+        self.stopped |= {int(i): pop[int(i)] for i in pop.ids if not pop.is_active[i]}
+
+
 def test_a_stopped_member_is_not_replaced():
-    pop, _ = fit(evolving(patience=1, evolve=Evolve(1, only=["rate"])), 30)
-    assert pop.is_finished
+    watches = Watches()
+    # The largest rate diverges, so it stops first, and is the worst from then on.
+    pop = Population(
+        make, rate=[0.1, 0.2, 0.12, 2.5], start=2.0, patience=2, evolve=Evolve(5, only=["rate"])
+    )
+    pop, _ = fit(pop, 6, watches)
+    assert 3 in watches.stopped
+    assert float(pop.hyperparameters["rate"][3]) == 2.5
 
 
 # Resume

@@ -97,7 +97,8 @@ class Experiment(eqx.Module):
         `fit` calls it on the host after each complete training epoch and its validation, before the
         callbacks that monitor and save, so a checkpoint has its result. An epoch that `max_steps`
         or a request to stop cuts short has none. If the Experiment has an attribute `monitor`, such
-        as "val/loss", a run that cannot have this metric is refused before the first step.
+        as "val/loss", a run that cannot have this metric is refused before the first step; if that
+        is None, `fit` does not call `epoch_step`.
 
         Args:
             metrics: the metrics of the epoch by name, such as "train/loss", and those of its
@@ -236,9 +237,11 @@ def overrides(kind: type[Experiment], method: str) -> bool:
     return getattr(kind, method) is not getattr(Experiment, method)
 
 
-def steps_epochs(kind: type[Experiment]) -> bool:
-    """Whether a class of Experiments does something after each epoch."""
-    return overrides(kind, "epoch_step") or overrides(kind, "is_finished")
+def steps_epochs(experiment: Experiment) -> bool:
+    """Whether an Experiment does something after each epoch."""
+    kind = type(experiment)
+    has_step = overrides(kind, "epoch_step") or overrides(kind, "is_finished")
+    return has_step and getattr(experiment, "monitor", "") is not None
 
 
 def stacked_check_of(experiment: Experiment) -> Callable[[Batch], None] | None:

@@ -80,7 +80,7 @@ def check_own_monitor(experiment: Experiment, steps: Mapping[str, object]) -> No
         ValueError: it is a metric of the validation, and there is none.
     """
     monitor, who = getattr(experiment, "monitor", None), type(experiment).__name__
-    if not steps_epochs(type(experiment)) or not isinstance(monitor, str):
+    if not steps_epochs(experiment) or not isinstance(monitor, str):
         return
     mode, _, name = monitor.partition("/")
     if mode in _STEPS and _STEPS[mode] not in steps:

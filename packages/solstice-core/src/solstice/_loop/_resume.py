@@ -12,7 +12,7 @@ from solstice import checkpoint
 from solstice._callback import Callback, named
 from solstice._console import say_once, warn
 from solstice._engine import Stepper
-from solstice._experiment import Experiment, steps_epochs
+from solstice._experiment import Experiment
 from solstice._loop._computation import Computation
 from solstice._loop._epoch import Epoch
 from solstice._loop._hooks import Hooks
@@ -95,8 +95,9 @@ class SavedRun:
         computation, size = stages.computation, self.position.steps_per_call
         # Before the Experiment is loaded, because the scalars that are given now are compared.
         computation.begin_with(stage.stepper.share_experiment())
-        experiment, caveats = self._loaded(stage.stepper)
-        if steps_epochs(stage.stepper.kind) and not stage.stepper.take_state(experiment):
+        like = stage.stepper.share_experiment()
+        experiment, caveats = load_renamed(self.path, like, in_any_shape=stage.steps_epochs)
+        if stage.steps_epochs and not stage.stepper.take_state(experiment):
             stage = stages.follow(stage, experiment, hooks)  # `epoch_step` has changed the shapes
         if self.position.loops != stage.stepper.sizes.loops:
             # The saved number, because a program without a loop may round differently. Other
@@ -110,11 +111,6 @@ class SavedRun:
         # The run continues with the scalars of the checkpoint, so a later resume compares these.
         computation.scalars |= self.position.computation.get("scalars", {})
         return stage, at
-
-    def _loaded(self, stepper: Stepper) -> tuple[Experiment, list[str]]:
-        """The saved Experiment, and classes of another name."""
-        like = stepper.share_experiment()
-        return load_renamed(self.path, like, in_any_shape=steps_epochs(stepper.kind))
 
     def restore(
         self,
@@ -139,7 +135,7 @@ class SavedRun:
         else:
             caveats += self._seek(source, moment, validation)
             # With an `epoch_step`, which has not run, an epoch of no more steps follows.
-            may_skip = at.ended_by_max_steps and not steps_epochs(stepper.kind)
+            may_skip = at.ended_by_max_steps and not stage.steps_epochs
             if may_skip and source.is_at_end():
                 moment = next_epoch(moment)
         taken = self._taken(hooks)

@@ -30,7 +30,7 @@ from solstice._engine import (
     waiting,
 )
 from solstice._errors import DataError
-from solstice._experiment import Experiment
+from solstice._experiment import Experiment, steps_epochs
 from solstice._left_out import LeftOut
 from solstice._loop._cadence import watchers_within
 from solstice._loop._computation import Computation
@@ -55,6 +55,7 @@ class Stage:
         buffers: the buffers of its blocks.
         prefetch: the number of batches that a thread reads ahead.
         arrays: all examples on the device; None if batches are fed from the host.
+        steps_epochs: whether the Experiment does something after each epoch.
     """
 
     source: Source
@@ -62,6 +63,7 @@ class Stage:
     buffers: StagingBuffers | ResidentBuffers
     prefetch: int
     arrays: Batch = None
+    steps_epochs: bool = False
 
     @contextmanager
     def feeder(
@@ -186,11 +188,12 @@ class Stages:
             if is_new:
                 check_data(self.peers, source, epoch)
             check_step(self.peers, experiment, stepper)
+        steps = method == "train_step" and steps_epochs(experiment)
         if data is None or stepper.needs_batches:
-            buffers = self._buffers_of(method, stepper, placement)
-            return Stage(source, stepper, buffers, self._options.prefetch)
-        arrays = data.place(placement.device)
-        return Stage(source, stepper, self._resident_of(method, stepper, placement), 0, arrays)
+            buffers, prefetch = self._buffers_of(method, stepper, placement), self._options.prefetch
+            return Stage(source, stepper, buffers, prefetch, steps_epochs=steps)
+        arrays, rows = data.place(placement.device), self._resident_of(method, stepper, placement)
+        return Stage(source, stepper, rows, 0, arrays, steps)
 
     def follow(self, stage: Stage, experiment: Experiment, hooks: Hooks) -> Stage:
         """The stage of the same data for an Experiment of other shapes. It keeps the metrics so far

@@ -8,7 +8,7 @@ import jax
 
 from solstice._callback import Callback
 from solstice._engine import Block, Stepper
-from solstice._experiment import Experiment, steps_epochs, unwrapped
+from solstice._experiment import Experiment, unwrapped
 from solstice._loop._computation import Computation
 from solstice._loop._epoch import Call, Epoch, Point
 from solstice._loop._hooks import Hooks
@@ -78,7 +78,7 @@ class RunState:
     @property
     def steps_epochs(self) -> bool:
         """Whether the run calls `epoch_step`."""
-        return self.trains and steps_epochs(self._stepper.kind)
+        return self._stage.steps_epochs
 
     @property
     def trains(self) -> bool:

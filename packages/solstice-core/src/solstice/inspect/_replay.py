@@ -43,6 +43,7 @@ def replay(
     directory: str | PathLike[str],
     experiment: Experiment,
     train_ds: Any,
+    val_ds: Any = None,
     *,
     batch_size: int | None = None,
 ) -> Replay:
@@ -57,6 +58,7 @@ def replay(
         directory: the folder of the FlightRecorder.
         experiment: an Experiment created in the same way as that of the run.
         train_ds: the data set of the run, as given to `fit`.
+        val_ds: its validation set, for an Experiment whose `epoch_step` needs it.
         batch_size: as given to `fit`.
 
     Returns:
@@ -73,6 +75,7 @@ def replay(
     Trainer([watch], limit_train_batches=flight.steps_per_epoch or None).fit(
         experiment,
         train_ds,
+        val_ds,
         max_steps=flight.failed_at + 1,  # a step that raised was not counted
         batch_size=batch_size,
         resume=directory,
@@ -105,7 +108,7 @@ def _recorded(folder: Path) -> _Flight:
 class _Watch(Callback):
     """Records each step, and stops the run at the first non-finite one."""
 
-    needs = ("batch", "experiment", "outputs")
+    modes, needs = ("train",), ("batch", "experiment", "outputs")
 
     def __init__(self, error: str) -> None:
         self.found: Replay | None = None

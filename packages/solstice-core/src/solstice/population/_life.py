@@ -91,9 +91,9 @@ class Life(eqx.Module):
         best, waited, epochs = on_host((self.best, self.waited, self.epochs))
         improves = is_active & ~np.isnan(scores) & (np.isnan(best) | (scores > best))
         best = np.where(improves, scores, best).astype(np.float32)
-        waited = np.where(improves, 0, waited + is_active).astype(np.int32)
+        waited = np.where(improves, 0, waited + 1).astype(np.int32)
         ends = waited >= (np.inf if self.patience is None else self.patience)
-        best, waited, epochs = jax.device_put((best, waited, epochs + 1))
+        best, waited, epochs = jax.device_put((best, waited, np.int32(epochs + 1)))
         return replace(self, best=best, waited=waited, epochs=epochs), is_active & ~ends
 
 
@@ -132,8 +132,8 @@ def check_members(population: "Population") -> None:
     Raises:
         ExperimentError: they have an `epoch_step`, or do not follow changed hyperparameters.
     """
-    kind = type(population.members)
-    if issubclass(kind, Experiment) and steps_epochs(kind):
+    kind, members = type(population.members), population.members
+    if members is not None and steps_epochs(members):
         raise ExperimentError(
             f"{kind.__name__} has an `epoch_step` or `is_finished`, which a population does not "
             f"call for its members: use patience=, halving= or evolve=, or train them one by one"
@@ -270,6 +270,6 @@ def _taken(tree: Any, rows: Rows) -> Any:
 @jax.jit
 def _rows_of(tree: Any, rows: Array) -> Any:
     def take(array: Array) -> Array:
-        return array[rows]
+        return array[rows] if array.ndim else array  # a number of all members
 
     return _tree.map(take, tree)
