@@ -126,10 +126,24 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("compare_models", "batch_size"): "`test` checks it",
     ("replay", "experiment"): "`fit` checks it",
     ("replay", "train_ds"): "`fit` checks it",
+    ("replay", "val_ds"): "`fit` checks it",
     ("replay", "batch_size"): "`fit` checks it",
+    ("Prune", "trial"): "Optuna gives it to the objective",
+    ("weights_of", "batch"): "any tree is a batch; test_sample_weights has what is refused",
+    **{
+        (target, name): "test_population_life has what is refused"
+        for target, names in {
+            "Population": "monitor mode patience halving evolve",
+            "Evolve": "every fraction factors only bounds seed",
+        }.items()
+        for name in names.split()
+    },
     **{
         (target, name): "tests/core/mesh_on_eight.py has what is refused"
-        for target in ("Trainer", "train", "test", "compare_models", "summary", "plan")
+        for target in (
+            *("Trainer", "train", "test", "compare_models", "summary", "plan"),
+            "find_learning_rate",
+        )
         for name in ("mesh", "sharding")
     },
     ("per_process", "data"): "`fit` checks it",
@@ -282,7 +296,9 @@ BAD_BATCHES: dict[str, tuple[Any, Any, str]] = {
     "deleted": (NULL, deleted((4,)), "train_ds"),
     "deleted features": (CLASSES, (deleted((8, 3)), Y8), "train_ds"),
     "text for features": (CLASSES, (["a"] * 8, Y8), "a batch must have"),
-    "a mask of weights": (CLASSES, data.Masked((X8, Y8), np.full(8, 0.5)), "mask"),
+    "negative weights": (CLASSES, data.Masked((X8, Y8), np.full(8, -0.5)), "weights"),
+    "weights of 5": (CLASSES, (X8, Y8, np.ones(5)), "third part"),
+    "weights of text": (CLASSES, (X8, Y8, ["a"] * 8), "third part"),
     "a mask of 5": (CLASSES, data.Masked((X8, Y8), np.ones(5, bool)), "mask"),
     "a mask of text": (CLASSES, data.Masked((X8, Y8), "all"), "mask"),
     "no mask": (CLASSES, data.Masked((X8, Y8), None), "mask"),

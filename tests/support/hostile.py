@@ -130,6 +130,7 @@ KINDS: dict[str, dict[str, Callable[[], Any]]] = {
     "anything kept": NO_ARRAY | NONE | {"3.0": lambda: 3.0},
     "labels": NO_ARRAY | COMPLEX | NONE | {"halves": lambda: np.full(4, 0.5)} | OTHER_LENGTH,
     "mask": NO_ARRAY | COMPLEX | OTHER_LENGTH | {"weights": lambda: np.full(4, 0.5, np.float32)},
+    "weights": NO_ARRAY | COMPLEX | OTHER_LENGTH,
     "whole numbers": NO_ARRAY | COMPLEX | NONE | {"halves": lambda: np.full(4, 0.5)},
     "model": NO_ADAPTER,
     "optimizer": NO_ADAPTER,
@@ -585,6 +586,7 @@ TARGETS: dict[str, Target] = {
     "ProgressBar": Target(
         callbacks.ProgressBar, {}, {"seconds": "not negative", "only": "names", "file": "file"}
     ),
+    "Prune": Target(callbacks.Prune, {"trial": None}, {"monitor": "monitor", "mode": "word"}),
     "CSV": Target(loggers.CSV, {"path": "a"}, {"path": "path", **EVERY}),
     "JSONLines": Target(loggers.JSONLines, {"path": "a"}, {"path": "path", **EVERY}),
     "MLflow": Target(
@@ -622,6 +624,7 @@ TARGETS: dict[str, Target] = {
             "scores": "numbers",
             "targets": "numbers",
             "mask": "mask",
+            "weights": "weights",
             "threshold": "probability",
             "num_bins": "count",
             "from_logits": "switch",
@@ -630,17 +633,29 @@ TARGETS: dict[str, Target] = {
     "BinaryCurves": Target(
         metrics.BinaryCurves,
         {"scores": X, "targets": Y},
-        {"scores": "numbers", "targets": "numbers", "mask": "mask"},
+        {"scores": "numbers", "targets": "numbers", "mask": "mask", "weights": "weights"},
     ),
     "MultilabelMetrics": Target(
         metrics.MultilabelMetrics,
         {"scores": SCORES, "targets": SCORES},
-        {"scores": "numbers", "targets": "numbers", "mask": "mask", "threshold": "probability"},
+        {
+            "scores": "numbers",
+            "targets": "numbers",
+            "mask": "mask",
+            "weights": "weights",
+            "threshold": "probability",
+        },
     ),
     "CalibrationError": Target(
         metrics.CalibrationError,
         {"probabilities": SCORES, "targets": Y},
-        {"probabilities": "numbers", "targets": "labels", "mask": "mask", "num_bins": "count"},
+        {
+            "probabilities": "numbers",
+            "targets": "labels",
+            "mask": "mask",
+            "weights": "weights",
+            "num_bins": "count",
+        },
     ),
     "ClassificationMetrics": Target(
         metrics.ClassificationMetrics,
@@ -651,28 +666,43 @@ TARGETS: dict[str, Target] = {
             "loss": "numbers",
             "num_classes": "count",
             "mask": "mask",
+            "weights": "weights",
             "top_k": "count or None",
         },
     ),
     "ConfusionMatrix": Target(
         metrics.ConfusionMatrix,
         {"preds": SCORES, "targets": Y, "num_classes": 3},
-        {"preds": "numbers", "targets": "labels", "num_classes": "count", "mask": "mask"},
+        {
+            "preds": "numbers",
+            "targets": "labels",
+            "num_classes": "count",
+            "mask": "mask",
+            "weights": "weights",
+        },
     ),
     "LanguageModelMetrics": Target(
         metrics.LanguageModelMetrics,
         {"logits": SCORES, "targets": Y},
-        {"logits": "numbers", "targets": "labels", "mask": "mask", "num_bytes": "whole or None"},
+        {
+            "logits": "numbers",
+            "targets": "labels",
+            "mask": "mask",
+            "weights": "weights",
+            "num_bytes": "whole or None",
+        },
     ),
     "RegressionMetrics": Target(
         metrics.RegressionMetrics,
         {"preds": X, "targets": X},
-        {"preds": "numbers", "targets": "numbers", "mask": "mask"},
+        {"preds": "numbers", "targets": "numbers", "mask": "mask", "weights": "weights"},
     ),
     "Mean": Target(
         metrics.Mean, {"values": X}, {"values": "numbers", "weights": "numbers or None"}
     ),
-    "Sum": Target(metrics.Sum, {"values": X}, {"values": "numbers", "mask": "mask"}),
+    "Sum": Target(
+        metrics.Sum, {"values": X}, {"values": "numbers", "mask": "mask", "weights": "weights"}
+    ),
     "Collect": Target(metrics.Collect, {"scores": X}, {"mask": "mask", "scores": "anything kept"}),
     "Counts": Target(metrics.Counts, {}, {"counts": "counts"}),
     "Totals": Target(metrics.Totals, {}, {"totals": "counts"}),

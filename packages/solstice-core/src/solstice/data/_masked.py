@@ -112,7 +112,7 @@ def weights_of(batch: Batch) -> tuple[Batch, AnyArray | None]:
             are negative, infinite or NaN. In a compiled step, negative weights become NaN.
     """
     bare, mask = (batch.batch, batch.mask) if isinstance(batch, Masked) else (batch, None)
-    if mask is not None:
+    if isinstance(batch, Masked):
         check_shares(mask, num_rows(bare))
     if is_triple(bare):
         check_shares(bare[2], num_rows(bare), "batch[2]")
