@@ -112,12 +112,13 @@ def _numbers(node: Any) -> Array:
 
 def _sum(node: Any) -> _Numpy:
     """The sum over the examples, exact for integers, and else in float64."""
+    add: Any = np.sum  # whose types differ by the version of NumPy
     if not _is_sums(node):
-        return cast("Any", np.sum)(node, axis=0, dtype=_wide(node))
+        return add(node, axis=0, dtype=_wide(node))
     low, high = _words(node)
     if isinstance(node, Counts):
-        return np.sum(low, 0, np.int64) + (np.sum(high.view(np.int32), 0, np.int64) << 32)
-    return np.sum(low, 0, np.float64) + np.sum(high, 0, np.float64)
+        return add(low, 0, np.int64) + (add(high.view(np.int32), 0, np.int64) << 32)
+    return add(low, 0, np.float64) + add(high, 0, np.float64)
 
 
 def _wide(array: AnyArray) -> Any:
