@@ -248,12 +248,13 @@ def test_repr_and_looks():
     assert repr(pop) == "Population(3 members; rate=0.01 ... 0.2, seed=0 ... 2)"
     pop = pop.setup(next(iter(line_data())))
     assert repr(pop) == "Population(3 members of Line; rate=0.01 ... 0.2, seed=0 ... 2)"
+    assert repr(solstice.Population([pop[1]])) == "Population(1 member of Line)"
     assert pop.setup("anything") is pop
     half = jnp.array([0.5], jnp.bfloat16)
     keys = jax.random.split(jax.random.key(0), 1)
     other = solstice.Population(Line, rate=half, seed=keys[:1], scale=[1234567], width=4)
     assert repr(other) == (
-        "Population(1 members; rate=0.5, seed=key<fry>[1], scale=1234567, width=4)"
+        "Population(1 member; rate=0.5, seed=key<fry>[1], scale=1234567, width=4)"
     )
     assert "members" in str(solstice.summary(pop))
     assert "Population.train_step" in str(solstice.plan(pop, next(iter(line_data()))))

@@ -143,7 +143,9 @@ def shares_hint(given: object, name: str = "mask") -> str:
     code, array = _flat(*_form(name, given))
     if array is None or array.ndim == 0 or not _is_real(array):
         return ""
-    kind = "bool" if array.dtype == bool or _is_within(array, 2) else "'float32'"
+    # A third part is weights, of which another batch may have more than 0 and 1.
+    may_be_mask = name == "mask" and _is_within(array, 2)
+    kind = "bool" if array.dtype == bool or may_be_mask else "'float32'"
     if is_list:
         return f". Write `{code.replace(f'({name})', f'({name}, {kind})')}`"
     if _is_traced(array) and jnp.issubdtype(array.dtype, jnp.integer):

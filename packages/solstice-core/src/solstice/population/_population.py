@@ -170,7 +170,8 @@ class Population(ReadyMadeExperiment):
     def __repr__(self) -> str:
         kind = "" if self.members is None else f" of {type(self.members).__name__}"
         values = in_words(self.hyperparameters)
-        return f"Population({len(self)} members{kind}{f'; {values}' if values else ''})"
+        count = f"{len(self)} member{'s' if len(self) > 1 else ''}"
+        return f"Population({count}{kind}{f'; {values}' if values else ''})"
 
     def setup(self, batch: Batch) -> Self:
         """Makes the members from the shapes of the first batch; a second call does nothing."""
