@@ -2,7 +2,7 @@
 
 import html
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from solstice._better import better
@@ -22,7 +22,7 @@ _Row = Mapping[str, Any]
 
 def as_text(rows: Iterable[_Row], names: list[str]) -> str:
     """The epochs as lines, with the metrics that fit in a line; "" without epochs."""
-    head, *lines = _cells(rows, names)
+    head, *lines = _cells(rows, names, _in_one)
     if not lines:
         return ""
     if len(lines) > _SHOWN:
@@ -34,17 +34,21 @@ def as_text(rows: Iterable[_Row], names: list[str]) -> str:
         table = aligned([line[:count] for line in (head, *lines)])
     if head[count:]:
         table.append(f"and {len(head) - count} columns more, such as {head[count]}")
+    if any("[" in cell for line in lines for cell in line):
+        table.append("of the members: the best [its number] (the mean)")
     return "\n".join(table)
 
 
 def as_html(rows: Iterable[_Row], names: list[str]) -> str:
     """The epochs as a table, with all metrics."""
-    head, *lines = _cells(rows, names)
+    head, *lines = _cells(rows, names, _in_several)
     tags = [_html_row("th", head), *(_html_row("td", line) for line in lines)]
     return f"<table>{''.join(tags)}</table>"
 
 
-def _cells(rows: Iterable[_Row], names: list[str]) -> list[list[str]]:
+def _cells(
+    rows: Iterable[_Row], names: list[str], cells_of: Callable[[str, Any], dict[str, str]]
+) -> list[list[str]]:
     """A head, and a line for each epoch or evaluation step, with the metrics of all modes."""
     all_names = {*names}
     names = [name for name in names if not is_bound(name, all_names)]
@@ -55,7 +59,7 @@ def _cells(rows: Iterable[_Row], names: list[str]) -> list[list[str]]:
             line = lines.setdefault((row["epoch"], row["step"]), {})
             for metric, value in metrics_in(row).items():
                 name = f"{row['mode']}/{metric}"
-                cells = _cells_of(name, value)
+                cells = cells_of(name, value)
                 columns.get(name, {}).update(dict.fromkeys(cells))
                 line |= cells
     head = [column for found in columns.values() for column in found]
@@ -66,7 +70,15 @@ def _cells(rows: Iterable[_Row], names: list[str]) -> list[list[str]]:
     return [["epoch", "step", *head], *table]
 
 
-def _cells_of(name: str, value: Any) -> dict[str, str]:
+def _in_one(name: str, value: Any) -> dict[str, str]:
+    """The cell of a metric: a number; or of a population, its best member and the mean."""
+    if not is_vector(value):
+        return _in_several(name, value)
+    best, mean, _ = _in_several(name, value).values()
+    return {name: f"{best} ({mean})"}
+
+
+def _in_several(name: str, value: Any) -> dict[str, str]:
     """The cells of a metric by column: a number; or of a population, its best member and spread."""
     if is_number(value):
         return {name: f"{value:.4g}"}
