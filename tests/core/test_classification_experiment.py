@@ -532,7 +532,7 @@ NO_PAIRS = {
         {"image": X, "label": Y},
         r"\{'image': f32\[48,4\].*'label'.*`\(batch\['image'\], batch\['label'\]\)`",
     ),
-    "triple": ((X, Y, Y), r"\(f32\[48,4\].*, i32\[48\].*, i32\[48\].*\)"),
+    "four parts": ((X, Y, Y, Y), r"\(f32\[48,4\].*, i32\[48\].*, i32\[48\].*, i32\[48\].*\)"),
     "array": (X, r"f32\[48,4\]"),
 }
 
@@ -545,6 +545,14 @@ def test_a_batch_that_is_no_pair(start, batch, message):
         fit(start(), [batch])
     with pytest.raises(DataError, match=message):
         start().test([batch], callbacks=[])
+
+
+@pytest.mark.parametrize("start", [make, ready])
+def test_a_third_part_of_integers(start):
+    message = r"the third part.* is i32\[48\].* weights, write `batch\[2\].astype\('float32'\)`"
+    for attempt in (lambda: fit(start(), [(X, Y, Y)]), lambda: start().test([(X, Y, Y)])):
+        with pytest.raises(DataError, match=message):
+            attempt()
 
 
 WRONG_LOGITS = {

@@ -116,9 +116,10 @@ def test_parts_of_a_batch_need_less():
 def test_a_trainer_needs_no_more_than_that_and_its_batches():
     x, y = np.zeros((128, 64), np.float32), np.zeros(128, np.int32)
     client: Any = jax.devices()[0].client
-    before = {id(program) for program in client.live_executables()}
+    before = client.live_executables()  # held, so that no new program gets the id of an old one
+    old = {id(program) for program in before}
     solstice.Trainer().fit(Training(*TRAIN), [(x, y)] * 40)
-    new = [program for program in client.live_executables() if id(program) not in before]
+    new = [program for program in client.live_executables() if id(program) not in old]
     sizes = [program.get_compiled_memory_stats() for program in new]
     run = max(sizes, key=lambda found: found.alias_size_in_bytes)
     found = plan(Training(*TRAIN), (x, y))

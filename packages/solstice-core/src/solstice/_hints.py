@@ -148,7 +148,7 @@ def shares_hint(given: object, name: str = "mask") -> str:
     kind = "bool" if array.dtype == bool or may_be_mask else "'float32'"
     if is_list:
         return f". Write `{code.replace(f'({name})', f'({name}, {kind})')}`"
-    if _is_traced(array) and jnp.issubdtype(array.dtype, jnp.integer):
+    if name == "mask" and _is_traced(array) and jnp.issubdtype(array.dtype, jnp.integer):
         return f". Zeros and ones become booleans by `{code}.astype(bool)`"
     if array.dtype == bool or jnp.issubdtype(array.dtype, jnp.floating):
         return f". Write `{code}`" if code != name else ""
