@@ -537,7 +537,7 @@ def bench_error_bars(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Measure how often intervals contain the true value; `-- --sets 200` is quicker."""
     session.install(package("core"))
-    session.run("python", "tests/coverage_study.py", *session.posargs, env=ENV)
+    session.run("python", "tests/support/coverage_study.py", *session.posargs, env=ENV)
 
 
 def wheels(*names: str) -> list[str]:

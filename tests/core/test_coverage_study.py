@@ -1,13 +1,7 @@
 """A small form of `nox -s coverage`: intervals contain the true value as often as they say."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import coverage_study
+import pytest
 
 SETS, REPLICATES = 150, 200
 
