@@ -107,7 +107,7 @@ class OnMesh:
 
 
 def load_mesh(folder: Path) -> OnMesh | None:
-    """`load_mesh(Path("docs/benchmarks"))`: what is there, or nothing."""
+    """`load_mesh(Path("docs/benchmarks"))`: the results of `nox -s bench_mesh`, or None."""
     path = folder / MESH
     return OnMesh(**json.loads(path.read_text())) if path.exists() else None
 

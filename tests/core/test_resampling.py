@@ -437,3 +437,22 @@ def test_each_member_has_its_bars():
         alone = solstice.test(pop[index], batches(64), callbacks=[], **BARS)
         for name in ("loss", "loss_low", "score.accuracy_high", "score.f1_macro_se"):
             assert found[name][index] == pytest.approx(alone[name], rel=1e-5)
+
+
+class MeanOfBatch(solstice.Experiment):
+    def train_step(self, batch):
+        return self, {}
+
+    def eval_step(self, batch):
+        return self, {"mean": jnp.mean(batch)}
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10])
+def test_few_examples_have_no_bounds(count):
+    # Of 9 examples, 1 replicate in 8,000 is empty, and its value would be 0.
+    values = solstice.Trainer().test(
+        MeanOfBatch(), [np.arange(5.0, 5 + count, dtype=np.float32)], confidence=0.9
+    )
+    bounds = [values[f"mean_{end}"] for end in ("low", "high", "se")]
+    assert values["mean"] == 4.5 + count / 2
+    assert np.isnan(bounds).all() if count < 10 else 5 < bounds[0] < bounds[1] < 14

@@ -14,7 +14,7 @@ from jax import experimental
 from solstice._bounds import ENDS
 from solstice._metrics import Metrics, by_name, computed, takes_members
 from solstice.metrics import Mapped
-from solstice.resampling._intervals import interval
+from solstice.resampling._intervals import FEWEST, interval
 
 _Numpy: TypeAlias = np.ndarray[Any, Any]
 
@@ -63,7 +63,8 @@ class Distribution:
         each = np.concatenate([x.reshape(len(x), -1) for x in self.replicates.values()], axis=1)
         flat = np.concatenate([np.ravel(self.estimates[name]) for name in shapes])
         low, high = interval(flat, each, confidence, self.num_examples)
-        found = np.stack([low, high, standard_error(each)])
+        error = np.where(self.num_examples < FEWEST, np.nan, standard_error(each))
+        found = np.stack([low, high, error])
         stops = np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1]
         parts = np.split(found, stops, axis=1)
         return {

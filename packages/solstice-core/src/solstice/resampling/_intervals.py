@@ -10,6 +10,10 @@ _Numpy: TypeAlias = np.ndarray[Any, Any]
 
 _NORMAL = NormalDist()
 
+FEWEST = 10
+"""The fewest examples with an interval. Of n examples, a share exp(-n) of the replicates has none,
+and such a replicate has the value 0."""
+
 
 def interval(
     value: Any, replicates: _Numpy, confidence: float, num_examples: int
@@ -24,7 +28,7 @@ def interval(
         value: the value of the data set, of any shape.
         replicates: the values of its replicates, on axis 0. NaN is left out.
         confidence: the share of data sets whose interval contains the true value.
-        num_examples: n, the number of examples in the data set.
+        num_examples: n, the number of examples in the data set. Below 10, the bounds are NaN.
     """
     ordered = np.sort(replicates, axis=0)  # NaN comes last
     bias = _normal_quantile(_share_below(value, ordered))
@@ -84,7 +88,8 @@ def tails_of_t(t: float, degrees: float) -> float:
 
 
 def _widening(num_examples: int) -> float:
-    return math.sqrt(num_examples / (num_examples - 1)) if num_examples > 1 else math.nan
+    n = num_examples
+    return math.sqrt(n / (n - 1)) if n >= FEWEST else math.nan
 
 
 def _share_below(value: Any, ordered: Any) -> _Numpy:
