@@ -286,7 +286,7 @@ def docs(session: nox.Session, versions: str) -> None:
     install_all(session, *TEST, *PLOT, *more, *VERSIONS[versions])
     pages = ["README.md", "docs", *map(str, ROOT.glob("packages/*/README.md"))]
     split = ["-n", "2", "--dist", "loadfile"]  # the blocks of a page share their names
-    env = {**ENV, "PYTHONPATH": "docs"}
+    env = {**ENV, **QUICK, "PYTHONPATH": "docs"}  # most of their time is compilation
     session.run("pytest", "-p", "run_code_blocks", *split, *(session.posargs or pages), env=env)
 
 
