@@ -540,6 +540,17 @@ def coverage(session: nox.Session) -> None:
     session.run("python", "tests/support/coverage_study.py", *session.posargs, env=ENV)
 
 
+@nox.session
+def studies(session: nox.Session) -> None:
+    """Check claims that take longer than CI has; `-- trace --quick` runs a small form of one."""
+    names = session.posargs[:1] or sorted(
+        path.stem for path in (ROOT / "tests/studies").glob("*.py")
+    )
+    install_all(session, *TEST, "flatbuffers", *(["torch==2.13.0"] if "convert" in names else []))
+    for name in names:
+        session.run("python", f"tests/studies/{name}.py", *session.posargs[1:], env=ENV)
+
+
 def wheels(*names: str) -> list[str]:
     """Wheels of these packages by path, so that no index is asked for a package of ours."""
     return [str(next(DIST.glob(f"solstice_{name}-*.whl"))) for name in names]
