@@ -99,6 +99,15 @@ def quickstart(session: nox.Session) -> None:
     session.run("python", "docs/examples/quickstart.py", *session.posargs, env=ENV)
 
 
+@nox.session(venv_backend="virtualenv", reuse_venv=False)
+def first_blocks(session: nox.Session) -> None:
+    """Install by the README's line, with plain pip, and run the first code block of each page."""
+    script = "tests/support/first_blocks.py"
+    line = session.run("python", script, "--install", silent=True)
+    session.run("bash", "-c", f"python -m {line}", external=True)
+    session.run("python", script, env={**ENV, **QUICK})
+
+
 @nox.session
 def examples(session: nox.Session) -> None:
     """Run all of docs/examples, and fail if one misses its target; `-- mnist_cnn` runs that."""

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -195,9 +196,9 @@ def test_an_adapter_error_is_an_import_error():
 def test_a_name_whose_adapter_is_not_installed(name):
     _, distribution = KNOWN[name]
     skip_if_installed(distribution)
-    with pytest.raises(AdapterError, match=f"{name}.*pip install {distribution}"):
+    with pytest.raises(AdapterError, match=rf"{name}.*pip install \S*packages/{distribution}"):
         getattr(solstice.compat, name)
-    with pytest.raises(AdapterError, match=f"pip install {distribution}"):
+    with pytest.raises(AdapterError, match=rf"pip install \S*packages/{distribution}"):
         exec(f"from solstice.compat import {name}")
     assert name not in dir(solstice.compat)
 
@@ -207,13 +208,14 @@ def test_an_object_whose_adapter_is_not_installed(name):
     module, distribution = KNOWN[name]
     skip_if_installed(distribution)
     convert = as_optimizer if name == "OptaxOptimizer" else as_model
-    with pytest.raises(AdapterError, match=rf"{module}\.Thing.*{name}.*pip install {distribution}"):
+    install = rf"pip install \S*packages/{distribution}"
+    with pytest.raises(AdapterError, match=rf"{module}\.Thing.*{name}.*{install}"):
         convert(object_of(module))
 
 
 def test_a_bare_pair_of_stax_without_its_adapter():
     skip_if_installed("solstice-stax")
-    with pytest.raises(AdapterError, match="pip install solstice-stax"):
+    with pytest.raises(AdapterError, match=r"pip install \S*packages/solstice-stax"):
         as_model(stax.Dense(2))
 
 
@@ -420,7 +422,7 @@ def test_an_adapter_of_a_newer_protocol(found, how):
     assert answer["error"] == "AdapterError"
     assert "protocol v2" in answer["message"]
     assert "speaks v1" in answer["message"]
-    assert answer["message"].endswith("pip install --upgrade solstice-core")
+    assert re.search(r"pip install --upgrade \S*packages/solstice-core$", answer["message"])
 
 
 @pytest.mark.parametrize("how", ["old", "old by name"])

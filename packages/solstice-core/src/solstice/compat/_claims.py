@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, distribution, distributions
 from typing import Any, Literal, cast
 
+from solstice.compat._install import pip_install
+
 Kind = Literal["model", "optimizer", "unknown"]
 
 PROTOCOL_VERSION = 1
@@ -76,7 +78,9 @@ def cure(package: str, how: str = "--upgrade") -> str:
     """The pip command to repair or remove a package."""
     if not package:
         return "To fix: delete that folder"
-    return f"To fix: pip install {how} {package}, or do without it: pip uninstall {package}"
+    is_ours = _normal(package) in {ours for _, _, ours in KNOWN.values()}
+    install = pip_install(package, how) if is_ours else f"pip install {how} {package}"
+    return f"To fix: {install}, or do without it: pip uninstall {package}"
 
 
 @functools.cache

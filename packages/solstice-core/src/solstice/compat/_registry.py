@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from solstice._arguments import text
 from solstice.compat._claims import KNOWN, PROTOCOL_VERSION, Claim, Kind, claims
+from solstice.compat._install import pip_install
 from solstice.compat._load import AdapterError, load
 from solstice.compat._protocols import Model, Optimizer
 
@@ -61,7 +62,7 @@ def adapter_class(name: str) -> type[Any]:
     for _, known_name, distribution in KNOWN.values():
         if known_name == name:
             raise AdapterError(
-                f"solstice.compat.{name} needs an adapter package: pip install {distribution}"
+                f"solstice.compat.{name} needs an adapter package: {pip_install(distribution)}"
             )
     raise AttributeError(
         f"module 'solstice.compat' has no attribute {name!r}; adapters installed: "
@@ -136,7 +137,7 @@ def _nothing_claims(kind: Kind, obj: object, prefixes: list[str]) -> Exception:
             _, name, distribution = KNOWN[prefix]
             return AdapterError(
                 f"{function} was given a {shown}, which solstice.compat.{name} wraps: "
-                f"pip install {distribution}"
+                f"{pip_install(distribution)}"
             )
     if isinstance(obj, types.FunctionType | types.MethodType | functools.partial):
         hint = {
@@ -205,8 +206,9 @@ def the_only(found: list[Claim], what: str) -> Claim:
 def _unspoken(claim: Claim, what: str) -> Claim:
     if claim.fault:
         return claim  # `load` raises its fault
-    package = "solstice-core" if claim.version > PROTOCOL_VERSION else claim.package
-    upgrade = f"pip install --upgrade {package}" if package else "delete that folder"
+    upgrade = f"pip install --upgrade {claim.package}" if claim.package else "delete that folder"
+    if claim.version > PROTOCOL_VERSION:
+        upgrade = pip_install("solstice-core", "--upgrade")
     raise AdapterError(
         f"{what} is provided by {claim}, made for adapter protocol v{claim.version}; this "
         f"solstice-core speaks v{PROTOCOL_VERSION}. To fix: {upgrade}"

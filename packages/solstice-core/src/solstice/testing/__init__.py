@@ -13,8 +13,8 @@ class TestToynet(ModelConformance):
 
 `MetricsConformance` does the same for metrics. `verify_resume` kills your run, resumes it, and
 compares the result. `solstice.testing.parity` trains one net in several frameworks.
-`pip install "solstice-core[testing]"` installs pytest and hypothesis. The import configures JAX
-with two CPU devices, unless JAX has started already.
+`pip install "./packages/solstice-core[testing]"` installs pytest and hypothesis. The import
+configures JAX with two CPU devices, unless JAX has started already.
 """
 
 from solstice.testing._metrics import MetricsConformance
