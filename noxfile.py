@@ -336,11 +336,28 @@ def notebook(session: nox.Session) -> None:
 @nox.session
 def build(session: nox.Session) -> None:
     """Build a wheel and an sdist of each package into dist/, and check their metadata."""
-    session.install("build", "hatchling>=1.27", "twine")
+    session.install("build", "hatchling>=1.27", "twine", "check-wheel-contents")
     shutil.rmtree(DIST, ignore_errors=True)
     for name in ["core", *ADAPTERS]:
         session.run("python", "-m", "build", "-n", "-o", str(DIST), package(name), silent=True)
     session.run("twine", "check", "--strict", *map(str, DIST.iterdir()))
+    session.run("check-wheel-contents", *map(str, DIST.glob("*.whl")))
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look for known vulnerabilities in the lowest versions of the dependencies."""
+    session.install("pip-audit")
+    session.run("pip-audit", "--requirement", "constraints/lowest.txt", "--no-deps")
+
+
+@nox.session(python=NEWEST)
+def prerelease(session: nox.Session) -> None:
+    """Test the core on the pre-releases of JAX and what it needs; `-- ARGS` for pytest."""
+    pre = ["--pre"] if session.venv_backend == "virtualenv" else ["--prerelease", "allow"]
+    session.install(*pre, "--upgrade", package("core"), *TEST)
+    session.run("python", "-m", "solstice", env=ENV)
+    session.run("pytest", "-n", "2", *(session.posargs or ["tests/core"]), env={**ENV, **QUICK})
 
 
 @nox.session
