@@ -21,7 +21,7 @@ FLOORS = (
     "_callback _compiles _experiment _history_rows _mapped _metrics _monitor _record _saver data",
     "_engine _sources",
     "_loop",
-    "__init__ _options _own_history _runs _train _trainer",
+    "__init__ _options _own_history _runs _session _train _trainer",
     "__main__ _comparison callbacks checkpoint compat distributed experiments history inspect "
     "loggers metrics new_adapter population resampling",
     "testing",

@@ -1,32 +1,18 @@
-"""The Trainer: checks the arguments of a run, starts it, and keeps the newest one."""
+"""The Trainer: keeps the options and the callbacks, and the newest run."""
 
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from solstice._arguments import switch
 from solstice._callback import Callback
 from solstice._console import Text
-from solstice._engine import MeshLike, Sharding, interrupts_guarded
+from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment
-from solstice._loop import (
-    Evaluation,
-    Hooks,
-    Run,
-    Stages,
-    Training,
-    as_callbacks,
-    check_callbacks,
-    evaluate,
-    predict,
-    saved_run,
-    train,
-)
+from solstice._loop import Evaluation, as_callbacks, check_callbacks, train
 from solstice._options import Options, error_bars
 from solstice._own_history import histories_in, own_history
 from solstice._runs import Runs
-from solstice._sources import Source
+from solstice._session import Session
 from solstice._types import Dataset, Outputs
 
 if TYPE_CHECKING:
@@ -214,32 +200,18 @@ class Trainer:
             RuntimeError: this Trainer is training already.
         """
         self._options.check(experiment)
-        self._runs.check_idle()
-        options = self._options
-        stages = self._stages(experiment if switch("donate", donate) else None)
-        limits = options.limits(num_epochs, max_steps)
-        callbacks = check_callbacks([*self._kept, *self.callbacks])
-        with stages.notified():
-            stages.check_run(options.words("fit", limits), callbacks)
-            saved = None if options.fast_dev_run else saved_run(resume, callbacks, stages.peers)
-            training = Training(
-                options.training_source(train_ds, batch_size, limits.num_epochs),
-                options.validation(val_ds, batch_size, train_ds, limits.num_epochs),
-                limits,
-                options.sanity_val_batches,
-                saved,
-                switch("strict_resume", strict_resume),
-            )
-            hooks = Hooks(callbacks, "train", saved and saved.stop, is_lead=stages.is_lead)
-            several = stages.peers is not None
-            with interrupts_guarded(saves=hooks.saves, agrees=several) as guard:
-                with self._runs.preparing(hooks, training.start, experiment):
-                    run = training.run(experiment, hooks, stages, guard)
-                with self._runs.running(run):
-                    run.start()
-                    if saved is not None:  # after `on_fit_start`, which resets them
-                        saved.restore_callbacks(hooks)
-                    train(run)
+        with self._session().training(
+            experiment,
+            train_ds,
+            val_ds,
+            num_epochs=num_epochs,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            resume=resume,
+            strict_resume=strict_resume,
+            donate=donate,
+        ) as run:
+            train(run)
         return cast("_E", run.experiment)
 
     def validate(
@@ -269,9 +241,10 @@ class Trainer:
             DataError: the data set or a batch cannot be used.
             ExperimentError: `eval_step` breaks the contract of its return value.
         """
+        self._options.check(experiment)
         confidence = self._options.val_confidence if confidence is None else confidence
         evaluation = Evaluation("val", error_bars(confidence, replicates))
-        return self._measure(experiment, val_ds, batch_size, evaluation)
+        return self._session().measure(experiment, val_ds, batch_size, evaluation)
 
     def test(
         self,
@@ -286,8 +259,9 @@ class Trainer:
 
         By default there are no error bars.
         """
+        self._options.check(experiment)
         evaluation = Evaluation("test", error_bars(confidence, replicates))
-        return self._measure(experiment, test_ds, batch_size, evaluation)
+        return self._session().measure(experiment, test_ds, batch_size, evaluation)
 
     def predict(
         self, experiment: Experiment, ds: Dataset, *, batch_size: int | None = None
@@ -310,38 +284,7 @@ class Trainer:
             NotImplementedError: the Experiment has no `predict_step`.
         """
         self._options.check(experiment)
-        source = self._options.source(ds, "predict", batch_size)
-        # Not a generator itself, which would raise these errors only when it is read.
-        return self._predict(experiment, source)
+        return self._session().predict(experiment, ds, batch_size)
 
-    def _stages(self, given: Experiment | None = None) -> Stages:
-        return Stages(self._options.of_stages(given), self._runs.memory)
-
-    def _measure(
-        self, experiment: Experiment, ds: Dataset, batch_size: int | None, evaluation: Evaluation
-    ) -> dict[str, Any]:
-        self._options.check(experiment)
-        source = self._options.source(ds, evaluation.mode, batch_size)
-        with self._evaluating(experiment, source, evaluation) as run:
-            evaluate(run)
-            return run.metrics
-
-    def _predict(self, experiment: Experiment, source: Source) -> Iterator[Outputs]:
-        with self._evaluating(experiment, source, Evaluation("predict")) as run:
-            yield from predict(run)
-
-    @contextmanager
-    def _evaluating(
-        self, experiment: Experiment, source: Source, evaluation: Evaluation
-    ) -> Generator[Run, None, None]:
-        """A run that does not train, after `on_fit_start`."""
-        stages, start = self._stages(), evaluation.start(source)
-        callbacks = check_callbacks([*self._kept, *self.callbacks])
-        hooks = Hooks(callbacks, evaluation.mode, is_lead=stages.is_lead)
-        with stages.notified():
-            stages.check_run(self._options.words(evaluation.mode), callbacks)
-            with self._runs.preparing(hooks, start, experiment):
-                run = evaluation.run(experiment, source, hooks, stages)
-            with self._runs.running(run):
-                run.start()
-                yield run
+    def _session(self) -> Session:
+        return Session(self._options, self._runs, [*self._kept, *self.callbacks])

@@ -125,7 +125,7 @@ def _check_only(callback: Callback, there: Mapping[str, _Expected | None]) -> No
             f"{type(callback).__name__}(only=...) asks for {missing[0]!r}, and no step of this run "
             f"gives such a metric; there are: {', '.join(sorted(names)) or 'none'}"
             + (f"; did you mean {close[0]!r}?" if close else ""),
-            stacklevel=4,
+            stacklevel=7,
         )
 
 
@@ -142,7 +142,7 @@ def _refuse(who: str, monitor: str, expected: _Expected) -> None:
     message = no_metric(who, monitor, expected.axes)
     if expected.is_certain:
         raise KeyError(message)
-    warn(f"{message}. `compute` may give other names for other values", stacklevel=4)
+    warn(f"{message}. `compute` may give other names for other values", stacklevel=7)
 
 
 def _expected(step: object) -> _Expected | None:

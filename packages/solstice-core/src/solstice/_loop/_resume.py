@@ -227,7 +227,7 @@ class SavedRun:
         message = f"the run of {self.path} cannot be resumed exactly: {reasons}"
         if strict:
             raise CheckpointError(f"{message}. Without strict_resume this is only a warning")
-        warn(message, stacklevel=4)
+        warn(message, stacklevel=7)
 
     def other_programs(self, stepper: Stepper, computation: Computation) -> list[str]:
         """The reasons why the next steps may compute other numbers than the saved run."""

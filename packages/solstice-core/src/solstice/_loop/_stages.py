@@ -182,7 +182,7 @@ class Stages:
             self._name_override(stepper)
             for advised in (stepper.advice, placement.undivided(batch)):
                 if advised and is_new:
-                    warn(advised, stacklevel=4)
+                    warn(advised, stacklevel=6)
         self.computation.add_step(method, stepper)
         if self.peers is not None:
             if is_new:

@@ -1,0 +1,124 @@
+"""Session: starts the runs of a Trainer, with its options and its callbacks."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from solstice._arguments import switch
+from solstice._callback import Callback
+from solstice._engine import interrupts_guarded
+from solstice._experiment import Experiment
+from solstice._loop import (
+    Evaluation,
+    Hooks,
+    Run,
+    Stages,
+    Training,
+    check_callbacks,
+    evaluate,
+    predict,
+    saved_run,
+)
+from solstice._options import Options
+from solstice._runs import Runs
+from solstice._sources import Source
+from solstice._types import Dataset, Outputs
+
+
+@dataclass(frozen=True)
+class Session:
+    """The parts of a Trainer with which a run starts.
+
+    Attributes:
+        options: the options of the Trainer.
+        runs: its runs so far.
+        callbacks: its callbacks, with its own History.
+    """
+
+    options: Options
+    runs: Runs
+    callbacks: list[Callback]
+
+    @contextmanager
+    def training(
+        self,
+        experiment: Experiment,
+        train_ds: Dataset,
+        val_ds: Dataset,
+        *,
+        num_epochs: int | None,
+        max_steps: int | None,
+        batch_size: int | None,
+        resume: str | PathLike[str] | None,
+        strict_resume: bool,
+        donate: bool,
+    ) -> Generator[Run, None, None]:
+        """A training run, after `on_fit_start`, to be trained within; see `Trainer.fit`."""
+        options = self.options
+        self.runs.check_idle()
+        stages = self._stages(experiment if switch("donate", donate) else None)
+        limits = options.limits(num_epochs, max_steps)
+        callbacks = check_callbacks(self.callbacks)
+        with stages.notified():
+            stages.check_run(options.words("fit", limits), callbacks)
+            saved = None if options.fast_dev_run else saved_run(resume, callbacks, stages.peers)
+            training = Training(
+                options.training_source(train_ds, batch_size, limits.num_epochs),
+                options.validation(val_ds, batch_size, train_ds, limits.num_epochs),
+                limits,
+                options.sanity_val_batches,
+                saved,
+                switch("strict_resume", strict_resume),
+            )
+            hooks = Hooks(callbacks, "train", saved and saved.stop, is_lead=stages.is_lead)
+            several = stages.peers is not None
+            with interrupts_guarded(saves=hooks.saves, agrees=several) as guard:
+                with self.runs.preparing(hooks, training.start, experiment):
+                    run = training.run(experiment, hooks, stages, guard)
+                with self.runs.running(run):
+                    run.start()
+                    if saved is not None:  # after `on_fit_start`, which resets them
+                        saved.restore_callbacks(hooks)
+                    yield run
+
+    def measure(
+        self, experiment: Experiment, ds: Dataset, batch_size: int | None, evaluation: Evaluation
+    ) -> dict[str, Any]:
+        """The metrics of an evaluation; see `Trainer.validate`."""
+        source = self.options.source(ds, evaluation.mode, batch_size)
+        with self._evaluating(experiment, source, evaluation) as run:
+            evaluate(run)
+            return run.metrics
+
+    def predict(
+        self, experiment: Experiment, ds: Dataset, batch_size: int | None
+    ) -> Iterator[Outputs]:
+        """The outputs of each batch; see `Trainer.predict`."""
+        source = self.options.source(ds, "predict", batch_size)
+        # Not a generator itself, which would raise these errors only when it is read.
+        return self._predict(experiment, source)
+
+    def _predict(self, experiment: Experiment, source: Source) -> Iterator[Outputs]:
+        with self._evaluating(experiment, source, Evaluation("predict")) as run:
+            yield from predict(run)
+
+    def _stages(self, given: Experiment | None = None) -> Stages:
+        return Stages(self.options.of_stages(given), self.runs.memory)
+
+    @contextmanager
+    def _evaluating(
+        self, experiment: Experiment, source: Source, evaluation: Evaluation
+    ) -> Generator[Run, None, None]:
+        """A run that does not train, after `on_fit_start`."""
+        stages, start = self._stages(), evaluation.start(source)
+        callbacks = check_callbacks(self.callbacks)
+        hooks = Hooks(callbacks, evaluation.mode, is_lead=stages.is_lead)
+        with stages.notified():
+            stages.check_run(self.options.words(evaluation.mode), callbacks)
+            with self.runs.preparing(hooks, start, experiment):
+                run = evaluation.run(experiment, source, hooks, stages)
+            with self.runs.running(run):
+                run.start()
+                yield run
