@@ -3,7 +3,8 @@
 import difflib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from dataclasses import FrozenInstanceError, fields
+from typing import TYPE_CHECKING, Any, Self
 
 import equinox as eqx
 
@@ -51,6 +52,14 @@ class Experiment(eqx.Module):
                     f"that your own code calls needs another name, such as `_{name}`",
                     stacklevel=5,  # through the metaclasses, to the line of the class
                 )
+
+    if not TYPE_CHECKING:  # to a type checker, fields are frozen
+
+        def __setattr__(self, name: str, value: object) -> None:
+            try:
+                super().__setattr__(name, value)
+            except FrozenInstanceError as error:
+                raise FrozenInstanceError(f"{error}. {_cure(self, name)}") from None
 
     @abstractmethod
     def train_step(self, batch: Batch) -> tuple[Self, Outputs]:
@@ -202,6 +211,16 @@ _ELSEWHERE = {
     "configure_optimizers": "hold the optimiser in a field, and update in `train_step`",
 }
 """Methods of other libraries, and the advice for each."""
+
+
+def _cure(experiment: Experiment, name: str) -> str:
+    """What to write in place of the assignment of an attribute."""
+    if name in {field.name for field in fields(experiment)}:
+        return (
+            f"An Experiment never changes in place: write `self = solstice.replace(self, "
+            f"{name}=...)`, and return `self`"
+        )
+    return f"Declare the field in the class {type(experiment).__name__}: write `{name}: Any`"
 
 
 def _meant(name: str) -> str | None:

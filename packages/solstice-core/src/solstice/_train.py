@@ -7,11 +7,13 @@ from typing import Any, TypeVar
 from solstice._callback import Callback
 from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment
+from solstice._keywords import keywords_explained
 from solstice._trainer import Trainer
 
 _E = TypeVar("_E", bound=Experiment)
 
 
+@keywords_explained
 def train(
     experiment: _E,
     *,
@@ -61,6 +63,7 @@ def train(
     )
 
 
+@keywords_explained
 def test(
     experiment: Experiment,
     test_ds: object,

@@ -8,6 +8,7 @@ from solstice._callback import Callback
 from solstice._console import Text
 from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment
+from solstice._keywords import keywords_explained
 from solstice._loop import Evaluation, as_callbacks, check_callbacks, train
 from solstice._options import Options, error_bars
 from solstice._own_history import histories_in, own_history
@@ -75,6 +76,7 @@ class Trainer:
     callbacks that save.
     """
 
+    @keywords_explained
     def __init__(
         self,
         callbacks: Iterable[Callback] = (),
@@ -149,6 +151,7 @@ class Trainer:
             raise AttributeError("this Trainer has nothing to explain before its first run")
         return Text(self._runs.newest.explain())
 
+    @keywords_explained
     def fit(
         self,
         experiment: _E,
@@ -214,6 +217,7 @@ class Trainer:
             train(run)
         return cast("_E", run.experiment)
 
+    @keywords_explained
     def validate(
         self,
         experiment: Experiment,
@@ -246,6 +250,7 @@ class Trainer:
         evaluation = Evaluation("val", error_bars(confidence, replicates))
         return self._session().measure(experiment, val_ds, batch_size, evaluation)
 
+    @keywords_explained
     def test(
         self,
         experiment: Experiment,
@@ -263,6 +268,7 @@ class Trainer:
         evaluation = Evaluation("test", error_bars(confidence, replicates))
         return self._session().measure(experiment, test_ds, batch_size, evaluation)
 
+    @keywords_explained
     def predict(
         self, experiment: Experiment, ds: Dataset, *, batch_size: int | None = None
     ) -> Iterator[Outputs]:

@@ -234,7 +234,8 @@ def _explain(error: Exception, function: Callable[..., Any], method: str, batch:
             f'{given}. Write `x, y = batch["x"], batch["y"]` with your names'
         ) from error
     error.add_note(given)
-    if isinstance(error, FrozenInstanceError):  # of an Experiment, a Metrics or a net of Equinox
+    # That of an Experiment says so itself; this is one of a Metrics or a net of Equinox.
+    if isinstance(error, FrozenInstanceError) and "solstice.replace" not in str(error):
         name = str(error).split("'")[1::2] or ["params"]
         error.add_note(
             f"Modules never change in place: write `self = solstice.replace(self, {name[0]}=...)` "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from solstice._batch import arrays_of
+from solstice._batch import arrays_of, describe_batch
 from solstice._callback import Callback
 from solstice._engine import Guard
 from solstice._errors import CheckpointError
@@ -52,6 +52,15 @@ def saved_run(
     return found
 
 
+def _set_up(experiment: Experiment, batch: Batch) -> Experiment:
+    """The Experiment after `setup`. A model fails there for inputs of another shape."""
+    try:
+        return experiment.setup(batch)
+    except Exception as error:
+        error.add_note(f"setup was given this batch: {describe_batch(batch)}")
+        raise
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A run that does not train.
@@ -74,7 +83,7 @@ class Evaluation:
         # A batch to predict may have no targets, which `setup` may need.
         if self.mode != "predict":
             batch, method = arrays_of(first_batch(source)), "eval_step"
-            evaluated = experiment = experiment.setup(batch)
+            evaluated = experiment = _set_up(experiment, batch)
             if self.as_evaluated is not None:
                 evaluated = self.as_evaluated(experiment, batch)
         stage = stages.stage(source, evaluated, method, hooks)
@@ -103,7 +112,7 @@ class Training:
 
     def run(self, experiment: Experiment, hooks: Hooks, stages: Stages, guard: Guard) -> Run:
         """The run, before `on_fit_start`; all its steps have been traced."""
-        experiment = experiment.setup(arrays_of(first_batch(self.source)))
+        experiment = _set_up(experiment, arrays_of(first_batch(self.source)))
         stage = stages.stage(self.source, experiment, "train_step", hooks)
         at = self.start
         # Before `resumed`, which compares the step of the validation too.

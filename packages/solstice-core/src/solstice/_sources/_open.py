@@ -5,6 +5,7 @@ from typing import Any, cast
 from solstice._arguments import whole
 from solstice._errors import DataError
 from solstice._sources import _libraries
+from solstice._sources._advice import check_arrays
 from solstice._sources._kinds import describe, is_array, is_examples, is_tree_of_arrays
 from solstice._sources._several import check_single
 from solstice._sources._source import Source
@@ -39,6 +40,7 @@ def open_source(
         source = open_source(data.data, name, batch_size, **more)
         source.is_share = True
         return source
+    check_arrays(data, name)
     check_single(data, name, batch_size, like.data if isinstance(like, PerProcess) else like)
     # No shuffling in evaluation, because predictions would not match their examples.
     order = ", shuffle=True" if shuffle else ""
@@ -56,8 +58,9 @@ def open_source(
         if not is_tree_of_arrays(data):
             raise DataError(
                 f"batch_size={batch_size} was given, and {name} is not a tree of arrays but "
-                f"{describe(data)}; leave batch_size out for data that come in batches. For rows "
-                f"that it reads by their numbers, write "
+                f"{describe(data)}; leave batch_size out for data that come in batches, and cut "
+                f"other arrays into batches by `solstice.data.batches(arrays, {batch_size})`. For "
+                f"rows that it reads by their numbers, write "
                 f"`{name}=solstice.data.batches({name}, {batch_size}{order})`"
             )
         data = Batches(data, batch_size, shuffle=shuffle, on_device=on_device)

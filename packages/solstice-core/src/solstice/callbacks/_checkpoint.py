@@ -8,6 +8,7 @@ from typing import Literal
 from solstice import checkpoint
 from solstice._arguments import positive, switch, whole, whole_or_none
 from solstice._better import better
+from solstice._keywords import keywords_explained
 from solstice._monitor import Monitor
 from solstice._record import Record
 from solstice._saver import Saver
@@ -76,6 +77,7 @@ class Checkpoint(Saver):
     modes = ("train", "val")
     needs = ("snapshot",)
 
+    @keywords_explained
     def __init__(
         self,
         directory: str | PathLike[str],

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from solstice._arguments import not_negative, whole
 from solstice._callback import Callback, Phase
+from solstice._keywords import keywords_explained
 from solstice._monitor import Monitor
 from solstice._per_member import best_of, is_vector
 from solstice._record import Record, Stop
@@ -49,6 +50,7 @@ class EarlyStopping(Callback):
     phase = Phase.MONITOR
     modes = ("train", "val")
 
+    @keywords_explained
     def __init__(
         self,
         monitor: str = "val/loss",

@@ -12,6 +12,7 @@ from jax import Array
 from solstice import _tree
 from solstice._arguments import function_or_none, not_negative, whole
 from solstice._errors import DataError
+from solstice._keywords import keywords_explained
 from solstice._metrics import at_least_float32
 from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.compat import Model, Params, State, adapt_argument
@@ -78,6 +79,7 @@ class AutoencoderExperiment(SupervisedExperiment[AutoencoderTask]):
             another shape.
     """
 
+    @keywords_explained
     def __init__(
         self,
         encoder: Adaptable,
@@ -187,6 +189,7 @@ class VAEExperiment(SupervisedExperiment[VAETask]):
             with the default loss; or a model returns another shape.
     """
 
+    @keywords_explained
     def __init__(
         self,
         encoder: Adaptable,

@@ -56,6 +56,8 @@ def pair_of(batch: Batch) -> tuple[Inputs, Targets]:
     elif isinstance(batch, Mapping):
         names = [*map(repr, cast("Mapping[str, Batch]", batch)), "'label'", "'label'"][:2]
         hint = f". Map each batch to a pair: `(batch[{names[0]}], batch[{names[1]}])`"
+    elif hasattr(batch, "shape"):
+        hint = ". Give both in one argument: `(x, y)`"
     elif isinstance(batch, Masked) or holds_masked:
         hint = ". A mask goes around all of it, once: `Masked((features, labels), mask)`"
     raise DataError(

@@ -13,6 +13,7 @@ from solstice import _hints
 from solstice._arguments import probability, whole
 from solstice._batch import describe_batch, num_rows
 from solstice._errors import DataError
+from solstice._keywords import keywords_explained
 from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.experiments._checks import (
     counted,
@@ -125,6 +126,7 @@ class ClassificationExperiment(SupervisedExperiment[ClassificationTask]):
             [n, num_classes].
     """
 
+    @keywords_explained
     def __init__(
         self,
         model: Adaptable,
@@ -201,6 +203,7 @@ class BinaryClassificationExperiment(SupervisedExperiment[BinaryTask]):
         ValueError, TypeError, DataError: as `ClassificationExperiment`.
     """
 
+    @keywords_explained
     def __init__(
         self,
         model: Adaptable,
@@ -291,6 +294,7 @@ class MultilabelClassificationExperiment(SupervisedExperiment[MultilabelTask]):
         ValueError, TypeError, DataError: as `ClassificationExperiment`.
     """
 
+    @keywords_explained
     def __init__(
         self,
         model: Adaptable,

@@ -11,6 +11,7 @@ from jax import Array
 from solstice import _tree
 from solstice._arguments import whole
 from solstice._batch import is_traced, num_rows
+from solstice._keywords import keywords_explained
 from solstice._replace import replace
 from solstice._shares import check_weights, of_triple
 from solstice._signatures import called_with
@@ -88,6 +89,7 @@ class GANExperiment(ReadyMadeExperiment):
     loss: GANLoss | None = eqx.field(static=True)
     micro_batches: int = eqx.field(static=True)
 
+    @keywords_explained
     def __init__(
         self,
         generator: Adaptable,

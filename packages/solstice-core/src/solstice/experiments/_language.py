@@ -16,6 +16,7 @@ from solstice._arguments import integers, not_negative, whole
 from solstice._batch import describe_batch, is_sequence
 from solstice._engine import PROGRAMS, Program, program_of
 from solstice._errors import DataError
+from solstice._keywords import keywords_explained
 from solstice._metrics import at_least_float32
 from solstice._shares import product
 from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Targets
@@ -115,6 +116,7 @@ class LanguageModelExperiment(SupervisedExperiment[LanguageModelTask]):
         DataError: in a step, the batch is not an array of tokens, or logits have another shape.
     """
 
+    @keywords_explained
     def __init__(
         self,
         model: Adaptable,

@@ -11,6 +11,7 @@ from jax import Array
 from solstice import _tree
 from solstice._arguments import whole
 from solstice._errors import DataError
+from solstice._keywords import keywords_explained
 from solstice._replace import replace
 from solstice._types import Adaptable, Batch, Inputs, ModelOutputs, Outputs
 from solstice.compat import Model, Optimizer, OptState, Params, State, adapt_argument
@@ -79,6 +80,7 @@ class Learner(eqx.Module):
     """The shape of one example of each input; None before `setup`."""
     free_axes: int = eqx.field(static=True)
 
+    @keywords_explained
     def __init__(
         self,
         model: Adaptable,

@@ -10,6 +10,7 @@ from solstice import _tree
 from solstice._callback import Callback
 from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment
+from solstice._keywords import keywords_explained
 from solstice._train import test, train
 from solstice._trainer import Trainer
 from solstice._types import Dataset, Outputs
@@ -21,6 +22,7 @@ class ReadyMadeExperiment(Experiment):
     A base for kinds that a `Task` cannot describe, such as `GANExperiment` with its two updates.
     """
 
+    @keywords_explained
     def train(
         self,
         train_ds: Dataset,
@@ -54,6 +56,7 @@ class ReadyMadeExperiment(Experiment):
             sharding=sharding,
         )
 
+    @keywords_explained
     def test(
         self,
         test_ds: Dataset,
@@ -70,6 +73,7 @@ class ReadyMadeExperiment(Experiment):
         given |= {"confidence": confidence, "replicates": replicates}
         return test(self, test_ds, batch_size=batch_size, **given)
 
+    @keywords_explained
     def predict(
         self,
         ds: Dataset,

@@ -8,6 +8,7 @@ from jax import Array
 from solstice._batch import describe_batch, num_rows
 from solstice._errors import DataError
 from solstice._hints import number_hint
+from solstice._keywords import keywords_explained
 from solstice._types import Adaptable, AnyArray, Batch, Inputs, ModelOutputs, Targets
 from solstice.experiments._checks import (
     count_nan,
@@ -85,6 +86,7 @@ class RegressionExperiment(SupervisedExperiment[RegressionTask]):
             shape.
     """
 
+    @keywords_explained
     def __init__(
         self,
         model: Adaptable,

@@ -1,6 +1,7 @@
 """History: the table of a run's metrics."""
 
 import csv
+import difflib
 import importlib
 from collections.abc import Collection
 from functools import partial
@@ -126,8 +127,12 @@ class History(Callback):
         values = [(row, row[column]) for row in there if is_numeric(row.get(column))]
         found = [(row, v if is_vector(v) else float(v)) for row, v in values]
         if not found:
-            names = ", ".join(self.names(span)) or "none"
-            raise KeyError(f"there is no metric {name!r} by {span}; there are: {names}")
+            names = self.names(span)
+            close = difflib.get_close_matches(name, names, 1)
+            raise KeyError(
+                f"there is no metric {name!r} by {span}; there are: {', '.join(names) or 'none'}"
+                + (f"; did you mean {close[0]!r}?" if close else "")
+            )
         return found
 
     def names(self, span: Literal["epoch", "steps"] = "epoch") -> list[str]:
