@@ -229,8 +229,33 @@ def test_the_reason_of_the_stop_is_told():
     early = EarlyStopping("val/loss", patience=1)
     record = Record(mode="val", epoch_step=1, has_validation=True, given={"metrics": {"loss": 1.5}})
     early.on_epoch_end(record)
-    with pytest.raises(Stop, match=r"val/loss has not improved on 1\.5 in 1 epochs"):
+    with pytest.raises(Stop, match=r"val/loss has not improved on 1\.5 in 1 validation"):
         early.on_epoch_end(record)
+
+
+@pytest.mark.parametrize("num_epochs", [3, None])
+def test_a_run_that_a_callback_stops_says_where_and_why(caplog, num_epochs):
+    data = epochs_of([2.0, 1.0, 1.5, 0.0])
+    trainer = Trainer([EarlyStopping("val/loss", patience=1)])
+    limits = {"num_epochs": num_epochs, "max_steps": 9}
+    trainer.fit(Mean(jnp.zeros(())), data, data, **limits)
+    why = "val/loss has not improved on 1 in 1 validation"
+    assert trainer.stopped == why
+    of = "" if num_epochs is None else " of 3"
+    assert caplog.messages == [f"stopped after step 3, in epoch 3{of}: {why}"]
+    trainer.fit(Mean(jnp.zeros(())), data, data, num_epochs=2)
+    assert trainer.stopped is None
+
+
+def test_a_stop_without_a_reason_is_said_too(caplog):
+    class Once(Callback):
+        def on_step_end(self, record):
+            raise Stop
+
+    trainer = Trainer([Once()])
+    trainer.fit(Mean(jnp.zeros(())), epochs_of([0.0] * 2), num_epochs=2)
+    assert trainer.stopped == ""
+    assert caplog.messages == ["stopped after step 1, in epoch 1 of 2, as a callback asked"]
 
 
 def test_an_evaluation_by_a_callback_leaves_early_stopping_alone():

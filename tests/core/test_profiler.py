@@ -23,23 +23,48 @@ def some(count):
     return [np.eye(8, dtype=np.float32)] * count
 
 
+class Calls(solstice.Callback):
+    every = None
+
+    def __init__(self):
+        self.ends = []
+
+    def on_call_end(self, record):
+        if record.mode == "train":
+            self.ends.append(record.step)
+
+
 def test_a_trace_of_the_window_is_written_and_told(tmp_path, caplog):
-    calls = []
-
-    class Calls(solstice.Callback):
-        every = None
-
-        def on_call_end(self, record):
-            calls.append(record.step)
-
-    trainer = solstice.Trainer([Profiler(tmp_path, start=5, steps=4), Calls()], steps_per_call=3)
+    calls = Calls()
+    trainer = solstice.Trainer([Profiler(tmp_path, start=5, steps=4), calls], steps_per_call=3)
     trainer.fit(Mean(), some(10), some(2), num_epochs=2)
-    assert calls[:4] == [3, 6, 9, 10]
+    assert calls.ends[:5] == [3, 5, 8, 9, 10]
     told = caplog.text
-    assert "profiled steps 7 to 10." in told
+    assert "profiled steps 6 to 9." in told
     (trace,) = tmp_path.glob("**/perfetto_trace.json.gz")
     assert str(trace) in told
     assert len(json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]) > 10
+
+
+@pytest.mark.parametrize(("start", "told"), [(0, "1 to 4"), (3, "4 to 7"), (8, "9 to 12")])
+def test_the_window_lies_within_a_call_or_an_epoch(tmp_path, caplog, start, told):
+    """By default, a call would be as long as the epoch."""
+    calls = Calls()
+    trainer = solstice.Trainer([Profiler(tmp_path, start=start, steps=4), calls])
+    trainer.fit(Mean(), some(10), num_epochs=2)
+    assert f"profiled steps {told}." in caplog.text
+    assert {start, start + 4} - {0} <= {*calls.ends}
+
+
+def test_a_resumed_run_counts_from_its_start(tmp_path, caplog):
+    def fit(*more, **options):
+        saver = solstice.callbacks.Checkpoint(tmp_path / "run")
+        trainer = solstice.Trainer([saver, *more])
+        trainer.fit(Mean(), some(10), **options)
+
+    fit(max_steps=10)
+    fit(Profiler(tmp_path / "trace", start=2, steps=3), resume="last", max_steps=20)
+    assert "profiled steps 13 to 15." in caplog.text
 
 
 def test_a_run_that_ends_before_or_within_the_window_is_told(tmp_path, caplog):
@@ -48,7 +73,7 @@ def test_a_run_that_ends_before_or_within_the_window_is_told(tmp_path, caplog):
     assert not (tmp_path / "a").exists()
     trainer = solstice.Trainer([Profiler(tmp_path / "b", start=1, steps=50)], steps_per_call=2)
     trainer.fit(Mean(), some(6))
-    assert "profiled steps 3 to 6." in caplog.text
+    assert "profiled steps 2 to 6." in caplog.text
     caplog.clear()
     trainer.test(Mean(), some(2))
     assert caplog.text == ""

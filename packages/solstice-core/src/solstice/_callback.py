@@ -73,6 +73,8 @@ class Callback:
         saves: True for a callback that saves the run in `on_call_end` if `record.interrupted`. With
             one, SIGTERM and Ctrl-C end the run where it can be saved; a second signal ends it at
             once.
+        call_ends: numbers of steps since the start of `fit`, or of an evaluation, after which a
+            compiled call ends, so that `on_call_end` is called there.
     """
 
     every: int | None = 1
@@ -84,6 +86,7 @@ class Callback:
     has_side_effects: bool = False
     processes: Literal["first", "all"] = "all"
     saves: bool = False
+    call_ends: Collection[int] = ()
 
     def on_fit_start(self, record: Record) -> None:
         """Before the first step of a run, in every mode. The record has `experiment`."""

@@ -9,7 +9,7 @@ from solstice._console import Text
 from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment
 from solstice._keywords import keywords_explained
-from solstice._loop import Evaluation, as_callbacks, check_callbacks, train
+from solstice._loop import Ended, Evaluation, as_callbacks, check_callbacks, train
 from solstice._options import Options, error_bars
 from solstice._own_history import histories_in, own_history
 from solstice._runs import Runs
@@ -138,6 +138,15 @@ class Trainer:
         with the metrics of each epoch and arrays of up to 256 numbers.
         """
         return histories_in([*self.callbacks, *self._kept])[0]
+
+    @property
+    def stopped(self) -> str | None:
+        """`trainer.stopped`: why a callback ended the newest run; None if it ended by itself.
+
+        It is the text of the `solstice.Stop` that the callback raised.
+        """
+        newest = self._runs.newest
+        return newest.stopped if isinstance(newest, Ended) else None
 
     def explain(self) -> str:
         """`print(trainer.explain())`: how the newest run is cut into compiled calls, and why.

@@ -310,6 +310,7 @@ def _settings_of(callback: Callback) -> dict[str, Any]:
         "can_stop": callback.can_stop,
         "processes": callback.processes,
         "waits_for_device": callback.waits_for_device,
+        "call_ends": tuple(callback.call_ends),
     }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from solstice._console import say_once
 from solstice._experiment import Experiment
 from solstice._loop._hooks import Hooks
 from solstice._loop._run import Run
@@ -28,16 +29,19 @@ class Ended:
     Attributes:
         last: its newest Experiment, or the message if it is lost.
         explanation: the text of `explain`.
+        stopped: the reason of the request to stop that ended it, or None.
     """
 
     last: Experiment | str
     explanation: str
+    stopped: str | None = None
 
     @staticmethod
     def of(run: Run) -> "Ended":
         """`Ended.of(run)`: the newest Experiment of a run, and its explanation."""
         run.state.close()
-        return Ended(run.state.lost if run.state.is_lost else run.experiment, run.explain())
+        last = run.state.lost if run.state.is_lost else run.experiment
+        return Ended(last, run.explain(), None if run.hooks.stop is None else str(run.hooks.stop))
 
     @property
     def experiment(self) -> Experiment:
@@ -73,6 +77,7 @@ def ended(run: Run) -> Generator[None, None, None]:
         with _saved_if_asked(run):
             yield
             run.end()
+            _say_stopped(run)
     except GeneratorExit:  # the caller of `predict` stopped reading: not an error
         run.end()
         raise
@@ -82,6 +87,16 @@ def ended(run: Run) -> Generator[None, None, None]:
     finally:
         run.state.kept.settle()
         run.guard.point = None  # it refers to the run, which refers to the guard
+
+
+def _say_stopped(run: Run) -> None:
+    """Says where and why a callback ended a training run."""
+    at, stop = run.state.at, run.hooks.stop
+    if stop is None or not run.state.trains:
+        return
+    epochs = f"epoch {at.epoch + 1:,}" + (f" of {at.num_epochs:,}" if at.num_epochs else "")
+    reason = f": {stop}" if str(stop) else ", as a callback asked"
+    say_once(f"stopped after step {at.step:,}, in {epochs}{reason}")
 
 
 @contextmanager

@@ -84,7 +84,10 @@ class EarlyStopping(Callback):
             return
         self._waited += 1
         if self._waited >= self.patience:
-            raise Stop(f"{self.monitor} has not improved on {self.best} in {self._waited} epochs")
+            best = "a number" if self.best is None else f"{self.best:.6g}"  # NaN from the start
+            unit = "validation" if self.monitor.startswith("val/") else "epoch"
+            times = f"{self._waited} {unit}{'s' if self._waited > 1 else ''}"
+            raise Stop(f"{self.monitor} has not improved on {best} in {times}")
 
     def _standard_error(self, record: Record) -> float:
         name = self.monitor.partition("/")[2]

@@ -14,14 +14,14 @@ from solstice._record import Record
 class Profiler(Callback):
     """`Profiler("runs/profile", start=100, steps=20)`: trace some training steps.
 
-    The trace starts at the end of the first compiled call after `start` steps, so it excludes
-    compilation, and stops at the end of the call that completes `steps`. It does not change the
-    length of calls. At the end, the logger "solstice" gets the line that opens the trace.
+    A compiled call ends after `start` steps, where the trace starts, and one ends after `steps`
+    more, where it stops. Calls within are not shortened. With `start=0` the trace includes the
+    compilation. At the end, the logger "solstice" gets the line that opens the trace.
 
     Args:
         directory: the folder for the trace.
         start: training steps of this run before the trace, 0 or more.
-        steps: the fewest training steps in the trace, 1 or more.
+        steps: training steps in the trace, 1 or more.
 
     Raises:
         ValueError: an argument is out of range, or `directory` is a URL.
@@ -39,6 +39,7 @@ class Profiler(Callback):
         self._folder = self.directory
         self._after = whole("start", start, 0)
         self._steps = whole("steps", steps)
+        self.call_ends = (self._after, self._after + self._steps)
         self._run_began = 0
         self._began: int | None = None
         self._is_done = False
@@ -49,16 +50,19 @@ class Profiler(Callback):
         check_folder(self._folder, f"Profiler({str(self.directory)!r})")
         self._run_began, self._began, self._is_done = record.step, None, False
 
+    def on_epoch_start(self, record: Record) -> None:
+        """Starts the trace if it has the first step of the run."""
+        if self._after == 0 and self._began is None:
+            self._start(record)
+
     def on_call_end(self, record: Record) -> None:
         """Starts or stops the trace."""
         if self._is_done:
             return
         if self._began is None:
             if record.step - self._run_began >= self._after:
-                _wait(record)
-                # After the wait, so that the trace has no earlier steps.
-                jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
-                self._began = record.step
+                _wait(record)  # so that the trace has no earlier steps
+                self._start(record)
         elif record.step - self._began >= self._steps:
             _wait(record)
             self._close(record)
@@ -70,6 +74,10 @@ class Profiler(Callback):
     def on_exception(self, record: Record, error: BaseException) -> None:
         """Stops the trace, because the profiler of JAX is global."""
         self._close(record)
+
+    def _start(self, record: Record) -> None:
+        jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+        self._began = record.step
 
     def _close(self, record: Record) -> None:
         if self._began is None or self._is_done:
