@@ -26,6 +26,7 @@ from solstice import (
     inspect,
     loggers,
     metrics,
+    runs,
 )
 from solstice.checkpoint import CheckpointError
 
@@ -80,12 +81,23 @@ def test_each_hostile_value_is_refused_by_the_name_of_its_argument(target, tmp_p
 MODULES = (
     solstice,
     *(callbacks, checkpoint, compat, data, experiments, history, inspect, loggers, metrics, kit),
+    runs,
 )
 
 NOT_CHECKED: dict[str, str] = {
     "Phase": "an enumeration, whose arguments are those of Python",
     **dict.fromkeys(
-        ["Record", "Replay", "Snapshot", "Start", "LearningRates", "Part", "StepPlan", "Summary"],
+        [
+            "Record",
+            "Replay",
+            "RunInfo",
+            "Snapshot",
+            "Start",
+            "LearningRates",
+            "Part",
+            "StepPlan",
+            "Summary",
+        ],
         "Solstice makes it, and users read it",
     ),
     **dict.fromkeys(
@@ -209,7 +221,7 @@ RUNS = (
 OTHERWISE = (
     *(*RUNS, "compare", "read_history", "find_learning_rate", "plan", "verify_resume", "MLflow"),
     *("checkpoint.save", "checkpoint.load", "checkpoint.manifest", "checkpoint.sweep"),
-    *("checkpoint.exists", "checkpoint.remove", "checkpoint.check_writable"),
+    *("checkpoint.exists", "checkpoint.remove", "checkpoint.check_writable", "read"),
     "write_package",
 )
 """What does more than to make something of its arguments."""

@@ -62,7 +62,7 @@ print(*sorted(m for m in sys.modules if m.startswith("solstice.")))
 """
 """A run on the core alone, with the modules that are loaded before and after it."""
 
-READY_MADE = "callbacks checkpoint compat experiments history inspect loggers metrics testing"
+READY_MADE = "callbacks checkpoint compat experiments history inspect loggers metrics runs testing"
 
 MODULES = [solstice, solstice.callbacks, solstice.compat, solstice.data, solstice.experiments]
 MODULES += [solstice.metrics]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import solstice
-from solstice import callbacks, checkpoint, compat, data, experiments, loggers, metrics
+from solstice import callbacks, checkpoint, compat, data, experiments, loggers, metrics, runs
 from solstice import testing as kit
 from solstice.new_adapter import write_package
 
@@ -312,6 +312,7 @@ TRAINER = {
     "overfit_batches": "count or None",
     "sanity_val_batches": "count or None",
     "val_confidence": "confidence",
+    "hyperparameters": "hyperparameters",
 }
 BARS = {"confidence": "confidence", "replicates": "replicates"}
 
@@ -786,6 +787,7 @@ TARGETS: dict[str, Target] = {
         {"path": "a", "like": X},
         {"path": "path", "only": "text or None", "rename": "table"},
     ),
+    "read": Target(runs.read, {}, {"folder": "path"}),
     "checkpoint.manifest": Target(checkpoint.manifest, {}, {"path": "path"}),
     "checkpoint.sweep": Target(
         checkpoint.sweep, {"folder": "a"}, {"folder": "path", "names": "names"}
@@ -813,6 +815,16 @@ KINDS["callbacks or None"] = {k: v for k, v in KINDS["callbacks"].items() if k !
 KINDS["whole or None"] = NO_ARRAY | COMPLEX | {"halves": lambda: np.full(4, 0.5)}
 KINDS["rows"] = {"5": lambda: 5, "None": lambda: None, "a function": lambda: len}
 KINDS["note"] = KINDS["table"] | {"an object in": lambda: {"a": object()}}
+KINDS["hyperparameters"] = KINDS["note"] | {
+    "a class": lambda: dict,
+    "keys within": lambda: {"a": {1: 2}},
+    "a function without a name": lambda: {"a": lambda x: x},
+    "a broken object": lambda: {"a": Broken()},
+    "a deleted array": lambda: {"a": deleted()},
+    "complex": lambda: {"a": [1j]},
+    "a key": lambda: {"a": jax.random.key(0)},
+    "many numbers": lambda: {"a": np.zeros(257)},
+}
 KINDS["no module"] = {"5": lambda: 5, "None": lambda: None, "an array": lambda: np.ones(3)}
 
 COUNTS = {"np.int64": np.int64, "np.uint8": np.uint8, "no axis": np.array, "jax": jnp.asarray}

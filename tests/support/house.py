@@ -16,14 +16,15 @@ from pathlib import Path
 
 FLOORS = (
     "_agreement _arguments _batch _better _bounds _console _errors _finite _hints _hooks "
-    "_keywords _left_out _memory _numbers _paths _per_member _picture _plain _rates _replace "
-    "_schema _service _shares _signatures _stored _sums _text_table _tree _types _worker",
+    "_hyperparameters _keywords _left_out _memory _numbers _paths _per_member _picture _plain "
+    "_rates _replace _schema _service _shares _signatures _stored _sums _text_table _tree "
+    "_types _worker",
     "_callback _compiles _experiment _history_rows _mapped _metrics _monitor _record _saver data",
     "_engine _sources",
     "_loop",
-    "__init__ _options _own_history _runs _session _train _trainer",
+    "__init__ _options _own_history _own_run _runs _session _train _trainer",
     "__main__ _comparison callbacks checkpoint compat distributed experiments history inspect "
-    "loggers metrics new_adapter population resampling",
+    "loggers metrics new_adapter population resampling runs",
     "testing",
 )
 """The files and folders of the package: each imports from its own floor and from those before it.

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         metrics,
         population,
         resampling,
+        runs,
     )
     from solstice._comparison import Comparison, Difference, compare_models
     from solstice.experiments import (
@@ -84,6 +85,7 @@ _LAZY = {
     "metrics": "ClassificationMetrics",
     "population": "Evolve Population grid",
     "resampling": "Resampled",
+    "runs": "",
 }
 """The ready-made parts, which load on first use, and their names here."""
 
@@ -145,6 +147,7 @@ __all__ = [
     "replay",
     "resampling",
     "run_steps",
+    "runs",
     "summary",
     "test",
     "train",

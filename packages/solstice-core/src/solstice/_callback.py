@@ -4,7 +4,7 @@ import enum
 import inspect
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Literal, cast
 
 from solstice._record import Record
@@ -87,6 +87,15 @@ class Callback:
     processes: Literal["first", "all"] = "all"
     saves: bool = False
     call_ends: Collection[int] = ()
+
+    @property
+    def run_folder(self) -> Path | None:
+        """`return self.directory`: the folder of the run, if this callback writes there.
+
+        The Trainer keeps the file `run.json` in it, which `solstice.runs.read` reads. A relative
+        path is resolved after `on_fit_start`.
+        """
+        return None
 
     def on_fit_start(self, record: Record) -> None:
         """Before the first step of a run, in every mode. The record has `experiment`."""

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +76,12 @@ class Options:
             given |= {"layout": None, "mesh": layout.mesh, "sharding": layout.rule.patterns}
         some = (f"{name}={value}" for name, value in given.items() if value)
         return f"{run}, {', '.join(some)},"
+
+    def of_batches(self, batch_size: int | None) -> dict[str, Any]:
+        """The options that change the batches or the schedule of a run, as values of JSON."""
+        names = "limit_train_batches limit_val_batches val_every_n_steps overfit_batches"
+        given = {name: getattr(self, name) for name in [*names.split(), "steps_per_call"]}
+        return {**given, "batch_size": batch_size}
 
     def of_stages(self, given: Experiment | None) -> StageOptions:
         """The options of the stages of a run; `given` is the Experiment that it gives up."""

@@ -102,6 +102,14 @@ def check_file(path: Path, who: str) -> None:
     check_folder(path.parent, who)
 
 
+def free_name(path: Path) -> Path:
+    """The first unused name of the form `a-1.csv`, `a-2.csv` for `a.csv`."""
+    index = 1
+    while (free := path.with_stem(f"{path.stem}-{index}")).exists():
+        index += 1
+    return free
+
+
 def _local(url: str) -> str:
     """A local path to suggest in place of a URL."""
     if url.lower().startswith("file:"):

@@ -163,6 +163,7 @@ class Record:
         has_validation: whether `fit` has a validation set.
         interrupted: whether SIGTERM or Ctrl-C ends the run at this moment.
         times: the time spent on data, on calls and on the device so far.
+        hyperparameters: those of the Trainer, as values of JSON.
         given: the fields of this record, of "outputs", "batch", "experiment", "metrics", "snapshot"
             and "compilation"; those of `Lazy` are computed when they are read.
     """
@@ -177,6 +178,7 @@ class Record:
     has_validation: bool = False
     interrupted: bool = False
     times: Times = field(default_factory=Times, repr=False)
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
     given: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     @property

@@ -22,6 +22,7 @@ from solstice._loop import (
     saved_run,
 )
 from solstice._options import Options
+from solstice._own_run import keepers
 from solstice._runs import Runs
 from solstice._sources import Source
 from solstice._types import Dataset, Outputs
@@ -35,11 +36,13 @@ class Session:
         options: the options of the Trainer.
         runs: its runs so far.
         callbacks: its callbacks, with its own History.
+        hyperparameters: those of the run, or None.
     """
 
     options: Options
     runs: Runs
     callbacks: list[Callback]
+    hyperparameters: dict[str, Any] | None
 
     @contextmanager
     def training(
@@ -60,7 +63,8 @@ class Session:
         self.runs.check_idle()
         stages = self._stages(experiment if switch("donate", donate) else None)
         limits = options.limits(num_epochs, max_steps)
-        callbacks = check_callbacks(self.callbacks)
+        own = keepers(check_callbacks(self.callbacks))
+        callbacks = check_callbacks([*self.callbacks, *own])
         with stages.notified():
             stages.check_run(options.words("fit", limits), callbacks)
             saved = None if options.fast_dev_run else saved_run(resume, callbacks, stages.peers)
@@ -71,6 +75,8 @@ class Session:
                 options.sanity_val_batches,
                 saved,
                 switch("strict_resume", strict_resume),
+                self.hyperparameters,
+                is_described=bool(own),
             )
             hooks = Hooks(callbacks, "train", saved and saved.stop, is_lead=stages.is_lead)
             several = stages.peers is not None
@@ -81,6 +87,10 @@ class Session:
                     run.start()
                     if saved is not None:  # after `on_fit_start`, which resets them
                         saved.restore_callbacks(hooks)
+                    for keeper in own if stages.is_lead else []:
+                        about = training.described(stages.computation)
+                        about["options"] = options.of_batches(batch_size)
+                        keeper.begin(run.state.at, saved and saved.path, hooks, about)
                     yield run
 
     def measure(
@@ -112,13 +122,13 @@ class Session:
         self, experiment: Experiment, source: Source, evaluation: Evaluation
     ) -> Generator[Run, None, None]:
         """A run that does not train, after `on_fit_start`."""
-        stages, start = self._stages(), evaluation.start(source)
+        stages, start = self._stages(), evaluation.start(source, self.hyperparameters or {})
         callbacks = check_callbacks(self.callbacks)
         hooks = Hooks(callbacks, evaluation.mode, is_lead=stages.is_lead)
         with stages.notified():
             stages.check_run(self.options.words(evaluation.mode), callbacks)
             with self.runs.preparing(hooks, start, experiment):
-                run = evaluation.run(experiment, source, hooks, stages)
+                run = evaluation.run(experiment, source, hooks, stages, start)
             with self.runs.running(run):
                 run.start()
                 yield run

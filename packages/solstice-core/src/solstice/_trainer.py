@@ -8,6 +8,7 @@ from solstice._callback import Callback
 from solstice._console import Text
 from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment
+from solstice._hyperparameters import plain_hyperparameters
 from solstice._keywords import keywords_explained
 from solstice._loop import Ended, Evaluation, as_callbacks, check_callbacks, train
 from solstice._options import Options, error_bars
@@ -62,6 +63,10 @@ class Trainer:
             `jax.sharding.PartitionSpec`, such as `{"*kernel": P(None, "model"), "*": "fsdp"}`, of
             which the first match counts; or a function of a path, such as "params/dense/kernel",
             and a `jax.ShapeDtypeStruct`.
+        hyperparameters: settings of the run to show and to save: a dict, a dataclass or an
+            `argparse.Namespace`, with numbers, text, lists and dicts. Loggers, checkpoints, the
+            history and `run.json` have them. They change nothing in the run. None for those of the
+            checkpoint that is resumed.
 
     Attributes:
         callbacks: the callbacks, in the order of their calls.
@@ -69,8 +74,8 @@ class Trainer:
     Raises:
         ValueError: a number is out of range, or not an integer; `sharding` is an unknown word, or
             has no mesh.
-        TypeError: `callbacks` is not a list of callbacks, or `mesh` or `sharding` is something
-            else.
+        TypeError: `callbacks` is not a list of callbacks, or `mesh`, `sharding` or
+            `hyperparameters` is something else.
 
     The order at one step: the step, callbacks that log, validation, callbacks that monitor,
     callbacks that save.
@@ -92,7 +97,9 @@ class Trainer:
         val_confidence: float | None = None,
         mesh: MeshLike | None = None,
         sharding: Sharding = "replicated",
+        hyperparameters: object = None,
     ) -> None:
+        self._given = plain_hyperparameters(hyperparameters)
         self._options = Options.of(
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches,
@@ -117,6 +124,11 @@ class Trainer:
     def __repr__(self) -> str:
         names = ", ".join(type(callback).__name__ for callback in self.callbacks)
         return f"Trainer(callbacks=[{names}])"
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """`trainer.hyperparameters["rate"]`: those given to the Trainer; {} without any."""
+        return dict(self._given or {})
 
     @property
     def experiment(self) -> Experiment:
@@ -302,4 +314,5 @@ class Trainer:
         return self._session().predict(experiment, ds, batch_size)
 
     def _session(self) -> Session:
-        return Session(self._options, self._runs, [*self._kept, *self.callbacks])
+        callbacks = [*self._kept, *self.callbacks]
+        return Session(self._options, self._runs, callbacks, self._given)

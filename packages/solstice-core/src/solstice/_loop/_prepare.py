@@ -1,15 +1,16 @@
 """A training run, from its data sets and its Experiment, or from a checkpoint."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from solstice._batch import arrays_of, describe_batch
 from solstice._callback import Callback
 from solstice._engine import Guard
 from solstice._errors import CheckpointError
 from solstice._experiment import Experiment
+from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits
 from solstice._loop._loop import evaluate
@@ -73,11 +74,14 @@ class Evaluation:
     mode: Mode
     as_evaluated: Callable[[Experiment, Batch], Experiment] | None = None
 
-    def start(self, source: Source) -> Record:
+    def start(self, source: Source, hyperparameters: Mapping[str, Any]) -> Record:
         """The moment at which the run starts."""
-        return Record(mode=self.mode, steps_per_epoch=source.length)
+        length = source.length
+        return Record(mode=self.mode, steps_per_epoch=length, hyperparameters=hyperparameters)
 
-    def run(self, experiment: Experiment, source: Source, hooks: Hooks, stages: Stages) -> Run:
+    def run(
+        self, experiment: Experiment, source: Source, hooks: Hooks, stages: Stages, start: Record
+    ) -> Run:
         """The run, before `on_fit_start`; its step has been traced."""
         evaluated, method = experiment, "predict_step"
         # A batch to predict may have no targets, which `setup` may need.
@@ -87,7 +91,7 @@ class Evaluation:
             if self.as_evaluated is not None:
                 evaluated = self.as_evaluated(experiment, batch)
         stage = stages.stage(source, evaluated, method, hooks)
-        return Run(stage, hooks, self.start(source), stages, experiment=experiment)
+        return Run(stage, hooks, start, stages, experiment=experiment)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ class Training:
         sanity_val_batches: the number of batches to evaluate before the first step, or None.
         saved: the saved run to continue, or None.
         strict: whether a caveat of resuming is an error.
+        hyperparameters: those of the Trainer; None for those of the saved run.
+        is_described: whether a callback describes the computation, as a checkpoint does.
     """
 
     source: Source
@@ -109,6 +115,8 @@ class Training:
     sanity_val_batches: int | None = None
     saved: "SavedRun | None" = None
     strict: bool = False
+    hyperparameters: Mapping[str, Any] | None = None
+    is_described: bool = False
 
     def run(self, experiment: Experiment, hooks: Hooks, stages: Stages, guard: Guard) -> Run:
         """The run, before `on_fit_start`; all its steps have been traced."""
@@ -129,7 +137,7 @@ class Training:
                 validation=validation,
                 strict=self.strict,
             )
-        elif hooks.takes_snapshots:
+        elif hooks.takes_snapshots or self.is_described:
             # It reads scalars back from the device, so only for a run that is saved.
             stages.computation.begin_with(stage.stepper.share_experiment())
         check_monitors(hooks.callbacks, stages.computation.steps)
@@ -148,12 +156,27 @@ class Training:
     @property
     def start(self) -> Record:
         """The moment at which a new run starts."""
+        saved = {} if self.saved is None else self.saved.hyperparameters
         return Record(
             mode="train",
             num_epochs=self.limits.num_epochs,
             steps_per_epoch=self.source.length,
             has_validation=self.validation is not None,
+            hyperparameters=saved if self.hyperparameters is None else self.hyperparameters,
         )
+
+    def described(self, computation: Computation) -> dict[str, Any]:
+        """The run as its folder describes it, after `run`; the names of `RunInfo`."""
+        validation, devices = self.validation, computation.topology
+        return {
+            "max_steps": self.limits.max_steps,
+            "computation": computation.note(),
+            "data": {
+                "identity": self.source.identity,
+                "validation": None if validation is None else validation.source.identity,
+            },
+            "devices": f"{devices['words']} of kind {devices['kind']}",
+        }
 
     def _try_validation(
         self, source: Source, training: Stage, stages: Stages, hooks: Hooks

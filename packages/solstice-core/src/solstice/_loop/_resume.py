@@ -1,7 +1,7 @@
 """SavedRun: finds the checkpoint of a run, and restores the run from it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,6 +13,7 @@ from solstice._callback import Callback, named
 from solstice._console import say_once, warn
 from solstice._engine import Stepper
 from solstice._experiment import Experiment
+from solstice._hyperparameters import changes
 from solstice._loop._computation import Computation
 from solstice._loop._epoch import Epoch
 from solstice._loop._hooks import Hooks
@@ -22,7 +23,7 @@ from solstice._loop._snapshot import Position, owners_of
 from solstice._loop._stages import Stage, Stages
 from solstice._record import Record, Stop, made
 from solstice._saver import Saver
-from solstice._schema import SchemaError
+from solstice._schema import SchemaError, read
 from solstice._sources import Source
 from solstice.checkpoint import CheckpointError, load_renamed, read_rows
 
@@ -35,11 +36,13 @@ class SavedRun:
         path: the folder of the checkpoint.
         position: the position of the run.
         versions: the versions of the packages that it used.
+        hyperparameters: those of its Trainer.
     """
 
     path: Path
     position: Position
     versions: dict[str, str]
+    hyperparameters: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def stop(self) -> Stop | None:
@@ -93,6 +96,8 @@ class SavedRun:
             strict: whether a caveat is an error.
         """
         computation, size = stages.computation, self.position.steps_per_call
+        if changed := changes(self.hyperparameters, start.hyperparameters):
+            say_once(f"resuming {self.path} with other hyperparameters: {'; '.join(changed)}")
         # Before the Experiment is loaded, because the scalars that are given now are compared.
         computation.begin_with(stage.stepper.share_experiment())
         like = stage.stepper.share_experiment()
@@ -277,7 +282,8 @@ def find_saved(resume: str | PathLike[str], callbacks: Sequence[Callback]) -> Sa
             f"{path} is not a checkpoint of a run that this version of Solstice can continue. For "
             f"its weights alone write `exp = solstice.checkpoint.load({str(path)!r}, like=exp)`"
         )
-    return SavedRun(path, position, manifest["versions"])
+    given = manifest["note"].get("hyperparameters", {})  # of a snapshot by hand, maybe none
+    return SavedRun(path, position, manifest["versions"], given)
 
 
 def _asked(which: Literal["last", "best"], callbacks: Sequence[Callback]) -> Path | None:
@@ -330,6 +336,7 @@ def _moment(path: Path) -> tuple[float, int]:
 def _read(path: Path, rows: Callable[[Any], list[Any]]) -> tuple[dict[str, Any], Position | None]:
     manifest = checkpoint.manifest(path)
     try:
+        read(dict[str, Any], manifest["note"].get("hyperparameters", {}), "note['hyperparameters']")
         return manifest, Position.of(manifest["note"], rows)
     except SchemaError as error:
         raise CheckpointError(f"{path / 'manifest.json'}: {error}") from error

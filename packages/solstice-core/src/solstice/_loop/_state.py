@@ -270,7 +270,8 @@ class RunState:
 
     def snapshot(self) -> Snapshot:
         """`record.snapshot`: the run at this moment."""
-        return Snapshot(self._stepper.share_experiment(), self._position().note())
+        note = {**self._position().note(), "hyperparameters": dict(self.at.hyperparameters)}
+        return Snapshot(self._stepper.share_experiment(), note)
 
     def _position(self) -> "Position":
         # Only runs that save load these modules.

@@ -110,6 +110,11 @@ class Checkpoint(Saver):
         return f"Checkpoint({str(self.directory)!r})"
 
     @property
+    def run_folder(self) -> Path:
+        """The folder of the checkpoints, in which the Trainer keeps `run.json`."""
+        return self.directory if self._run is None else self._folder.path
+
+    @property
     def last(self) -> Path | None:
         """The newest checkpoint, or None."""
         return self._find("last", self._folder)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from solstice._console import warn
 from solstice._history_rows import MOMENT, as_cells, as_json
-from solstice._paths import check_file, check_regular, local_path
+from solstice._paths import check_file, check_regular, free_name, local_path
 from solstice.loggers._logger import Placed, Start
 
 
@@ -36,6 +36,11 @@ class _File(Placed):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the file, in which the Trainer keeps `run.json`."""
+        return self._at.parent
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Checks that the file is that of the resumed run.
@@ -200,11 +205,3 @@ class CSV(_File):
             writer.writeheader()
         writer.writerows(map(as_cells, rows))
         return out.getvalue()
-
-
-def free_name(path: Path) -> Path:
-    """The first unused name of the form `a-1.csv`, `a-2.csv` for `a.csv`."""
-    index = 1
-    while (free := path.with_stem(f"{path.stem}-{index}")).exists():
-        index += 1
-    return free

@@ -17,10 +17,9 @@ from solstice._arguments import mapping, whole_or_none
 from solstice._console import warn
 from solstice._experiment import params_of
 from solstice._history_rows import metrics_in
-from solstice._paths import local_path
+from solstice._paths import free_name, local_path
 from solstice._per_member import as_numbers
 from solstice._record import Record
-from solstice.loggers._files import free_name
 from solstice.loggers._logger import Placed, Start, imported, is_number
 
 _REFUSED = re.compile(r"[^-/\w.]")
@@ -75,6 +74,11 @@ class TensorBoard(Placed):
 
     def __repr__(self) -> str:
         return f"TensorBoard({str(self.directory)!r})"
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the events, in which the Trainer keeps `run.json`."""
+        return self._at
 
     def open(self, start: Start) -> None:
         """Opens an event file; in a resumed run, TensorBoard drops events after the checkpoint."""
