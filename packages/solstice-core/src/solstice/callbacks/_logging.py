@@ -7,6 +7,7 @@ from typing import Any, cast
 from solstice._arguments import function_or_none, names, whole_or_none
 from solstice._callback import Callback
 from solstice._console import say
+from solstice._hyperparameters import flat
 from solstice._left_out import LeftOut
 from solstice._per_member import as_numbers, is_vector
 from solstice._record import Record
@@ -52,9 +53,11 @@ class Logging(Callback):
         self._left_out = LeftOut()
 
     def on_fit_start(self, record: Record) -> None:
-        """Starts a new list of metrics that a warning has named."""
-        del record
+        """Shows the hyper-parameters, unless the metrics go to a function."""
         self._left_out = LeftOut()
+        if record.mode == "train" and record.hyperparameters and self._log is _to_logger:
+            given = flat(record.hyperparameters).items()
+            say("hyperparameters  " + "  ".join(f"{name} {value}" for name, value in given))
 
     def on_step_end(self, record: Record) -> None:
         """Logs the training metrics of the last `every` steps."""

@@ -65,6 +65,7 @@ class History(Callback):
         rows: the rows, oldest first. A new training run starts with an empty list, a resumed one
             with the rows up to its checkpoint. Rows are only added, never changed, because a
             checkpoint writes each row once. For your own notes, write a callback.
+        hyperparameters: those of the Trainer, as values of JSON.
 
     Raises:
         ValueError: an argument is out of range.
@@ -83,7 +84,8 @@ class History(Callback):
         self._left_out = LeftOut()
         self._seen = set[tuple[str, str]]()
         self.rows: list[dict[str, Any]] = Rows()
-        self._replaced: list[dict[str, Any]] | None = None
+        self.hyperparameters: dict[str, Any] = {}
+        self._replaced: tuple[list[dict[str, Any]], dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -184,6 +186,7 @@ class History(Callback):
             raise ValueError("the history is not of a population: no metric has members")
         at = whole("member", member, 0, most=count - 1)
         history = History(every=self.every)
+        history.hyperparameters = self.hyperparameters
         history.rows = Rows(of_member(row, at) for row in self.rows)
         return history
 
@@ -261,7 +264,8 @@ class History(Callback):
         """Starts a new table for a training run; an evaluation adds to the old one."""
         self._left_out, self._seen = LeftOut(), set()
         if record.mode == "train":
-            self._replaced, self.rows = self.rows, Rows()
+            self._replaced = self.rows, self.hyperparameters
+            self.rows, self.hyperparameters = Rows(), dict(record.hyperparameters)
 
     def on_epoch_start(self, record: Record) -> None:
         """Drops the rows of the run before."""
@@ -270,7 +274,7 @@ class History(Callback):
     def on_exception(self, record: Record, error: BaseException) -> None:
         """Restores the rows of the run before, if this one failed before its first epoch."""
         if self._replaced is not None:
-            self._replaced, self.rows = None, self._replaced
+            (self.rows, self.hyperparameters), self._replaced = self._replaced, None
 
     def on_step_end(self, record: Record) -> None:
         """Adds a row of the training steps since the previous one."""

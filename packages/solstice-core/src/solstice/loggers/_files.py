@@ -128,13 +128,14 @@ class _File(Placed):
 
 
 class JSONLines(_File):
-    """`JSONLines("runs/a.jsonl", every=50)`: write a JSON line for each row, arrays as lists.
+    """`JSONLines("runs/a/rows.jsonl", every=50)`: write a JSON line for each row, arrays as lists.
 
     `pandas.read_json(path, lines=True)` and `solstice.read_history(path)` read it.
 
     Args:
-        path: the file. A new run renames the file of an earlier one, such as to `a-1.csv`. A
-            relative path is resolved at the start of a run.
+        path: the file. A new run renames the file of an earlier one, such as to `rows-1.csv`. A
+            relative path is resolved at the start of a run. The Trainer writes `run.json` beside
+            it, with the hyper-parameters, so give each run a folder of its own.
         every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode; all by default.
 
@@ -153,14 +154,15 @@ class JSONLines(_File):
 
 
 class CSV(_File):
-    """`CSV("runs/a.csv", every=50)`: write a line for each row, with a column for each metric.
+    """`CSV("runs/a/rows.csv", every=50)`: write a line for each row, with a column for each metric.
 
     `pandas.read_csv(path)` and `solstice.read_history(path)` read it. Numbers keep their full
     precision; arrays are written as JSON.
 
     Args:
-        path: the file. A new run renames the file of an earlier one, such as to `a-1.csv`. A
-            relative path is resolved at the start of a run.
+        path: the file. A new run renames the file of an earlier one, such as to `rows-1.csv`. A
+            relative path is resolved at the start of a run. The Trainer writes `run.json` beside
+            it, with the hyper-parameters, so give each run a folder of its own.
         every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode; all by default.
 

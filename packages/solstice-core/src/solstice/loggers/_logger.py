@@ -3,7 +3,7 @@
 import importlib
 from abc import abstractmethod
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ class Start:
             checkpoint, and will be written again.
         newest: the valid rows of the newest step.
         about: the result of `Logger.about` when the checkpoint was saved.
+        hyperparameters: those of the Trainer, as values of JSON.
     """
 
     kind: Literal["new", "resumed", "more"]
@@ -38,6 +39,7 @@ class Start:
     rows: int = 0
     newest: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     about: dict[str, Any] = field(default_factory=dict[str, Any])
+    hyperparameters: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,13 @@ class Logger(Callback):
 
     def on_fit_start(self, record: Record) -> None:
         """Notes whether the run is new; `load_state_dict` changes this for a resumed one."""
+        given = dict(record.hyperparameters)
         if record.mode == "train":
-            self._start = Start("new", step=record.step)
+            self._start = Start("new", step=record.step, hyperparameters=given)
             self._logged, self._has_begun = _Logged(), False
         else:
-            self._start = Start("more", step=record.step, about=self.about())
+            about = self.about()
+            self._start = Start("more", step=record.step, about=about, hyperparameters=given)
         self._left_out = LeftOut()
         self._names = Names(type(self).__name__, self.name_of)
 
@@ -175,7 +179,9 @@ class Logger(Callback):
         newest = read_rows(at.newest, "the state of a logger")
         self._logged = _Logged(at.rows, newest)
         if at.rows or at.about:
-            self._start = Start("resumed", self._start.step, at.rows, newest, at.about)
+            self._start = replace(
+                self._start, kind="resumed", rows=at.rows, newest=newest, about=at.about
+            )
 
     def log(self, row: dict[str, Any]) -> None:
         """`logger.log({**moment, "loss": 0.5})`: pass a row to the thread."""

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from solstice._arguments import mapping, text, text_or_none
+from solstice._hyperparameters import flat
 from solstice.loggers._logger import Logger, Start, imported, is_shown, numbers_of
 
 _REFUSED = re.compile(r"[^/\w. -]")
@@ -25,7 +26,8 @@ class MLflow(Logger):
         experiment: the name of the experiment; it is created if it does not exist.
         tracking_uri: MLflow's tracking server or store; by default MLflow's own setting.
         name: the name of the run.
-        params: hyper-parameters by name.
+        params: hyper-parameters by name, in addition to those of the Trainer. Of nested ones, the
+            names are such as "optimizer.rate".
         every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode; all by default.
 
@@ -70,9 +72,10 @@ class MLflow(Logger):
         create = self._client.create_experiment
         where = create(self.experiment) if found is None else found.experiment_id
         self.run_id = self._client.create_run(where, run_name=self._name).info.run_id
-        params = self._names.of(self._params)
-        for name, value in self._params.items():
-            self._client.log_param(self.run_id, params[name], value)
+        given = {**flat(start.hyperparameters), **self._params}
+        names = self._names.of(given)
+        for name, value in given.items():
+            self._client.log_param(self.run_id, names[name], value)
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes the numbers of a row that MLflow does not have yet."""

@@ -17,6 +17,7 @@ from solstice._arguments import mapping, whole_or_none
 from solstice._console import warn
 from solstice._experiment import params_of
 from solstice._history_rows import metrics_in
+from solstice._hyperparameters import flat
 from solstice._paths import free_name, local_path
 from solstice._per_member import as_numbers
 from solstice._record import Record
@@ -42,7 +43,8 @@ class TensorBoard(Placed):
         every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode; all by default.
         hparams: hyper-parameters by name (numbers, text, booleans), for TensorBoard's table of
-            runs.
+            runs, in addition to those of the Trainer. Of nested ones, the names are such as
+            "optimizer.rate".
         histograms: also show histograms of the params after this number of epochs: of
             `exp.params`, those of `exp.learner`, or all arrays.
 
@@ -86,7 +88,7 @@ class TensorBoard(Placed):
             _set_aside(self._at)
         if start.kind != "resumed":
             self._begin_file()
-            self._write_hparams()
+            self._write_hparams({**flat(start.hyperparameters), **self._hparams})
             return
         # purge_step also drops the events at the step of the checkpoint: write these again.
         self._begin_file(purge_step=start.step)
@@ -200,12 +202,12 @@ class TensorBoard(Placed):
         if finite.size:
             self._board.add_histogram(tag, finite, step)
 
-    def _write_hparams(self) -> None:
+    def _write_hparams(self, given: Mapping[str, Any]) -> None:
         """Writes the hyper-parameters into this run; `add_hparams` would create another run."""
-        if not self._hparams:
+        if not given:
             return
         summary = importlib.import_module("tensorboardX.summary")
-        for part in summary.hparams(self._hparams, {}):
+        for part in summary.hparams(given, {}):
             self._board.file_writer.add_summary(part)
 
 

@@ -26,7 +26,7 @@ class WandB(Placed):
         directory: the folder for files, including those of an offline run.
         name: the name of the run.
         mode: "online", "offline" or "disabled"; by default W&B's own setting.
-        config: hyper-parameters by name.
+        config: hyper-parameters by name, in addition to those of the Trainer.
         every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode; all by default.
         **options: further arguments of `wandb.init`, such as `tags` or `entity`.
@@ -77,7 +77,7 @@ class WandB(Placed):
             dir=str(self._at),
             id=self._id,
             resume="allow",  # creates the run too, if W&B does not have it
-            config=self._config,
+            config={**start.hyperparameters, **self._config},
             **self._options,
         )
         self.run.define_metric("step")
