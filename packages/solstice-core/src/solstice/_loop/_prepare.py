@@ -37,7 +37,7 @@ def saved_run(
     """
     if resume is None:
         return None
-    from solstice._loop._resume import find_saved  # only runs that resume load the checkpoints
+    from solstice._loop._find import find_saved  # only runs that resume load the checkpoints
 
     try:
         found = find_saved(resume, callbacks)

@@ -1,10 +1,9 @@
 """SavedRun: finds the checkpoint of a run, and restores the run from it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import jax
 
@@ -22,10 +21,9 @@ from solstice._loop._owners import matched, uncounted
 from solstice._loop._snapshot import Position, owners_of
 from solstice._loop._stages import Stage, Stages
 from solstice._record import Record, Stop, made
-from solstice._saver import Saver
-from solstice._schema import SchemaError, read
+from solstice._schema import SchemaError
 from solstice._sources import Source
-from solstice.checkpoint import CheckpointError, load_renamed, read_rows
+from solstice.checkpoint import CheckpointError, load_renamed
 
 
 @dataclass(frozen=True)
@@ -265,78 +263,3 @@ def _remembers(callback: Callback) -> bool:
         return bool(callback.state_dict())
     except AttributeError:  # because its state is made in `on_fit_start`, which has not run yet
         return True
-
-
-def find_saved(resume: str | PathLike[str], callbacks: Sequence[Callback]) -> SavedRun | None:
-    """The saved run to continue; None to start a new run."""
-    if not isinstance(cast("Any", resume), str | PathLike):
-        raise TypeError(f'resume must be "last", "best" or a path; it is {resume!r:.60}')
-    path: Path | None = checkpoint.place(resume, "resume")
-    if resume in ("last", "best"):
-        path = _asked(cast("Literal['last', 'best']", resume), callbacks)
-        if path is None:
-            return None
-    manifest, position = _read(path, lambda about: read_rows(path, about))
-    if position is None:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of a run that this version of Solstice can continue. For "
-            f"its weights alone write `exp = solstice.checkpoint.load({str(path)!r}, like=exp)`"
-        )
-    given = manifest["note"].get("hyperparameters", {})  # of a snapshot by hand, maybe none
-    return SavedRun(path, position, manifest["versions"], given)
-
-
-def _asked(which: Literal["last", "best"], callbacks: Sequence[Callback]) -> Path | None:
-    """The checkpoint that the Savers among the callbacks find; None if there is none."""
-    savers = [callback for callback in callbacks if isinstance(callback, Saver)]
-    if not savers:
-        raise ValueError(
-            f"resume={which!r} asks a Checkpoint callback, and there is none: write "
-            f"`Trainer([solstice.callbacks.Checkpoint('runs/a')])`, or give the path of a "
-            f"checkpoint. A callback of your own that saves is a `solstice.callbacks.Saver`"
-        )
-    # Two Savers may find the same folder.
-    found = list(dict.fromkeys(_found(which, savers)))
-    if not found:
-        those = " and ".join(map(repr, savers))
-        have = "has" if len(savers) == 1 else "have"
-        say_once(f"{those} {have} nothing saved: starting a new run")
-        return None
-    if which == "best" and len(found) > 1:
-        lines = " or ".join(f"`resume={str(path)!r}`" for path in found)
-        raise ValueError(
-            f"resume='best' has {len(found)} answers, as several callbacks compare: write {lines}"
-        )
-    return found[0] if len(found) == 1 else max(found, key=_moment)
-
-
-def _found(which: Literal["last", "best"], savers: Sequence[Saver]) -> list[Path]:
-    """The checkpoints that the Savers find."""
-    found: list[Path] = []
-    unknowing: list[ValueError] = []
-    for saver in savers:
-        try:
-            path = saver.find(which)
-        except ValueError as error:  # a Saver that does not compare runs; another may
-            unknowing.append(error)
-            continue
-        found += [] if path is None else [path]
-    if len(unknowing) == len(savers):
-        raise unknowing[0]
-    return found
-
-
-def _moment(path: Path) -> tuple[float, int]:
-    """The time at which a run was saved, and its step, for choosing the newest."""
-    # Without the rows of the history, which may be many.
-    _, position = _read(path, lambda _: [])
-    return (0.0, 0) if position is None else (position.saved_at, position.step)
-
-
-def _read(path: Path, rows: Callable[[Any], list[Any]]) -> tuple[dict[str, Any], Position | None]:
-    manifest = checkpoint.manifest(path)
-    try:
-        read(dict[str, Any], manifest["note"].get("hyperparameters", {}), "note['hyperparameters']")
-        return manifest, Position.of(manifest["note"], rows)
-    except SchemaError as error:
-        raise CheckpointError(f"{path / 'manifest.json'}: {error}") from error

@@ -13,9 +13,8 @@ from solstice._monitor import Monitor
 from solstice._record import Record
 from solstice._saver import Saver
 from solstice.callbacks._lock import FolderLock, lock_of
-from solstice.callbacks._saved import Folder
-from solstice.callbacks._saving import Retention, Saving, of_newest_run
-from solstice.checkpoint import CheckpointError
+from solstice.callbacks._saving import Retention, Saving
+from solstice.checkpoint import CheckpointError, Folder, of_newest_run
 
 
 class Checkpoint(Saver):

@@ -15,7 +15,7 @@ from solstice._monitor import Monitor
 from solstice._record import Record, Snapshot
 from solstice._worker import Worker
 from solstice.callbacks._lock import FolderLock
-from solstice.callbacks._saved import Folder, Saved
+from solstice.checkpoint import Folder, Saved, of_newest_run
 
 _HELD_BYTES = 2**26
 """The largest state of which a copy is held, so that a thread can write it while training goes on.
@@ -47,17 +47,6 @@ class Retention:
     def kept(self, saved: list[Saved]) -> set[Saved]:
         """The newest and the best of the checkpoints of a run, which are given oldest first."""
         return {*saved[-self.keep :], *self.best_first(saved)[: self.keep_best]}
-
-
-def of_newest_run(saved: list[Saved], first: int = 0) -> list[Saved]:
-    """The checkpoints, oldest first, without those of an overwritten run.
-
-    Args:
-        saved: all checkpoints of a folder; those of an overwritten run may not be removed yet.
-        first: the serial of the first checkpoint of a run that saves now.
-    """
-    first = max([first, *(s.first for s in saved[-1:])])
-    return [s for s in saved if s.serial >= first]
 
 
 class Saving:

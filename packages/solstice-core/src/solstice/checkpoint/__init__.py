@@ -25,6 +25,9 @@ from solstice.checkpoint._rows import AppendOnly
 from solstice.checkpoint._rows import held as held
 from solstice.checkpoint._rows import read_rows as read_rows
 from solstice.checkpoint._save import begin, save, versions
+from solstice.checkpoint._saved import Folder as Folder
+from solstice.checkpoint._saved import Saved as Saved
+from solstice.checkpoint._saved import of_newest_run as of_newest_run
 
 __all__ = [
     "AppendOnly",

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from solstice import checkpoint
+from solstice._errors import CheckpointError
 from solstice._schema import read
-from solstice.checkpoint import CheckpointError
+from solstice.checkpoint import _bucket
+from solstice.checkpoint._folder import exists, sweep_alone
+from solstice.checkpoint._load import manifest
 
 _STEP = re.compile(r"step-[0-9]+")  # not a user's copy, such as `step-2-keep`
 _LEFT = re.compile(r"\.(step-[0-9]+)\.(new|old)(-[0-9]+)?")
@@ -44,7 +46,7 @@ class Saved:
     @property
     def is_link(self) -> bool:
         """Whether the path is a link; a bucket has none."""
-        return not checkpoint.is_url(self.path) and self.path.is_symlink()
+        return not _bucket.is_url(self.path) and self.path.is_symlink()
 
     @staticmethod
     def of(path: Path) -> "Saved | None":
@@ -53,7 +55,7 @@ class Saved:
         Raises:
             CheckpointError: its manifest is damaged.
         """
-        about = checkpoint.manifest(path)["note"].get("checkpoint")
+        about = manifest(path)["note"].get("checkpoint")
         if about is None:
             return None
         try:
@@ -85,7 +87,7 @@ class Folder:
             try:
                 known[key] = self._known[key] if key in self._known else self._read(name)
             except CheckpointError as error:
-                if strict or isinstance(error, checkpoint.BucketError):
+                if strict or isinstance(error, _bucket.BucketError):
                     raise
         # Manifests are cached by size and time, because reading all of them at each save is slow.
         self._known = {key: saved for key, saved in known.items() if key[1:]}
@@ -94,25 +96,36 @@ class Folder:
 
     def _read(self, name: str) -> Saved | None:
         path = self.path / name
-        return Saved.of(path) if checkpoint.exists(path) else None
+        return Saved.of(path) if exists(path) else None
 
     def settle(self) -> None:
         """Completes or removes half-written checkpoints; call it only with the folder's lock."""
-        is_url, names = checkpoint.is_url(self.path), self._names()
-        checkpoint.sweep_alone(self.path, _steps(names) if is_url else _left(names))
+        is_url, names = _bucket.is_url(self.path), self._names()
+        sweep_alone(self.path, _steps(names) if is_url else _left(names))
 
     def has_left(self) -> bool:
         """Whether there are half-written checkpoints."""
         return bool(_left(self._names()))
 
     def _names(self) -> list[str]:
-        if checkpoint.is_url(self.path):
-            return checkpoint.names_in(self.path)
+        if _bucket.is_url(self.path):
+            return _bucket.names_in(self.path)
         return os.listdir(self.path) if self.path.is_dir() else []
 
     def _step_names(self) -> list[str]:
         names = self._names()
         return sorted(_steps(names) | _left(names))
+
+
+def of_newest_run(saved: list[Saved], first: int = 0) -> list[Saved]:
+    """The checkpoints, oldest first, without those of an overwritten run.
+
+    Args:
+        saved: all checkpoints of a folder; those of an overwritten run may not be removed yet.
+        first: the serial of the first checkpoint of a run that saves now.
+    """
+    first = max([first, *(s.first for s in saved[-1:])])
+    return [s for s in saved if s.serial >= first]
 
 
 def _steps(names: list[str]) -> set[str]:
@@ -127,8 +140,8 @@ def _left(names: list[str]) -> set[str]:
 def _identity(folder: Path, name: str) -> tuple[Any, ...]:
     """Path, inode, time and size of a manifest; the path alone if there is no manifest."""
     path = f"{folder}/{name}"
-    if checkpoint.is_url(folder):
-        newest = checkpoint.newest_version(folder / name)
+    if _bucket.is_url(folder):
+        newest = _bucket.newest_version(folder / name)
         return (path,) if newest is None else (path, newest.name)
     try:
         found = os.stat(f"{path}/manifest.json")
