@@ -361,7 +361,7 @@ def test_a_new_run_is_refused_where_another_has_saved_unless_it_overwrites():
         fit(saver())
     fit(saver(overwrite=True), num_epochs=1)
     assert str(saver().last) == f"{URL}/step-2"
-    assert [name for (name,) in of_run()] == ["step-1", "step-2"]
+    assert [name for (name,) in of_run()] == ["run.json", "step-1", "step-2"]
 
 
 def test_a_new_run_never_overlooks_an_earlier_one():
@@ -406,7 +406,7 @@ def test_a_run_that_fails_at_any_operation_resumes_to_the_same_end(error):
         again, all_rows = run(3)
         assert again == total
         assert without_times(all_rows) == without_times(rows)
-        assert {name.partition("/")[2].partition("/")[0] for name in names()} == {"step-6"}
+        assert {name.partition("/")[2].partition("/")[0] for name in names()} == {"run.json", "step-6"}
     assert {type(error), CheckpointError} & {*ends}
 
 

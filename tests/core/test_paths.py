@@ -126,7 +126,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     trainer = fit(saver, CSV("~/runs/m.csv"))
     trainer.history.to_csv("~/runs/h.csv")
     found = sorted(path.name for path in (tmp_path / "home/runs").iterdir())
-    assert found == ["a", "h.csv", "m.csv"]
+    assert found == ["a", "h.csv", "m.csv", "run.json"]
     again = [saver, CSV("~/runs/m.csv")]
     assert len(fit(*again, resume="~/runs/a/step-4", num_epochs=3).history.rows) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["home"]

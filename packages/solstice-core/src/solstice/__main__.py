@@ -1,27 +1,62 @@
 """`python -m solstice`: print versions, devices and adapters, for a bug report.
 
-The exit code is 1 if an adapter is broken.
+The exit code is 1 if an adapter is broken. The commands `runs` and `show` print runs.
 """
 
 import argparse
 import io
 import platform
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
 import jax
 
+from solstice.checkpoint import CheckpointError
 from solstice.compat import frameworks, list_adapters
+from solstice.runs import described, listing
 
 _LIBRARIES = ["solstice-core", "jax", "jaxlib", "equinox", "numpy"]
 
 
-def main() -> int:
-    """Print versions, devices and adapters. Returns the exit code: 1 if an adapter is broken."""
-    argparse.ArgumentParser(prog="python -m solstice", description=__doc__).parse_args()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # messages of adapters may be in any alphabet
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, by default the report. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m solstice", description=__doc__)
+    parser.set_defaults(run=_report)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    runs = commands.add_parser(
+        "runs",
+        help="print the runs in a folder",
+        description="Print a table of the runs in a folder: their best metrics, how they ended, "
+        "and the newest checkpoint, from which a run can be resumed.",
+    )
+    runs.add_argument("folder", nargs="?", default="runs", help='"runs" by default')
+    runs.set_defaults(run=partial(_print, listing))
+    show = commands.add_parser(
+        "show", help="print one run", description="Print what run.json says about a run."
+    )
+    show.add_argument("folder", help='such as "runs/a"')
+    show.set_defaults(run=partial(_print, described))
+    given = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names may be in any alphabet
         sys.stdout.reconfigure(errors="backslashreplace")
+    return given.run(given)
+
+
+def _print(make: Callable[[str], str], given: argparse.Namespace) -> int:
+    try:
+        print(make(given.folder))
+    except (CheckpointError, ImportError, OSError, TypeError, ValueError) as error:
+        print(f"python -m solstice: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _report(given: argparse.Namespace) -> int:
+    """Prints versions, devices and adapters."""
+    del given
     print(f"Python {platform.python_version()} on {platform.platform()}")
     own = [f"{name} {_version(name)}" for name in _LIBRARIES]
     print("\n".join([*own, *(line for line in frameworks() if line not in own)]))

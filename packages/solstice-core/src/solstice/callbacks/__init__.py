@@ -6,6 +6,7 @@ from solstice.callbacks._checkpoint import Checkpoint
 from solstice.callbacks._compile_monitor import CompileMonitor
 from solstice.callbacks._early_stopping import EarlyStopping
 from solstice.callbacks._flight_recorder import FlightRecorder
+from solstice.callbacks._lock import is_locked as is_locked
 from solstice.callbacks._logging import Logging
 from solstice.callbacks._monitors import DeviceMemory, LearningRate, NormMonitor, Throughput
 from solstice.callbacks._nan_guard import NaNGuard

@@ -127,6 +127,25 @@ def lock_of(folder: Path, owner: _T, clash: Callable[[_T, _T], str]) -> FolderLo
     return FolderLock(folder, owner, clash)
 
 
+def is_locked(folder: Path) -> bool | None:
+    """Whether a run saves into a folder; None if no lock says so, as in a bucket."""
+    if is_url(folder):
+        return None
+    try:
+        handle = os.open(folder / _NAME, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:  # there is none, or it belongs to another user
+        return None
+    try:
+        _lock(handle)
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system has no locks
+        return None
+    finally:
+        os.close(handle)
+    return False
+
+
 _guard = Lock()
 _held: WeakValueDictionary[Path, FolderLock[Any]] = WeakValueDictionary()
 

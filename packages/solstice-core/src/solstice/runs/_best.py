@@ -17,7 +17,7 @@ class Bests:
     """
 
     def __init__(self) -> None:
-        self.found: dict[str, dict[str, Any]] = {}
+        self.found: dict[str, dict[str, float]] = {}
         self._seen = 0
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:

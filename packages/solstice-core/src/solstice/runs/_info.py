@@ -61,13 +61,13 @@ class RunInfo:
     num_epochs: int | None
     max_steps: int | None
     options: dict[str, Any] = field(default_factory=dict[str, Any])
-    metrics: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     computation: dict[str, Any] = field(default_factory=dict[str, Any])
     data: dict[str, Any] = field(default_factory=dict[str, Any])
     versions: dict[str, str] = field(default_factory=dict[str, str])
     devices: str = ""
     platform: str = ""
-    process: dict[str, Any] = field(default_factory=dict[str, Any])
+    process: dict[str, str | int] = field(default_factory=dict[str, "str | int"])
     git: dict[str, Any] | None = None
     command: list[str] = field(default_factory=list[str])
     parent: dict[str, Any] | None = None

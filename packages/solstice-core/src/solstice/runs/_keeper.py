@@ -120,7 +120,7 @@ class RunKeeper(Callback):
         self._at = time.monotonic()
         self._worker.submit(self._try, self._files, info)
 
-    def _metrics(self) -> dict[str, dict[str, Any]]:
+    def _metrics(self) -> dict[str, dict[str, float]]:
         try:
             self._bests.add(self._history.rows)
         except Exception as error:  # of a metric, which the run has not read
