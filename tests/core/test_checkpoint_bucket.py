@@ -406,7 +406,10 @@ def test_a_run_that_fails_at_any_operation_resumes_to_the_same_end(error):
         again, all_rows = run(3)
         assert again == total
         assert without_times(all_rows) == without_times(rows)
-        assert {name.partition("/")[2].partition("/")[0] for name in names()} == {"run.json", "step-6"}
+        assert {name.partition("/")[2].partition("/")[0] for name in names()} == {
+            "run.json",
+            "step-6",
+        }
     assert {type(error), CheckpointError} & {*ends}
 
 

@@ -205,6 +205,20 @@ def test_a_second_run_is_not_saved_with_the_id_of_the_first(tmp_path):
     assert again.id != 1
 
 
+def test_tensorboard_has_one_file_for_each_process_of_a_run(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from solstice.loggers import TensorBoard
+
+    def events():
+        return list((tmp_path / "b").glob("events.*"))
+
+    broken(tmp_path, [TensorBoard(tmp_path / "b", every=1)], 8)
+    assert len(events()) == 1
+    assert len(list((tmp_path / "ck").glob("step-*"))) == 2  # it was saved several times
+    fit(tmp_path, [TensorBoard(tmp_path / "b", every=1)])
+    assert len(events()) == 2
+
+
 def test_tensorboard_refuses_the_events_of_another_run(tmp_path):
     pytest.importorskip("tensorboardX")
     from solstice.loggers import TensorBoard

@@ -1,6 +1,5 @@
 """Logger for TensorBoard, without TensorFlow."""
 
-import importlib
 import re
 import uuid
 from collections.abc import Collection, Mapping
@@ -21,9 +20,13 @@ from solstice._hyperparameters import flat
 from solstice._paths import free_name, local_path
 from solstice._per_member import as_numbers
 from solstice._record import Record
+from solstice.loggers._events import EventFile
 from solstice.loggers._logger import Placed, Start, imported, is_number
 
 _REFUSED = re.compile(r"[^-/\w.]")
+
+_BINS = 64
+"""Bins of a histogram, of equal width."""
 
 _CURVES = {"epoch": "", "steps": "_steps"}
 
@@ -68,7 +71,6 @@ class TensorBoard(Placed):
         self._hparams = mapping("hparams", hparams, '{"rate": 0.1}')
         self._histograms = whole_or_none("histograms", histograms, 1, "epochs")
         self._board: Any = None
-        self._files = 0
         self._first: str | None = None
         self._shown_at: int | None = None
         self._resumed_with: Any = None
@@ -119,17 +121,8 @@ class TensorBoard(Placed):
         """Closes the event file."""
         self._board.close()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The rows so far; all are on disk, since the event file is closed and a new one opened."""
-        state = super().state_dict()
-        if self._is_open:
-            self._board.close()
-            self._begin_file()
-        return state
-
     def about(self) -> dict[str, Any]:
         """The folder, its first event file, and the step of the newest histograms."""
-        # The name is cached, because each save adds a file and listing them would get slower.
         if self._first is None or not (self._at / self._first).exists():
             self._first = next(iter(_events(self._at)), None)
         return {"directory": str(self.directory), "shown_at": self._shown_at, "first": self._first}
@@ -172,24 +165,21 @@ class TensorBoard(Placed):
             self._submit(self._write_arrays, _params(record.experiment), record.step)
             self._shown_at = record.step
 
-    def _begin_file(self, **options: Any) -> None:
+    def _begin_file(self, purge_step: int | None = None) -> None:
         """Opens an event file with a unique name: tensorboardX names files by the second only."""
-        self._files += 1
-        suffix = f".{self._files:06}.{uuid.uuid4().hex[:8]}"
-        self._board = imported("tensorboardX", "TensorBoard").SummaryWriter(
-            str(self._at), filename_suffix=suffix, **options
-        )
+        self._board = EventFile(self._at, f".{uuid.uuid4().hex[:8]}", purge_step)
 
     def _show(self, tag: str, value: Any, step: int) -> None:
         axes = np.ndim(value)
+        summary = self._board.summary
         if axes == 0:
-            self._board.add_scalar(tag, float(value), step)
+            self._board.add(summary.scalar(tag, float(value)), step)
         elif axes == 1:
             self._add_histogram(tag, _tree.to_numpy(value), step)
         else:
-            formats = {2: "HW", 3: "HWC", 4: "NHWC"}
-            show = self._board.add_images if axes == 4 else self._board.add_image
-            show(tag, _as_image(_tree.to_numpy(value)), step, dataformats=formats[axes])
+            form = {2: "HW", 3: "HWC", 4: "NHWC"}[axes]
+            image = _as_image(_tree.to_numpy(value))
+            self._board.add(summary.image(tag, image, dataformats=form), step)
 
     def _write_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
         for path, array in arrays.items():
@@ -200,15 +190,14 @@ class TensorBoard(Placed):
         """Shows the finite values, because TensorBoard has no bins for others."""
         finite = array[np.isfinite(array)]
         if finite.size:
-            self._board.add_histogram(tag, finite, step)
+            self._board.add(self._board.summary.histogram(tag, finite, _BINS), step)
 
     def _write_hparams(self, given: Mapping[str, Any]) -> None:
         """Writes the hyper-parameters into this run; `add_hparams` would create another run."""
         if not given:
             return
-        summary = importlib.import_module("tensorboardX.summary")
-        for part in summary.hparams(given, {}):
-            self._board.file_writer.add_summary(part)
+        for part in self._board.summary.hparams(given, {}):
+            self._board.add(part)
 
 
 def _params(experiment: object) -> dict[str, Any]:
