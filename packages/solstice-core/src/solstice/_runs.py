@@ -2,11 +2,15 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from solstice._engine import BuffersByKind
 from solstice._experiment import Experiment
 from solstice._loop import Ended, Hooks, Run, ended, reported
 from solstice._record import Record
+
+if TYPE_CHECKING:
+    from solstice.runs import RunKeeper
 
 
 class Runs:
@@ -15,10 +19,12 @@ class Runs:
     Attributes:
         newest: the newest run, also after its end; None before the first.
         memory: staging buffers of earlier runs, by step.
+        keepers: those that keep `run.json` of the newest training run.
     """
 
     def __init__(self) -> None:
         self.newest: Run | Ended | None = None
+        self.keepers: list[RunKeeper] = []
         self.memory: dict[str, BuffersByKind] = {}
         self._training: Run | None = None
 

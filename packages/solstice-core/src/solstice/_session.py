@@ -87,7 +87,8 @@ class Session:
                     run.start()
                     if saved is not None:  # after `on_fit_start`, which resets them
                         saved.restore_callbacks(hooks)
-                    for keeper in own if stages.is_lead else []:
+                    self.runs.keepers = own if stages.is_lead else []
+                    for keeper in self.runs.keepers:
                         about = training.described(stages.computation)
                         about["options"] = options.of_batches(batch_size)
                         keeper.begin(run.state.at, saved and saved.path, hooks, about)
@@ -100,7 +101,10 @@ class Session:
         source = self.options.source(ds, evaluation.mode, batch_size)
         with self._evaluating(experiment, source, evaluation) as run:
             evaluate(run)
-            return run.metrics
+            metrics = run.metrics
+        for keeper in self.runs.keepers:
+            keeper.note_evaluation()
+        return metrics
 
     def predict(
         self, experiment: Experiment, ds: Dataset, batch_size: int | None

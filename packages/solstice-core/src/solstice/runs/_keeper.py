@@ -1,5 +1,6 @@
 """RunKeeper: the callback of the Trainer that keeps `run.json` in the folders of a run."""
 
+import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ class RunKeeper(Callback):
     """
 
     every = None
-    modes = ("train",)
+    modes = ("train", "val")  # because one epoch may be the whole run
     phase = Phase.SAVE
     can_stop = False
     waits_for_device = False
@@ -86,13 +87,14 @@ class RunKeeper(Callback):
         folders = [c.run_folder for c in self._callbacks if c.run_folder is not None]
         places = dict.fromkeys(map(checkpoint.absolute, folders))
         self._files = Files(list(places), saved)
-        self._write(record, None)
+        self._write()
+        self._at = -math.inf  # so that a run of a second has the metrics of an epoch
         self._warn()
 
     def on_epoch_end(self, record: Record) -> None:
-        """Writes the files, if the newest write is a second old."""
+        """Writes the files after an epoch or a validation, if they are a second old."""
         if time.monotonic() - self._at >= _SECONDS:
-            self._write(record, None)
+            self._write(step=record.step, epoch=record.epoch)
             self._warn()
 
     def on_fit_end(self, record: Record) -> None:
@@ -106,19 +108,28 @@ class RunKeeper(Callback):
         failed = f"failed: {type(error).__name__}: {error!s:.500}".rstrip(": ")
         self._end(record, "interrupted" if is_asked else failed)
 
-    def _write(self, record: Record, ended: str | None) -> None:
+    def note_evaluation(self) -> None:
+        """Adds the metrics of an evaluation after the run."""
+        if self._hooks is None:
+            self._finish()
+
+    def _end(self, record: Record, ended: str) -> None:
+        self._hooks = None
+        self._finish(ended=ended, step=record.step, epoch=record.epoch)
+
+    def _finish(self, **changed: Any) -> None:
+        self._write(**changed)
+        self._worker.close()
+        self._warn()
+
+    def _write(self, **changed: Any) -> None:
+        """Has the thread write the files, with these fields of `RunInfo`."""
         if self._info is None or self._files is None:  # a run that failed before `begin`
             return
-        info = self._info = replace(
-            self._info,
-            updated_at=time.time(),
-            ended=ended,
-            step=record.step,
-            epoch=record.epoch,
-            metrics=self._metrics(),
-        )
+        now, metrics = time.time(), self._metrics()
+        self._info = replace(self._info, updated_at=now, metrics=metrics, **changed)
         self._at = time.monotonic()
-        self._worker.submit(self._try, self._files, info)
+        self._worker.submit(self._try, self._files, self._info)
 
     def _metrics(self) -> dict[str, dict[str, float]]:
         try:
@@ -139,9 +150,3 @@ class RunKeeper(Callback):
             self._has_warned = True
             error = self._errors[0]
             warn(f"{FILE}, which describes the run, is not up to date: {error}", stacklevel=2)
-
-    def _end(self, record: Record, ended: str) -> None:
-        self._write(record, ended)
-        self._worker.close()
-        self._info = self._hooks = self._files = None
-        self._warn()
