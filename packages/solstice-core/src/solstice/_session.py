@@ -63,8 +63,9 @@ class Session:
         self.runs.check_idle()
         stages = self._stages(experiment if switch("donate", donate) else None)
         limits = options.limits(num_epochs, max_steps)
-        own = keepers(check_callbacks(self.callbacks))
-        callbacks = check_callbacks([*self.callbacks, *own])
+        callbacks = check_callbacks(self.callbacks)
+        own = keepers(callbacks)
+        callbacks += own  # the last of the phase SAVE
         with stages.notified():
             stages.check_run(options.words("fit", limits), callbacks)
             saved = None if options.fast_dev_run else saved_run(resume, callbacks, stages.peers)

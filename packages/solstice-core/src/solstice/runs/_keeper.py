@@ -48,7 +48,7 @@ class RunKeeper(Callback):
     processes = "first"
 
     def __init__(self, callbacks: Sequence[Callback], history: History) -> None:
-        self._callbacks = callbacks
+        self._callbacks = list(callbacks)
         self._history = history
         self._files: Files | None = None
         self._info: RunInfo | None = None
