@@ -140,6 +140,11 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("replay", "train_ds"): "`fit` checks it",
     ("replay", "val_ds"): "`fit` checks it",
     ("replay", "batch_size"): "`fit` checks it",
+    ("at", "train_ds"): "`fit` checks it",
+    ("at", "val_ds"): "`fit` checks it",
+    ("at", "batch_size"): "`fit` checks it",
+    ("at", "mesh"): "`Trainer` checks it",
+    ("at", "sharding"): "`Trainer` checks it",
     ("Prune", "trial"): "Optuna gives it to the objective",
     ("weights_of", "batch"): "any tree is a batch; test_sample_weights has what is refused",
     **{
@@ -217,6 +222,7 @@ RUNS = (
     "train",
     "test",
     "replay",
+    "at",
 )
 OTHERWISE = (
     *(*RUNS, "compare", "read_history", "find_learning_rate", "plan", "verify_resume", "MLflow"),

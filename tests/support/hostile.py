@@ -397,6 +397,11 @@ TARGETS: dict[str, Target] = {
         {"directory": "none", "experiment": NULL, "train_ds": BATCHES},
         {"directory": "path"},
     ),
+    "at": Target(
+        solstice.at,
+        {"directory": "none", "step": 3, "experiment": NULL, "train_ds": BATCHES},
+        {"directory": "path", "step": "size", "experiment": "experiment", "save": "switch"},
+    ),
     "replace": Target(lambda **given: solstice.replace(given["module"]), {}, {"module": "module"}),
     "History": Target(
         solstice.History,

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from solstice.metrics import ClassificationMetrics
     from solstice.population import Evolve, Population, grid
     from solstice.resampling import Resampled
+    from solstice.runs import at
 
 try:
     __version__ = _version("solstice-core")
@@ -85,7 +86,7 @@ _LAZY = {
     "metrics": "ClassificationMetrics",
     "population": "Evolve Population grid",
     "resampling": "Resampled",
-    "runs": "",
+    "runs": "at",
 }
 """The ready-made parts, which load on first use, and their names here."""
 
@@ -126,6 +127,7 @@ __all__ = [
     "Times",
     "Trainer",
     "VAEExperiment",
+    "at",
     "callbacks",
     "checkpoint",
     "compare",

@@ -2,13 +2,14 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from solstice._arguments import switch
 from solstice._callback import Callback
 from solstice._engine import interrupts_guarded
+from solstice._errors import CheckpointError
 from solstice._experiment import Experiment
 from solstice._loop import (
     Evaluation,
@@ -16,16 +17,22 @@ from solstice._loop import (
     Run,
     Stages,
     Training,
+    Until,
     check_callbacks,
     evaluate,
     predict,
     saved_run,
+    train,
 )
 from solstice._options import Options
 from solstice._own_run import keepers
+from solstice._record import Snapshot
 from solstice._runs import Runs
 from solstice._sources import Source
 from solstice._types import Dataset, Outputs
+
+if TYPE_CHECKING:
+    from solstice._loop import SavedRun
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Session:
         num_epochs: int | None,
         max_steps: int | None,
         batch_size: int | None,
-        resume: str | PathLike[str] | None,
+        resume: "str | PathLike[str] | SavedRun | None",
         strict_resume: bool,
         donate: bool,
     ) -> Generator[Run, None, None]:
@@ -77,7 +84,8 @@ class Session:
                 saved,
                 switch("strict_resume", strict_resume),
                 self.hyperparameters,
-                is_described=bool(own),
+                bool(own),
+                options.of_batches(batch_size),
             )
             hooks = Hooks(callbacks, "train", saved and saved.stop, is_lead=stages.is_lead)
             several = stages.peers is not None
@@ -94,6 +102,46 @@ class Session:
                         about["options"] = options.of_batches(batch_size)
                         keeper.begin(run.state.at, saved and saved.path, hooks, about)
                     yield run
+
+    def replay(
+        self,
+        experiment: Experiment,
+        train_ds: Dataset,
+        val_ds: Dataset,
+        *,
+        batch_size: int | None,
+        saved: "SavedRun",
+        step: int,
+    ) -> Snapshot:
+        """A saved run at a later step, trained again without callbacks that have side effects.
+
+        Raises:
+            CheckpointError: the run ends before the step.
+        """
+        until = Until(step)
+        quiet = [callback for callback in self.callbacks if not callback.has_side_effects]
+        with replace(self, runs=Runs(), callbacks=[*quiet, until]).training(
+            experiment,
+            train_ds,
+            val_ds,
+            num_epochs=None,
+            max_steps=step + 1,
+            batch_size=batch_size,
+            resume=saved,
+            strict_resume=True,
+            donate=False,
+        ) as run:
+            if run.state.at.step == step:
+                until.snapshot = run.state.snapshot()
+            if not until.is_there(run.state.at):
+                train(run)
+        if until.snapshot is None:
+            why = "" if run.hooks.stop is None else f" ({run.hooks.stop})"
+            raise CheckpointError(
+                f"{saved.path} has no step {step:,}: the run ends after step "
+                f"{run.state.at.step:,}{why}"
+            )
+        return until.snapshot
 
     def measure(
         self, experiment: Experiment, ds: Dataset, batch_size: int | None, evaluation: Evaluation

@@ -199,7 +199,8 @@ class Trainer:
                 then shuffled for each epoch, like `data.batches(..., shuffle=True)`. Small arrays
                 are copied to the device once, as by its `on_device=None`.
             resume: continue a saved run as if it had never ended: "last" or "best" of the
-                `solstice.callbacks.Checkpoint` among the callbacks, or the path of a checkpoint.
+                `solstice.callbacks.Checkpoint` among the callbacks, the path of a checkpoint, or a
+                run folder such as "runs/a", for its newest checkpoint.
                 Keep all other arguments; `num_epochs` and `max_steps` count from the start of the
                 saved run. If nothing is saved yet, "last" starts a new run. The logger "solstice"
                 names the checkpoint.

@@ -10,6 +10,7 @@ import numpy as np
 from solstice import _tree
 from solstice._engine import StepCode, StepDigest, Stepper, topology
 from solstice._experiment import Experiment
+from solstice._loop._about import About
 
 _Scalar: TypeAlias = bool | float
 _ARRAYS: Any = (jax.Array, np.ndarray, np.generic)
@@ -58,10 +59,12 @@ class Computation:
         scalars: the scalars of the Experiment given to `fit`, by path, such as an injected
             learning rate. A resumed run replaces them by those of its checkpoint.
         topology: the devices of that Experiment.
+        about: what else stays the same while the run trains.
     """
 
     scalars: dict[str, _Scalar] = field(default_factory=dict[str, _Scalar])
     topology: dict[str, Any] = field(default_factory=dict[str, Any])
+    about: About = field(default_factory=About)
     _steps: dict[str, StepCode] = field(default_factory=dict[str, StepCode])
 
     def begin_with(self, experiment: Experiment) -> None:

@@ -1,6 +1,7 @@
 """Which saved run a new one continues: that of a path, of a run folder, or of a Saver."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -8,6 +9,7 @@ from typing import Any, Literal, cast
 from solstice import checkpoint
 from solstice._callback import Callback
 from solstice._console import say_once
+from solstice._experiment import Experiment
 from solstice._loop._resume import SavedRun
 from solstice._loop._snapshot import Position
 from solstice._saver import Saver
@@ -15,8 +17,12 @@ from solstice._schema import SchemaError, read
 from solstice.checkpoint import CheckpointError, Folder, of_newest_run, read_rows
 
 
-def find_saved(resume: str | PathLike[str], callbacks: Sequence[Callback]) -> SavedRun | None:
+def find_saved(
+    resume: str | PathLike[str] | SavedRun, callbacks: Sequence[Callback]
+) -> SavedRun | None:
     """The saved run to continue; None to start a new run."""
+    if isinstance(resume, SavedRun):
+        return resume
     if not isinstance(cast("Any", resume), str | PathLike):
         raise TypeError(f'resume must be "last", "best" or a path; it is {resume!r:.60}')
     path: Path | None = checkpoint.place(resume, "resume")
@@ -33,6 +39,28 @@ def newest_in(folder: Path) -> Path:
         return folder
     found = of_newest_run(Folder(folder).saved(strict=True))
     return found[-1].path if found else folder
+
+
+def find_before(folder: Path, step: int) -> SavedRun:
+    """The newest saved run of a folder at or before a step; see `saved_before`."""
+    if checkpoint.exists(folder):
+        there = {(saved := read_saved(folder)).position.step: saved.path}
+    else:
+        there = Folder(folder).of_newest_run()
+    before = [number for number in there if number <= step]
+    if before:
+        return read_saved(there[max(before)])
+    if not there:
+        raise CheckpointError(
+            f"{folder} has no checkpoint: give the folder of a run with "
+            f"`solstice.callbacks.Checkpoint({str(folder)!r})` among its callbacks"
+        )
+    later = read_saved(there[min(there)])
+    return replace(later, path=folder, position=later.position.at_start(), state=_itself)
+
+
+def _itself(experiment: Experiment) -> Experiment:
+    return experiment
 
 
 def read_saved(path: Path) -> SavedRun:

@@ -1,8 +1,9 @@
 """A training run, from its data sets and its Experiment, or from a checkpoint."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solstice._batch import arrays_of, describe_batch
@@ -10,6 +11,7 @@ from solstice._callback import Callback
 from solstice._engine import Guard
 from solstice._errors import CheckpointError
 from solstice._experiment import Experiment
+from solstice._loop._about import About
 from solstice._loop._computation import Computation
 from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 
 
 def saved_run(
-    resume: str | PathLike[str] | None, callbacks: Sequence[Callback], peers: Peers | None = None
+    resume: "str | PathLike[str] | SavedRun | None",
+    callbacks: Sequence[Callback],
+    peers: Peers | None = None,
 ) -> "SavedRun | None":
     """The saved run to continue; None to start a new run.
 
@@ -60,6 +64,21 @@ def _set_up(experiment: Experiment, batch: Batch) -> Experiment:
     except Exception as error:
         error.add_note(f"setup was given this batch: {describe_batch(batch)}")
         raise
+
+
+def saved_before(folder: Path, step: int) -> "SavedRun":
+    """The newest saved run of a folder at or before a step; its start if there is none.
+
+    Args:
+        folder: the run folder, or one of its checkpoints.
+        step: the training step.
+
+    Raises:
+        CheckpointError: the folder has no checkpoint of a run.
+    """
+    from solstice._loop._find import find_before  # as above
+
+    return find_before(folder, step)
 
 
 @dataclass(frozen=True)
@@ -107,6 +126,7 @@ class Training:
         strict: whether a caveat of resuming is an error.
         hyperparameters: those of the Trainer; None for those of the saved run.
         is_described: whether a callback describes the computation, as a checkpoint does.
+        options: the options of the Trainer that decide which batches a run reads.
     """
 
     source: Source
@@ -117,29 +137,37 @@ class Training:
     strict: bool = False
     hyperparameters: Mapping[str, Any] | None = None
     is_described: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def run(self, experiment: Experiment, hooks: Hooks, stages: Stages, guard: Guard) -> Run:
         """The run, before `on_fit_start`; all its steps have been traced."""
-        experiment = _set_up(experiment, arrays_of(first_batch(self.source)))
+        batch = arrays_of(first_batch(self.source))
+        experiment = _set_up(experiment, batch)
         stage = stages.stage(self.source, experiment, "train_step", hooks)
         at = self.start
         # Before `resumed`, which compares the step of the validation too.
         if self.validation is not None:
             self._try_validation(self.validation.source, stage, stages, hooks.nested())
+        about = About(dict(self.options))
+        # These read the state back from the device, so only for a run that is saved.
         if self.saved is not None:
             validation = self.validation and self.validation.source
+            if self.saved.is_start:
+                about = about.begun_with(stage.stepper.share_experiment(), batch)
             stage, at = self.saved.resumed(
                 stage,
                 stages,
                 hooks,
                 at,
                 self.limits,
+                about,
                 validation=validation,
                 strict=self.strict,
             )
         elif hooks.takes_snapshots or self.is_described:
-            # It reads scalars back from the device, so only for a run that is saved.
-            stages.computation.begin_with(stage.stepper.share_experiment())
+            first = stage.stepper.share_experiment()
+            stages.computation.begin_with(first)
+            stages.computation.about = about.begun_with(first, batch)
         check_monitors(hooks.callbacks, stages.computation.steps)
         check_own_monitor(experiment, stages.computation.steps)
         return Run(

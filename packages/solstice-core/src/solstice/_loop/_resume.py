@@ -1,6 +1,6 @@
 """SavedRun: finds the checkpoint of a run, and restores the run from it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from solstice._console import say_once, warn
 from solstice._engine import Stepper
 from solstice._experiment import Experiment
 from solstice._hyperparameters import changes
+from solstice._loop._about import About
 from solstice._loop._computation import Computation
 from solstice._loop._epoch import Epoch
 from solstice._loop._hooks import Hooks
@@ -35,12 +36,21 @@ class SavedRun:
         position: the position of the run.
         versions: the versions of the packages that it used.
         hyperparameters: those of its Trainer.
+        state: makes the Experiment from a new one, in place of reading the checkpoint.
+        judge: is given the caveats about steps and those about callbacks, in place of a warning.
     """
 
     path: Path
     position: Position
     versions: dict[str, str]
     hyperparameters: dict[str, Any] = field(default_factory=dict[str, Any])
+    state: Callable[[Experiment], Experiment] | None = None
+    judge: Callable[[list[str], list[str]], None] | None = None
+
+    @property
+    def is_start(self) -> bool:
+        """Whether the run is before its first step."""
+        return self.position.step == 0
 
     @property
     def stop(self) -> Stop | None:
@@ -76,6 +86,7 @@ class SavedRun:
         hooks: Hooks,
         start: Record,
         limits: Limits,
+        about: About,
         *,
         validation: Source | None,
         strict: bool,
@@ -90,6 +101,7 @@ class SavedRun:
             hooks: the callbacks of the run.
             start: the moment at which a new run would start.
             limits: when the run ends.
+            about: what stays the same in a new run.
             validation: the validation set, or None.
             strict: whether a caveat is an error.
         """
@@ -99,7 +111,7 @@ class SavedRun:
         # Before the Experiment is loaded, because the scalars that are given now are compared.
         computation.begin_with(stage.stepper.share_experiment())
         like = stage.stepper.share_experiment()
-        experiment, caveats = load_renamed(self.path, like, in_any_shape=stage.steps_epochs)
+        experiment, caveats = self._load(like, in_any_shape=stage.steps_epochs)
         if stage.steps_epochs and not stage.stepper.take_state(experiment):
             stage = stages.follow(stage, experiment, hooks)  # `epoch_step` has changed the shapes
         if self.position.loops != stage.stepper.sizes.loops:
@@ -110,10 +122,24 @@ class SavedRun:
             stage = stages.stage(stage.source, first, "train_step", hooks, steps_per_call=size)
         caveats = [*self.other_programs(stage.stepper, computation), *caveats]
         at, more = self.restore(stage, experiment, hooks, start, limits, validation)
-        self.report([*caveats, *more], strict)
+        self.report(
+            [*caveats, *self._other_start(about), *more], self.other_callbacks(hooks), strict
+        )
         # The run continues with the scalars of the checkpoint, so a later resume compares these.
         computation.scalars |= self.position.computation.get("scalars", {})
+        computation.about = replace(self.position.about, options=about.options)
         return stage, at
+
+    def _load(self, like: Experiment, *, in_any_shape: bool) -> tuple[Experiment, list[str]]:
+        """The Experiment at this position, and classes that were renamed, in words."""
+        if self.state is not None:
+            return self.state(like), []
+        return load_renamed(self.path, like, in_any_shape=in_any_shape)
+
+    def _other_start(self, now: About) -> list[str]:
+        """The differences of the start of this run, if that is where it continues."""
+        was = self.position.about.start
+        return [] if was is None or now.start is None else was.changes(now.start)
 
     def restore(
         self,
@@ -151,7 +177,6 @@ class SavedRun:
         except KeyError as error:
             stepper.restore(experiment, [None] * len(totals))
             caveats.append(f"the metrics of the epoch so far are lost ({error})")
-        caveats += self._other_callbacks(hooks, taken)
         return moment, caveats
 
     def state_of(self, moment: Record) -> Epoch:
@@ -200,9 +225,9 @@ class SavedRun:
         """The name of the saved callback whose state each callback gets, by its name."""
         return matched(self.position.owners, owners_of(callbacks.callbacks))
 
-    def _other_callbacks(self, callbacks: Hooks, taken: Mapping[str, str]) -> list[str]:
+    def other_callbacks(self, callbacks: Hooks) -> list[str]:
         """Caveats about callbacks: removed, new, or impossible to distinguish."""
-        at, there = self.position, named(callbacks.callbacks)
+        at, there, taken = self.position, named(callbacks.callbacks), self._taken(callbacks)
         saved = {name: owner for name, owner in at.owners.items() if name in at.callbacks}
         owners = owners_of(callbacks.callbacks)
         now = {
@@ -222,11 +247,14 @@ class SavedRun:
         ]
         return [*gone, *new, *uncounted(saved, now)]
 
-    def report(self, caveats: list[str], strict: bool) -> None:
+    def report(self, steps: list[str], callbacks: list[str], strict: bool) -> None:
         """Warns of the caveats of a resumed run; raises a CheckpointError if `strict`."""
-        if not caveats:
+        if self.judge is not None:
+            self.judge(steps, callbacks)
             return
-        reasons = "; ".join(caveats)
+        reasons = "; ".join([*steps, *callbacks])
+        if not reasons:
+            return
         message = f"the run of {self.path} cannot be resumed exactly: {reasons}"
         if strict:
             raise CheckpointError(f"{message}. Without strict_resume this is only a warning")

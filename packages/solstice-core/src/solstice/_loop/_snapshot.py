@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import jax
@@ -12,6 +12,7 @@ from solstice import _tree
 from solstice._batch import is_numeric
 from solstice._callback import named
 from solstice._errors import CheckpointError
+from solstice._loop._about import About
 from solstice._loop._computation import ComputationNote
 from solstice._loop._owners import Owner
 from solstice._plain import from_plain, to_plain
@@ -45,6 +46,7 @@ class Position:
         is_logged: whether the callbacks that log have seen the end of the epoch, which goes on with
             its validation and `epoch_step`.
         validated: for `epoch_step`, the metrics of the newest validation within the epoch.
+        about: what stays the same while the run trains.
     """
 
     step: int
@@ -67,6 +69,7 @@ class Position:
     saved_at: float = 0.0
     is_logged: bool = False
     validated: dict[str, Any] = field(default_factory=dict[str, Any])
+    about: About = field(default_factory=About)
 
     def __post_init__(self) -> None:
         if self.step < max(self.epoch, self.epoch_step) or self.steps_per_call < 1:
@@ -102,6 +105,25 @@ class Position:
         read(ComputationNote, position.computation, "note['run']['computation']")
         return position
 
+    def at_start(self) -> "Position":
+        """The position before the first step of the run."""
+        return replace(
+            self,
+            step=0,
+            epoch=0,
+            epoch_step=0,
+            num_examples=0,
+            is_closed=False,
+            stop=None,
+            last_batch=None,
+            data={**self.data, "state": None, "behind": 0, "next": None},
+            metrics={},
+            callbacks={},
+            ended_by_max_steps=False,
+            is_logged=False,
+            validated={},
+        )
+
     def note(self) -> dict[str, Any]:
         """The position as the note of a checkpoint."""
         from solstice.checkpoint import held  # only runs that save load the checkpoints
@@ -109,7 +131,12 @@ class Position:
         states = [[n, to_plain(s, f"{n}.state_dict()", held)] for n, s in self.callbacks.items()]
         owners = {name: vars(owner) for name, owner in self.owners.items()}
         # The wall clock, because runs of several processes are compared by it.
-        now = {"callbacks": {}, "owners": owners, "saved_at": time.time()}
+        now = {
+            "callbacks": {},
+            "owners": owners,
+            "saved_at": time.time(),
+            "about": asdict(self.about),
+        }
         fields: dict[str, Any] = {**vars(self), **now}
         plain = {name: to_plain(value, name) for name, value in fields.items()}
         return {"run": {**plain, "version": VERSION, "callbacks": {"dict": states}}}

@@ -307,4 +307,5 @@ class RunState:
             computation=self._computation.note(),
             is_logged=epoch.is_logged,
             validated=self._validated,
+            about=self._computation.about,
         )

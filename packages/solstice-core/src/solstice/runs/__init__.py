@@ -1,11 +1,12 @@
-"""`solstice.runs`: the folder of a run, and what its file `run.json` says about the run.
+"""`solstice.runs`: the folder of a run, what its file `run.json` says, and any step of the run.
 
 `__all__` has what users need. The other names are for the Trainer and the command line.
 """
 
+from solstice.runs._at import at
 from solstice.runs._info import RunInfo, read
 from solstice.runs._keeper import RunKeeper as RunKeeper
 from solstice.runs._show import described as described
 from solstice.runs._table import listing as listing
 
-__all__ = ["RunInfo", "read"]
+__all__ = ["RunInfo", "at", "read"]
