@@ -151,7 +151,7 @@ def folder(tmp_path_factory: Any) -> Path:
         (3, {"train_ds": batches(X, 5, shuffle=True, seed=1)}, "had seed=0, and has seed=1"),
         (9, {"train_ds": batches(X[::-1], 5, shuffle=True)}, "the arrays of train_ds are not"),
         (9, {"train_ds": batches(X, 4, shuffle=True)}, "an epoch had 5 batches, and has 6"),
-        (9, {"experiment": make(rate=0.2)}, "`.rate` was 0.3"),
+        (3, {"experiment": make(rate=0.2)}, "`.rate` was 0.3"),
         (9, {"experiment": make(Other)}, "train_step computes something else"),
         (7, {"experiment": make(Other)}, "train_step computes something else"),
         (9, {"mesh": 2}, "it ran on 1 device"),
@@ -163,6 +163,14 @@ def test_what_is_not_exact_is_refused(
     given: dict[str, Any] = {"experiment": make(), "train_ds": DATA["arrays"](), **changed}
     with pytest.raises(CheckpointError, match=re.escape(reason)):
         solstice.at(folder, step=step, **given)
+
+
+def test_from_a_checkpoint_all_numbers_are_read(folder: Path):
+    found = [
+        solstice.at(folder, step=9, experiment=start, train_ds=DATA["arrays"]())
+        for start in (make(), make(seed=1, rate=0.2))
+    ]
+    assert checkpoint.diff(*found) == {}
 
 
 def test_a_function_of_the_epoch_from_the_start_must_give_the_first_batch(tmp_path: Path):

@@ -135,6 +135,8 @@ NOT_CHECKED: dict[str, str] = {
 NO_ROW: dict[tuple[str, str], str] = {
     ("Trainer.fit", "val_ds"): "as train_ds; None is none",
     ("train", "val_ds"): "as train_ds; None is none",
+    ("Trainer.fit", "at_step"): "test_branch has what is refused",
+    ("Trainer.fit", "branch"): "test_branch has what is refused",
     ("compare_models", "batch_size"): "`test` checks it",
     ("replay", "experiment"): "`fit` checks it",
     ("replay", "train_ds"): "`fit` checks it",

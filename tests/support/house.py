@@ -32,7 +32,7 @@ FLOORS = (
 The fifth floor completes what `import solstice` loads. The ready-made parts are above it.
 """
 
-ON_FIRST_USE = ("_loop/_find.py", "_loop/_resume.py")
+ON_FIRST_USE = ("_loop/_branch.py", "_loop/_find.py", "_loop/_resume.py")
 """Modules that a function of their own floor imports, so that they may import ready-made parts."""
 
 ROOT = Path(__file__).parents[2]

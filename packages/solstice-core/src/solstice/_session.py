@@ -1,8 +1,9 @@
 """Session: starts the runs of a Trainer, with its options and its callbacks."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from solstice._sources import Source
 from solstice._types import Dataset, Outputs
 
 if TYPE_CHECKING:
-    from solstice._loop import SavedRun
+    from solstice._loop import Branch, SavedRun
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Session:
         resume: "str | PathLike[str] | SavedRun | None",
         strict_resume: bool,
         donate: bool,
+        branch: "Branch | None" = None,
     ) -> Generator[Run, None, None]:
         """A training run, after `on_fit_start`, to be trained within; see `Trainer.fit`."""
         options = self.options
@@ -75,7 +77,8 @@ class Session:
         callbacks += own  # the last of the phase SAVE
         with stages.notified():
             stages.check_run(options.words("fit", limits), callbacks)
-            saved = None if options.fast_dev_run else saved_run(resume, callbacks, stages.peers)
+            again = partial(self.replay, experiment, train_ds, val_ds, batch_size=batch_size)
+            saved = self._saved(resume, branch, callbacks, stages, again)
             training = Training(
                 options.training_source(train_ds, batch_size, limits.num_epochs),
                 options.validation(val_ds, batch_size, train_ds, limits.num_epochs),
@@ -96,6 +99,8 @@ class Session:
                     run.start()
                     if saved is not None:  # after `on_fit_start`, which resets them
                         saved.restore_callbacks(hooks)
+                    if branch is not None and saved is not None:
+                        branch.begin(saved, run.state.snapshot)
                     self.runs.keepers = own if stages.is_lead else []
                     for keeper in self.runs.keepers:
                         about = training.described(stages.computation)
@@ -103,15 +108,31 @@ class Session:
                         keeper.begin(run.state.at, saved and saved.path, hooks, about)
                     yield run
 
+    def _saved(
+        self,
+        resume: "str | PathLike[str] | SavedRun | None",
+        branch: "Branch | None",
+        callbacks: list[Callback],
+        stages: Stages,
+        replay: "Callable[[SavedRun, int], Snapshot]",
+    ) -> "SavedRun | None":
+        """The saved run with which a training run continues, or starts as a branch."""
+        if self.options.fast_dev_run:
+            return None
+        if branch is not None:
+            branch.check(callbacks)
+            resume = branch.saved(callbacks, replay)
+        return saved_run(resume, callbacks, stages.peers)
+
     def replay(
         self,
         experiment: Experiment,
         train_ds: Dataset,
         val_ds: Dataset,
-        *,
-        batch_size: int | None,
         saved: "SavedRun",
         step: int,
+        *,
+        batch_size: int | None,
     ) -> Snapshot:
         """A saved run at a later step, trained again without callbacks that have side effects.
 
@@ -120,7 +141,7 @@ class Session:
         """
         until = Until(step)
         quiet = [callback for callback in self.callbacks if not callback.has_side_effects]
-        with replace(self, runs=Runs(), callbacks=[*quiet, until]).training(
+        with replace(self, runs=Runs(), callbacks=[*quiet, until], hyperparameters=None).training(
             experiment,
             train_ds,
             val_ds,
@@ -128,7 +149,7 @@ class Session:
             max_steps=step + 1,
             batch_size=batch_size,
             resume=saved,
-            strict_resume=True,
+            strict_resume=False,
             donate=False,
         ) as run:
             if run.state.at.step == step:

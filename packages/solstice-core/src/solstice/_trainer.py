@@ -10,7 +10,7 @@ from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment
 from solstice._hyperparameters import plain_hyperparameters
 from solstice._keywords import keywords_explained
-from solstice._loop import Ended, Evaluation, as_callbacks, check_callbacks, train
+from solstice._loop import Ended, Evaluation, as_callbacks, branch_of, check_callbacks, train
 from solstice._options import Options, error_bars
 from solstice._own_history import histories_in, own_history
 from solstice._runs import Runs
@@ -183,6 +183,8 @@ class Trainer:
         max_steps: int | None = None,
         batch_size: int | None = None,
         resume: str | PathLike[str] | None = None,
+        at_step: int | None = None,
+        branch: str | PathLike[str] | None = None,
         strict_resume: bool = False,
         donate: bool = False,
     ) -> _E:
@@ -204,6 +206,14 @@ class Trainer:
                 Keep all other arguments; `num_epochs` and `max_steps` count from the start of the
                 saved run. If nothing is saved yet, "last" starts a new run. The logger "solstice"
                 names the checkpoint.
+            at_step: start a branch after this step of the run `resume`, which may lie between two
+                checkpoints: the run is then replayed to it, if what is given is the same.
+            branch: the folder of a new run that starts within the run folder `resume`, at `at_step`
+                or at its newest checkpoint. It may change what a resumed run must keep, and
+                `run.json` lists the changes. Scalars of the Experiment, such as an injected
+                learning rate, take the values given, unless the run has changed them. Its history
+                begins with the rows of the other run. `Checkpoint` saves into this folder; the same
+                line then continues the branch.
             strict_resume: raise an error, instead of a warning, if the resumed run may differ from
                 an uninterrupted one.
             donate: give `experiment` up, so that the run needs one state less in memory. Its arrays
@@ -235,6 +245,7 @@ class Trainer:
             resume=resume,
             strict_resume=strict_resume,
             donate=donate,
+            branch=branch_of(resume, at_step, branch),
         ) as run:
             train(run)
         return cast("_E", run.experiment)

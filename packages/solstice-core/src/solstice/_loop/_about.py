@@ -46,16 +46,33 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """The run that a branch has left.
+
+    Attributes:
+        folder: the folder of that run.
+        step: the step of it after which the branch starts.
+        changes: in what the branch differs from it, in words.
+    """
+
+    folder: str
+    step: int
+    changes: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True)
 class About:
     """What stays the same while a run trains.
 
     Attributes:
         options: the options of the Trainer that decide which batches a run reads.
-        start: the start of the run; None for a branch, which starts within another run.
+        start: the start of the run; None for a branch.
+        parent: the run within which a branch starts, or None.
     """
 
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     start: Start | None = None
+    parent: Parent | None = None
 
     def begun_with(self, experiment: Experiment, batch: Batch) -> "About":
         """The same, with the start of the run."""

@@ -1,6 +1,6 @@
 """Computation: steps, scalars and devices of a run, saved and compared when it is resumed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -51,6 +51,28 @@ class ComputationNote:
     topology: TopologyNote | None = None
 
 
+@dataclass(frozen=True)
+class ChangedScalar:
+    """A scalar of an Experiment that was `was` when the saved run started, and is `now`."""
+
+    path: str
+    was: _Scalar
+    now: _Scalar
+
+    @property
+    def kept(self) -> str:
+        """The words if the run continues with its own value."""
+        return (
+            f"`{self.path}` was {self.was} when the run started and is {self.now} in the "
+            f"Experiment given now; the run continues with the value in the checkpoint"
+        )
+
+    @property
+    def taken(self) -> str:
+        """The words if the value given now replaces it."""
+        return f"`{self.path}` was {self.was}, and is {self.now}"
+
+
 @dataclass
 class Computation:
     """The computation of a run: its steps, its initial scalars, its devices.
@@ -69,7 +91,7 @@ class Computation:
 
     def begin_with(self, experiment: Experiment) -> None:
         """Stores the scalars and devices of the Experiment before the first step."""
-        self.scalars = _scalars_of(experiment)
+        self.scalars = scalars_of(experiment)
         self.topology = {**topology(experiment), "words": topology_in_words(experiment)}
 
     def add_step(self, method: str, stepper: Stepper) -> None:
@@ -94,12 +116,24 @@ class Computation:
         }
 
     def changes(self, saved: Mapping[str, Any], *, same_jax: bool) -> list[str]:
-        """The differences from the `note` of a saved run, in words."""
+        """The differences from the `note` of a saved run, in words, except for the scalars."""
         return [
-            *([] if self.topology["xla_gpu_deterministic_ops"] else [_NOT_DETERMINISTIC]),
             *_changed_devices(saved.get("topology", {}), self.topology),
             *(self._changed_steps(saved.get("steps", {})) if same_jax else []),
-            *self._changed_scalars(saved.get("scalars", {})),
+        ]
+
+    @property
+    def caveats_of_machine(self) -> list[str]:
+        """Why this machine may compute other numbers each time, in words."""
+        return [] if self.topology["xla_gpu_deterministic_ops"] else [_NOT_DETERMINISTIC]
+
+    def changed_scalars(self, saved: Mapping[str, Any]) -> list["ChangedScalar"]:
+        """The scalars given now that are not those at the start of a saved run."""
+        was: Mapping[str, _Scalar] = saved.get("scalars", {})
+        return [
+            ChangedScalar(path, was[path], now)
+            for path, now in self.scalars.items()
+            if path in was and not is_same(was[path], now)
         ]
 
     def _changed_steps(self, saved: Mapping[str, Any]) -> list[str]:
@@ -111,14 +145,6 @@ class Computation:
             if now.digest != was.digest:
                 found.append(f"{method} computes something else: {now.changes(was)}")
         return found
-
-    def _changed_scalars(self, saved: Mapping[str, _Scalar]) -> list[str]:
-        return [
-            f"`{path}` was {saved[path]} when the run started and is {now} in the Experiment given "
-            f"now; the run continues with the value in the checkpoint"
-            for path, now in self.scalars.items()
-            if path in saved and not _is_same(saved[path], now)
-        ]
 
 
 def topology_in_words(experiment: Experiment) -> str:
@@ -133,7 +159,7 @@ def topology_in_words(experiment: Experiment) -> str:
     return f"{count} devices{within} ({'replicated' if is_whole else 'split'})"
 
 
-def _scalars_of(experiment: Experiment) -> dict[str, _Scalar]:
+def scalars_of(experiment: Experiment) -> dict[str, _Scalar]:
     """The booleans and floats of an Experiment by path; integers are counts, which change."""
     found = {
         path: leaf
@@ -141,6 +167,16 @@ def _scalars_of(experiment: Experiment) -> dict[str, _Scalar]:
         if isinstance(leaf, bool | float) or _is_scalar_array(leaf)
     }
     return {path: np.asarray(leaf).item() for path, leaf in jax.device_get(found).items()}
+
+
+def with_leaves(experiment: Experiment, other: Experiment, paths: Collection[str]) -> Experiment:
+    """The Experiment with the leaves of another one at these paths."""
+    leaves, structure = _tree.flatten(experiment)
+    there = dict(_tree.leaves_by_path(other))
+    names = [name for name, _ in _tree.leaves_by_path(experiment)]
+    pairs = zip(names, leaves, strict=True)
+    new = [there[name] if name in paths else leaf for name, leaf in pairs]
+    return _tree.unflatten(structure, new)
 
 
 def _is_scalar_array(leaf: Any) -> bool:
@@ -151,7 +187,7 @@ def _is_scalar_array(leaf: Any) -> bool:
     return readable and (leaf.dtype == bool or jax.numpy.issubdtype(leaf.dtype, np.floating))
 
 
-def _is_same(one: _Scalar, other: _Scalar) -> bool:
+def is_same(one: _Scalar, other: _Scalar) -> bool:
     return one == other or (one != one and other != other)  # NaN stays NaN
 
 

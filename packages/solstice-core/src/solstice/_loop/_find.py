@@ -56,6 +56,12 @@ def find_before(folder: Path, step: int) -> SavedRun:
             f"`solstice.callbacks.Checkpoint({str(folder)!r})` among its callbacks"
         )
     later = read_saved(there[min(there)])
+    parent = later.position.about.parent
+    if parent is not None:
+        raise CheckpointError(
+            f"{folder} starts at step {parent.step:,} of {parent.folder}, which has step {step:,}: "
+            f"write `solstice.at({parent.folder!r}, step={step}, ...)`"
+        )
     return replace(later, path=folder, position=later.position.at_start(), state=_itself)
 
 
@@ -77,6 +83,12 @@ def read_saved(path: Path) -> SavedRun:
         )
     given = manifest["note"].get("hyperparameters", {})  # of a snapshot by hand, maybe none
     return SavedRun(path, position, manifest["versions"], given)
+
+
+def newest_of(savers: Sequence[Saver]) -> Path | None:
+    """The newest checkpoint that the Savers find; None if there is none."""
+    found = _found("last", savers) if savers else []
+    return max(dict.fromkeys(found), key=_moment, default=None)
 
 
 def _asked(which: Literal["last", "best"], callbacks: Sequence[Callback]) -> Path | None:

@@ -1,7 +1,7 @@
 """A training run, from its data sets and its Experiment, or from a checkpoint."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from solstice._sources import Source
 from solstice._types import Batch, Mode
 
 if TYPE_CHECKING:
+    from solstice._loop._branch import Branch
     from solstice._loop._resume import SavedRun
 
 
@@ -64,6 +65,21 @@ def _set_up(experiment: Experiment, batch: Batch) -> Experiment:
     except Exception as error:
         error.add_note(f"setup was given this batch: {describe_batch(batch)}")
         raise
+
+
+def branch_of(
+    resume: str | PathLike[str] | None, at_step: int | None, branch: str | PathLike[str] | None
+) -> "Branch | None":
+    """The branch that these arguments of `fit` ask for; None for another run.
+
+    Raises:
+        ValueError: one of the arguments is missing, or the folders are the same.
+    """
+    if at_step is None and branch is None:
+        return None
+    from solstice._loop._branch import Branch  # as above
+
+    return Branch.of(resume, at_step, branch)
 
 
 def saved_before(folder: Path, step: int) -> "SavedRun":
@@ -196,6 +212,7 @@ class Training:
     def described(self, computation: Computation) -> dict[str, Any]:
         """The run as its folder describes it, after `run`; the names of `RunInfo`."""
         validation, devices = self.validation, computation.topology
+        parent = computation.about.parent
         return {
             "max_steps": self.limits.max_steps,
             "computation": computation.note(),
@@ -203,6 +220,7 @@ class Training:
                 "identity": self.source.identity,
                 "validation": None if validation is None else validation.source.identity,
             },
+            "parent": None if parent is None else asdict(parent),
             "devices": f"{devices['words']} of kind {devices['kind']}",
         }
 

@@ -9,12 +9,13 @@ import jax
 
 from solstice import checkpoint
 from solstice._callback import Callback, named
-from solstice._console import say_once, warn
+from solstice._console import say_once
 from solstice._engine import Stepper
 from solstice._experiment import Experiment
 from solstice._hyperparameters import changes
-from solstice._loop._about import About
-from solstice._loop._computation import Computation
+from solstice._loop._about import About, Parent
+from solstice._loop._caveats import Caveats, Judge, report
+from solstice._loop._computation import Computation, is_same, scalars_of, with_leaves
 from solstice._loop._epoch import Epoch
 from solstice._loop._hooks import Hooks
 from solstice._loop._limits import Limits, next_epoch
@@ -25,6 +26,8 @@ from solstice._record import Record, Stop, made
 from solstice._schema import SchemaError
 from solstice._sources import Source
 from solstice.checkpoint import CheckpointError, load_renamed
+
+_UNKNOWN_START = "the checkpoints of the run do not say with which Experiment it started"
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class SavedRun:
         versions: the versions of the packages that it used.
         hyperparameters: those of its Trainer.
         state: makes the Experiment from a new one, in place of reading the checkpoint.
-        judge: is given the caveats about steps and those about callbacks, in place of a warning.
+        judge: refuses caveats, in place of a warning.
+        leaves: the run that a branch leaves here; None for a run that continues.
+        origin: the checkpoint from which this run was replayed, or None.
     """
 
     path: Path
@@ -45,7 +50,9 @@ class SavedRun:
     versions: dict[str, str]
     hyperparameters: dict[str, Any] = field(default_factory=dict[str, Any])
     state: Callable[[Experiment], Experiment] | None = None
-    judge: Callable[[list[str], list[str]], None] | None = None
+    judge: Judge | None = None
+    leaves: Parent | None = None
+    origin: "SavedRun | None" = None
 
     @property
     def is_start(self) -> bool:
@@ -106,12 +113,11 @@ class SavedRun:
             strict: whether a caveat is an error.
         """
         computation, size = stages.computation, self.position.steps_per_call
-        if changed := changes(self.hyperparameters, start.hyperparameters):
-            say_once(f"resuming {self.path} with other hyperparameters: {'; '.join(changed)}")
         # Before the Experiment is loaded, because the scalars that are given now are compared.
         computation.begin_with(stage.stepper.share_experiment())
         like = stage.stepper.share_experiment()
-        experiment, caveats = self._load(like, in_any_shape=stage.steps_epochs)
+        experiment, renamed = self._load(like, in_any_shape=stage.steps_epochs)
+        experiment, scalars = self._with_scalars(experiment, like, computation)
         if stage.steps_epochs and not stage.stepper.take_state(experiment):
             stage = stages.follow(stage, experiment, hooks)  # `epoch_step` has changed the shapes
         if self.position.loops != stage.stepper.sizes.loops:
@@ -120,15 +126,53 @@ class SavedRun:
             # as an epoch, for which the host may not have the memory.
             first = stage.stepper.share_experiment()
             stage = stages.stage(stage.source, first, "train_step", hooks, steps_per_call=size)
-        caveats = [*self.other_programs(stage.stepper, computation), *caveats]
+        steps = [*self.other_programs(stage.stepper, computation), *renamed]
         at, more = self.restore(stage, experiment, hooks, start, limits, validation)
-        self.report(
-            [*caveats, *self._other_start(about), *more], self.other_callbacks(hooks), strict
+        caveats = Caveats(
+            computation.caveats_of_machine,
+            [*steps, *self._other_start(about), *more],
+            scalars,
+            (self.origin or self).other_callbacks(hooks),
         )
-        # The run continues with the scalars of the checkpoint, so a later resume compares these.
-        computation.scalars |= self.position.computation.get("scalars", {})
-        computation.about = replace(self.position.about, options=about.options)
+        self._judge(caveats, strict=strict)
+        computation.about = self._about(about, caveats, start)
+        if self.leaves is None:
+            # It continues with the scalars of the checkpoint, so a later resume compares these.
+            computation.scalars |= self.position.computation.get("scalars", {})
         return stage, at
+
+    def _judge(self, caveats: Caveats, *, strict: bool) -> None:
+        """Warns of the caveats, or raises an error; a branch records them, unless it is strict."""
+        if self.judge is not None:
+            self.judge(caveats)
+        if self.judge is None or strict:
+            records = self.leaves is not None and not strict
+            report(self.path, Caveats(caveats.machine) if records else caveats, strict=strict)
+
+    def _about(self, now: About, caveats: Caveats, start: Record) -> About:
+        """What stays the same in the run that continues; a branch begins with other settings."""
+        settings = changes(self.hyperparameters, start.hyperparameters)
+        if self.leaves is None:
+            if settings:
+                say_once(f"resuming {self.path} with other hyperparameters: {'; '.join(settings)}")
+            return replace(self.position.about, options=now.options)
+        found = [*caveats.steps, *caveats.scalars, *caveats.callbacks, *settings]
+        return About(now.options, parent=replace(self.leaves, changes=found))
+
+    def _with_scalars(
+        self, experiment: Experiment, given: Experiment, computation: Computation
+    ) -> tuple[Experiment, list[str]]:
+        """The Experiment with the scalars that a branch changes; all changed scalars in words.
+
+        A scalar that the run itself has changed, as a schedule or training does, is kept.
+        """
+        changed = computation.changed_scalars(self.position.computation)
+        if not changed or self.leaves is None:
+            return experiment, [change.kept for change in changed]
+        saved = scalars_of(experiment)
+        taken = {c.path: c for c in changed if c.path in saved and is_same(saved[c.path], c.was)}
+        words = [c.taken if c.path in taken else c.kept for c in changed]
+        return with_leaves(experiment, given, taken), words
 
     def _load(self, like: Experiment, *, in_any_shape: bool) -> tuple[Experiment, list[str]]:
         """The Experiment at this position, and classes that were renamed, in words."""
@@ -139,7 +183,9 @@ class SavedRun:
     def _other_start(self, now: About) -> list[str]:
         """The differences of the start of this run, if that is where it continues."""
         was = self.position.about.start
-        return [] if was is None or now.start is None else was.changes(now.start)
+        if not self.is_start or now.start is None:
+            return []
+        return [_UNKNOWN_START] if was is None else was.changes(now.start)
 
     def restore(
         self,
@@ -206,10 +252,10 @@ class SavedRun:
         return [other, *back.changes]
 
     def restore_callbacks(self, callbacks: Hooks) -> None:
-        """Restores the state of each callback."""
+        """Restores the state of each callback; in a branch, loggers start new files and runs."""
         there = named(callbacks.callbacks)
         for name, saved in self._taken(callbacks).items():
-            if saved in self.position.callbacks:
+            if saved in self.position.callbacks and not self._starts(there[name]):
                 self._restore_callback(name, there[name], self.position.callbacks[saved])
 
     def _restore_callback(self, name: str, callback: Callback, state: Any) -> None:
@@ -221,6 +267,10 @@ class SavedRun:
                 f"refuses: {error!r:.200}"
             ) from error
 
+    def _starts(self, callback: Callback) -> bool:
+        """Whether a callback starts without a state in any case."""
+        return self.leaves is not None and callback.has_side_effects
+
     def _taken(self, callbacks: Hooks) -> dict[str, str]:
         """The name of the saved callback whose state each callback gets, by its name."""
         return matched(self.position.owners, owners_of(callbacks.callbacks))
@@ -228,12 +278,14 @@ class SavedRun:
     def other_callbacks(self, callbacks: Hooks) -> list[str]:
         """Caveats about callbacks: removed, new, or impossible to distinguish."""
         at, there, taken = self.position, named(callbacks.callbacks), self._taken(callbacks)
+        if self.is_start:
+            return []
         saved = {name: owner for name, owner in at.owners.items() if name in at.callbacks}
         owners = owners_of(callbacks.callbacks)
         now = {
             name: owners[name]
             for name, callback in there.items()
-            if taken.get(name) in saved or _remembers(callback)
+            if taken.get(name) in saved or (_remembers(callback) and not self._starts(callback))
         }
         gone = [
             f"{name} is not among the callbacks now: {saved[name]}"
@@ -246,19 +298,6 @@ class SavedRun:
             if taken.get(name) not in saved
         ]
         return [*gone, *new, *uncounted(saved, now)]
-
-    def report(self, steps: list[str], callbacks: list[str], strict: bool) -> None:
-        """Warns of the caveats of a resumed run; raises a CheckpointError if `strict`."""
-        if self.judge is not None:
-            self.judge(steps, callbacks)
-            return
-        reasons = "; ".join([*steps, *callbacks])
-        if not reasons:
-            return
-        message = f"the run of {self.path} cannot be resumed exactly: {reasons}"
-        if strict:
-            raise CheckpointError(f"{message}. Without strict_resume this is only a warning")
-        warn(message, stacklevel=7)
 
     def other_programs(self, stepper: Stepper, computation: Computation) -> list[str]:
         """The reasons why the next steps may compute other numbers than the saved run."""

@@ -24,6 +24,7 @@ from solstice.checkpoint._peers import Peers as Peers
 from solstice.checkpoint._rows import AppendOnly
 from solstice.checkpoint._rows import held as held
 from solstice.checkpoint._rows import read_rows as read_rows
+from solstice.checkpoint._rows import unheld as unheld
 from solstice.checkpoint._save import begin, save, versions
 from solstice.checkpoint._saved import Folder as Folder
 from solstice.checkpoint._saved import Saved as Saved

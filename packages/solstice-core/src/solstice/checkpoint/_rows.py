@@ -175,6 +175,13 @@ def held(items: list[Any], where: str) -> Prefix | None:
     return Prefix(items, len(items), where) if isinstance(items, AppendOnly) else None
 
 
+def unheld(note: object) -> Any:
+    """A note with the rows of each `Prefix` in it, to continue a run without a checkpoint."""
+    if isinstance(note, Prefix):
+        return [to_plain(item, note.where) for item in note.items[: note.count]]
+    return _within(note, unheld)
+
+
 class RowFiles:
     """`RowFiles(new, path).placed(note)`: the note, with the rows in it written to files.
 

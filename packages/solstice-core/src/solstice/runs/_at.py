@@ -9,13 +9,12 @@ from solstice import checkpoint
 from solstice._arguments import switch, whole
 from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment, check_experiment, steps_epochs
-from solstice._loop import saved_before
+from solstice._loop import refused, saved_before
 from solstice._options import Options
 from solstice._own_history import own_history
 from solstice._runs import Runs
 from solstice._session import Session
 from solstice._types import Dataset
-from solstice.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
     from solstice._loop import SavedRun
@@ -82,9 +81,9 @@ def at(
         experiment,
         train_ds,
         val_ds,
+        saved,
+        step,
         batch_size=known.get("batch_size") if batch_size is None else batch_size,
-        saved=saved,
-        step=step,
     )
     if save and saved.position.step < step:
         checkpoint.save(folder / f"step-{step}", found.experiment, note=found.note)
@@ -97,15 +96,8 @@ def _exact(saved: "SavedRun", step: int, *, needs_val: bool) -> "SavedRun":
     if not needs_val:  # it does not change the Experiment
         position = replace(position, data={**position.data, "validation": None})
 
-    def judge(steps: list[str], callbacks: list[str]) -> None:
-        del callbacks  # they do not change the Experiment either
-        if steps:
-            raise CheckpointError(
-                f"step {step:,} of {saved.path} cannot be computed exactly with what is given: "
-                f"{'; '.join(steps)}"
-            )
-
-    return replace(saved, position=position, judge=judge)
+    what = f"step {step:,} of {saved.path}"
+    return replace(saved, position=position, judge=refused(what, is_start=saved.is_start))
 
 
 def _options(
