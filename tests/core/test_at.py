@@ -155,6 +155,7 @@ def folder(tmp_path_factory: Any) -> Path:
         (9, {"experiment": make(Other)}, "train_step computes something else"),
         (7, {"experiment": make(Other)}, "train_step computes something else"),
         (9, {"mesh": 2}, "it ran on 1 device"),
+        (21, {}, "has no step 21: the run ended after step 20 (finished)"),
     ],
 )
 def test_what_is_not_exact_is_refused(

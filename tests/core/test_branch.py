@@ -202,6 +202,8 @@ def test_a_stopped_parent_goes_on_in_a_branch(tmp_path: Path, parent: Any):
         make(), data, VAL, num_epochs=4, resume=tmp_path / "a", branch=tmp_path / "b"
     )
     assert checkpoint.diff(found, last) == {}
+    # Also without a callback that writes there.
+    assert solstice.runs.read(tmp_path / "b").parent is not None
 
 
 def test_a_strict_branch_has_no_change(tmp_path: Path, parent: Any):

@@ -73,7 +73,7 @@ class Session:
         stages = self._stages(experiment if switch("donate", donate) else None)
         limits = options.limits(num_epochs, max_steps)
         callbacks = check_callbacks(self.callbacks)
-        own = keepers(callbacks)
+        own = keepers(callbacks, branch)
         callbacks += own  # the last of the phase SAVE
         with stages.notified():
             stages.check_run(options.words("fit", limits), callbacks)

@@ -1,8 +1,10 @@
 """`at`: the Experiment at any step of a run, by an exact replay."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from solstice import checkpoint
@@ -15,6 +17,8 @@ from solstice._own_history import own_history
 from solstice._runs import Runs
 from solstice._session import Session
 from solstice._types import Dataset
+from solstice.checkpoint import CheckpointError
+from solstice.runs._info import find
 
 if TYPE_CHECKING:
     from solstice._loop import SavedRun
@@ -72,6 +76,7 @@ def at(
     check_experiment(experiment)
     folder = checkpoint.place(directory, "directory")
     step, save = whole("step", step, 0, "training steps"), switch("save", save)
+    _check_reached(folder, step)
     needs_val = steps_epochs(experiment)
     val_ds = val_ds if needs_val else None
     saved = _exact(saved_before(folder, step), step, needs_val=needs_val)
@@ -88,6 +93,18 @@ def at(
     if save and saved.position.step < step:
         checkpoint.save(folder / f"step-{step}", found.experiment, note=found.note)
     return cast("_E", found.experiment)
+
+
+def _check_reached(folder: Path, step: int) -> None:
+    """Raises a CheckpointError if the run has ended before the step."""
+    info = None
+    with suppress(CheckpointError):  # of a damaged file
+        info = find(folder.parent if checkpoint.exists(folder) else folder)
+    is_over = info is not None and (info.ended or "").startswith(("finished", "stopped"))
+    if info is not None and is_over and step > info.step:
+        raise CheckpointError(
+            f"{folder} has no step {step:,}: the run ended after step {info.step:,} ({info.ended})"
+        )
 
 
 def _exact(saved: "SavedRun", step: int, *, needs_val: bool) -> "SavedRun":

@@ -37,6 +37,7 @@ class RunKeeper(Callback):
     Args:
         callbacks: the callbacks of the run, whose `run_folder` are the folders.
         history: the history of the run, for the newest and the best metrics.
+        folder: another folder of the run, or None.
     """
 
     every = None
@@ -47,8 +48,11 @@ class RunKeeper(Callback):
     has_side_effects = True
     processes = "first"
 
-    def __init__(self, callbacks: Sequence[Callback], history: History) -> None:
+    def __init__(
+        self, callbacks: Sequence[Callback], history: History, folder: Path | None = None
+    ) -> None:
         self._callbacks = list(callbacks)
+        self._folder = folder
         self._history = history
         self._files: Files | None = None
         self._info: RunInfo | None = None
@@ -84,8 +88,8 @@ class RunKeeper(Callback):
         )
         self._hooks = hooks
         # Absolute, because the working directory may change. After `on_fit_start`, which sets it.
-        folders = [c.run_folder for c in self._callbacks if c.run_folder is not None]
-        places = dict.fromkeys(map(checkpoint.absolute, folders))
+        folders = [self._folder, *(callback.run_folder for callback in self._callbacks)]
+        places = dict.fromkeys(checkpoint.absolute(place) for place in folders if place is not None)
         self._files = Files(list(places), saved)
         self._write()
         self._at = -math.inf  # so that a run of a second has the metrics of an epoch
