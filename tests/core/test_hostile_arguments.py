@@ -101,7 +101,16 @@ NOT_CHECKED: dict[str, str] = {
         "Solstice makes it, and users read it",
     ),
     **dict.fromkeys(
-        ["AdapterInfo", "Norms", "Forward", "Compilation", "Times", "Comparison", "Difference"],
+        [
+            "AdapterInfo",
+            "Norms",
+            "Spikes",
+            "Forward",
+            "Compilation",
+            "Times",
+            "Comparison",
+            "Difference",
+        ],
         "Solstice makes it, and users read it",
     ),
     **dict.fromkeys(
@@ -173,6 +182,7 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("run_steps", "batches"): "any tree is a batch; tests/optax/test_run_steps.py has what is none",
     ("mixed_precision", "model"): "as in Learner, and needs a policy",
     ("norms_of", "tree"): "any tree: what is no array does not count",
+    ("spikes_of", "tree"): "any tree: one without Spikes has none",
     ("adapt_argument", "name"): "the code that calls it has it in its source",
     ("adapt_argument", "kind"): "the code that calls it has it in its source",
     ("EquinoxModel", "axis_name"): "equinox checks it, in the layers that have one",

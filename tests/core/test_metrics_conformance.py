@@ -275,6 +275,18 @@ class TestWithLoss(MetricsConformance):
         }
 
 
+class TestWithSkipped(MetricsConformance):
+    def examples(self, rng, size):
+        return {"values": rng.random(size, np.float32), "skipped": rng.integers(0, 2, size)}
+
+    def build(self, examples, mask=None):
+        skipped = examples["skipped"] if mask is None else jnp.where(mask, examples["skipped"], 0)
+        return metrics.WithSkipped(metrics.Mean(examples["values"], mask), skipped)
+
+    def reference(self, examples):
+        return {"mean": examples["values"].mean(), "skipped": examples["skipped"].sum()}
+
+
 class TestCollect(MetricsConformance):
     unsupported = {
         "fixed_size": "it keeps what it is given",
@@ -310,7 +322,7 @@ SUITES = [
     TestClassification, TestManyClasses, TestConfusionMatrix, TestCalibration, TestBinary,
     TestCurves, TestMultilabel, TestRegression, TestRegressionFarFromZero, TestLanguageModel,
     TestMean, TestWeightedMean, TestSum, TestCollect, TestCollection,
-    TestWithLoss,
+    TestWithLoss, TestWithSkipped,
 ]  # fmt: skip
 
 

@@ -102,6 +102,7 @@ KINDS: dict[str, dict[str, Callable[[], Any]]] = {
     "size or None": NO_COUNT,
     "tries": {k: v for k, v in NO_COUNT.items() if "True" not in k} | NONE,
     "positive": NO_NUMBER | NONE | ZERO | {"inf": lambda: INF, "-1": lambda: -1.0},
+    "above one": NO_NUMBER | NONE | ZERO | {"inf": lambda: INF, "1.0": lambda: 1.0},
     "positive or None": NO_NUMBER | ZERO | {"inf": lambda: INF},
     "not negative": NO_NUMBER | NONE | {"-1": lambda: -0.5, "inf": lambda: INF},
     "finite": NO_NUMBER | NONE | {"inf": lambda: INF},
@@ -573,7 +574,9 @@ TARGETS: dict[str, Target] = {
         {"monitor": "monitor", "mode": "word", "patience": "count", "min_delta": "not negative"},
     ),
     "FlightRecorder": Target(
-        callbacks.FlightRecorder, {"directory": "a"}, {"directory": "path", "every": "count"}
+        callbacks.FlightRecorder,
+        {"directory": "a"},
+        {"directory": "path", "every": "count", "on": "word"},
     ),
     "LearningRate": Target(callbacks.LearningRate, {}, {"schedule": "schedule"}),
     "Logging": Target(callbacks.Logging, {}, {"log": "function or None", **EVERY}),
@@ -721,6 +724,11 @@ TARGETS: dict[str, Target] = {
         {"metrics": metrics.Mean(X), "losses": X},
         {"metrics": "metrics", "losses": "numbers", "weights": "numbers or None"},
     ),
+    "WithSkipped": Target(
+        metrics.WithSkipped,
+        {"metrics": metrics.Mean(X), "skipped": 1},
+        {"metrics": "metrics", "skipped": "numbers"},
+    ),
     "Batches": Target(
         data.Batches,
         {"arrays": X, "batch_size": 2},
@@ -754,6 +762,11 @@ TARGETS: dict[str, Target] = {
         compat.track_norms, {"optimizer": SGD}, {"optimizer": "optimizer", "depth": "size"}
     ),
     "skip_nonfinite": Target(compat.skip_nonfinite, {}, {"optimizer": "optimizer"}),
+    "skip_spikes": Target(
+        compat.skip_spikes,
+        {"optimizer": SGD},
+        {"optimizer": "optimizer", "times": "above one", "window": "count"},
+    ),
     "adapt_argument": Target(
         lambda **given: compat.adapt_argument("encoder", "model", given["given"]),
         {},
@@ -842,6 +855,7 @@ GOOD: dict[str, tuple[Any, dict[str, Callable[[Any], Any]]]] = {
     "tries": (2, COUNTS),
     "natural": (3, COUNTS),
     "positive": (1.0, NUMBERS),
+    "above one": (3.0, NUMBERS),
     "positive or None": (1.0, NUMBERS),
     "not negative": (1.0, NUMBERS),
     "finite": (1.0, NUMBERS),

@@ -31,6 +31,8 @@ from solstice.compat._protocols import (
     call_in_evaluation,
 )
 from solstice.compat._registry import adapt_argument
+from solstice.compat._spikes import Spikes, skip_spikes, spikes_of
+from solstice.compat._spikes import num_skipped as num_skipped
 from solstice.compat._wrappers import ema, freeze, skip_nonfinite
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ __all__ = [
     "OptState",
     "Optimizer",
     "Params",
+    "Spikes",
     "State",
     "adapt_argument",
     "adapters",
@@ -63,6 +66,8 @@ __all__ = [
     "norms_of",
     "register",
     "skip_nonfinite",
+    "skip_spikes",
+    "spikes_of",
     "track_norms",
 ]
 

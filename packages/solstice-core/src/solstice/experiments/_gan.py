@@ -32,7 +32,8 @@ from solstice.experiments._keys import key_of, one_key
 from solstice.experiments._learner import Learner
 from solstice.experiments._losses import binary_cross_entropy
 from solstice.experiments._ready_made import ReadyMadeExperiment
-from solstice.metrics import Mean, MetricsCollection
+from solstice.experiments._skipped import skipped_between
+from solstice.metrics import Mean, MetricsCollection, Sum
 
 _LOSS = "loss=optax.sigmoid_binary_cross_entropy"
 
@@ -58,7 +59,8 @@ class GANExperiment(ReadyMadeExperiment):
     Each step updates the discriminator on the batch and the same number of generated examples,
     then the generator against the new discriminator, with the non-saturating loss of Goodfellow
     et al. (2014). Steps return "discriminator_loss", "generator_loss", and "real_accuracy" and
-    "generated_accuracy", the fractions that the discriminator classifies correctly.
+    "generated_accuracy", the fractions that the discriminator classifies correctly. With
+    `solstice.compat.skip_spikes`, training adds "discriminator_skipped" and "generator_skipped".
 
     Args:
         generator, discriminator: each a `solstice.compat.Model`, or a model with an adapter.
@@ -181,7 +183,8 @@ class GANExperiment(ReadyMadeExperiment):
         generator, of_generator = self.generator.update(
             fools, (latents, mask), micro_batches=self.micro_batches
         )
-        metrics = MetricsCollection(**of_discriminator.parts, **of_generator.parts)
+        skipped = self._skipped(discriminator, generator)
+        metrics = MetricsCollection(**of_discriminator.parts, **of_generator.parts, **skipped)
         return replace(self, generator=generator, discriminator=discriminator), metrics
 
     def eval_step(self, batch: Batch) -> tuple[Self, MetricsCollection]:
@@ -221,6 +224,16 @@ class GANExperiment(ReadyMadeExperiment):
             generated_accuracy=Mean(on_generated <= 0, mask),
         )
         return losses, mask, metrics
+
+    def _skipped(self, discriminator: Learner, generator: Learner) -> dict[str, Sum]:
+        """The steps that each optimiser left out, if it counts them."""
+        counts = {
+            "discriminator_skipped": skipped_between(
+                self.discriminator.opt_state, discriminator.opt_state
+            ),
+            "generator_skipped": skipped_between(self.generator.opt_state, generator.opt_state),
+        }
+        return {name: Sum(count) for name, count in counts.items() if count is not None}
 
     def _losses(self, logits: Array, is_real: bool) -> Array:
         return (self.loss or binary_cross_entropy)(logits, jnp.full_like(logits, is_real))

@@ -22,6 +22,7 @@ from solstice.experiments._checks import unmasked
 from solstice.experiments._gradients import Forward
 from solstice.experiments._learner import Learner
 from solstice.experiments._ready_made import ReadyMadeExperiment
+from solstice.experiments._skipped import skipped_between
 from solstice.experiments._task import LossFunction, MetricsFunction, Task, is_elementwise
 from solstice.experiments._task_batch import (
     blanked,
@@ -32,7 +33,7 @@ from solstice.experiments._task_batch import (
     weights_of_metrics,
     without_weights,
 )
-from solstice.metrics import WithLoss
+from solstice.metrics import WithLoss, WithSkipped
 
 _TaskT = TypeVar("_TaskT", bound=Task)
 
@@ -188,7 +189,9 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
         learner, metrics = self.learner.update(
             self._objective, batch, micro_batches=self.micro_batches
         )
-        return replace(self, learner=learner), metrics
+        skipped = skipped_between(self.opt_state, learner.opt_state)
+        counted = metrics if skipped is None else WithSkipped(metrics, skipped)
+        return replace(self, learner=learner), counted
 
     @final
     def eval_step(self, batch: Batch) -> tuple[Self, Metrics]:

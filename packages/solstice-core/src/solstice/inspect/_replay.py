@@ -13,6 +13,7 @@ from solstice._record import Record, Stop
 from solstice._schema import SchemaError, read
 from solstice._trainer import Trainer
 from solstice._types import Batch, Outputs
+from solstice.compat import num_skipped
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,12 @@ class Replay:
     Attributes:
         step: the number of the step, counted over the run.
         nonfinite: paths of arrays in the batch, the outputs and the Experiment that are NaN or
-            infinite; without those of the Experiment that were so before the step. Empty if all
-            steps were finite.
+            infinite; without those of the Experiment that were so before the step. Empty if the
+            step was finite.
         before, after: the Experiment before and after the step.
         batch: its batch, NumPy arrays.
         outputs: the second result of the step.
-        error: the error that ended the run, as text.
+        error: the error that ended the run, or what was seen of a spike, as text.
     """
 
     step: int
@@ -50,7 +51,8 @@ def replay(
     """`print(solstice.replay("runs/a/flight", exp, train_ds))`: repeat the failing step.
 
     It starts from the snapshot of a `solstice.callbacks.FlightRecorder`, and runs the same program
-    on the same batches, step by step, to the first step with a NaN or infinite result. You can then
+    on the same batches, step by step, to the first step with a NaN or infinite result; with
+    `FlightRecorder(on="spike")`, to the first step that `skip_spikes` skipped. You can then
     run this step by hand, `found.before.train_step(found.batch)`, for example under
     `jax.debug_nans(True)`.
 
@@ -62,15 +64,15 @@ def replay(
         batch_size: as given to `fit`.
 
     Returns:
-        The first step with a non-finite result; if there is none, the last step before the run
-        failed.
+        The first step with a non-finite result, or the first that was skipped; if there is none,
+        the last step before the run failed.
 
     Raises:
         CheckpointError: the folder has no recording, or that of another Experiment.
         Exception: if the run had ended by an exception of the step, the same exception.
     """
     flight = _recorded(checkpoint.place(directory, "directory"))
-    watch = _Watch(flight.error)
+    watch = _Watch(flight.error, on_spike=flight.on == "spike")
     # The run may have been limited to fewer batches than the data set has.
     Trainer([watch], limit_train_batches=flight.steps_per_epoch or None).fit(
         experiment,
@@ -90,6 +92,7 @@ class _Flight:
     failed_at: int
     steps_per_epoch: int | None
     error: str
+    on: str = "failure"
 
 
 def _recorded(folder: Path) -> _Flight:
@@ -106,13 +109,13 @@ def _recorded(folder: Path) -> _Flight:
 
 
 class _Watch(Callback):
-    """Records each step, and stops the run at the first non-finite one."""
+    """Records each step, and stops the run at the first non-finite, or skipped, one."""
 
     modes, needs = ("train",), ("batch", "experiment", "outputs")
 
-    def __init__(self, error: str) -> None:
+    def __init__(self, error: str, *, on_spike: bool) -> None:
         self.found: Replay | None = None
-        self._error = error
+        self._error, self._on_spike = error, on_spike
         self._before: Any = None
         self._expected: set[str] = set()
 
@@ -131,5 +134,8 @@ class _Watch(Callback):
         self.found = Replay(
             record.step, bad, self._before, after, record.batch, record.outputs, self._error
         )
-        if bad:
+        if self._is_skipped(after) if self._on_spike else bad:
             raise Stop("found")
+
+    def _is_skipped(self, after: Experiment) -> bool:
+        return num_skipped(after) != num_skipped(self._before)

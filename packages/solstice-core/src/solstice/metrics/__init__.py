@@ -4,7 +4,7 @@ from solstice._mapped import Mapped
 from solstice._per_member import PerMember
 from solstice._sums import Counts, Totals
 from solstice.metrics._bases import Additive, Growing
-from solstice.metrics._basic import Collect, Mean, MetricsCollection, Sum, WithLoss
+from solstice.metrics._basic import Collect, Mean, MetricsCollection, Sum, WithLoss, WithSkipped
 from solstice.metrics._binary import BinaryCurves, BinaryMetrics
 from solstice.metrics._classification import ClassificationMetrics
 from solstice.metrics._confusion import CalibrationError, ConfusionMatrix
@@ -32,4 +32,5 @@ __all__ = [
     "Sum",
     "Totals",
     "WithLoss",
+    "WithSkipped",
 ]

@@ -233,6 +233,34 @@ class WithLoss(_Composite):
         return loss | {**computed(self.metrics)} | loss
 
 
+class WithSkipped(_Composite):
+    """`WithSkipped(metrics, skipped)`: metrics together with the number of skipped steps.
+
+    `compute()` returns the values of `metrics` and "skipped", a sum. It replaces a "skipped" in
+    `metrics`. The ready-made Experiments add it for `solstice.compat.skip_spikes`.
+
+    Args:
+        metrics: any Metrics.
+        skipped: the number of skipped steps, integers or booleans of any shape.
+
+    Raises:
+        TypeError: `metrics` is not a Metrics, or `skipped` are not real numbers.
+    """
+
+    can_raise = False
+    is_vectorized = True
+    metrics: Metrics
+    skipped: Sum
+
+    def __init__(self, metrics: Metrics, skipped: ArrayLike) -> None:
+        self.metrics = instance("metrics", metrics, Metrics, "Metrics, such as `Mean(losses)`")
+        self.skipped = Sum(real("skipped", skipped))
+
+    def compute(self) -> Mapping[str, Any]:
+        """`metrics.compute()["skipped"]`: the count and the values of the metrics by name."""
+        return {**computed(self.metrics)} | {"skipped": computed(self.skipped)["sum"]}
+
+
 def _broadcast(weights: ArrayLike, losses: ArrayLike) -> Array:
     given, shape = jnp.asarray(real("weights", weights)), jnp.shape(losses)
     try:
