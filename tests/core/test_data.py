@@ -384,6 +384,63 @@ def test_arrays_are_not_changed_and_batches_are_no_views_of_a_shuffle():
     assert array.tolist() == list(range(6))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 40),
+    size=st.integers(1, 50),
+    part=st.sampled_from([None, lambda n: slice(n // 2), lambda n: slice(n // 2, n)]),
+    shuffle=st.booleans(),
+    drop_last=st.booleans(),
+    **orders,
+)
+def test_indices_are_the_rows_of_each_batch(length, size, part, shuffle, drop_last, seed, epoch):
+    x = np.random.default_rng(0).normal(size=length)
+    data = solstice.data.batches(x, size, shuffle=shuffle, seed=seed, drop_last=drop_last)
+    data = data if part is None else data.only(part)
+    found = [data.indices(epoch, index) for index in range(len(data))]
+    assert data.epoch == 0
+    data.set_epoch(epoch)
+    for index, rows in enumerate(found):
+        assert rows.dtype == np.int64
+        np.testing.assert_array_equal(x[rows], data[index])
+        np.testing.assert_array_equal(data.indices(epoch, index - len(data)), rows)
+    with pytest.raises(IndexError, match=f"batch {len(data)} of {len(data)}"):
+        data.indices(epoch, len(data))
+
+
+@pytest.mark.parametrize("length", [30, 2**20 + 1])
+def test_indices_belong_to_the_caller(length):
+    data = solstice.data.batches(np.arange(length), 8, shuffle=True)
+    expected = data[2].tolist()
+    data.indices(0, 2)[:] = -1
+    assert data.indices(0, 2).tolist() == data[2].tolist() == expected
+
+
+def test_the_trainer_reads_the_rows_of_indices():
+    data = solstice.data.batches(np.arange(30), 7, shuffle=True, seed=3)
+    for epoch, found in enumerate(batches_of(data, num_epochs=3, limit=2)):
+        assert [b.tolist() for b in found] == [data.indices(epoch, i).tolist() for i in range(2)]
+
+
+def test_indices_of_batches_that_a_class_changes_are_refused():
+    class Reversed(solstice.data.Batches):
+        def __getitem__(self, index):
+            return super().__getitem__(index)[::-1]
+
+    class Named(solstice.data.Batches):
+        name = "digits"
+
+    assert Named(np.arange(3), 2).indices(0, 1).tolist() == [2]
+    with pytest.raises(DataError, match=r"write `def indices\(self, epoch, batch\):` in Reversed"):
+        Reversed(np.arange(3), 2).indices(0, 1)
+
+
+@pytest.mark.parametrize("epoch", [-1, 0.5, True, None])
+def test_an_epoch_of_indices_is_a_whole_number(epoch):
+    with pytest.raises(ValueError, match="epoch must be 0 or more"):
+        solstice.data.batches(np.arange(3), 2).indices(epoch, 0)
+
+
 def test_batches_say_what_they_are():
     data = solstice.data.batches(np.zeros(1234), 32, shuffle=True, seed=5)
     assert "1,234 examples, batch_size=32, shuffle=True, seed=5" in repr(data)

@@ -17,6 +17,9 @@ from solstice.data._order import Order
 from solstice.data._residence import Residence, why_on_host
 from solstice.data._stores import Store, store_of
 
+_READS = ("__getitem__", "__iter__", "__len__", "set_epoch")
+"""The methods on which the rows of a batch depend."""
+
 
 class Batches:
     """`solstice.data.batches((images, labels), 32, shuffle=True, seed=0)`: batches of arrays.
@@ -172,6 +175,45 @@ class Batches:
 
     def __getitem__(self, index: int) -> Batch:
         """`data[17]`: batch 17 of the epoch; a negative index counts from the end."""
+        start, stop = self._span(index)
+        order = self._order
+        # A slice gives views of the arrays, and rows by number a copy.
+        rows = slice(start, stop) if order is None else order.rows(self.epoch, start, stop)
+        return _tree.unflatten(self._treedef, [leaf[rows] for leaf in self._leaves])
+
+    def indices(self, epoch: int, batch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """`data.indices(epoch=3, batch=17)`: the rows of `arrays` that are in this batch, in order.
+
+        `data.set_epoch(3)` and `data[17]` give these rows. Under `Trainer(limit_train_batches=...)`
+        they are the same, because a limit only ends an epoch earlier. After `data.only(part)`, they
+        are the rows of the part.
+
+        Args:
+            epoch: the epoch, from 0.
+            batch: the batch of the epoch; a negative number counts from the end.
+
+        Returns:
+            int64 of shape [n], where n is the number of examples in the batch.
+
+        Raises:
+            ValueError: `epoch` is not a whole number of 0 or more.
+            IndexError: there is no such batch.
+            DataError: the class has batches of its own, and so must have its own `indices`.
+        """
+        epoch = whole("epoch", epoch, 0)
+        if any(getattr(type(self), name) is not getattr(Batches, name) for name in _READS):
+            kind = type(self).__name__
+            raise DataError(
+                f"{kind} gives batches of its own, and `indices` would not have their rows: write "
+                f"`def indices(self, epoch, batch):` in {kind}"
+            )
+        start, stop = self._span(batch)
+        order = self._order
+        # A copy, because the rows of an epoch are remembered.
+        return np.arange(start, stop) if order is None else order.rows(epoch, start, stop).copy()
+
+    def _span(self, index: int) -> tuple[int, int]:
+        """The positions, in the order of the epoch, of the examples of a batch."""
         try:
             index = operator.index(index)
         except TypeError as error:
@@ -184,12 +226,7 @@ class Batches:
             raise IndexError(f"batch {index} of {len(self)}")
         start = position * self.batch_size
         stop = min(start + self.batch_size, self._length)
-        if self._part is not None:
-            start, stop = self._of_part(start, stop)
-        order = self._order
-        # A slice gives views of the arrays, and rows by number a copy.
-        rows = slice(start, stop) if order is None else order.rows(self.epoch, start, stop)
-        return _tree.unflatten(self._treedef, [leaf[rows] for leaf in self._leaves])
+        return (start, stop) if self._part is None else self._of_part(start, stop)
 
     def _of_part(self, start: int, stop: int) -> tuple[int, int]:
         """The range of the part of a batch, given that of the batch."""
