@@ -108,6 +108,9 @@ NOT_CHECKED: dict[str, str] = {
             "Forward",
             "Compilation",
             "Times",
+            "Blame",
+            "Example",
+            "PerExample",
             "Comparison",
             "Difference",
         ],
@@ -156,6 +159,10 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("at", "batch_size"): "`fit` checks it",
     ("at", "mesh"): "`Trainer` checks it",
     ("at", "sharding"): "`Trainer` checks it",
+    **{
+        ("blame", name): "as in `at`"
+        for name in ("train_ds", "val_ds", "batch_size", "mesh", "sharding")
+    },
     ("Prune", "trial"): "Optuna gives it to the objective",
     ("weights_of", "batch"): "any tree is a batch; test_sample_weights has what is refused",
     **{
@@ -235,6 +242,7 @@ RUNS = (
     "test",
     "replay",
     "at",
+    "blame",
 )
 OTHERWISE = (
     *(*RUNS, "compare", "read_history", "find_learning_rate", "plan", "verify_resume", "MLflow"),

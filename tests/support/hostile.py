@@ -403,6 +403,16 @@ TARGETS: dict[str, Target] = {
         {"directory": "none", "step": 3, "experiment": NULL, "train_ds": BATCHES},
         {"directory": "path", "step": "size", "experiment": "experiment", "save": "switch"},
     ),
+    "blame": Target(
+        solstice.blame,
+        {"directory": "none", "step": 3, "experiment": NULL, "train_ds": BATCHES},
+        {
+            "directory": "path",
+            "step": "count",
+            "experiment": "experiment",
+            "loss": "function or None",
+        },
+    ),
     "replace": Target(lambda **given: solstice.replace(given["module"]), {}, {"module": "module"}),
     "History": Target(
         solstice.History,

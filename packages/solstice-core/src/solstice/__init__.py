@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from solstice.metrics import ClassificationMetrics
     from solstice.population import Evolve, Population, grid
     from solstice.resampling import Resampled
-    from solstice.runs import at
+    from solstice.runs import at, blame
 
 try:
     __version__ = _version("solstice-core")
@@ -86,7 +86,7 @@ _LAZY = {
     "metrics": "ClassificationMetrics",
     "population": "Evolve Population grid",
     "resampling": "Resampled",
-    "runs": "at",
+    "runs": "at blame",
 }
 """The ready-made parts, which load on first use, and their names here."""
 
@@ -128,6 +128,7 @@ __all__ = [
     "Trainer",
     "VAEExperiment",
     "at",
+    "blame",
     "callbacks",
     "checkpoint",
     "compare",

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,6 +131,18 @@ class Options:
             source = open_source(again, "train_ds", limit=self.limit_train_batches)
         _check_rereadable(source, num_epochs)
         return source
+
+    def rows(
+        self, train_ds: Dataset, batch_size: int | None, epoch: int, batch: int
+    ) -> "np.ndarray[Any, np.dtype[np.int64]] | None":
+        """The rows of the data set that are in a training batch; None if it cannot say."""
+        few = self.overfit_batches
+        source = open_source(train_ds, "train_ds", batch_size, shuffle=few is None)
+        if source.arrays is None or source.is_share:
+            return None
+        with suppress(DataError):  # of a class with batches of its own
+            return source.arrays.indices(0 if few else epoch, batch)
+        return None
 
     def validation(
         self,

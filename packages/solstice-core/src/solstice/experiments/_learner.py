@@ -24,6 +24,7 @@ from solstice.experiments._inputs import (
     several_hint,
 )
 from solstice.experiments._keys import key_of
+from solstice.experiments._per_example import PerExample, per_example
 
 
 class Learner(eqx.Module):
@@ -167,6 +168,23 @@ class Learner(eqx.Module):
         )
         new = replace(self, params=params, state=state, opt_state=opt_state, step=self.step + 1)
         return new, outputs
+
+    def per_example(
+        self, objective: Objective, batch: Batch, *, micro_batches: int = 1
+    ) -> PerExample:
+        """`found = learner.per_example(objective, batch)`: what each example does to the step.
+
+        The arguments are those of `update`. The model, its state and its random numbers are those
+        of the step: the batch goes through the model once, and the gradients of the examples add up
+        to that of the batch. With BatchNorm, the loss of an example depends on the others. The
+        costs are those of a backward pass of the batch for each example.
+
+        Returns:
+            A `PerExample`: `loss` and `gradient_norm`, of shape [n].
+        """
+        key = jax.random.fold_in(self.key, self.step)
+        whole = Loss(self._bound, self.params, self.state, objective, key)
+        return per_example(whole, batch, micro_batches)
 
     def evaluate(self, objective: Objective, batch: Batch) -> Outputs:
         """`outputs = learner.evaluate(objective, batch)`: with the weights for evaluation."""

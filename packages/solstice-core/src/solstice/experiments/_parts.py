@@ -15,6 +15,7 @@ from solstice._metrics import Metrics, at_least_float32
 from solstice._types import AnyArray, Batch
 
 _Carry = TypeVar("_Carry")
+_Outputs = TypeVar("_Outputs")
 
 
 def over_parts(
@@ -23,27 +24,48 @@ def over_parts(
     batch: Batch,
     parts: int,
 ) -> tuple[_Carry, Metrics]:
-    """Applies `add` to each part of a batch; the last carry, and the merged outputs.
+    """Applies `add` to each part of a batch; the last carry, and the merged outputs."""
+    carry, outputs, last = each_part(add, start, batch, parts)
+    merged = _tree.row(outputs, 0)
+    # After the loop, because merged metrics may grow, and a carry cannot.
+    for index in range(1, _cut(batch, parts)[0]):
+        merged = merged.merge(_tree.row(outputs, index))
+    return carry, merged if last is None else merged.merge(last)
+
+
+def each_part(
+    add: Callable[[_Carry, tuple[Array, Batch]], tuple[_Carry, _Outputs]],
+    start: _Carry,
+    batch: Batch,
+    parts: int,
+) -> tuple[_Carry, _Outputs, _Outputs | None]:
+    """Applies `add` to each part of a batch.
 
     All parts have the same size except the last, which may be smaller and runs after the loop.
+
+    Returns:
+        The last carry; the outputs of the parts of the same size, stacked; and those of a smaller
+        last part, or None.
     """
-    length = _length(batch)
-    size = -(-length // parts)
-    full, rest = divmod(length, size)
+    full, size, rest = _cut(batch, parts)
     cut = full * size
 
     def stacked(leaf: AnyArray) -> AnyArray:
         return leaf[:cut].reshape(full, size, *leaf.shape[1:])
 
     carry, outputs = jax.lax.scan(add, start, (jnp.arange(full), _tree.map(stacked, batch)))
-    merged = _tree.row(outputs, 0)
-    # After the loop, because merged metrics may grow, and a carry cannot.
-    for index in range(1, full):
-        merged = merged.merge(_tree.row(outputs, index))
-    if rest:
-        carry, outputs = add(carry, (jnp.asarray(full), _tree.row(batch, slice(cut, None))))
-        merged = merged.merge(outputs)
-    return carry, merged
+    if not rest:
+        return carry, outputs, None
+    carry, last = add(carry, (jnp.asarray(full), _tree.row(batch, slice(cut, None))))
+    return carry, outputs, last
+
+
+def _cut(batch: Batch, parts: int) -> tuple[int, int, int]:
+    """The number of parts of the same size, this size, and the size of a smaller last part."""
+    length = _length(batch)
+    size = -(-length // parts)
+    full, rest = divmod(length, size)
+    return full, size, rest
 
 
 def _length(batch: Batch) -> int:
@@ -57,17 +79,36 @@ def _length(batch: Batch) -> int:
 
 
 def weighted_sums(losses: Array, weights: AnyArray | None) -> tuple[Array, Array]:
+    """The sum of the weighted losses of a batch, and that of their weights."""
+    losses = _of_examples(losses)
+    if weights is None:
+        return jnp.sum(losses), jnp.asarray(losses.size, losses.dtype)
+    weighted, shares = _weighted(losses, weights)
+    return jnp.sum(weighted), jnp.sum(shares)
+
+
+def weighted_rows(losses: Array, weights: AnyArray | None) -> tuple[Array, Array]:
+    """`weighted_sums` of each example, both of shape [n]."""
+    losses = _of_examples(losses)
+    both = (losses, jnp.ones_like(losses)) if weights is None else _weighted(losses, weights)
+    each, shares = (jnp.sum(part.reshape(len(part), -1), 1) for part in both)
+    return each, shares
+
+
+def _of_examples(losses: Array) -> Array:
     losses = at_least_float32(losses)
     if losses.ndim == 0:
         raise ValueError(
             "an objective must return the loss of each example, of shape [n], and the Learner "
             "takes the mean; it returned a scalar. Leave the mean out"
         )
-    if weights is None:
-        return jnp.sum(losses), jnp.asarray(losses.size, losses.dtype)
+    return losses
+
+
+def _weighted(losses: Array, weights: AnyArray) -> tuple[Array, Array]:
     shares = jnp.broadcast_to(weights, losses.shape).astype(losses.dtype)
     # A masked loss may be NaN, and NaN * 0 is NaN.
-    return jnp.sum(jnp.where(shares != 0, losses * shares, 0)), jnp.sum(shares)
+    return jnp.where(shares != 0, losses * shares, 0), shares
 
 
 def quotient(total: Array, weight: Array) -> Array:

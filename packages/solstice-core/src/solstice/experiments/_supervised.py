@@ -21,6 +21,7 @@ from solstice.compat import OptState, Params, State
 from solstice.experiments._checks import unmasked
 from solstice.experiments._gradients import Forward
 from solstice.experiments._learner import Learner
+from solstice.experiments._per_example import PerExample
 from solstice.experiments._ready_made import ReadyMadeExperiment
 from solstice.experiments._skipped import skipped_between
 from solstice.experiments._task import LossFunction, MetricsFunction, Task, is_elementwise
@@ -192,6 +193,16 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
         skipped = skipped_between(self.opt_state, learner.opt_state)
         counted = metrics if skipped is None else WithSkipped(metrics, skipped)
         return replace(self, learner=learner), counted
+
+    @final
+    def per_example(self, batch: Batch) -> PerExample:
+        """`found = exp.per_example(batch)`: what each example does to a training step.
+
+        `found.loss` and `found.gradient_norm` have shape [n]; see `Learner.per_example`.
+        `solstice.blame` uses it.
+        """
+        self = self._ready(batch)
+        return self.learner.per_example(self._objective, batch, micro_batches=self.micro_batches)
 
     @final
     def eval_step(self, batch: Batch) -> tuple[Self, Metrics]:

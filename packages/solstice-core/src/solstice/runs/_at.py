@@ -1,19 +1,21 @@
 """`at`: the Experiment at any step of a run, by an exact replay."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from solstice import checkpoint
 from solstice._arguments import switch, whole
+from solstice._callback import Callback
 from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment, check_experiment, steps_epochs
 from solstice._loop import refused, saved_before
 from solstice._options import Options
 from solstice._own_history import own_history
+from solstice._record import Snapshot
 from solstice._runs import Runs
 from solstice._session import Session
 from solstice._types import Dataset
@@ -76,23 +78,56 @@ def at(
     check_experiment(experiment)
     folder = checkpoint.place(directory, "directory")
     step, save = whole("step", step, 0, "training steps"), switch("save", save)
+    given = Given(experiment, train_ds, val_ds, batch_size, mesh, sharding)
+    found = replayed(folder, given, since=step, step=step)
+    if save and found.start < step:
+        checkpoint.save(folder / f"step-{step}", found.run.experiment, note=found.run.note)
+    return cast("_E", found.run.experiment)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a user gives for a replay; see `at`."""
+
+    experiment: Experiment
+    train_ds: Dataset
+    val_ds: Dataset
+    batch_size: int | None
+    mesh: MeshLike | None
+    sharding: Sharding
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A run at a step, by a replay.
+
+    Attributes:
+        run: the run after the step.
+        start: the step of the checkpoint from which it was replayed.
+        options, batch_size: those of the run.
+    """
+
+    run: Snapshot
+    start: int
+    options: Options
+    batch_size: int | None
+
+
+def replayed(
+    folder: Path, given: Given, *, since: int, step: int, callbacks: Sequence[Callback] = ()
+) -> Replayed:
+    """A run at a step, replayed from its newest checkpoint at or before the step `since`."""
     _check_reached(folder, step)
-    needs_val = steps_epochs(experiment)
-    val_ds = val_ds if needs_val else None
-    saved = _exact(saved_before(folder, step), step, needs_val=needs_val)
+    needs_val = steps_epochs(given.experiment)
+    val_ds = given.val_ds if needs_val else None
+    saved = _exact(saved_before(folder, since), step, needs_val=needs_val)
     known = saved.position.about.options or {"limit_train_batches": saved.position.steps_per_epoch}
-    options = _options(known, mesh, sharding, has_val=val_ds is not None)
-    found = Session(options, Runs(), [own_history()], None).replay(
-        experiment,
-        train_ds,
-        val_ds,
-        saved,
-        step,
-        batch_size=known.get("batch_size") if batch_size is None else batch_size,
+    options = _options(known, given.mesh, given.sharding, has_val=val_ds is not None)
+    batch_size = known.get("batch_size") if given.batch_size is None else given.batch_size
+    run = Session(options, Runs(), [own_history(), *callbacks], None).replay(
+        given.experiment, given.train_ds, val_ds, saved, step, batch_size=batch_size
     )
-    if save and saved.position.step < step:
-        checkpoint.save(folder / f"step-{step}", found.experiment, note=found.note)
-    return cast("_E", found.experiment)
+    return Replayed(run, saved.position.step, options, batch_size)
 
 
 def _check_reached(folder: Path, step: int) -> None:
