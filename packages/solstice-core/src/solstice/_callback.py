@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from solstice._record import Record
 from solstice._types import MODES, Mode
 
-NEEDS = ("outputs", "batch", "experiment", "metrics", "snapshot")
+NEEDS = ("outputs", "batch", "experiment", "metrics", "snapshot", "digests")
 
 
 class Phase(enum.IntEnum):
@@ -55,7 +55,8 @@ class Callback:
             The start and the end of a run have the mode of the run: "train" in `fit`, also for a
             callback that watches its validations.
         needs: the fields of the record that the step hooks read, of "outputs", "batch",
-            "experiment", "metrics" and "snapshot". List only those you use: each costs time.
+            "experiment", "metrics", "snapshot" and "digests". List only those you use: each costs
+            time.
         phase: the order within one moment, a `solstice.Phase`. `fit` validates between LOG and
             MONITOR.
         can_stop: False promises that the step hooks raise nothing, not even `Stop`. The Trainer

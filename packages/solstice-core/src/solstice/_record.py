@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from solstice._digests import Digests
 from solstice._experiment import Experiment
 from solstice._types import Batch, Mode, Outputs
 
@@ -148,8 +149,8 @@ def made(value: Any) -> Once:
 class Record:
     """`def on_step_end(self, record): ...`: one moment of a run, the argument of each hook.
 
-    At a step, a record has those of `outputs`, `batch`, `experiment`, `metrics` and `snapshot` that
-    the callback lists in `needs`. Reading another one raises an AttributeError.
+    At a step, a record has those of `outputs`, `batch`, `experiment`, `metrics`, `snapshot` and
+    `digests` that the callback lists in `needs`. Reading another one raises an AttributeError.
 
     Attributes:
         mode: "train", "val", "test" or "predict".
@@ -164,8 +165,9 @@ class Record:
         interrupted: whether SIGTERM or Ctrl-C ends the run at this moment.
         times: the time spent on data, on calls and on the device so far.
         hyperparameters: those of the Trainer, as values of JSON.
-        given: the fields of this record, of "outputs", "batch", "experiment", "metrics", "snapshot"
-            and "compilation"; those of `Lazy` are computed when they are read.
+        given: the fields of this record, of "outputs", "batch", "experiment", "metrics",
+            "snapshot", "digests" and "compilation"; those of `Lazy` are computed when they are
+            read.
     """
 
     mode: Mode
@@ -215,6 +217,15 @@ class Record:
         the end of a call in training. To keep it costs a copy of the Experiment's arrays.
         """
         return self._get("snapshot")
+
+    @property
+    def digests(self) -> Digests:
+        """A 32-bit number for the bits of each array of the batch, the outputs and the state.
+
+        In training, if "digests" is in `needs`: of the steps of the newest call up to this moment;
+        before the first step of an epoch, of the state.
+        """
+        return self._get("digests")
 
     @property
     def compilation(self) -> Compilation:

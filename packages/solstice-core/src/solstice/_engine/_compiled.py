@@ -4,8 +4,9 @@ Nothing is read back to the host.
 """
 
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -16,12 +17,16 @@ from jax.typing import ArrayLike
 from solstice import _tree
 from solstice._batch import arrays_of
 from solstice._compiles import Kind, kinds_of
+from solstice._digests import Digests
 from solstice._engine._block import Block
+from solstice._engine._hash import hashed
 from solstice._engine._interrupts import interrupts_held
+from solstice._engine._outputs import Hashes, StackedOutputs, names_of, of_state, state_names
 from solstice._engine._ownership import Ownership
 from solstice._engine._pack import types_of, unpack
 from solstice._engine._placement import SINGLE_DEVICE, Placement
 from solstice._engine._protocols import Stepper
+from solstice._engine._resident import Rows
 from solstice._engine._sharding import Spread
 from solstice._engine._steps import Carry, Steps, calls, compiled, merge_grown
 from solstice._engine._totals import Reading, merging_of, total_from
@@ -46,6 +51,7 @@ class CompiledStepper:
         readers: the number of accumulators of metrics. Each merges step by step, so its bits do not
             depend on when another is read.
         given: the caller's Experiment, if the run gives it up. Its arrays are then destroyed.
+        hashes_every: as in `Steps`.
 
     Attributes:
         kind, name, sizes, ownership: as in `Stepper`.
@@ -70,6 +76,7 @@ class CompiledStepper:
         epoch_steps: int | None = None,
         placement: Placement = SINGLE_DEVICE,
         given: Experiment | None = None,
+        hashes_every: int | None = None,
     ) -> None:
         batch = arrays_of(batch)
         plan, arrays = prepare(experiment, method, batch)
@@ -100,12 +107,14 @@ class CompiledStepper:
             fixed=() if donates else plan.unchanged,
             placement=placement,
             split=split,
+            hashes_every=hashes_every,
         )
         self._call = compiled(self._steps)
         self._merging = merging
         self._carry = Carry(arrays, [merging.empty] * readers, np.ones(readers, bool))
         self.ownership = Ownership(arrays, given)
         self._before = self._carry
+        self._done = 0
         self._owner: CompiledStepper | None = None
 
     @property
@@ -218,6 +227,7 @@ class CompiledStepper:
             "callbacks that read outputs": self._steps.keeps_outputs,
             "callbacks that may stop the run": not self._steps.donates,
             "data on the device": block.on_device,
+            "callbacks that read digests": self._steps.hashes_every is not None,
         }
         name = f"{self.kind.__module__}.{self.kind.__qualname__}.{self.name}"
         return name, {
@@ -232,14 +242,15 @@ class CompiledStepper:
             if self._steps.donates:
                 self.ownership.unshare(self._carry.arrays)
             before = self._carry
-            token, after, _ = self._call(before, block.placed, 0)
+            token, after, _ = self._call(before, block.placed, 0, 0)
             jax.block_until_ready(token)
             # The totals of no steps are not those of a reader that has some.
             self._carry = replace(after, totals=before.totals, is_empty=before.is_empty)
 
-    def run(self, block: Block) -> "StackedOutputs":
+    def run(self, block: Block, done: int = 0) -> StackedOutputs:
         """Runs a block of steps; returns their outputs, on the device."""
         self.settle()
+        self._done = done
         return self._run(block, len(block))
 
     def settle(self) -> None:
@@ -297,54 +308,39 @@ class CompiledStepper:
         self._carry = Carry(arrays, merged, np.array([saved is None for saved in totals]))
         self.ownership.restart()
 
-    def _run(self, block: Block, count: int) -> "StackedOutputs":
+    def digests(self, step: int) -> Digests:
+        """The digests of the state, which is that after `step` steps."""
+        found = hashed(self._carry.arrays, by_slices=self._steps.placement.num_devices == 1)
+        return of_state(step, self._state_names, found)
+
+    @cached_property
+    def _state_names(self) -> tuple[str, ...]:
+        return state_names(self._steps.program.array_names())
+
+    def _hashes(self, block: Block, calls: list[Any]) -> Hashes | None:
+        every = self._steps.hashes_every
+        if every is None:
+            return None
+        placed = block.placed
+        batch = _tree.structure(placed.arrays if isinstance(placed, Rows) else placed)
+        names = names_of(batch, _tree.structure(self.traced.plan.outputs), calls[0][1].shape[1])
+        return Hashes(calls, self._done, every, names, self._state_names)
+
+    def _run(self, block: Block, count: int) -> StackedOutputs:
         if self._steps.donates:
             self.ownership.unshare(self._carry.arrays)
         ends: list[Array] = []
         kept: list[PyTree] = []
+        hashed_steps: list[PyTree] = []
         # Before the calls: if one fails, those before it still read the buffer.
         block.slot.mark_in_use(ends, count, time.monotonic())
         with interrupts_held():  # because the old arrays are gone before the new ones are assigned
             for rows, steps in calls(self._steps, block.placed, count):
-                before = self._carry
-                token, self._carry, (outputs, grown) = self._call(before, rows, steps)
+                before, done = self._carry, self._done + len(ends)
+                token, self._carry, results = self._call(before, rows, steps, done)
+                outputs, grown, hashes = results
                 ends.append(token)
                 kept.append(outputs)
+                hashed_steps.append(hashes)
                 self._carry = merge_grown(self._steps, before, self._carry, grown, steps)
-        return StackedOutputs(kept, count)
-
-
-class StackedOutputs:
-    """The outputs of the steps of one block, copied to the host at the first access.
-
-    Args:
-        outputs: the stacked outputs of each call.
-        count: the number of steps.
-    """
-
-    def __init__(self, outputs: list[PyTree], count: int) -> None:
-        self._outputs = outputs
-        self._count = count
-        self._host: list[tuple[list[Any], Hashable]] | None = None
-
-    def first(self, count: int) -> "StackedOutputs":
-        """The outputs of the first `count` steps."""
-        return StackedOutputs(self._outputs, count)
-
-    def __iter__(self) -> Iterator[Outputs]:
-        return (self[index] for index in range(self._count))
-
-    def __getitem__(self, index: int, /) -> Outputs:
-        host = self._host = self._host or self._on_host()
-        # `calls` makes one call of all steps, or one call for each step.
-        call, row = (0, index) if len(host) == 1 else (index, 0)
-        leaves, structure = host[call]
-        is_array = np.ndarray, Array  # and else a constant
-        return _tree.unflatten(
-            structure, [x[row] if isinstance(x, is_array) else x for x in leaves]
-        )
-
-    def _on_host(self) -> list[tuple[list[Any], Hashable]]:
-        """The outputs of each call, flattened once for all its steps."""
-        host = jax.device_get(self._outputs)  # one transfer
-        return [_tree.flatten(unpack(one)) for one in host]
+        return StackedOutputs(kept, count, self._hashes(block, hashed_steps))

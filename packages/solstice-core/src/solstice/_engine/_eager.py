@@ -13,9 +13,12 @@ from solstice import _tree
 from solstice._batch import arrays_of
 from solstice._compiles import Kind, kinds_of
 from solstice._console import warn
+from solstice._digests import Digests
 from solstice._engine._block import Block
 from solstice._engine._block_size import Arrangement
 from solstice._engine._digest import StepDigest, digest_of_code
+from solstice._engine._hash import arrays_to_hash, hashed
+from solstice._engine._outputs import Hashes, of_state, state_names
 from solstice._engine._ownership import Ownership
 from solstice._engine._program import check_pair
 from solstice._engine._trace import undecorated
@@ -34,6 +37,7 @@ class EagerStepper:
         readers: the number of accumulators of metrics.
         look: called with the name of the step and its outputs.
         given: the caller's Experiment, if the run gives it up.
+        hashes_every: as in `Steps`.
 
     Attributes:
         kind, name, sizes, ownership: as in `Stepper`.
@@ -47,6 +51,7 @@ class EagerStepper:
         readers: int,
         look: Callable[[str, Outputs], None],
         given: Experiment | None = None,
+        hashes_every: int | None = None,
     ) -> None:
         warn(
             f"{type(experiment).__name__}.{method} cannot be compiled, and runs uncompiled, which "
@@ -62,6 +67,7 @@ class EagerStepper:
         self._method = method
         self._look = look
         self._totals: list[Metrics | None] = [None] * readers
+        self._hashes_every = hashes_every
 
     @property
     def notes(self) -> list[str]:
@@ -128,7 +134,7 @@ class EagerStepper:
         constants = [x for x in _tree.leaves(self._experiment) if not eqx.is_array_like(x)]
         return Code(digest_of_code(undecorated(getattr(self.kind, self._method)), constants))
 
-    def run(self, block: Block) -> "OneOutput":
+    def run(self, block: Block, done: int = 0) -> "OneOutput":
         """Runs the one step of a block."""
         self.settle()
         batch = arrays_of(block.batches[0])
@@ -142,7 +148,22 @@ class EagerStepper:
         metrics = as_metrics(outputs, batch)
         if metrics is not None:
             self._totals = [metrics if t is None else t.merge(metrics) for t in self._totals]
-        return OneOutput(outputs)
+        return OneOutput(outputs, self._hashes(batch, outputs, done))
+
+    def _hashes(self, batch: Batch, outputs: Outputs, done: int) -> Hashes | None:
+        if self._hashes_every is None:
+            return None
+        names, others = arrays_to_hash({"batch": batch, "outputs": outputs})
+        state, arrays = arrays_to_hash(self._experiment)
+        is_due = self._hashes_every > 0 and (done + 1) % self._hashes_every == 0
+        arrays = arrays if is_due else []
+        found, others = (hashed(part, by_slices=True)[None] for part in (arrays, others))
+        return Hashes([(found, others)], done, self._hashes_every, names, state_names(state))
+
+    def digests(self, step: int) -> Digests:
+        """The digests of the state, which is that after `step` steps."""
+        names, arrays = arrays_to_hash(self._experiment)
+        return of_state(step, state_names(names), hashed(arrays, by_slices=True))
 
     def warm_up(self, block: Block) -> None:
         """Nothing: such a step is not compiled."""
@@ -205,8 +226,9 @@ class Code:
 class OneOutput(list[Outputs]):
     """The outputs of one step."""
 
-    def __init__(self, outputs: Outputs) -> None:
+    def __init__(self, outputs: Outputs, hashes: Hashes | None = None) -> None:
         super().__init__([outputs])
+        self.hashes = hashes
 
     def first(self, count: int) -> "OneOutput":
         """Returns itself, because there is one step."""

@@ -98,14 +98,14 @@ def _call(steps: Steps, carry: Carry, stacked: Batch, count: int) -> Carry:
     """Runs the program of the Trainer."""
     for rows, number in calls(steps, stacked, count):
         before = carry
-        _, carry, (_, grown) = compiled(steps)(carry, rows, number)
+        _, carry, (_, grown, _) = compiled(steps)(carry, rows, number, 0)
         carry = merge_grown(steps, before, carry, grown, number)
     return carry
 
 
 def _scan(steps: Steps, carry: Carry, stacked: Batch, count: int) -> Carry:
     """Runs the steps within a transformation of JAX."""
-    _, after, (_, grown) = run_block(steps, carry, stacked)
+    _, after, (_, grown, _) = run_block(steps, carry, stacked)
     return merge_grown(steps, carry, after, grown, count)
 
 

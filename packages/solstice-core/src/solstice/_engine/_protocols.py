@@ -7,6 +7,7 @@ from jax import ShapeDtypeStruct
 from jax.typing import ArrayLike
 
 from solstice._compiles import Kind
+from solstice._digests import Digests
 from solstice._engine._block import Block
 from solstice._engine._block_size import Arrangement
 from solstice._engine._digest import StepDigest
@@ -17,8 +18,21 @@ from solstice._metrics import Metrics
 from solstice._types import Batch, Outputs
 
 
+class BlockHashes(Protocol):
+    """The hashes of the steps of one block."""
+
+    def first(self, count: int) -> Digests:
+        """The digests of the first `count` steps."""
+        ...
+
+
 class BlockOutputs(Protocol):
     """The outputs of the steps of one block, in their order."""
+
+    @property
+    def hashes(self) -> BlockHashes | None:
+        """The hashes of these steps; None if no callback reads them."""
+        ...
 
     def first(self, count: int) -> "BlockOutputs":
         """The outputs of the first `count` steps."""
@@ -143,8 +157,12 @@ class Stepper(Protocol):
         """Compiles the program of a block without running a step, if that is possible."""
         ...
 
-    def run(self, block: Block) -> BlockOutputs:
-        """Runs a block of steps."""
+    def run(self, block: Block, done: int = 0) -> BlockOutputs:
+        """Runs a block of steps; `done` is the number of training steps before it."""
+        ...
+
+    def digests(self, step: int) -> Digests:
+        """The digests of the state, which is that after `step` steps."""
         ...
 
     def settle(self) -> None:

@@ -26,6 +26,7 @@ def make_stepper(
     epoch_steps: int | None = None,
     placement: Placement = SINGLE_DEVICE,
     given: Experiment | None = None,
+    hashes_every: int | None = None,
 ) -> Stepper:
     """A stepper that starts with an Experiment; the arguments are those of `CompiledStepper`.
 
@@ -44,6 +45,7 @@ def make_stepper(
             epoch_steps=epoch_steps,
             placement=placement,
             given=given,
+            hashes_every=hashes_every,
         )
     except jax.errors.JAXTypeError as error:  # the step needs values, and tracing has none
         if placement.is_mesh:
@@ -52,7 +54,7 @@ def make_stepper(
                 f"mesh of {placement.num_devices} devices: {line_of(error)}. Write it with "
                 f"jax.numpy, jnp.where and jax.lax.cond, or use a Trainer without a mesh"
             ) from error
-        return EagerStepper(experiment, method, error, readers, look, given)
+        return EagerStepper(experiment, method, error, readers, look, given, hashes_every)
     if method != "predict_step":
         look(stepper.name, stepper.outputs)
     return stepper

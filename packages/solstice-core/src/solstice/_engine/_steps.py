@@ -17,6 +17,7 @@ from jax import Array, ShapeDtypeStruct, lax
 
 from solstice import _tree
 from solstice._engine._gradient import watch_gradient
+from solstice._engine._hash import hashes_of_step
 from solstice._engine._pack import unpack
 from solstice._engine._placement import SINGLE_DEVICE, Placement
 from solstice._engine._program import PROGRAMS, Program
@@ -56,6 +57,8 @@ class Steps:
             because a result that is not donated is a copy.
         placement: the devices of the state.
         split: the sharding of each array of the state, if it lies on several devices.
+        hashes_every: the number of steps after which the state is hashed; 0 for never; None to hash
+            neither the state nor the batch and the outputs of each step.
     """
 
     program: Program
@@ -66,33 +69,46 @@ class Steps:
     fixed: tuple[int, ...] = ()
     placement: Placement = SINGLE_DEVICE
     split: tuple[Any, ...] = ()
+    hashes_every: int | None = None
 
     @property
     def grows(self) -> bool:
         """Whether merging changes the shapes of the metrics, so they are merged after the call."""
         return self.sums is None
 
+    @property
+    def keeps_results(self) -> bool:
+        """Whether a call returns something of each step."""
+        return self.keeps_outputs or self.grows or self.hashes_every is not None
 
-Results: TypeAlias = tuple[PyTree, PyTree]
-"""The outputs and the growing metrics of each step, stacked; None for those not kept."""
+
+Results: TypeAlias = tuple[PyTree, PyTree, PyTree]
+"""The outputs, the growing metrics and the hashes of each step, stacked; None if not kept."""
 
 
 def run_block(
-    steps: Steps, carry: Carry, batches: Batch, count: Array | None = None
+    steps: Steps,
+    carry: Carry,
+    batches: Batch,
+    count: Array | None = None,
+    done: Array | None = None,
 ) -> tuple[Array, Carry, Results]:
     """Runs the first `count` of the stacked batches; None runs all, and can be differentiated.
+
+    `done` is the number of steps before the block, if `hashes_every` depends on it.
 
     Returns:
         A token, an array that is ready when the batches have been read; the new carry; the results
         of the steps.
     """
 
-    def take(arrays: list[Array], batch: Batch) -> tuple[list[Array], PyTree, Results]:
+    def take(arrays: list[Array], batch: Batch, at: Any) -> tuple[list[Array], PyTree, Results]:
         if count is None:
             arrays = [watch_gradient(array) for array in arrays]
         new, outputs = steps.program.traced_call(arrays, batch)
         one = packed_metrics(steps.program, outputs, batch)
-        kept = outputs if steps.keeps_outputs else None, one if steps.grows else None
+        hashed = _hashed(steps, new, (batch, outputs), at)
+        kept = outputs if steps.keeps_outputs else None, one if steps.grows else None, hashed
         return new, *steps.placement.constrain_whole((one, kept))
 
     # Of a scan only the states are stored for the backward pass, not what is inside the steps.
@@ -102,7 +118,8 @@ def run_block(
         index, arrays, totals = state
         # At both ends, because the loop's own arrays would get another sharding than its results.
         arrays = steps.placement.constrain(arrays, steps.split)
-        new, one, kept = one_step(arrays, batch)
+        at = None if done is None else done + index + 1
+        new, one, kept = one_step(arrays, batch, at)
         steps.program.check_drift(arrays, new)  # again, for batches of another kind than planned
         new = steps.placement.constrain(new, steps.split)
         if steps.sums is not None:
@@ -128,10 +145,10 @@ def run_block(
     if count is None:
         state, kept = lax.scan(advance, first, batches)
     else:
-        kept = (None, None)
-        if steps.keeps_outputs or steps.grows:  # a loop writes into buffers of fixed shape
+        kept = (None, None, None)
+        if steps.keeps_results:  # a loop writes into buffers of fixed shape
             batch = _tree.eval_shape(_batch_at, batches, 0)
-            shapes = _tree.eval_shape(take, carry.arrays, batch)[-1]
+            shapes = _tree.eval_shape(take, carry.arrays, batch, done)[-1]
             kept = _tree.map(partial(_rows, _most(batches)), shapes)
         state, kept = (
             lax.while_loop(lambda loop: loop[0][0] < count, step, (first, kept))
@@ -144,11 +161,19 @@ def run_block(
     return token, replace(carry, arrays=arrays, totals=totals), kept
 
 
-_Take: TypeAlias = Callable[[list[Array], Batch], tuple[list[Array], PyTree, Results]]
+_Take: TypeAlias = Callable[[list[Array], Batch, Any], tuple[list[Array], PyTree, Results]]
 _State: TypeAlias = tuple[Array, list[Array], list[PyTree]]
 
-Call: TypeAlias = Callable[[Carry, Batch, int], tuple[Array, Carry, Results]]
+Call: TypeAlias = Callable[[Carry, Batch, int, int], tuple[Array, Carry, Results]]
 """`run_block`, compiled."""
+
+
+def _hashed(steps: Steps, arrays: list[Array], others: PyTree, at: Any) -> PyTree:
+    """The hashes of a step: those of its batch and outputs, and those of the state if due."""
+    every = steps.hashes_every
+    if every is None:
+        return None
+    return hashes_of_step(arrays, others, at, every, by_slices=steps.placement.num_devices == 1)
 
 
 _Run: TypeAlias = Callable[..., tuple[Array, list[Array], list[PyTree], Results]]
@@ -159,21 +184,29 @@ def compiled(steps: Steps) -> Call:
     """The compiled program of a block, cached here, because JAX frees it with its function."""
 
     def run(
-        arrays: list[Array], totals: list[PyTree], is_empty: Any, batches: Batch, count: Array
+        arrays: list[Array],
+        totals: list[PyTree],
+        is_empty: Any,
+        batches: Batch,
+        count: Array,
+        done: Array | None,
     ) -> tuple[Array, list[Array], list[PyTree], Results]:
-        token, new, kept = run_block(steps, Carry(arrays, totals, is_empty), batches, count)
+        token, new, kept = run_block(steps, Carry(arrays, totals, is_empty), batches, count, done)
         return token, [x for i, x in enumerate(new.arrays) if i not in fixed], new.totals, kept
 
     fixed = {*steps.fixed}
     # Arrays are an argument of their own, because they are donated. Totals may be in a callback.
     jitted = cast("_Run", jax.jit(run, donate_argnums=0 if steps.donates else ()))
 
-    def call(carry: Carry, batches: Batch, count: int) -> tuple[Array, Carry, Results]:
+    every = steps.hashes_every or 1
+
+    def call(carry: Carry, batches: Batch, count: int, done: int) -> tuple[Array, Carry, Results]:
         # Totals that grow have a new shape in each call, and each would compile a program.
         given = [] if steps.grows else carry.totals
         # The count is an argument, so blocks of any length are the same program.
         # Put there first, because a transfer by the call would not be ahead of it.
-        others = steps.placement.put_inputs((carry.is_empty, batches, np.uint32(count)))
+        numbers = np.uint32(count), np.uint32(done % every) if every > 1 else None
+        others = steps.placement.put_inputs((carry.is_empty, batches, *numbers))
         token, arrays, totals, kept = jitted(carry.arrays, given, *others)
         for index in steps.fixed:  # in ascending order, so each comes to its place
             arrays.insert(index, carry.arrays[index])

@@ -1,6 +1,8 @@
 """Hooks: the callbacks of a run, checked, ordered, and called at each moment."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import index
 from typing import Any, cast
 
 from solstice._arguments import instance, shown, whole_or_none
@@ -12,6 +14,7 @@ from solstice._record import Record, Stop, changed
 from solstice._types import MODES, Mode
 
 _NEEDS_BEFORE = ("batch", "experiment")  # the others exist only after the step
+_IN_TRAINING = ("snapshot", "digests")
 
 
 def as_callbacks(given: Any) -> list[Any]:
@@ -192,6 +195,12 @@ class Hooks:
         return any(c.saves and overrides_hook(c, "on_call_end") for c in self.listeners)
 
     @property
+    def hashes_every(self) -> int | None:
+        """The steps between two digests of the state, 0 for none; None without any digests."""
+        needing = [c.every for c in self.listeners if "digests" in c.needs]
+        return math.gcd(*(index(every) for every in needing if every)) if needing else None
+
+    @property
     def read_batches(self) -> bool:
         """Whether a callback reads batches."""
         return any("batch" in callback.needs for callback in self.listeners)
@@ -284,8 +293,8 @@ class Hooks:
                 asked = needs and {
                     name: given(name, callback)
                     for name in needs
-                    # An evaluation cannot be resumed, so it has none.
-                    if name != "snapshot" or record.mode == "train"
+                    # An evaluation cannot be resumed, and is not hashed.
+                    if name not in _IN_TRAINING or record.mode == "train"
                 }
                 try:  # here and not in a function, which would cost time at each step
                     callback.on_step_end(changed(record, given=asked) if asked else record)

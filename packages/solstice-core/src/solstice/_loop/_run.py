@@ -176,7 +176,7 @@ class Run:
             stepper.warm_up(block)
             what = f"{stepper.name} for batches of {block.num_examples}"
             self._meetings.wait_for_compilation(what)
-        outputs = stepper.run(block)
+        outputs = stepper.run(block, self.state.at.step)
         self.state.times.dispatch += time.perf_counter() - began
         now = compiled_so_far()
         if now[0] == compiled[0]:

@@ -177,6 +177,7 @@ class Stages:
             epoch_steps=None if data is None else source.length,
             placement=placement,
             given=self._options.given if method == "train_step" else None,
+            hashes_every=hooks.hashes_every if method == "train_step" else None,
         )
         if method == "train_step":
             self._name_override(stepper)

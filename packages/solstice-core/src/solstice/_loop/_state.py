@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from solstice._callback import Callback
+from solstice._digests import Digests
 from solstice._engine import Block, Stepper
 from solstice._experiment import Experiment, unwrapped
 from solstice._loop._computation import Computation
@@ -184,6 +185,8 @@ class RunState:
             if callback.waits_for_device:
                 self.kept.fetch()
             return self._with_measured(taken)
+        if name == "digests":
+            return self.digests()
         call, index = self.epoch.call, self.epoch.count - 1
         if call is None:
             return None
@@ -200,7 +203,7 @@ class RunState:
         experiment = self.kept.field(self._shared)
         given: dict[str, object] = {"experiment": experiment}
         if self.trains:
-            given["snapshot"] = Lazy(self.snapshot)
+            given |= self._of_training()
         return changed(self.at, given=given)
 
     def of_epoch_end(self) -> Record:
@@ -212,8 +215,22 @@ class RunState:
     def of_call_end(self) -> Record:
         """The record in `on_call_end`."""
         given: dict[str, Lazy] = {"metrics": self.kept.field(self._metrics_so_far)}
-        given |= {"snapshot": Lazy(self.snapshot)} if self.trains else {}
+        given |= self._of_training() if self.trains else {}
         return changed(self.at, given=given)
+
+    def _of_training(self) -> dict[str, Lazy]:
+        given = {"snapshot": Lazy(self.snapshot)}
+        return (
+            given if self._hooks.hashes_every is None else given | {"digests": Lazy(self.digests)}
+        )
+
+    def digests(self) -> Digests:
+        """`record.digests`: of the newest call up to this moment, else of the state."""
+        call = self.epoch.call
+        hashes = None if call is None else call.outputs.hashes
+        if hashes is None:
+            return self._stepper.digests(self.at.step)
+        return hashes.first(self.epoch.count)
 
     @property
     def is_small(self) -> bool:
