@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from solstice import _tree
@@ -23,7 +24,7 @@ _INDEX = 0x9E3779B9
 _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B
 """The factors of "lowbias32" by C. Wellons, "Prospecting for hash functions" (2018)."""
 
-_SLICES = 4
+_SLICES = 8
 _FEW = 2**12
 """On a CPU, XLA reduces an array slowly, so the slices of a larger one are added first."""
 
@@ -31,15 +32,18 @@ _TOGETHER = 16
 """Numbers that are joined at once, because XLA compares each index with all parts of an array."""
 
 
-def hashes(leaves: Sequence[Array], *, by_slices: bool) -> Array:
+def hashes(leaves: Sequence[Array], zero: Array | None = None, *, by_slices: bool) -> Array:
     """A digest for each array, a uint32; within a compiled call.
 
     Args:
         leaves: arrays of any dtype.
+        zero: a number that XLA does not know to be 0. Within a loop, XLA would else compute the
+            indices once for all steps, and a step would read as many bytes of them as of arrays.
         by_slices: whether they lie on one device. It changes the time, not the numbers.
     """
-    one = partial(_sliced if by_slices else _summed)
-    digests = [one(_words(leaf)) for leaf in leaves]
+    zero = jnp.zeros((), jnp.uint32) if zero is None else zero
+    one = _sliced if by_slices else _summed
+    digests = [one(_words(leaf), zero) for leaf in leaves]
     if not digests:
         return jnp.zeros(0, jnp.uint32)
     rest = -len(digests) % _TOGETHER
@@ -63,8 +67,9 @@ def hashes_of_step(
 ) -> tuple[Array, Array]:
     """The digests of the arrays of a state, 0 unless the step `at` is due, and those of others."""
     # A barrier, so that XLA compiles the step as without the digests, and rounds alike.
-    arrays, others = lax.optimization_barrier((arrays, others))
-    one = partial(hashes, by_slices=by_slices)
+    zero = jnp.zeros((), jnp.uint32)
+    arrays, others, zero = lax.optimization_barrier((arrays, others, zero))
+    one = partial(hashes, zero=zero, by_slices=by_slices)
     if every <= 1:
         return one(arrays if every else []), one(_tree.leaves(others))
     is_due = cast("Array", at) % jnp.uint32(every) == 0
@@ -102,36 +107,58 @@ def _is_float(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
-def _mixed(words: Array, index: Array) -> Array:
-    x = words ^ (index * jnp.uint32(_INDEX))
+def _mixed(words: Array, key: Array) -> Array:
+    x = words ^ key
     x = (x ^ (x >> 16)) * jnp.uint32(_FIRST)
     x = (x ^ (x >> 15)) * jnp.uint32(_SECOND)
     return x ^ (x >> 16)
 
 
-def _summed(words: Array) -> Array:
-    """The digest of words in their shape, so that those on several devices stay there."""
-    index = jnp.zeros(words.shape, jnp.uint32)
-    for axis, stride in enumerate(_strides(words.shape)):
-        place = lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        index = index + place * jnp.uint32(stride % 2**32)
-    return jnp.sum(_mixed(words, index), dtype=jnp.uint32)
+def _summed(words: Array, zero: Array) -> Array:
+    """The digest of words."""
+    return jnp.sum(_mixed(words, _keys(words.shape, _strides(words), zero)), dtype=jnp.uint32)
 
 
-def _sliced(words: Array) -> Array:
-    """The same digest, from slices of equal length and the few words after them."""
+def _sliced(words: Array, zero: Array) -> Array:
+    """The same digest, from slices of equal length and the rest after them.
+
+    They are slices of the words in their shape, because XLA would compute the place of each word of
+    a flat array. Nor are they along the last axis, where neighbours are read together.
+    """
     if words.size < _FEW:
-        return _summed(words)
-    flat, length = words.reshape(-1), words.size // _SLICES
-    index = lax.iota(jnp.uint32, length)
-    total = jnp.zeros(length, jnp.uint32)
-    for at in range(0, length * _SLICES, length):
-        total = total + _mixed(flat[at : at + length], index + jnp.uint32(at % 2**32))
-    start = length * _SLICES
-    after = lax.iota(jnp.uint32, words.size - start) + jnp.uint32(start % 2**32)
-    rest = jnp.sum(_mixed(flat[start:], after), dtype=jnp.uint32)
-    return jnp.sum(total, dtype=jnp.uint32) + rest
+        return _summed(words, zero)
+    strides = _strides(words)
+    axis = int(np.argmax(words.shape[:-1] or words.shape))
+    count = min(_SLICES, words.shape[axis])
+    length = words.shape[axis] // count
+    starts = [*range(0, length * count, length), length * count]
+    *slices, rest = [
+        lax.slice_in_dim(words, at, None if at == starts[-1] else at + length, axis=axis)
+        for at in starts
+    ]
+    keys = _keys(slices[0].shape, strides, zero)
+    mixed = [
+        _mixed(one, keys + _key(at * strides[axis])) for one, at in zip(slices, starts, strict=False)
+    ]
+    keys = _keys(rest.shape, strides, zero) + _key(starts[-1] * strides[axis])
+    return sum(
+        (jnp.sum(x, dtype=jnp.uint32) for x in (sum(mixed[1:], mixed[0]), _mixed(rest, keys))),
+        jnp.zeros((), jnp.uint32),
+    )
 
 
-def _strides(shape: tuple[int, ...]) -> list[int]:
-    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+def _keys(shape: tuple[int, ...], strides: list[int], zero: Array) -> Array:
+    """The key of each word of an array, which is that of its index in row-major order."""
+    keys = jnp.broadcast_to(zero, shape)
+    for axis, stride in enumerate(strides):
+        keys = keys + lax.broadcasted_iota(jnp.uint32, shape, axis) * _key(stride)
+    return keys
+
+
+def _key(index: int) -> Array:
+    """The key of the word at an index."""
+    return jnp.uint32(index * _INDEX % 2**32)
+
+
+def _strides(words: Array) -> list[int]:
+    return [math.prod(words.shape[axis + 1 :]) for axis in range(words.ndim)]
