@@ -35,12 +35,14 @@ class Digests:
         state_steps: the steps after which the state has digests: multiples of the `every` of the
             callbacks with `needs = ("digests",)`.
         state_names: the names of the arrays of the state, such as "state/params/w".
+        state_types: their types, such as "float32[784,64]" and "key<fry>[]".
     """
 
     steps: Sequence[int]
     names: tuple[str, ...]
     state_steps: Sequence[int]
     state_names: tuple[str, ...]
+    state_types: tuple[str, ...]
     read: Callable[[], tuple[Table, Table]] = field(repr=False)
 
     @cached_property

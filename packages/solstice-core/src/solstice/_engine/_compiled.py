@@ -21,7 +21,7 @@ from solstice._digests import Digests
 from solstice._engine._block import Block
 from solstice._engine._hash import hashed
 from solstice._engine._interrupts import interrupts_held
-from solstice._engine._outputs import Hashes, StackedOutputs, names_of, of_state, state_names
+from solstice._engine._outputs import Hashes, StackedOutputs, StateArrays, names_of
 from solstice._engine._ownership import Ownership
 from solstice._engine._pack import types_of, unpack
 from solstice._engine._placement import SINGLE_DEVICE, Placement
@@ -310,12 +310,12 @@ class CompiledStepper:
 
     def digests(self, step: int) -> Digests:
         """The digests of the state, which is that after `step` steps."""
-        found = hashed(self._carry.arrays, by_slices=self._steps.placement.num_devices == 1)
-        return of_state(step, self._state_names, found)
+        found = hashed(self._carry.arrays, self._steps.placement)
+        return self._state.digests(step, found)
 
     @cached_property
-    def _state_names(self) -> tuple[str, ...]:
-        return state_names(self._steps.program.array_names())
+    def _state(self) -> StateArrays:
+        return StateArrays.of(self._steps.program.array_names(), self.traced.plan.types)
 
     def _hashes(self, block: Block, calls: list[Any]) -> Hashes | None:
         every = self._steps.hashes_every
@@ -324,7 +324,7 @@ class CompiledStepper:
         placed = block.placed
         batch = _tree.structure(placed.arrays if isinstance(placed, Rows) else placed)
         names = names_of(batch, _tree.structure(self.traced.plan.outputs), calls[0][1].shape[1])
-        return Hashes(calls, self._done, every, names, self._state_names)
+        return Hashes(calls, self._done, every, names, self._state)
 
     def _run(self, block: Block, count: int) -> StackedOutputs:
         if self._steps.donates:

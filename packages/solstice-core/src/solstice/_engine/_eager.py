@@ -18,7 +18,7 @@ from solstice._engine._block import Block
 from solstice._engine._block_size import Arrangement
 from solstice._engine._digest import StepDigest, digest_of_code
 from solstice._engine._hash import arrays_to_hash, hashed
-from solstice._engine._outputs import Hashes, of_state, state_names
+from solstice._engine._outputs import Hashes, StateArrays
 from solstice._engine._ownership import Ownership
 from solstice._engine._program import check_pair
 from solstice._engine._trace import undecorated
@@ -154,16 +154,16 @@ class EagerStepper:
         if self._hashes_every is None:
             return None
         names, others = arrays_to_hash({"batch": batch, "outputs": outputs})
-        state, arrays = arrays_to_hash(self._experiment)
+        paths, arrays = arrays_to_hash(self._experiment)
+        state = StateArrays.of(paths, arrays)
         is_due = self._hashes_every > 0 and (done + 1) % self._hashes_every == 0
-        arrays = arrays if is_due else []
-        found, others = (hashed(part, by_slices=True)[None] for part in (arrays, others))
-        return Hashes([(found, others)], done, self._hashes_every, names, state_names(state))
+        found, others = (hashed(part)[None] for part in (arrays if is_due else [], others))
+        return Hashes([(found, others)], done, self._hashes_every, names, state)
 
     def digests(self, step: int) -> Digests:
         """The digests of the state, which is that after `step` steps."""
         names, arrays = arrays_to_hash(self._experiment)
-        return of_state(step, state_names(names), hashed(arrays, by_slices=True))
+        return StateArrays.of(names, arrays).digests(step, hashed(arrays))
 
     def warm_up(self, block: Block) -> None:
         """Nothing: such a step is not compiled."""

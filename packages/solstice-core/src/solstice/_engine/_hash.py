@@ -6,7 +6,7 @@ any number of devices. Without the mixing, two changes of sign would cancel.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from solstice import _tree
 from solstice._engine._pack import as_jax
+from solstice._engine._placement import SINGLE_DEVICE, Placement
 
 _INDEX = 0x9E3779B9
 """An odd number near 2**32 over the golden ratio, whose multiples are far apart."""
@@ -81,8 +82,14 @@ def _nothing(arrays: list[Array]) -> Array:
     return jnp.zeros(len(arrays), jnp.uint32)
 
 
-hashed = cast("Callable[..., Array]", jax.jit(hashes, static_argnames="by_slices"))
-"""`hashes`, compiled."""
+def hashed(arrays: Sequence[Array], placement: Placement = SINGLE_DEVICE) -> Array:
+    """`hashes` outside of a compiled call, which each process can read."""
+    return cast("Any", _hashed)(list(arrays), placement)
+
+
+@partial(jax.jit, static_argnums=1)
+def _hashed(arrays: list[Array], placement: Placement) -> Array:
+    return placement.constrain_whole(hashes(arrays, by_slices=placement.num_devices == 1))
 
 
 def _words(leaf: Any) -> Array:
@@ -138,7 +145,8 @@ def _sliced(words: Array, zero: Array) -> Array:
     ]
     keys = _keys(slices[0].shape, strides, zero)
     mixed = [
-        _mixed(one, keys + _key(at * strides[axis])) for one, at in zip(slices, starts, strict=False)
+        _mixed(one, keys + _key(at * strides[axis]))
+        for one, at in zip(slices, starts, strict=False)
     ]
     keys = _keys(rest.shape, strides, zero) + _key(starts[-1] * strides[axis])
     return sum(

@@ -1,6 +1,7 @@
 """The results of the steps of one block, read from the device at the first access."""
 
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -61,7 +62,7 @@ class Hashes:
         done: the number of training steps before the block.
         every: the number of steps after which the state was hashed; 0 for never.
         names: the names of the arrays of batch and outputs.
-        state_names: those of the state.
+        state: the arrays of the state.
     """
 
     def __init__(
@@ -70,13 +71,13 @@ class Hashes:
         done: int,
         every: int,
         names: tuple[str, ...],
-        state_names: tuple[str, ...],
+        state: "StateArrays",
     ) -> None:
         self._calls = calls
         self._done = done
         self._every = every
         self._names = names
-        self._state_names = state_names
+        self._state = state
         self._host: tuple[Table, Table] | None = None
 
     def first(self, count: int) -> Digests:
@@ -84,7 +85,7 @@ class Hashes:
         steps = range(self._done + 1, self._done + count + 1)
         due = [step for step in steps if self._every and step % self._every == 0]
         read = partial(self._read, count, [step - steps.start for step in due])
-        return Digests(steps, self._names, due, self._state_names, read)
+        return Digests(steps, self._names, due, self._state.names, self._state.types, read)
 
     def _read(self, count: int, due: list[int]) -> tuple[Table, Table]:
         if self._host is None:
@@ -95,18 +96,31 @@ class Hashes:
         return others[:count], state[due]
 
 
-def of_state(step: int, names: tuple[str, ...], hashed: Array) -> Digests:
-    """The digests of a state after `step` steps, without those of a step."""
+@dataclass(frozen=True)
+class StateArrays:
+    """The arrays of a state.
 
-    def read() -> tuple[Table, Table]:
-        return np.zeros((0, 0), np.uint32), _tree.to_numpy(hashed)[None]
+    Attributes:
+        names: their names, such as "state/params/w".
+        types: their types, such as "float32[784,64]".
+    """
 
-    return Digests((), (), (step,), names, read)
+    names: tuple[str, ...]
+    types: tuple[str, ...]
 
+    @staticmethod
+    def of(names: Sequence[str], arrays: Sequence[Any]) -> "StateArrays":
+        """Those of arrays, or of their shapes, at these paths."""
+        types = [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in arrays]
+        return StateArrays(tuple(f"state/{name}".rstrip("/") for name in names), tuple(types))
 
-def state_names(names: Sequence[str]) -> tuple[str, ...]:
-    """`state/params/w`: the names of the arrays of a state."""
-    return tuple(f"state/{name}".rstrip("/") for name in names)
+    def digests(self, step: int, hashed: Array) -> Digests:
+        """The digests of the state after `step` steps, without those of a step."""
+
+        def read() -> tuple[Table, Table]:
+            return np.zeros((0, 0), np.uint32), _tree.to_numpy(hashed)[None]
+
+        return Digests((), (), (step,), self.names, self.types, read)
 
 
 @lru_cache(maxsize=PROGRAMS)

@@ -13,6 +13,7 @@ from solstice.callbacks._nan_guard import NaNGuard
 from solstice.callbacks._profiler import Profiler
 from solstice.callbacks._progress import ProgressBar
 from solstice.callbacks._prune import Prune
+from solstice.callbacks._trace import Trace
 from solstice.history import History
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "Prune",
     "Saver",
     "Throughput",
+    "Trace",
 ]
