@@ -15,10 +15,10 @@ from functools import cache, cached_property
 from pathlib import Path
 
 FLOORS = (
-    "_agreement _arguments _batch _better _bounds _console _errors _finite _hints _hooks "
-    "_hyperparameters _keywords _left_out _memory _numbers _paths _per_member _picture _plain "
-    "_rates _replace _schema _service _shares _signatures _stored _sums _text_table _tree "
-    "_types _worker",
+    "_agreement _arguments _batch _better _bounds _console _digests _errors _finite _hints "
+    "_hooks _hyperparameters _keywords _left_out _memory _numbers _paths _per_member _picture "
+    "_plain _rates _replace _schema _service _shares _signatures _stored _sums _text_table "
+    "_traces _tree _types _worker",
     "_callback _compiles _experiment _history_rows _mapped _metrics _monitor _record _saver data",
     "_engine _sources",
     "_loop",

@@ -6,6 +6,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 from solstice._callback import Callback, Phase
+from solstice._digests import Digests
 from solstice._engine import run_steps
 from solstice._errors import (
     CompileBudgetError,
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     from solstice.metrics import ClassificationMetrics
     from solstice.population import Evolve, Population, grid
     from solstice.resampling import Resampled
-    from solstice.runs import at, blame
+    from solstice.runs import RunDiff, at, blame, diff
 
 try:
     __version__ = _version("solstice-core")
@@ -86,7 +87,7 @@ _LAZY = {
     "metrics": "ClassificationMetrics",
     "population": "Evolve Population grid",
     "resampling": "Resampled",
-    "runs": "at blame",
+    "runs": "RunDiff at blame diff",
 }
 """The ready-made parts, which load on first use, and their names here."""
 
@@ -103,6 +104,7 @@ __all__ = [
     "CompileBudgetError",
     "DataError",
     "Difference",
+    "Digests",
     "Evolve",
     "Experiment",
     "ExperimentError",
@@ -121,6 +123,7 @@ __all__ = [
     "RegressionExperiment",
     "Replay",
     "Resampled",
+    "RunDiff",
     "ShardingError",
     "Snapshot",
     "Stop",
@@ -135,6 +138,7 @@ __all__ = [
     "compare_models",
     "compat",
     "data",
+    "diff",
     "distributed",
     "experiments",
     "find_learning_rate",

@@ -7,7 +7,6 @@ so a process may be killed at any moment.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -129,6 +128,11 @@ class Trace:
         found = [Segment.read(path) for path in folder.glob("from-*.json")]
         self.segments = sorted(found, key=lambda segment: segment.first)
 
+    @property
+    def last(self) -> int:
+        """The step of the last row."""
+        return self.segments[-1].last
+
     @cached_property
     def _epochs(self) -> dict[int, int]:
         """The step before the first one of each epoch."""
@@ -244,13 +248,6 @@ class TraceWriter:
     def _write(self, *tables: Table) -> None:
         for file, table in zip(self._files, tables, strict=True):
             file.write(np.ascontiguousarray(table, _TYPE).tobytes())
-
-
-def state_rows(trace: Trace) -> Iterator[tuple[int, dict[str, int]]]:
-    """The digests of the state by name, with their steps."""
-    for segment in trace.segments:
-        for step, row in zip(segment.state_steps, segment.state_rows, strict=True):
-            yield int(step), dict(zip(segment.head.state_names, map(int, row), strict=True))
 
 
 def _check_same(segment: Segment, step: int, start: Digests) -> None:

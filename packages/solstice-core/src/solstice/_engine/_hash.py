@@ -143,16 +143,11 @@ def _sliced(words: Array, zero: Array) -> Array:
         lax.slice_in_dim(words, at, None if at == starts[-1] else at + length, axis=axis)
         for at in starts
     ]
-    keys = _keys(slices[0].shape, strides, zero)
-    mixed = [
-        _mixed(one, keys + _key(at * strides[axis]))
-        for one, at in zip(slices, starts, strict=False)
-    ]
-    keys = _keys(rest.shape, strides, zero) + _key(starts[-1] * strides[axis])
-    return sum(
-        (jnp.sum(x, dtype=jnp.uint32) for x in (sum(mixed[1:], mixed[0]), _mixed(rest, keys))),
-        jnp.zeros((), jnp.uint32),
-    )
+    keys, rest_keys = (_keys(part.shape, strides, zero) for part in (slices[0], rest))
+    offsets = [_key(at * strides[axis]) for at in starts]
+    mixed = [_mixed(one, keys + by) for one, by in zip(slices, offsets, strict=False)]
+    total = jnp.sum(sum(mixed[1:], mixed[0]), dtype=jnp.uint32)
+    return total + jnp.sum(_mixed(rest, rest_keys + offsets[-1]), dtype=jnp.uint32)
 
 
 def _keys(shape: tuple[int, ...], strides: list[int], zero: Array) -> Array:

@@ -57,7 +57,7 @@ class Trace(Callback):
 
     def __init__(self, directory: str | PathLike[str], *, every: int = 1) -> None:
         self.directory = local_path(directory, "directory")
-        self.every = whole("every", every, 1, "steps")
+        self.every = self._every = whole("every", every, 1, "steps")
         self._at = self.directory
         self._saved_at: int | None = None
         self._record: Record | None = None
@@ -90,7 +90,7 @@ class Trace(Callback):
             self._writer.add_epoch(record.epoch, record.step - record.epoch_step)
 
     def _open(self, step: int, start: Digests) -> None:
-        self._writer = TraceWriter(self._at / FOLDER, step, self.every, start)
+        self._writer = TraceWriter(self._at / FOLDER, step, self._every, start)
         if self._saved_at and not self._writer.continues:
             warn(
                 f"{self!r} has no trace that ends at step {step:,}, where the run continues: steps "
