@@ -1,6 +1,6 @@
 """`python -m solstice`: print versions, devices and adapters, for a bug report.
 
-The exit code is 1 if an adapter is broken. The commands `runs` and `show` print runs.
+The exit code is 1 if an adapter is broken. The commands `runs`, `show` and `diff` print runs.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import jax
 
 from solstice.checkpoint import CheckpointError
 from solstice.compat import frameworks, list_adapters
-from solstice.runs import described, listing
+from solstice.runs import described, diff, listing
 
 _LIBRARIES = ["solstice-core", "jax", "jaxlib", "equinox", "numpy"]
 
@@ -39,16 +39,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     show.add_argument("folder", help='such as "runs/a"')
     show.set_defaults(run=partial(_print, described))
+    parts = commands.add_parser(
+        "diff",
+        help="print the first step at which two runs part",
+        description="Print what differs between two runs, and the first step at which they part. "
+        "The exit code is 0 if all common steps are equal, 1 if they are not or if a trace is "
+        "missing, and 2 for an error.",
+    )
+    parts.add_argument("one", help='such as "runs/a"')
+    parts.add_argument("other", help='such as "runs/b"')
+    parts.set_defaults(run=_diff)
     given = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names may be in any alphabet
         sys.stdout.reconfigure(errors="backslashreplace")
     return given.run(given)
 
 
+_ERRORS = CheckpointError, ImportError, OSError, TypeError, ValueError
+
+
+def _diff(given: argparse.Namespace) -> int:
+    """Prints the comparison of two runs."""
+    try:
+        found = diff(given.one, given.other)
+    except _ERRORS as error:
+        print(f"python -m solstice: {error}", file=sys.stderr)
+        return 2
+    print(found)
+    return 0 if found.is_equal else 1
+
+
 def _print(make: Callable[[str], str], given: argparse.Namespace) -> int:
     try:
         print(make(given.folder))
-    except (CheckpointError, ImportError, OSError, TypeError, ValueError) as error:
+    except _ERRORS as error:
         print(f"python -m solstice: {error}", file=sys.stderr)
         return 1
     return 0
