@@ -12,6 +12,7 @@ from solstice._errors import (
     CompileBudgetError,
     DataError,
     ExperimentError,
+    ExportError,
     PeerError,
     PeerFailed,
     PeerMismatch,
@@ -42,6 +43,13 @@ if TYPE_CHECKING:
         runs,
     )
     from solstice._comparison import Comparison, Difference, compare_models
+    from solstice._exporting import (
+        ExportedMetrics,
+        ExportedRun,
+        export,
+        export_predict,
+        exported,
+    )
     from solstice.experiments import (
         AutoencoderExperiment,
         BinaryClassificationExperiment,
@@ -73,6 +81,7 @@ except _PackageNotFoundError:  # the sources are on the path of Python, and are 
 
 _LAZY = {
     "_comparison": "Comparison Difference compare_models",
+    "_exporting": "ExportedMetrics ExportedRun export export_predict exported",
     "callbacks": "",
     "checkpoint": "",
     "compat": "",
@@ -108,6 +117,9 @@ __all__ = [
     "Evolve",
     "Experiment",
     "ExperimentError",
+    "ExportError",
+    "ExportedMetrics",
+    "ExportedRun",
     "GANExperiment",
     "History",
     "LanguageModelExperiment",
@@ -141,6 +153,9 @@ __all__ = [
     "diff",
     "distributed",
     "experiments",
+    "export",
+    "export_predict",
+    "exported",
     "find_learning_rate",
     "grid",
     "history",

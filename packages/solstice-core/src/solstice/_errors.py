@@ -17,6 +17,10 @@ class CheckpointError(Exception):
     """A checkpoint cannot be written, is damaged, or is of another tree. The message says which."""
 
 
+class ExportError(ValueError):
+    """A step cannot be exported, or the file of an exported run cannot be used."""
+
+
 class ShardingError(ValueError):
     """A mesh or a sharding cannot be used: it does not fit the devices or the arrays."""
 

@@ -33,6 +33,10 @@ from solstice._engine._placement import check_processes as check_processes
 from solstice._engine._placement import placement_of as placement_of
 from solstice._engine._placement import topology as topology
 from solstice._engine._placement import warn_of_spread_state as warn_of_spread_state
+from solstice._engine._portable import PortableStep as PortableStep
+from solstice._engine._portable import Types as Types
+from solstice._engine._portable import as_key_of as as_key_of
+from solstice._engine._portable import data_of as data_of
 from solstice._engine._prefetch import prefetched as prefetched
 from solstice._engine._program import PROGRAMS as PROGRAMS
 from solstice._engine._program import ConstantChanged as ConstantChanged
