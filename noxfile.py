@@ -28,7 +28,7 @@ SETS = {"none": [], **{name: [name] for name in ADAPTERS}, "all": ADAPTERS}
 
 TEST = [
     *["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "tqdm", "pip", "safetensors"],
-    *["matplotlib", "etils[epath]>=1.15"],
+    *["matplotlib", "etils[epath]>=1.15", "flatbuffers"],
 ]
 PLOT = ["matplotlib", "tqdm", "scikit-learn"]
 

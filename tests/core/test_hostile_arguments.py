@@ -185,6 +185,16 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("compare", "path"): "as in read_history, once there is something to draw",
     ("plan", "experiment"): "anything that can be called may make one",
     ("plan", "batch"): "any tree is a batch",
+    ("export", "batch"): "any tree is a batch",
+    ("export_predict", "batch"): "any tree is a batch",
+    **{
+        (target, name): "`exported` makes it"
+        for target, names in {
+            "ExportedRun": "path manifest state programs",
+            "ExportedMetrics": "arrays functions",
+        }.items()
+        for name in names.split()
+    },
     ("summary", "batch"): "any tree is a batch",
     ("run_steps", "batches"): "any tree is a batch; tests/optax/test_run_steps.py has what is none",
     ("mixed_precision", "model"): "as in Learner, and needs a policy",
@@ -245,6 +255,7 @@ RUNS = (
     "blame",
 )
 OTHERWISE = (
+    *("export", "export_predict", "exported"),
     *(*RUNS, "compare", "read_history", "find_learning_rate", "plan", "verify_resume", "MLflow"),
     *("checkpoint.save", "checkpoint.load", "checkpoint.manifest", "checkpoint.sweep"),
     *("checkpoint.exists", "checkpoint.remove", "checkpoint.check_writable", "read"),

@@ -456,6 +456,17 @@ TARGETS: dict[str, Target] = {
         {"experiment": NULL, "batches": X[None]},
         {"experiment": "experiment"},
     ),
+    "export": Target(
+        solstice.export,
+        {"experiment": NULL, "batch": X, "path": "a"},
+        {"experiment": "experiment", "path": "path", "platforms": "names"},
+    ),
+    "export_predict": Target(
+        solstice.export_predict,
+        {"experiment": NULL, "batch": X, "path": "a"},
+        {"experiment": "experiment", "path": "path", "platforms": "names"},
+    ),
+    "exported": Target(solstice.exported, {"path": "a"}, {"path": "path"}),
     "plan": Target(
         solstice.plan,
         {"experiment": NULL, "batch": X},

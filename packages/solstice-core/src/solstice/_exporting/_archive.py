@@ -20,7 +20,7 @@ from solstice._errors import ExportError
 from solstice._paths import check_file, check_regular
 from solstice._schema import SchemaError, read
 
-MANIFEST, STATE, PROGRAM = "manifest.json", "state.npz", ".stablehlo"
+MANIFEST, STATE = "manifest.json", "state.npz"
 FORMAT, VERSION = "solstice-export", 1
 
 _SEAL = f"{FORMAT} sha256 "
@@ -96,7 +96,8 @@ def write(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -> None:
     try:
         with zipfile.ZipFile(beside, "w") as archive:
             for name, content in {MANIFEST: text, **members}.items():
-                archive.writestr(zipfile.ZipInfo(name, _OLDEST), content)
+                how = zipfile.ZIP_STORED if name == STATE else zipfile.ZIP_DEFLATED
+                archive.writestr(zipfile.ZipInfo(name, _OLDEST), content, how)
             archive.comment = f"{_SEAL}{_sha256(text)}".encode()
         beside.replace(path)
     except OSError as error:
@@ -191,6 +192,11 @@ def unpack_arrays(
     if count != len(specs):
         raise ExportError(f"{path} is damaged: {STATE} has {count} arrays, and not {len(specs)}")
     return found
+
+
+def member_of(platform: str, name: str) -> str:
+    """`cpu/train_step.stablehlo`: the member of a program."""
+    return f"{platform}/{name}.stablehlo"
 
 
 def _sha256(content: bytes) -> str:

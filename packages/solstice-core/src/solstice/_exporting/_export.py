@@ -18,11 +18,11 @@ from solstice._engine import PortableStep, Types, data_of, line_of, type_of
 from solstice._errors import ExperimentError, ExportError
 from solstice._experiment import Experiment, check_experiment, overrides, steps_epochs
 from solstice._exporting._archive import (
-    PROGRAM,
     STATE,
     Manifest,
     Spec,
     check_replaceable,
+    member_of,
     pack_arrays,
     write,
 )
@@ -260,7 +260,7 @@ class _File:
             warn(
                 f"{kind.__name__}.epoch_step is not exported, because it is Python: whoever runs "
                 f"{self.path} does what it does between epochs",
-                stacklevel=4,  # the line of `solstice.export`
+                stacklevel=3,  # the line of `solstice.export`
             )
 
     @property
@@ -286,7 +286,11 @@ class _File:
             left_out=self.left_out,
         )
         arrays = pack_arrays([x.array for x in stored.values()])
-        programs = {f"{name}{PROGRAM}": x.content for name, x in self.programs.items()}
+        programs = {
+            member_of(platform, name): content
+            for name, lowered in self.programs.items()
+            for platform, content in lowered.contents.items()
+        }
         write(self.path, manifest, {STATE: arrays, **programs})
         return self.path
 

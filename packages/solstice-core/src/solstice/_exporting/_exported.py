@@ -12,12 +12,13 @@ from jax import Array
 from jax import export as jax_export
 
 from solstice import _tree
-from solstice._batch import arrays_of, describe_batch
+from solstice._batch import arrays_of
 from solstice._engine import type_of
 from solstice._errors import DataError, ExportError
 from solstice._experiment import Experiment
-from solstice._exporting._archive import PROGRAM, STATE, Manifest, Spec, load, unpack_arrays
-from solstice._exporting._programs import only
+from solstice._exporting._archive import STATE, Manifest, Spec, load, member_of, unpack_arrays
+from solstice._exporting._programs import only, spec_of
+from solstice._memory import default_device
 from solstice._metrics import Metrics, on_host
 from solstice._paths import local_path
 from solstice._types import Batch, Outputs
@@ -51,8 +52,9 @@ def exported(path: str | PathLike[str]) -> "ExportedRun":
             f'`jax.config.update("jax_enable_x64", True)` at the start of the program'
         )
     state = unpack_arrays(place, members.get(STATE, b""), manifest.state)
+    platform = _platform(place, manifest)
     programs = {
-        name: _program(place, name, members.get(f"{name}{PROGRAM}", b""), manifest)
+        name: _program(place, name, members.get(member_of(platform, name), b""), manifest)
         for name in manifest.programs
     }
     return ExportedRun(place, manifest, state, programs)
@@ -190,7 +192,7 @@ class ExportedRun:
             spec = specs.get(name)
             found = type_of(given[name]) if name in given else None
             if spec is None or found is None or not _fits(found, spec):
-                is_now = "missing" if found is None else describe_batch(found)
+                is_now = "missing" if found is None else spec_of(found)
                 raise error(
                     f"{what} does not fit {self.path}: `{name}` must be {spec or 'left out'}; it "
                     f"is {is_now}"
@@ -234,6 +236,23 @@ class _Functions:
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         return self._run.function(f"{self._prefix}_{name}")
+
+
+def _platform(path: Path, manifest: Manifest) -> str:
+    """The platform here, by the name that `jax.export` has for it.
+
+    Raises:
+        ExportError: the run was not exported for it.
+    """
+    found = jax.default_backend()
+    if found == "gpu":
+        found = "rocm" if "rocm" in default_device().client.platform_version.lower() else "cuda"
+    if found not in manifest.platforms:
+        raise ExportError(
+            f"{path} was exported for {', '.join(manifest.platforms)}, and JAX runs on {found} "
+            f'here: export it with `platforms=[..., "{found}"]`'
+        )
+    return found
 
 
 def _program(path: Path, name: str, content: bytes, manifest: Manifest) -> Callable[..., Any]:

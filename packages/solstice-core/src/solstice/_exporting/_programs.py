@@ -1,4 +1,4 @@
-"""Programs: functions of arrays as StableHLO, lowered for several platforms by `jax.export`."""
+"""Programs: functions of arrays as StableHLO, lowered by `jax.export` for each platform."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,9 +26,9 @@ _NO_PATHS = {
 
 @dataclass(frozen=True)
 class Lowered:
-    """A program as bytes, and its types."""
+    """A program for each platform, as bytes, and its types."""
 
-    content: bytes
+    contents: dict[str, bytes]
     program: Program
 
 
@@ -41,6 +41,9 @@ def lower(
 ) -> Lowered:
     """A function as a program.
 
+    Each platform has its own, because one program for several is lowered otherwise, and XLA may
+    round it otherwise than the steps of a Trainer.
+
     Args:
         name: the name of the function for messages.
         function: a function of dicts of arrays.
@@ -51,38 +54,47 @@ def lower(
     Raises:
         ExportError: JAX cannot lower it, or cannot write it.
     """
+    jitted, arguments = jax.jit(function), (*before, only(takes) if before else takes)
+    found = {platform: _exported(name, jitted, arguments, platform) for platform in platforms}
+    # A step returns the state too.
+    first = next(iter(found.values()))
+    avals = _tree.unflatten(first.out_tree, first.out_avals)
+    results: Any = cast("tuple[Any, ...]", avals)[-1] if isinstance(avals, tuple) else avals
+    contents = {platform: bytes(each.serialize()) for platform, each in found.items()}
+    return Lowered(contents, Program(specs_of(takes), specs_of(results)))
+
+
+def _exported(name: str, jitted: Any, arguments: tuple[Any, ...], platform: str) -> Any:
     try:
         with _without_paths():
-            export: Any = jax_export.export(jax.jit(function), platforms=platforms)
-            found = export(*before, only(takes) if before else takes)
-            content = bytes(found.serialize())
+            found: Any = jax_export.export(jitted, platforms=[platform])(*arguments)
+            found.serialize()  # which fails for a step that calls Python
     except ImportError:
         raise
     except Exception as error:  # JAX has one for each reason
         raise ExportError(
-            f"{name} cannot be exported for {', '.join(platforms)}: {_first_line(error)}. A step "
-            f"that calls Python while it runs, as by `jax.debug.print` or `jax.pure_callback`, "
-            f"cannot leave its process. If one platform has no such operation, give the others: "
-            f'`platforms=["{jax.default_backend()}"]`'
+            f"{name} cannot be exported for {platform}: {_first_line(error)}. A step that calls "
+            f"Python while it runs, as by `jax.debug.print` or `jax.pure_callback`, cannot leave "
+            f"its process. If only this platform has no such operation, give the others as "
+            f"`platforms=`"
         ) from error
     if found.nr_devices != 1:
         raise ExportError(
             f"{name} is bound to a mesh of {found.nr_devices} devices, and an exported step runs "
             f"on one: leave out the constraints of sharding in it"
         )
-    # A step returns the state too.
-    avals = _tree.unflatten(found.out_tree, found.out_avals)
-    returned = avals[-1] if isinstance(avals, tuple) else avals
-    return Lowered(content, Program(specs_of(takes), specs_of(returned)))
+    return found
 
 
 def specs_of(types: Any) -> dict[str, Spec]:
     """The types of arrays by path, or of one array."""
     leaves = {"": types} if hasattr(types, "shape") else types
-    return {
-        name: Spec(x.dtype.name, [d if isinstance(d, int) else str(d) for d in x.shape])
-        for name, x in leaves.items()
-    }
+    return {name: spec_of(x) for name, x in leaves.items()}
+
+
+def spec_of(x: Any) -> Spec:
+    """The type of an array."""
+    return Spec(x.dtype.name, [axis if isinstance(axis, int) else str(axis) for axis in x.shape])
 
 
 def of_any_length(types: Types, rows: int) -> Types:
