@@ -211,6 +211,8 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("Mapped", "size"): "given together with ids; test_metrics_mapped has what is refused",
     ("Population", "make"): "a function or a list; test_population has what is refused",
     ("Population", "hyperparameters"): "test_population has what is refused",
+    ("convert", "source"): "a path or any tree; test_layouts has what is refused",
+    ("convert", "like"): "any tree; test_layouts has what is refused",
     ("checkpoint.save", "tree"): "any tree; test_checkpoint has what is refused",
     ("checkpoint.load", "like"): "any tree; test_checkpoint has what is refused",
 }
@@ -258,7 +260,7 @@ OTHERWISE = (
     *("export", "export_predict", "exported"),
     *(*RUNS, "compare", "read_history", "find_learning_rate", "plan", "verify_resume", "MLflow"),
     *("checkpoint.save", "checkpoint.load", "checkpoint.manifest", "checkpoint.sweep"),
-    *("checkpoint.exists", "checkpoint.remove", "checkpoint.check_writable", "read"),
+    *("checkpoint.exists", "checkpoint.remove", "checkpoint.check_writable", "read", "convert"),
     "write_package",
 )
 """What does more than to make something of its arguments."""

@@ -327,6 +327,7 @@ def language(**given):
     return exp.generate(**given)
 
 
+WEIGHTS = {"Dense_0": {"kernel": np.ones((2, 3), np.float32)}}
 TARGETS: dict[str, Target] = {
     "Trainer": Target(solstice.Trainer, {}, TRAINER),
     "Trainer.fit": Target(
@@ -835,6 +836,18 @@ TARGETS: dict[str, Target] = {
     "checkpoint.exists": Target(checkpoint.exists, {}, {"path": "path"}),
     "checkpoint.remove": Target(checkpoint.remove, {}, {"path": "path"}),
     "checkpoint.AppendOnly": Target(checkpoint.AppendOnly, {}, {"items": "rows"}),
+    "convert": Target(
+        solstice.convert,
+        {"source": WEIGHTS, "like": WEIGHTS, "layout": "flax"},
+        {
+            "layout": "layout",
+            "like_layout": "layout or None",
+            "layers": "table",
+            "unused": "names",
+            "flattened": "table",
+            "to": "path or None",
+        },
+    ),
     "verify_resume": Target(
         kit.verify_resume,
         {"make_run": len, "kill_at": [1]},
@@ -849,6 +862,15 @@ TARGETS: dict[str, Target] = {
         {"name": "text", "folder": "path"},
     ),
 }
+NO_LAYOUT = {
+    "5": lambda: 5,
+    "another name": lambda: "theano",
+    "empty": dict,
+    "numbers": lambda: {"dense": {"kernel": 1}},
+    "keys": lambda: {1: {}},
+}
+KINDS["layout or None"] = NO_LAYOUT
+KINDS["layout"] = NO_LAYOUT | NONE
 KINDS["optimizer or None"] = {k: v for k, v in NO_ADAPTER.items() if k != "None"}
 KINDS["callbacks or None"] = {k: v for k, v in KINDS["callbacks"].items() if k != "None"}
 KINDS["whole or None"] = NO_ARRAY | COMPLEX | {"halves": lambda: np.full(4, 0.5)}

@@ -24,7 +24,7 @@ FLOORS = (
     "_loop",
     "__init__ _options _own_history _own_run _runs _session _train _trainer",
     "__main__ _comparison _exporting callbacks checkpoint compat distributed experiments history "
-    "inspect loggers metrics new_adapter population resampling runs",
+    "inspect layouts loggers metrics new_adapter population resampling runs",
     "testing",
 )
 """The files and folders of the package: each imports from its own floor and from those before it.

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         experiments,
         history,
         inspect,
+        layouts,
         loggers,
         metrics,
         population,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
         summary,
         watch_compiles,
     )
+    from solstice.layouts import convert
     from solstice.metrics import ClassificationMetrics
     from solstice.population import Evolve, Population, grid
     from solstice.resampling import Resampled
@@ -92,6 +94,7 @@ _LAZY = {
     "RegressionExperiment VAEExperiment",
     "history": "History compare read_history",
     "inspect": "Replay find_learning_rate plan replay summary watch_compiles",
+    "layouts": "convert",
     "loggers": "",
     "metrics": "ClassificationMetrics",
     "population": "Evolve Population grid",
@@ -149,6 +152,7 @@ __all__ = [
     "compare",
     "compare_models",
     "compat",
+    "convert",
     "data",
     "diff",
     "distributed",
@@ -160,6 +164,7 @@ __all__ = [
     "grid",
     "history",
     "inspect",
+    "layouts",
     "loggers",
     "metrics",
     "plan",

@@ -14,11 +14,13 @@ imported when it is first used.
 from typing import TYPE_CHECKING, Any
 
 from solstice.compat import _registry
+from solstice.compat._claims import layout_claims as layout_claims
 from solstice.compat._equinox import EquinoxModel
 from solstice.compat._listing import AdapterInfo, adapters
 from solstice.compat._listing import frameworks as frameworks
 from solstice.compat._listing import list_adapters as list_adapters
 from solstice.compat._load import AdapterError
+from solstice.compat._load import load_layout as load_layout
 from solstice.compat._mixed_precision import mixed_precision
 from solstice.compat._norms import Norms, norms_of, track_norms
 from solstice.compat._protocols import (

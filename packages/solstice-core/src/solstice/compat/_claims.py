@@ -19,11 +19,14 @@ from typing import Any, Literal, cast
 
 from solstice.compat._install import pip_install
 
-Kind = Literal["model", "optimizer", "unknown"]
+Kind = Literal["model", "optimizer", "layout", "unknown"]
 
 PROTOCOL_VERSION = 1
-_GROUP = re.compile(r"solstice\.(model|optimizer)s\.v(0|[1-9]\d{0,3})")
-_READ = f'"solstice.models.v{PROTOCOL_VERSION}" and "solstice.optimizers.v{PROTOCOL_VERSION}"'
+_GROUP = re.compile(r"solstice\.(model|optimizer|layout)s\.v(0|[1-9]\d{0,3})")
+_READ = (
+    f'"solstice.models.v{PROTOCOL_VERSION}", "solstice.optimizers.v{PROTOCOL_VERSION}" and '
+    f'"solstice.layouts.v{PROTOCOL_VERSION}"'
+)
 _MODULE = re.compile(r"\w+(\.\w+)*")
 _CLASS = re.compile(rf"({_MODULE.pattern})\s*:\s*(\w+\.)*(?P<name>\w+)\s*(\[.*\]\s*)?")
 
@@ -44,7 +47,7 @@ class Claim:
     """An entry point, or a call of `register`: the statement that a class wraps types of a prefix.
 
     Attributes:
-        kind: "model" or "optimizer"; "unknown" if Solstice does not read the group.
+        kind: "model", "optimizer" or "layout"; "unknown" if Solstice does not read the group.
         version: the protocol version of the adapter.
         prefix: the import prefix of the types.
         value: the location of the class, such as "solstice_flax:FlaxModel".
@@ -85,7 +88,18 @@ def cure(package: str, how: str = "--upgrade") -> str:
 
 @functools.cache
 def claims() -> tuple[Claim, ...]:
-    """The claims of all installed distributions, of any protocol version; read once per process."""
+    """The claims of all installed adapters, of any protocol version."""
+    return tuple(claim for claim in _installed() if claim.kind != "layout")
+
+
+def layout_claims() -> tuple[Claim, ...]:
+    """The claims of installed layouts: the prefix is the name of the layout."""
+    return tuple(claim for claim in _installed() if claim.kind == "layout")
+
+
+@functools.cache
+def _installed() -> tuple[Claim, ...]:
+    """The claims of all installed distributions; read once per process."""
     found: dict[tuple[Any, ...], Claim] = {}
     for dist in distributions():
         for claim in _claims_of(dist):

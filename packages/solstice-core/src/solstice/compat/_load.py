@@ -35,6 +35,15 @@ def load(claim: Claim) -> type[Any]:
     return call(claim, claim.load, "could not be imported")
 
 
+def load_layout(claim: Claim) -> object:
+    """Imports a layout.
+
+    Raises:
+        AdapterError: it cannot be imported.
+    """
+    return load(claim)
+
+
 def call(claim: Claim, function: Callable[[], T], failed: str) -> T:
     """Calls code of an adapter's package; any exception of it becomes an AdapterError.
 
@@ -48,12 +57,16 @@ def call(claim: Claim, function: Callable[[], T], failed: str) -> T:
             if noted:
                 raise noted[0] from None
             raise AdapterError(
-                f"the adapter {claim.value!r} of {claim.distribution} is installed but {failed}: "
+                f"the {_noun(claim)} {claim.value!r} of {claim.distribution} is installed but {failed}: "
                 f"{_words(error)}\n{_cure_of(claim, error)}"
             ) from error
         if noted:
             raise noted[0]
         return result
+
+
+def _noun(claim: Claim) -> str:
+    return "layout" if claim.kind == "layout" else "adapter"
 
 
 @contextmanager

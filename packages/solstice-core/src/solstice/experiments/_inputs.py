@@ -71,8 +71,20 @@ def check_sample(sample_input: Inputs) -> None:
         )
 
 
-def kinds(params: Params) -> dict[str, str]:
-    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in _tree.leaves_by_path(params)}
+def check_fits(name: str, given: Params, own: Params) -> None:
+    """Raises a ValueError if the given values are not those of the Learner's model."""
+    mine, theirs = _kinds(own), _kinds(given)
+    if mine != theirs:
+        path = next(p for p in [*mine, *theirs] if mine.get(p) != theirs.get(p))
+        raise ValueError(
+            f"the given {name} do not fit the model: at `{path or '.'}` the model has "
+            f"{mine.get(path, 'nothing')}, and they have {theirs.get(path, 'nothing')}. "
+            f"A Learner has {name} after `setup(x)`"
+        )
+
+
+def _kinds(values: Params) -> dict[str, str]:
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in _tree.leaves_by_path(values)}
 
 
 def check_params(params: Params) -> None:

@@ -17,10 +17,10 @@ from solstice._types import Adaptable, Batch, Inputs, ModelOutputs, Outputs
 from solstice.compat import Model, Optimizer, OptState, Params, State, adapt_argument
 from solstice.experiments._gradients import Forward, Loss, Objective
 from solstice.experiments._inputs import (
+    check_fits,
     check_params,
     check_sample,
     floating_expected,
-    kinds,
     several_hint,
 )
 from solstice.experiments._keys import key_of
@@ -114,23 +114,25 @@ class Learner(eqx.Module):
             return self
         return replace(self, **self._initial(x))
 
-    def with_params(self, params: Params) -> Self:
+    def with_params(self, params: Params, state: State = None) -> Self:
         """`learner = learner.with_params(pretrained)`: start from these weights, after `setup`.
 
-        The optimiser's state is initialised for these weights; the model's state stays.
+        The optimiser's state is initialised for these weights.
+
+        Args:
+            params: the weights.
+            state: the model's state, such as the averages of BatchNorm; by default it stays.
 
         Raises:
-            ValueError: there are no params yet, or `params` differ in a path, a shape or a dtype.
+            ValueError: there are no params yet, or `params` or `state` differ in a path, a shape or
+                a dtype.
         """
-        mine, theirs = kinds(self.params), kinds(params)
-        if mine != theirs:
-            path = next(p for p in [*mine, *theirs] if mine.get(p) != theirs.get(p))
-            raise ValueError(
-                f"the given params do not fit the model: at `{path or '.'}` the model has "
-                f"{mine.get(path, 'nothing')}, and they have {theirs.get(path, 'nothing')}. "
-                f"A Learner has params after `setup(x)`"
-            )
-        return replace(self, params=params, opt_state=self.optimizer.init(params))
+        check_fits("params", params, self.params)
+        if state is None:
+            state = self.state
+        check_fits("state", state, self.state)
+        new = self.optimizer.init(params)
+        return replace(self, params=params, state=state, opt_state=new)
 
     def update(
         self, objective: Objective, batch: Batch, *, micro_batches: int = 1

@@ -144,13 +144,17 @@ class SupervisedExperiment(ReadyMadeExperiment, Generic[_TaskT]):
         """Training steps taken, an int32 scalar."""
         return self.learner.step
 
-    def with_params(self, params: Params) -> Self:
+    def with_params(self, params: Params, state: State = None) -> Self:
         """`exp = exp.with_params(pretrained)`: start from these weights.
+
+        Args:
+            params: the weights.
+            state: the model's state, such as the averages of BatchNorm; by default it stays.
 
         Raises:
             ValueError: as `Learner.with_params`.
         """
-        return replace(self, learner=self.learner.with_params(params))
+        return replace(self, learner=self.learner.with_params(params, state))
 
     @final
     def __call__(self, x: Inputs) -> ModelOutputs:

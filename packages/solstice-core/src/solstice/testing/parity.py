@@ -29,7 +29,7 @@ from solstice._types import Batch
 from solstice.callbacks import History
 from solstice.compat import Model, Optimizer, as_model, as_optimizer
 from solstice.experiments import ClassificationExperiment
-from solstice.testing._layouts import (
+from solstice.layouts import (
     AXES,
     EQUINOX,
     FLAX,
