@@ -57,8 +57,8 @@ def call(claim: Claim, function: Callable[[], T], failed: str) -> T:
             if noted:
                 raise noted[0] from None
             raise AdapterError(
-                f"the {_noun(claim)} {claim.value!r} of {claim.distribution} is installed but {failed}: "
-                f"{_words(error)}\n{_cure_of(claim, error)}"
+                f"the {_noun(claim)} {claim.value!r} of {claim.distribution} is installed but "
+                f"{failed}: {_words(error)}\n{_cure_of(claim, error)}"
             ) from error
         if noted:
             raise noted[0]

@@ -171,10 +171,10 @@ def on_host(leaf: Any) -> np.ndarray[Any, Any]:
 def _as(value: np.ndarray[Any, Any], like: Any) -> Any:
     """The value as the class of array that `like` is."""
     if _is_torch(like):
-        return _to_torch(np.ascontiguousarray(value), like)
+        return _to_torch(np.asarray(value, order="C"), like)
     if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
-        return placed(np.ascontiguousarray(value).astype(like.dtype), sharding_of(like))
-    return np.ascontiguousarray(value).astype(np.asarray(like).dtype)
+        return placed(np.asarray(value, order="C").astype(like.dtype), sharding_of(like))
+    return np.asarray(value, order="C").astype(np.asarray(like).dtype)
 
 
 def _is_torch(leaf: object) -> bool:

@@ -73,7 +73,7 @@ def write_file(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Writes a file of safetensors beside the path, and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     _safetensors().save_file(whole, new, metadata={"format": "pt"})
     new.replace(path)
 

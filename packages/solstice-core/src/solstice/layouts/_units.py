@@ -118,7 +118,7 @@ def _unit_at(path: str, free: Mapping[str, Shaped], layout: Layout) -> Unit:
 
 
 def _unit(path: str, forms: Mapping[str, Parts], free: Mapping[str, Shaped]) -> Unit:
-    """A unit with those of the forms that fit the leaves."""
+    """A unit with those of the forms that fit the leaves, and describe most of them."""
     found: dict[str, Parts] = {}
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for kind, parts in forms.items():
@@ -126,7 +126,9 @@ def _unit(path: str, forms: Mapping[str, Parts], free: Mapping[str, Shaped]) -> 
         sizes = _shapes(there, free)
         if sizes and (kind in _ANY_PART or next(iter(parts)) in there) and _agree(sizes):
             found[kind], shapes[kind] = there, sizes
-    return Unit(path, found, shapes)
+    most = max(map(len, found.values()), default=0)
+    best = {kind: parts for kind, parts in found.items() if len(parts) == most}
+    return Unit(path, best, {kind: shapes[kind] for kind in best})
 
 
 def _shapes(parts: Parts, free: Mapping[str, Shaped]) -> dict[str, tuple[int, ...]] | None:
