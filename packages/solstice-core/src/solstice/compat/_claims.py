@@ -93,8 +93,12 @@ def claims() -> tuple[Claim, ...]:
 
 
 def layout_claims() -> tuple[Claim, ...]:
-    """The claims of installed layouts: the prefix is the name of the layout."""
-    return tuple(claim for claim in _installed() if claim.kind == "layout")
+    """The claims of installed layouts of this version: the prefix is the name of the layout."""
+    return tuple(
+        claim
+        for claim in _installed()
+        if claim.kind == "layout" and claim.version == PROTOCOL_VERSION
+    )
 
 
 @functools.cache

@@ -76,21 +76,22 @@ def convert(
     file = None if to is None else check_output(to)
     mine, tree = named(like), tree_of(source)
     theirs = named(tree)
-    values = {name: on_host(leaf) for name, leaf in theirs.leaves.items()}
+    values = {name: on_host(leaf) for name, leaf in theirs.arrays.items()}
     values = _used(without_bias(tree, values), names("unused", unused) or (), theirs)
     their_layout = layout_of("layout", layout)
-    my_layout = layout_for(like, mine.leaves, like_layout)
+    my_layout = layout_for(like, mine.arrays, like_layout)
     sides = Sides(
-        _weights(mine.leaves, my_layout), _weights(values, their_layout), mine.shown, theirs.shown
+        _weights(mine.arrays, my_layout), _weights(values, their_layout), mine.shown, theirs.shown
     )
     pairs = pairs_of(sides, mapping("layers", layers, "{'Dense_0': 'fc1'}"))
+    _check_transposed(pairs, sides)
     _check_averages(pairs, sides)
     fix = _order_of_inputs(pairs, my_layout, their_layout, flattened)
-    new = _new_leaves(pairs, values, mine.leaves, fix)
+    new = _new_leaves(pairs, values, mine.arrays, fix)
     result = rebuilt(like, new)
     if file is not None:
         saved = named(result)
-        write_file(file, {saved.shown(name): on_host(x) for name, x in saved.leaves.items()})
+        write_file(file, {saved.shown(name): on_host(x) for name, x in saved.arrays.items()})
     return result
 
 
@@ -119,6 +120,18 @@ def _weights(leaves: Mapping[str, Any], layout: Layout) -> list[Unit]:
         for unit in units_of(leaves, layout)
         if "array" not in unit.forms or is_inexact(leaves[unit.path])
     ]
+
+
+def _check_transposed(pairs: Pairs, sides: Sides) -> None:
+    """Raises a ValueError for a transposed convolution, as far as a path says that it is one."""
+    for mine, theirs in pairs:
+        path = sides.my_path(mine)
+        if "conv" in mine.forms and "transpose" in f"{mine.path} {theirs.path}".lower():
+            raise ValueError(
+                f"{path!r} is a transposed convolution, whose kernels differ in more than the "
+                f"order of axes. Keep its values with `layers={{{path!r}: None}}` and "
+                f"`unused={[sides.their_path(theirs)]}`, and convert it by hand"
+            )
 
 
 def _check_averages(pairs: Pairs, sides: Sides) -> None:
@@ -152,8 +165,7 @@ def _order_of_inputs(
     """A function that puts the inputs of dense layers into the order of `mine`."""
     from_first = _flattened.is_channels_first(theirs)
     dense = {unit.path: unit for unit, _ in pairs if "dense" in unit.forms}
-    channels = mapping("flattened", given, "{'Dense_0': 64}")
-    _flattened.check_channels(channels, dense)
+    channels = _flattened.checked(mapping("flattened", given, "{'Dense_0': 64}"), dense)
     if _flattened.is_channels_first(mine) == from_first:
         channels = {}
     elif given is None:

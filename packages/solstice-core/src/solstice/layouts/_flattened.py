@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from solstice._arguments import whole
 from solstice.layouts._known import Layout
 from solstice.layouts._match import Pairs
 from solstice.layouts._units import Unit
@@ -26,9 +27,11 @@ def reordered(
     return kernel.reshape(*shape, outputs).swapaxes(0, 1).reshape(inputs, outputs)
 
 
-def check_channels(given: Mapping[str, int], dense: Mapping[str, Unit]) -> None:
-    """Checks the argument `flattened` against the dense layers of `like`."""
-    for path, channels in given.items():
+def checked(given: Mapping[str, object], dense: Mapping[str, Unit]) -> dict[str, int]:
+    """The argument `flattened`, checked against the dense layers of `like`."""
+    found: dict[str, int] = {}
+    for path, value in given.items():
+        channels = found[path] = whole(f"flattened[{path!r}]", value, 1, "channels")
         if path not in dense:
             raise ValueError(
                 f"flattened={{{path!r}: ...}} names no dense layer; there is {_some(dense)}"
@@ -39,6 +42,7 @@ def check_channels(given: Mapping[str, int], dense: Mapping[str, Unit]) -> None:
                 f"flattened={{{path!r}: {channels}}} does not fit: it has {size} inputs, which are "
                 f"not images of {channels} channels"
             )
+    return found
 
 
 def channels_of(pairs: Pairs) -> dict[str, int]:

@@ -101,6 +101,8 @@ def _template_pairs(
         if len(rest) == len(left) == 1:
             key = _only
         mine, theirs = key(rest, some), key(left, others)
+        if key is _count and _share_words(rest, left):
+            continue
         found += [
             (one, other)
             for one in rest
@@ -141,6 +143,12 @@ def _count(templates: list[Template], units: _Units) -> _Keys:
 def _only(templates: list[Template], units: _Units) -> _Keys:
     del units
     return dict.fromkeys(templates)
+
+
+def _share_words(mine: list[Template], theirs: list[Template]) -> bool:
+    """Whether a word is on both sides, so that the numbers of layers do not decide."""
+    words = [{word for each in side for word in _telling(each)} for side in (mine, theirs)]
+    return bool(words[0] & words[1])
 
 
 def _telling(template: Template) -> list[str]:

@@ -46,12 +46,21 @@ class Named:
     """The leaves of a tree by name, in the order of the tree.
 
     Attributes:
-        leaves: arrays of JAX, shapes, or arrays of NumPy.
+        leaves: arrays of JAX, shapes, or arrays of NumPy; and what is not an array.
         has_dots: whether names have dots, as in torch, which are slashes here.
     """
 
     leaves: dict[str, Any]
     has_dots: bool
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The leaves that are arrays of numbers, or shapes."""
+        return {
+            name: leaf
+            for name, leaf in self.leaves.items()
+            if hasattr(leaf, "dtype") and not _tree.is_key(leaf)
+        }
 
     def shown(self, path: str) -> str:
         """A path as the owner of the tree writes it."""
@@ -63,12 +72,11 @@ def named(tree: object) -> Named:
     parts = _parts(tree)
     paths = _state_paths(parts)
     names = [name for part in parts for name in _names(part, paths)]
-    if names and all(name.endswith("/value") for name in names):  # of variables of NNX
-        names = [name.removesuffix("/value") for name in names]
+    names = [name.removesuffix("/value") for name in names]  # of variables and boxes of Flax
     has_dots = any("." in name for name in names) and not any("/" in name for name in names)
     names = [name.replace(".", "/") for name in names]
-    leaves = [_array(name, leaf) for name, leaf in zip(names, _tree.leaves(parts), strict=True)]
-    return Named(dict(zip(_tree.distinct(names), leaves, strict=True)), has_dots)
+    named_leaves = zip(_tree.distinct(names), _tree.leaves(parts), strict=True)
+    return Named({name: _array(name, leaf) for name, leaf in named_leaves}, has_dots)
 
 
 def rebuilt(tree: Any, values: Mapping[str, np.ndarray[Any, Any]]) -> Any:
@@ -153,9 +161,9 @@ def _state_paths(parts: tuple[Any, ...]) -> dict[object, str]:
 
 
 def _array(name: str, leaf: Any) -> Any:
-    """A leaf as something with the shape and dtype of an array."""
+    """A leaf as an array of JAX or NumPy or a shape; what is none of them stays."""
     check_alive(name, leaf)
-    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) or not hasattr(leaf, "shape"):
         return leaf
     found = _from_torch(leaf) if _is_torch(leaf) else np.asarray(leaf)
     if found.dtype.kind not in "biufcV":
@@ -173,8 +181,14 @@ def _as(value: np.ndarray[Any, Any], like: Any) -> Any:
     if _is_torch(like):
         return _to_torch(np.asarray(value, order="C"), like)
     if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
-        return placed(np.asarray(value, order="C").astype(like.dtype), sharding_of(like))
+        new = np.asarray(value, order="C").astype(like.dtype)
+        return placed(new, None if _is_abstract(like) else sharding_of(like))
     return np.asarray(value, order="C").astype(np.asarray(like).dtype)
+
+
+def _is_abstract(like: Any) -> bool:
+    """Whether it is a shape of an array on a mesh without devices, as `jax.eval_shape` gives."""
+    return isinstance(getattr(like.sharding, "mesh", None), jax.sharding.AbstractMesh)
 
 
 def _is_torch(leaf: object) -> bool:

@@ -1,12 +1,13 @@
 """Layouts by name: those of this package, and installed ones; and the layout of given leaves."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 import equinox as eqx
 
 from solstice import _tree
-from solstice.compat import layout_claims, load_layout
+from solstice.compat import AdapterError, layout_claims, load_layout
 from solstice.layouts._known import EQUINOX, FLAX, HAIKU, KERAS, STAX, TORCH, Layout
 from solstice.layouts._units import Unit, misfit, units_of
 
@@ -52,11 +53,10 @@ def layout_for(tree: object, leaves: Mapping[str, Any], given: object) -> Layout
     """
     if given is not None:
         return layout_of("like_layout", given)
-    names = [*_KNOWN, *(claim.prefix for claim in layout_claims() if claim.prefix not in _KNOWN)]
+    found = _KNOWN | _others()
     # Their names of leaves are the same.
     is_module = bool(_tree.nodes_by_slashes(tree, lambda node: isinstance(node, eqx.Module)))
-    names.remove("torch" if is_module else "equinox")
-    found = {name: layout_of("like_layout", name) for name in names}
+    del found["torch" if is_module else "equinox"]
     units = {name: units_of(leaves, layout) for name, layout in found.items()}
     fewest = min(map(misfit, units.values()))
     best = [name for name in found if misfit(units[name]) == fewest]
@@ -66,6 +66,15 @@ def layout_for(tree: object, leaves: Mapping[str, Any], given: object) -> Layout
             f"`like_layout={best[0]!r}`"
         )
     return found[best[0]]
+
+
+def _others() -> dict[str, Layout]:
+    """The installed layouts; one that is broken or there twice is left out."""
+    found: dict[str, Layout] = {}
+    for name in {claim.prefix for claim in layout_claims()} - {*_KNOWN}:
+        with suppress(AdapterError, TypeError, ValueError):
+            found[name] = _installed("like_layout", name)
+    return found
 
 
 def _described(units: list[Unit]) -> list[object]:

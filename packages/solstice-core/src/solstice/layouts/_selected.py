@@ -36,7 +36,7 @@ def pairs_of(sides: Sides, layers: Mapping[str, str | None]) -> Pairs:
     mine, used = sides.mine, list[Unit]()
     for path, other in layers.items():
         for some, others in _chosen(sides, mine, path, other):
-            pairs += [] if other is None else _matched(sides, some, others)
+            pairs += [] if other is None else _named_pairs(sides, some, others)
             mine, used = _without(mine, some), [*used, *others]
     return pairs + _matched(sides, mine, _without(sides.theirs, used))
 
@@ -82,6 +82,13 @@ def _under(
     return found
 
 
+def _named_pairs(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> Pairs:
+    is_array = len(mine) == len(theirs) == 1 and "array" in mine[0].forms
+    if is_array and mine[0].shapes == theirs[0].shapes:
+        return [(mine[0], theirs[0])]
+    return _matched(sides, mine, theirs)
+
+
 def _matched(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> Pairs:
     """The pairs of all of these layers."""
     try:
@@ -106,13 +113,20 @@ def _which(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> str:
 
 
 def _left_over(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> str:
-    lines: list[str] = []
+    same = {
+        sides.my_path(one): sides.their_path(other)
+        for one in mine
+        for other in theirs
+        if "array" in one.forms and one.shapes == other.shapes
+    }
+    lines = [f"if these are the same, write `layers={same}`"] if same else []
     if mine:
         found = [f"{sides.my_path(unit)} ({unit})" for unit in mine]
         kept = dict.fromkeys(sides.my_path(unit) for unit in mine)
-        lines.append(
+        lines.insert(
+            0,
             f"the source has no weights for {_some(found)}. To keep the values of `like`, write "
-            f"`layers={_short(kept)}`"
+            f"`layers={_short(kept)}`",
         )
     if theirs:
         found = [f"{sides.their_path(unit)} ({unit})" for unit in theirs]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from string import ascii_uppercase
 from typing import TypeAlias
 
 import jax
@@ -38,9 +39,13 @@ class Unit:
 
     @property
     def signatures(self) -> frozenset[object]:
-        """Kind and shapes, once for each kind: equal in layers that may be the same."""
+        """Kind and shapes, once for each kind: equal in layers that may be the same.
+
+        Of an array that is in no layer, the name too, because its axes may mean anything.
+        """
+        name = self.path.rpartition("/")[2].lower() if "array" in self.forms else ""
         return frozenset(
-            (kind, *sorted(item for item in shapes.items() if item[0] not in AVERAGES))
+            (kind, name, *sorted(item for item in shapes.items() if item[0] not in AVERAGES))
             for kind, shapes in self.shapes.items()
         )
 
@@ -146,7 +151,8 @@ def _agree(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def _array(path: str, leaf: Shaped) -> Unit:
-    place = Place(path, "", "")
+    axes = ascii_uppercase[: len(leaf.shape)]  # in their own order, whatever they are
+    place = Place(path, axes, axes)
     return Unit(path, {"array": {"value": place}}, {"array": {"value": tuple(leaf.shape)}})
 
 
