@@ -94,7 +94,7 @@ class PortableStep:
         count = lax.optimization_barrier(jnp.uint32(1))
         empty = None if self.grows else _tree.map(_zeros, self._metrics)
         carry = Carry(arrays, [empty], np.ones(1, bool))
-        _, after, (outputs, grown) = run_block(self._steps, carry, stacked, count)
+        _, after, (outputs, grown, _) = run_block(self._steps, carry, stacked, count)
         new = dict(zip(self.state, map(data_of, after.arrays), strict=True))
         result = after.totals[0] if not (self._steps.keeps_outputs or self.grows) else None
         if result is None:
