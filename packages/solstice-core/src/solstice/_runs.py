@@ -2,15 +2,20 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from solstice._engine import BuffersByKind
 from solstice._experiment import Experiment
 from solstice._loop import Ended, Hooks, Run, ended, reported
 from solstice._record import Record
 
-if TYPE_CHECKING:
-    from solstice.runs import RunKeeper
+
+class Keeper(Protocol):
+    """Keeps the file of a run, also after its end."""
+
+    def note_evaluation(self) -> None:
+        """Adds the metrics of an evaluation after the run."""
+        ...
 
 
 class Runs:
@@ -24,7 +29,7 @@ class Runs:
 
     def __init__(self) -> None:
         self.newest: Run | Ended | None = None
-        self.keepers: list[RunKeeper] = []
+        self.keepers: list[Keeper] = []
         self.memory: dict[str, BuffersByKind] = {}
         self._training: Run | None = None
 

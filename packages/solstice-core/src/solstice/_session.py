@@ -101,8 +101,9 @@ class Session:
                         saved.restore_callbacks(hooks)
                     if branch is not None and saved is not None:
                         branch.begin(saved, run.state.snapshot)
-                    self.runs.keepers = own if stages.is_lead else []
-                    for keeper in self.runs.keepers:
+                    writing = own if stages.is_lead else []
+                    self.runs.keepers = [*writing]
+                    for keeper in writing:
                         about = training.described(stages.computation)
                         about["options"] = options.of_batches(batch_size)
                         keeper.begin(run.state.at, saved and saved.path, hooks, about)
