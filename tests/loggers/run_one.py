@@ -80,7 +80,9 @@ def main(name, folder, at, how):
     logger = make(name, folder)
     checkpoint = Checkpoint(folder / "runs", every=5, every_epochs=None)
     data = [np.full(2, value, np.float32) for value in range(4)]
-    trainer = solstice.Trainer([logger, checkpoint, Ends(int(at), how, checkpoint)])
+    given = {"net": {"width": 8}, "depth": 2}
+    callbacks = [logger, checkpoint, Ends(int(at), how, checkpoint)]
+    trainer = solstice.Trainer(callbacks, hyperparameters=given)
     trainer.fit(Mean(), data, data[1:2], num_epochs=4, resume="last")
 
 

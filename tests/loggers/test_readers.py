@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from solstice import runs
+
 LOGGERS = ["CSV", "JSONLines", "TensorBoard", "MLflow", "WandB"]
 RUN_ONE = Path(__file__).parent / "run_one.py"
 
@@ -76,15 +78,22 @@ def read_table(frame):
     return points
 
 
+def check_info(folder):
+    """A file of rows has no place for hyper-parameters, which are beside it."""
+    assert runs.read(folder).hyperparameters == {"net": {"width": 8}, "depth": 2}
+
+
 def read_csv(folder, ended):
     import pandas as pd
 
+    check_info(folder)
     return read_table(pd.read_csv(folder / "a.csv"))
 
 
 def read_jsonlines(folder, ended):
     import pandas as pd
 
+    check_info(folder)
     return read_table(pd.read_json(folder / "a.jsonl", lines=True))
 
 
@@ -99,8 +108,7 @@ def read_tensorboard(folder, ended):
     assert steps == [4, 8, 12, 16][: len(steps)]
     assert len(steps) == 4 or not ended
     hparams = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    assert b"rate" in hparams
-    assert b"mlp" in hparams
+    assert all(text in hparams for text in (b"rate", b"mlp", b"net.width", b"depth"))
     return [((tag, e.step), e.value) for tag in tags["scalars"] for e in events.Scalars(tag)]
 
 
@@ -108,16 +116,17 @@ def read_mlflow(folder, ended):
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    runs = mlflow.search_runs(experiment_names=["digits"])
-    assert len(runs) == 1
-    assert runs["params.rate"][0] == "0.5"
-    assert runs["status"][0] == "FINISHED" or not ended
+    found = mlflow.search_runs(experiment_names=["digits"])
+    assert len(found) == 1
+    params = {name.removeprefix("params."): found[name][0] for name in found if "params." in name}
+    assert params == {"net.width": "8", "depth": "2", "rate": "0.5"}
+    assert found["status"][0] == "FINISHED" or not ended
     client = mlflow.MlflowClient()
-    names = [column.removeprefix("metrics.") for column in runs if column.startswith("metrics.")]
+    names = [column.removeprefix("metrics.") for column in found if column.startswith("metrics.")]
     return [
         ((name, point.step), point.value)
         for name in names
-        for point in client.get_metric_history(runs["run_id"][0], name)
+        for point in client.get_metric_history(found["run_id"][0], name)
     ]
 
 
@@ -125,7 +134,7 @@ def read_wandb(folder, ended):
     from wandb.proto import wandb_internal_pb2
     from wandb.sdk.internal.datastore import DataStore
 
-    points = []
+    points, config = [], {}
     files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len({file.name for file in files}) == 1  # one run, however often it was resumed
     for file in files:
@@ -134,6 +143,8 @@ def read_wandb(folder, ended):
         while (data := store.scan_data()) is not None:
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
+            for item in record.run.config.update:
+                config[item.key] = json.loads(item.value_json)
             if record.WhichOneof("record_type") != "history":
                 continue
             items = {
@@ -141,6 +152,7 @@ def read_wandb(folder, ended):
                 for item in record.history.item
             }
             points += [((n, items["step"]), v) for n, v in items.items() if "/" in n]
+    assert config.items() >= {"net": {"width": 8}, "depth": 2, "rate": 0.5}.items()
     return points
 
 
