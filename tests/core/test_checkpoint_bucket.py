@@ -390,6 +390,7 @@ def test_a_run_removes_what_a_killed_one_has_left_and_nothing_else():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:run.json, which describes the run")  # and the run goes on
 @pytest.mark.parametrize("error", [Killed(), OSError("reset")], ids=str)
 def test_a_run_that_fails_at_any_operation_resumes_to_the_same_end(error):
     def run(num_epochs):
@@ -406,10 +407,7 @@ def test_a_run_that_fails_at_any_operation_resumes_to_the_same_end(error):
         again, all_rows = run(3)
         assert again == total
         assert without_times(all_rows) == without_times(rows)
-        assert {name.partition("/")[2].partition("/")[0] for name in names()} == {
-            "run.json",
-            "step-6",
-        }
+        assert {name.split("/")[1] for name in names()} == {"run.json", "step-6"}
     assert {type(error), CheckpointError} & {*ends}
 
 
