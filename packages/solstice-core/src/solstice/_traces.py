@@ -134,7 +134,7 @@ class Trace:
         return self.segments[-1].last
 
     @cached_property
-    def _epochs(self) -> dict[int, int]:
+    def epochs(self) -> dict[int, int]:
         """The step before the first one of each epoch."""
         path = self.folder / _EPOCHS
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -143,7 +143,7 @@ class Trace:
 
     def moment(self, step: int) -> tuple[int, int] | None:
         """The epoch of a step and the index of its batch, from 0; None if it is not known."""
-        begun = [(first, epoch) for epoch, first in self._epochs.items() if first < step]
+        begun = [(first, epoch) for epoch, first in self.epochs.items() if first < step]
         if not begun:
             return None
         first, epoch = max(begun)
@@ -156,7 +156,7 @@ class Trace:
         self.segments = [segment for segment in self.segments if segment.first < step]
         path = self.folder / _EPOCHS
         if path.exists():
-            kept = [f"{e} {first}\n" for e, first in self._epochs.items() if first < step]
+            kept = [f"{e} {first}\n" for e, first in self.epochs.items() if first < step]
             path.write_text("".join(kept), encoding="utf-8")
 
 
@@ -191,6 +191,7 @@ class TraceWriter:
         folder.mkdir(parents=True, exist_ok=True)
         trace = Trace(folder)
         trace.cut(step)
+        self._epochs = Trace(folder).epochs
         before = trace.segments[-1] if trace.segments else None
         self.continues = before is not None and before.last == step
         if before is not None and before.last == step and before.head.every == every:
@@ -215,6 +216,9 @@ class TraceWriter:
 
     def add_epoch(self, epoch: int, first: int) -> None:
         """Notes the step before the first one of an epoch."""
+        if self._epochs.get(epoch) == first:  # a resumed run may begin within an epoch
+            return
+        self._epochs[epoch] = first
         with (self._folder / _EPOCHS).open("a", encoding="utf-8") as file:
             file.write(f"{epoch} {first}\n")
 
