@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import solstice
-from solstice.callbacks import Checkpoint, History, Logging, Profiler, ProgressBar
+from solstice.callbacks import Checkpoint, History, Logging, Profiler, ProgressBar, Trace
 
 pytestmark = pytest.mark.bits
 
@@ -67,6 +67,7 @@ def usual(folder):
         "checkpoint": Checkpoint(folder / "runs", every=7),
         "profiler": Profiler(folder / "profile", start=5, steps=5),
         "history": History(every=5),
+        "trace": Trace(folder / "runs", every=3),
     }
 
 
@@ -81,7 +82,7 @@ def digest(experiment):
 def covering(names):
     """16 subsets, among them all and none: of any three names, each of the 8 subsets is in some.
 
-    They are the affine functions of three bits, at six of the eight points.
+    They are the affine functions of three bits, at seven of the eight points.
     """
     points = list(itertools.product([0, 1], repeat=3))[: len(names)]
     return [

@@ -89,7 +89,9 @@ NOT_CHECKED: dict[str, str] = {
     **dict.fromkeys(
         [
             "Record",
+            "Digests",
             "Replay",
+            "RunDiff",
             "RunInfo",
             "Snapshot",
             "Start",
@@ -261,6 +263,7 @@ OTHERWISE = (
     *(*RUNS, "compare", "read_history", "find_learning_rate", "plan", "verify_resume", "MLflow"),
     *("checkpoint.save", "checkpoint.load", "checkpoint.manifest", "checkpoint.sweep"),
     *("checkpoint.exists", "checkpoint.remove", "checkpoint.check_writable", "read", "convert"),
+    "diff",
     "write_package",
 )
 """What does more than to make something of its arguments."""

@@ -828,6 +828,8 @@ TARGETS: dict[str, Target] = {
         {"path": "path", "only": "text or None", "rename": "table"},
     ),
     "read": Target(runs.read, {}, {"folder": "path"}),
+    "diff": Target(runs.diff, {"one": "a", "other": "b"}, {"one": "path", "other": "path"}),
+    "Trace": Target(callbacks.Trace, {"directory": "a"}, {"directory": "path", "every": "count"}),
     "checkpoint.manifest": Target(checkpoint.manifest, {}, {"path": "path"}),
     "checkpoint.sweep": Target(
         checkpoint.sweep, {"folder": "a"}, {"folder": "path", "names": "names"}
