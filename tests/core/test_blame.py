@@ -83,7 +83,7 @@ def test_a_bad_example_is_found_with_its_row_in_the_data(tmp_path: Path):
     (worst,) = found.worst(1)
     assert worst.index == BAD == found.worst(1, by="loss")[0].index
     assert found.batch[1][worst.row] == 1e3
-    assert (found.step, found.epoch, found.epoch_step) == (step, 0, step - 1)
+    assert (found.step, found.epoch, found.batch_index) == (step, 0, step - 1)
     assert re.search(rf"\n +{worst.row} +{BAD} +[\d.e+]+ +[\d.e+]+\n", repr(found))
     assert f"step {step} (epoch 0, batch {step - 1}): the worst 10 of 10 examples" in repr(found)
 
@@ -213,6 +213,8 @@ def test_what_is_refused_says_what_to_write(tmp_path: Path):
     run(tmp_path / "a", by_hand(), shuffled(), epochs=1)
     with pytest.raises(ValueError, match="step must be 1 or more"):
         blame(tmp_path / "a", step=0)
+    with pytest.raises(CheckpointError, match="has no step 6"):
+        blame(tmp_path / "a", step=6)
     with pytest.raises(CheckpointError, match="cannot be computed exactly"):
         blame(tmp_path / "a", train_ds=batches((X, Y), SIZE, shuffle=True, seed=2))
     with pytest.raises(TypeError, match=r"loss is called with \(exp, batch\)"):

@@ -59,16 +59,17 @@ def test_they_are_those_of_a_step_with_its_statistics_and_random_numbers(task, p
 
 
 def test_a_learner_has_them_for_an_objective_of_the_user():
+    x = RNG.normal(size=(37, 6)).astype(np.float32)
     net = eqx.nn.Linear(6, 1, key=jax.random.key(0))
-    learner = Learner(net, Sgd(0.1), sample_input=X)
+    learner = Learner(net, Sgd(0.1), sample_input=x)
 
     def objective(model, batch):
         return (model(batch)[:, 0] - 1) ** 2, None, None
 
-    found = learner.per_example(objective, X)
-    errors = X @ np.asarray(learner.params.weight[0]) + float(learner.params.bias[0]) - 1
+    found = learner.per_example(objective, x)
+    errors = x @ np.asarray(learner.params.weight[0]) + float(learner.params.bias[0]) - 1
     np.testing.assert_allclose(found.loss, errors**2, rtol=1e-5)
-    norms = 2 * np.abs(errors) * np.sqrt(1 + np.sum(X**2, 1)) / ROWS
+    norms = 2 * np.abs(errors) * np.sqrt(1 + np.sum(x**2, 1)) / len(x)
     np.testing.assert_allclose(found.gradient_norm, norms, rtol=1e-5)
     with pytest.raises(ValueError, match="must return the loss of each example"):
         learner.per_example(lambda model, batch: (model(batch).mean(), None, None), X)

@@ -13,11 +13,11 @@ from solstice.compat import Params, State, norms_of
 from solstice.experiments._gradients import Loss
 from solstice.experiments._parts import each_part, quotient, weighted_rows
 
-_BYTES = 2**26
-"""The size of the gradients that are in memory together."""
+_BYTES = 2**28
+"""The size of what is in memory together, for the gradients of several examples."""
 
 _MOST = 16
-"""The most gradients together: each needs the cotangents of a whole batch too."""
+"""The most gradients together."""
 
 
 class PerExample(NamedTuple):
@@ -58,8 +58,10 @@ def contributions(
         (gradient,) = pull(jax.nn.one_hot(row, sums.size, dtype=sums.dtype))
         return norms_of(gradient, 0)[""]
 
-    each = jnp.arange(sums.size)
-    norms = cast("Array", jax.lax.map(norm, each, batch_size=_together(params)))
+    # Each gradient needs as much again, at most, as the backward pass keeps of the forward pass.
+    nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in _tree.leaves((params, pull)))
+    together = min(max(_BYTES // max(nbytes, 1), 1), _MOST)
+    norms = cast("Array", jax.lax.map(norm, jnp.arange(sums.size), batch_size=together))
     return (norms, sums, weights), state
 
 
@@ -104,9 +106,3 @@ def contributions_of(losses: Callable[[Params], Array], params: Params) -> PerEx
         return sums, (weights, None)
 
     return means(contributions(rows, params)[0])
-
-
-def _together(params: Params) -> int:
-    """How many gradients are computed at once."""
-    nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in _tree.leaves(params))
-    return min(max(_BYTES // max(nbytes, 1), 1), _MOST)

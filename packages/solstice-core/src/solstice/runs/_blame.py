@@ -41,8 +41,8 @@ class Blame:
     """`print(solstice.blame(...))`: the examples of one training step.
 
     Attributes:
-        step, epoch, epoch_step: the step, the index of its epoch, and the index of its batch in
-            the epoch.
+        step: the number of the step, from 1.
+        epoch, batch_index: the epoch, and the batch in it, from 0.
         loss: the loss of each example, NumPy floats of shape [n], in the order of the batch.
         gradient_norm: the norm of each example's part of the gradient, of shape [n]. If an input
             is NaN or infinite, those of other examples may be NaN too, and their losses are not.
@@ -54,7 +54,7 @@ class Blame:
 
     step: int
     epoch: int
-    epoch_step: int
+    batch_index: int
     loss: np.ndarray[Any, Any]
     gradient_norm: np.ndarray[Any, Any]
     index: np.ndarray[Any, np.dtype[np.int64]] | None
@@ -86,7 +86,7 @@ class Blame:
     def __repr__(self) -> str:
         size, shown = len(self.loss), self.worst()
         lines = [
-            f"step {self.step:,} (epoch {self.epoch}, batch {self.epoch_step}): the worst "
+            f"step {self.step:,} (epoch {self.epoch}, batch {self.batch_index}): the worst "
             f"{len(shown)} of {size:,} examples",
             f"{'row':>8}{'index':>12}{'loss':>14}{'gradient norm':>16}",
             *(
@@ -162,13 +162,12 @@ def blame(
 
 
 def _blamed(seen: "_Watch", run: Replayed, given: Given, found: Measured) -> Blame:
-    at = seen.at
-    batch_index = at.epoch_step - 1
+    at, batch_index = seen.at, seen.at.epoch_step - 1
     rows = run.options.rows(given.train_ds, run.batch_size, at.epoch, batch_index)
     return Blame(
         step=at.step,
         epoch=at.epoch,
-        epoch_step=batch_index,
+        batch_index=batch_index,
         loss=found.loss,
         gradient_norm=found.norm,
         index=rows,
