@@ -200,6 +200,12 @@ NO_ROW: dict[tuple[str, str], str] = {
     ("summary", "batch"): "any tree is a batch",
     ("run_steps", "batches"): "any tree is a batch; tests/optax/test_run_steps.py has what is none",
     ("mixed_precision", "model"): "as in Learner, and needs a policy",
+    ("lora", "params"): "any tree; test_compat_lora has what does not fit",
+    ("lora", "state"): "any tree; test_compat_lora has what does not fit",
+    **{
+        ("Lora", name): "`lora` makes it"
+        for name in ("model", "rank", "on", "scale", "params", "state")
+    },
     ("norms_of", "tree"): "any tree: what is no array does not count",
     ("spikes_of", "tree"): "any tree: one without Spikes has none",
     ("adapt_argument", "name"): "the code that calls it has it in its source",

@@ -110,9 +110,14 @@ def haiku(norm: bool, rate: float) -> Any:
 def stax(norm: bool, rate: float) -> Any:
     from jax.example_libraries import stax
 
-    layers = [stax.Dense(32), *([stax.BatchNorm(axis=(0,))] if norm else []), stax.Relu]
-    layers += [stax.Dropout(1 - rate)] if rate else []
-    return stax.serial(*layers, stax.Dense(CLASSES))
+    from solstice.compat import StaxModel
+
+    def net(mode: str) -> Any:
+        layers = [stax.Dense(32), *([stax.BatchNorm(axis=(0,))] if norm else []), stax.Relu]
+        layers += [stax.Dropout(1 - rate, mode)] if rate else []
+        return stax.serial(*layers, stax.Dense(CLASSES))
+
+    return StaxModel(net)
 
 
 def equinox(norm: bool, rate: float) -> Any:
@@ -233,9 +238,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--alone", metavar="PYTHON")
     parser.add_argument("--next", metavar="PYTHON", action="append", default=[])
+    parser.add_argument("--only", choices=FRAMEWORKS, action="append", help="a framework")
     options = parser.parse_args()
     steps = 20 if options.quick else 100
-    frameworks = ["linen", "equinox"] if options.quick else [*FRAMEWORKS]
+    frameworks = options.only or (["linen", "equinox"] if options.quick else [*FRAMEWORKS])
     rng = np.random.default_rng(0)
     data = {
         "x": rng.normal(size=(steps, BATCH, FEATURES)).astype(np.float32),

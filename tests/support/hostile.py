@@ -776,6 +776,11 @@ TARGETS: dict[str, Target] = {
         {"optimizer": SGD, "frozen": "a"},
         {"optimizer": "optimizer", "frozen": "patterns"},
     ),
+    "lora": Target(
+        compat.lora,
+        {"model": LINEAR},
+        {"model": "model", "rank": "count", "on": "patterns", "alpha": "positive or None"},
+    ),
     "mixed_precision": Target(
         compat.mixed_precision, {"model": LINEAR, "policy": None}, {"policy": "policy"}
     ),

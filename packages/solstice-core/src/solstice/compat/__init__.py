@@ -21,6 +21,7 @@ from solstice.compat._listing import frameworks as frameworks
 from solstice.compat._listing import list_adapters as list_adapters
 from solstice.compat._load import AdapterError
 from solstice.compat._load import load_layout as load_layout
+from solstice.compat._lora import Lora, lora
 from solstice.compat._mixed_precision import mixed_precision
 from solstice.compat._norms import Norms, norms_of, track_norms
 from solstice.compat._protocols import (
@@ -49,6 +50,7 @@ __all__ = [
     "AdapterError",
     "AdapterInfo",
     "EquinoxModel",
+    "Lora",
     "Model",
     "Norms",
     "OptState",
@@ -64,6 +66,7 @@ __all__ = [
     "call_in_evaluation",
     "ema",
     "freeze",
+    "lora",
     "mixed_precision",
     "norms_of",
     "register",
