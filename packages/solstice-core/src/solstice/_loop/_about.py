@@ -8,6 +8,7 @@ import jax
 from solstice import _tree
 from solstice._experiment import Experiment
 from solstice._sources import checksum, fingerprint
+from solstice._stored import is_stored, spans_processes
 from solstice._types import Batch
 
 
@@ -16,7 +17,7 @@ class Start:
     """The start of a run, so that a replay from there is known to be the same.
 
     Attributes:
-        state: a checksum of the Experiment before the first step.
+        state: a checksum of the Experiment before the first step; "" if no process has all of it.
         batch: the fingerprint of the first batch.
     """
 
@@ -26,16 +27,19 @@ class Start:
     @staticmethod
     def of(experiment: Experiment, batch: Batch) -> "Start":
         """`Start.of(experiment, batch)`."""
+        leaves = [leaf for leaf in _tree.leaves(experiment) if is_stored(leaf)]
+        if any(map(spans_processes, leaves)):
+            return Start("", fingerprint(batch))
         arrays = [
-            jax.random.key_data(leaf) if _tree.is_key(leaf) else leaf
-            for leaf in _tree.leaves(experiment)
+            jax.random.key_data(leaf) if _tree.is_array(leaf) and _tree.is_key(leaf) else leaf
+            for leaf in leaves
         ]
         return Start(checksum(arrays), fingerprint(batch))
 
     def changes(self, now: "Start") -> list[str]:
         """The differences of another start, in words."""
         found = list[str]()
-        if self.state != now.state:
+        if self.state and now.state and self.state != now.state:
             found.append(
                 "the Experiment given has other numbers than that with which the run started: "
                 "make it in the same way, with the same seed"
