@@ -10,6 +10,7 @@ import pytest
 
 import solstice
 from solstice import checkpoint
+from solstice.__main__ import main
 from solstice.callbacks import Checkpoint, FlightRecorder, NaNGuard
 from solstice.checkpoint import CheckpointError
 
@@ -362,6 +363,18 @@ def test_a_new_run_is_refused_where_another_has_saved_unless_it_overwrites():
     fit(saver(overwrite=True), num_epochs=1)
     assert str(saver().last) == f"{URL}/step-2"
     assert [name for (name,) in of_run()] == ["run.json", "step-1", "step-2"]
+
+
+def test_a_run_is_described_and_listed(capsys):
+    fit(saver(), num_epochs=1)
+    before = solstice.runs.read(URL)
+    fit(saver(), resume="last")
+    after = solstice.runs.read(URL)
+    assert (after.id, after.started_at, after.step) == (before.id, before.started_at, 6)
+    assert main(["runs", "s3://bucket"]) == 0
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.split()[0] == URL
+    assert line.split()[-2:] == ["finished", "step-6"]
 
 
 def test_a_new_run_never_overlooks_an_earlier_one():

@@ -85,12 +85,13 @@ class Kind(enum.Enum):
     SMALL = 1
 
 
+NAMES = st.text(st.characters(exclude_characters="."), max_size=3)  # which joins the nested ones
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner),
     max_leaves=8,
 )
-TABLES = st.dictionaries(st.text(max_size=5), VALUES, max_size=4)
+TABLES = st.dictionaries(NAMES, VALUES, max_size=4)
 
 
 def given_to(hyperparameters):
@@ -285,6 +286,34 @@ def test_it_is_there_from_the_start_of_the_run(tmp_path):
     assert watches.found.computation == runs.read(tmp_path).computation
 
 
+def test_it_is_kept_after_validations_within_an_epoch(tmp_path):
+    class Ends(solstice.Callback):
+        def on_epoch_end(self, record):
+            if record.mode == "val" and record.step == 2:
+                found.append(wait_for(tmp_path, lambda info: info.metrics))
+
+    found = []
+    solstice.Trainer([CSV(tmp_path / "rows.csv"), Ends()], val_every_n_steps=1).fit(
+        ADDS, DATA, DATA
+    )
+    assert (found[0].step, found[0].ended) == (1, None)
+    assert {*found[0].metrics} == {"val/accuracy"}
+
+
+def test_a_data_set_that_cannot_be_described_never_ends_the_run(tmp_path):
+    class Odd(solstice.data.Batches):
+        def describe(self):
+            raise RuntimeError("as asked")
+
+    data = Odd(np.ones((6, 2), np.float32), 2)
+    with pytest.warns(
+        UserWarning, match=r"run\.json, which describes the run, .*as asked"
+    ) as caught:
+        solstice.Trainer([CSV(tmp_path / "rows.csv")]).fit(ADDS, data)
+    assert len(caught) == 1
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 2
+
+
 def test_each_folder_of_a_run_has_it(tmp_path):
     logger = CSV(tmp_path / "logs/rows.csv")
     callbacks = [Checkpoint(tmp_path / "a"), logger, JSONLines(tmp_path / "a/rows.jsonl")]
@@ -361,7 +390,7 @@ def test_a_callback_of_a_third_party_names_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     class Saves(solstice.Callback):
-        run_folder = Path("mine")
+        run_folder = "mine"
 
         def on_fit_start(self, record):
             (tmp_path / "elsewhere").mkdir()

@@ -892,6 +892,7 @@ KINDS["hyperparameters"] = KINDS["note"] | {
     "complex": lambda: {"a": [1j]},
     "a key": lambda: {"a": jax.random.key(0)},
     "many numbers": lambda: {"a": np.zeros(257)},
+    "two of one name": lambda: {"a": {"b": 1}, "a.b": 2},
 }
 KINDS["no module"] = {"5": lambda: 5, "None": lambda: None, "an array": lambda: np.ones(3)}
 

@@ -27,7 +27,8 @@ def plain_hyperparameters(given: object) -> dict[str, Any] | None:
 
     Raises:
         TypeError: it is something else, or holds a value that JSON does not take.
-        ValueError: it holds itself, or an array of more than 256 numbers.
+        ValueError: it holds itself, an array of more than 256 numbers, or two values that have one
+            name in `flat`.
     """
     if given is None:
         return None
@@ -38,7 +39,9 @@ def plain_hyperparameters(given: object) -> dict[str, Any] | None:
             f'such as `hyperparameters={{"rate": 0.1}}`; it is {_shown(given)}'
         )
     try:
-        return _plain_table(table, "hyperparameters")
+        found = _plain_table(table, "hyperparameters")
+        flat(found)  # raises for two values of one name
+        return found
     except RecursionError:
         raise ValueError("hyperparameters are nested too deeply, or hold themselves") from None
 
@@ -47,15 +50,24 @@ def flat(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """`flat({"optimizer": {"rate": 0.1}}) == {"optimizer.rate": 0.1}`, for tools without nesting.
 
     Lists and None become text.
+
+    Raises:
+        ValueError: two values get the same name.
     """
     found: dict[str, Any] = {}
     for name, value in hyperparameters.items():
         if isinstance(value, dict) and value:
             inner = flat(cast("dict[str, Any]", value))
-            found |= {f"{name}.{key}": x for key, x in inner.items()}
+            new = {f"{name}.{key}": x for key, x in inner.items()}
         else:
             is_plain = isinstance(value, bool | int | float | str)
-            found[name] = value if is_plain else str(cast("object", value))
+            new = {name: value if is_plain else str(cast("object", value))}
+        both = found.keys() & new.keys()
+        if both:
+            raise ValueError(f"hyperparameters has two values named {min(both)!r}: rename one")
+        found |= {
+            key: x if isinstance(x, bool | int | float | str) else str(x) for key, x in new.items()
+        }
     return found
 
 

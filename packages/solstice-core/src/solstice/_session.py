@@ -104,9 +104,10 @@ class Session:
                     writing = own if stages.is_lead else []
                     self.runs.keepers = [*writing]
                     for keeper in writing:
-                        about = training.described(stages.computation)
-                        about["options"] = options.of_batches(batch_size)
-                        keeper.begin(run.state.at, saved and saved.path, hooks, about)
+                        with keeper.tried():
+                            about = training.described(stages.computation)
+                            about["options"] = options.of_batches(batch_size)
+                            keeper.begin(run.state.at, saved and saved.path, hooks, about)
                     yield run
 
     def _saved(

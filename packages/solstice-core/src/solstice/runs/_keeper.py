@@ -3,7 +3,8 @@
 import math
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +64,15 @@ class RunKeeper(Callback):
         self._errors: list[Exception] = []
         self._has_warned = False
 
+    @contextmanager
+    def tried(self) -> Generator[None, None, None]:
+        """Within, an error becomes a warning: also the data set of a user may raise one."""
+        try:
+            yield
+        except Exception as error:
+            self._errors.append(error)
+            self._warn()
+
     def begin(
         self, record: Record, saved: Path | None, hooks: Stopping, about: Mapping[str, Any]
     ) -> None:
@@ -88,9 +98,9 @@ class RunKeeper(Callback):
         )
         self._hooks = hooks
         # Absolute, because the working directory may change. After `on_fit_start`, which sets it.
-        folders = [self._folder, *(callback.run_folder for callback in self._callbacks)]
-        places = dict.fromkeys(checkpoint.absolute(place) for place in folders if place is not None)
-        self._files = Files(list(places), saved)
+        given = [self._folder, *(callback.run_folder for callback in self._callbacks)]
+        folders = [checkpoint.place(f, "run_folder") for f in given if f is not None]
+        self._files = Files(list(dict.fromkeys(map(checkpoint.absolute, folders))), saved)
         self._write()
         self._at = -math.inf  # so that a run of a second has the metrics of an epoch
         self._warn()
