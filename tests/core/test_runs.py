@@ -559,10 +559,22 @@ def test_a_folder_without_runs_is_an_error(tmp_path, capsys, monkeypatch, comman
         assert "'runs'" in printed(capsys, command)[2]  # the default
 
 
+ODD = [None, "x", [1], {}, 1e400]
+TABLES_OF_ANYTHING = [
+    {"a": {"b": [1]}},
+    {"val/loss": {"best": 1}, "loss": {"newest": math.nan, "best_epoch": 1e400}},
+    *(
+        {name: odd}
+        for name in ("is_dirty", "pid", "host", "steps", "scalars", "identity", "changes", "folder")
+        for odd in ODD
+    ),
+]
+
+
 @given(
     st.dictionaries(
         st.sampled_from([f.name for f in dataclasses.fields(runs.RunInfo)]),
-        st.sampled_from([None, 1, "x", {}, [], {"a": {"b": [1]}}, 1e400, ["x"]]),
+        st.sampled_from([None, 1, "x", {}, [], *TABLES_OF_ANYTHING, 1e400, ["x"]]),
     )
 )
 def test_a_file_of_any_content_is_shown_or_refused(written, tmp_path_factory, changes):

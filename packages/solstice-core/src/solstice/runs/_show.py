@@ -1,5 +1,7 @@
 """One run as text, for `python -m solstice show`."""
 
+import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -40,7 +42,8 @@ def described(folder: str) -> str:
 
 def _about(folder: Path, info: RunInfo) -> list[list[str]]:
     git, saved = info.git or {}, resumable(folder)
-    end = {None: ", unknown changes", True: ", with changes", False: ""}[git.get("is_dirty")]
+    is_dirty = git.get("is_dirty")
+    end = "" if is_dirty is False else ", with changes" if is_dirty else ", maybe with changes"
     limits = [
         "" if info.num_epochs is None else f"{info.num_epochs:,} epochs",
         "" if info.max_steps is None else f"{info.max_steps:,} steps",
@@ -52,7 +55,7 @@ def _about(folder: Path, info: RunInfo) -> list[list[str]]:
         "step": f"{info.step:,}, in epoch {info.epoch + 1:,}",
         "length": " or ".join(filter(None, limits)),
         "resume": saved and f"`trainer.fit(..., resume={str(folder / saved)!r})`",
-        "command": " ".join(info.command),
+        "command": shlex.join(info.command),
         "git": git and f"{git.get('commit')}{end}",
         "devices": info.devices,
         "platform": info.platform,
@@ -67,7 +70,7 @@ def _metrics(info: RunInfo) -> list[list[str]]:
             name,
             number(values.get("newest")),
             number(values.get("best")),
-            number(values.get("best_epoch", 0) + 1),
+            f"{values.get('best_epoch', math.nan) + 1:,.0f}",
         ]
         for name, values in info.metrics.items()
     ]
