@@ -233,20 +233,26 @@ def _over(number: float | None, other: float | None) -> str:
 def _cost_of_callbacks(contenders: dict[str, Result]) -> str:
     """What the default callbacks and the ready-made Experiment cost."""
     base = contenders.get("solstice_none")
+    within = contenders.get("solstice_within")
     said: list[str] = []
     for name, words in COSTS.items():
-        result = contenders.get(name)
-        if base is not None and result is not None and result.seconds and base.seconds:
-            said.append("{} takes {} times ({})".format(words, *_quartiles(result, base)))
+        result, other = contenders.get(name), within if name in TRACES else base
+        if other is not None and result is not None and result.seconds and other.seconds:
+            said.append("{} takes {} times ({})".format(words, *_quartiles(result, other)))
     if not said:
         return ""
     return f"Compared with an Experiment by hand with no callbacks, {', '.join(said)} as long.\n"
 
 
+TRACES = ("traced", "traced_10")
+"""Measured within one `fit`, and so compared with one that is."""
+
 COSTS = {
     "solstice_default": "one with the default callbacks",
     "ready_none": "a ready-made one with none",
     "ready_default": "a ready-made one with the default callbacks",
+    "traced": "one with `Trace(every=1)`",
+    "traced_10": "one with `Trace(every=10)`",
 }
 
 

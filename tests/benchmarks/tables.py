@@ -31,7 +31,10 @@ TRAINING = {
     **SOLSTICE,
     "solstice_per_step": "Experiment by hand, a per-step callback",
     "solstice_within": "Experiment by hand, no callbacks, within one fit",
+    "traced": "Experiment by hand, `Trace(every=1)`, within one fit",
+    "traced_10": "Experiment by hand, `Trace(every=10)`, within one fit",
 }
+TRACED = ["solstice_within", "traced", "traced_10"]
 EPOCHS = {
     LIMIT: "the limit: a scan of the epoch, a scan of the validation",
     BY_HAND: TRAINING[BY_HAND],
@@ -122,7 +125,7 @@ class Table:
 
 SIMPLE = ["A", "B32", "B128", "D"]
 TABLES = {
-    **{name: Table([name], TRAINING, [LIMIT, BY_HAND, *SOLSTICE]) for name in SIMPLE},
+    **{name: Table([name], TRAINING, [LIMIT, BY_HAND, *SOLSTICE, *TRACED]) for name in SIMPLE},
     "C": Table(["C"], TRAINING, [BY_HAND, *SOLSTICE]),  # its limit is none, and slow
     "E": Table(
         ["E"], EPOCHS, [LIMIT, BY_HAND, *SOLSTICE, "resident", "resident_default"], "epochs"

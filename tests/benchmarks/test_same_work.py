@@ -16,7 +16,17 @@ KERAS = ["keras_1", "keras_32"]
 CASES = {
     "A": (
         64,
-        [*FUSED, *BY_HAND, "usual_loop", *READY, *KERAS, "linen", "nnx", "solstice_per_step"],
+        [
+            *FUSED,
+            *BY_HAND,
+            "usual_loop",
+            *READY,
+            *KERAS,
+            "linen",
+            "nnx",
+            "solstice_per_step",
+            "traced",
+        ],
     ),
     "D": (2, ["hand_written", "ready_none"]),
     "E": (47, [*BY_HAND, *READY, "keras_1", "keras_47", "resident", "resident_default"]),

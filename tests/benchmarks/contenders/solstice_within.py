@@ -4,6 +4,7 @@ The others pay for the beginning and the end of a `fit` in each epoch; this one 
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from models.solstice import Training
@@ -23,9 +24,9 @@ class Clock(solstice.Callback):
         self.metrics = record.metrics
 
 
-def make(workload: Workload) -> Any:
+def make(workload: Workload, callbacks: Sequence[solstice.Callback] = ()) -> Any:
     clock = Clock()
-    trainer = solstice.Trainer(callbacks=[clock])
+    trainer = solstice.Trainer(callbacks=[clock, *callbacks])
     experiment = Training(workload)
 
     def run_epoch(batches: list[Any]) -> dict[str, float]:

@@ -94,12 +94,15 @@ def _of_versions(one: RunInfo, other: RunInfo) -> list[str]:
 
 def _of_devices(one: RunInfo, other: RunInfo) -> list[str]:
     mine, theirs = (run.computation.get("topology", {}) for run in (one, other))
-    settings = ("layout", "jax_threefry_partitionable", "xla_gpu_deterministic_ops")
+    settings = ("jax_threefry_partitionable", "xla_gpu_deterministic_ops")
     values = [
         {"devices": run.devices, "platform": run.platform, **{n: at.get(n) for n in settings}}
         for run, at in ((one, mine), (other, theirs))
     ]
-    return _of_values("on", *values)
+    found = _of_values("on", *values)
+    if one.devices == other.devices and mine.get("layout") != theirs.get("layout"):
+        found.append("on devices: the arrays or the batches are split in another way")
+    return found
 
 
 def _of_git(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
