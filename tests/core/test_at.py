@@ -11,7 +11,7 @@ import pytest
 
 import solstice
 from solstice import checkpoint
-from solstice.callbacks import Checkpoint, History
+from solstice.callbacks import Checkpoint, History, Trace
 from solstice.checkpoint import CheckpointError
 from solstice.data import batches
 
@@ -201,6 +201,41 @@ def test_one_checkpoint_is_a_place_to_start_from(folder: Path):
     whole = solstice.at(folder, step=16, **given)
     assert checkpoint.diff(solstice.at(folder / "step-7", step=16, **given), whole) == {}
     assert checkpoint.diff(solstice.at(folder / "step-7", step=3, **given), make()) != {}
+
+
+class Skewed(Noisy):
+    """A step that is another one only at some steps, which no comparison of programs sees."""
+
+    def train_step(self, batch: Any) -> Any:
+        new, outputs = super().train_step(batch)
+        extra = jax.pure_callback(_skew, jax.ShapeDtypeStruct((3,), jnp.float32), new.value)
+        return solstice.replace(new, value=new.value + extra), outputs
+
+
+SKEWS: list[float] = []
+
+
+def _skew(value: Any) -> Any:
+    return np.full(3, SKEWS[0], np.float32)
+
+
+def test_the_trace_refuses_a_replay_of_other_numbers(tmp_path: Path):
+    """From a checkpoint, and from the start. The outputs are of before the skew."""
+    SKEWS[:] = [0.0]
+    saver = Checkpoint(tmp_path / "a", every=7, every_epochs=None)
+    trainer = solstice.Trainer([Trace(tmp_path / "a", every=2), saver])
+    data = DATA["arrays"]()
+    last = trainer.fit(make(Skewed), data, num_epochs=4)
+    given: dict[str, Any] = {"experiment": make(Skewed), "train_ds": data}
+    assert checkpoint.diff(solstice.at(tmp_path / "a", step=20, **given), last) == {}
+    solstice.at(tmp_path / "a", step=3, **given)
+    SKEWS[:] = [1e-3]
+    for step, first, names in ((3, 2, "state/value"), (17, 16, "state/value")):
+        with pytest.raises(
+            CheckpointError, match=f"step {first} of the replay .*{names}"
+        ) as caught:
+            solstice.at(tmp_path / "a", step=step, **given)
+        assert not hasattr(caught.value, "__notes__")
 
 
 def test_a_saved_step_can_be_resumed(tmp_path: Path):

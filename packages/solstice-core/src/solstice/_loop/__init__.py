@@ -5,6 +5,7 @@ This is its only door.
 
 from typing import TYPE_CHECKING
 
+from solstice._loop._caveats import Caveats as Caveats
 from solstice._loop._caveats import refused as refused
 from solstice._loop._hooks import Hooks as Hooks
 from solstice._loop._hooks import as_callbacks as as_callbacks

@@ -12,15 +12,17 @@ from solstice._arguments import switch, whole
 from solstice._callback import Callback
 from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment, check_experiment, steps_epochs
-from solstice._loop import refused, saved_before
+from solstice._loop import Caveats, refused, saved_before
 from solstice._options import Options
 from solstice._own_history import own_history
 from solstice._record import Snapshot
 from solstice._runs import Runs
 from solstice._session import Session
+from solstice._traces import Trace
 from solstice._types import Dataset
 from solstice.checkpoint import CheckpointError
 from solstice.runs._info import find
+from solstice.runs._verify import Verify, trace_of
 
 if TYPE_CHECKING:
     from solstice._loop import SavedRun
@@ -52,7 +54,8 @@ def at(
 
     It has the bits that the run had after 137 training steps, with which step 138 starts. The run
     is replayed from its newest checkpoint at or before the step, or from its start. If an epoch
-    ends with the step, its `epoch_step` has run.
+    ends with the step, its `epoch_step` has run. If the folder has a trace, by
+    `solstice.callbacks.Trace`, each replayed step is compared with it.
 
     Args:
         directory: the folder of the run, in which `solstice.callbacks.Checkpoint` saved, or one of
@@ -72,16 +75,17 @@ def at(
 
     Raises:
         CheckpointError: the folder has no checkpoint of a run, the run ends before the step, or
-            what is given, or this machine, may compute other numbers than the run.
+            what is given, or this machine, may compute other numbers than the run, or does so
+            according to the trace.
         DataError, ExperimentError: as in `Trainer.fit`.
     """
     check_experiment(experiment)
-    folder = checkpoint.place(directory, "directory")
+    place = checkpoint.place(directory, "directory")
     step, save = whole("step", step, 0, "training steps"), switch("save", save)
     given = Given(experiment, train_ds, val_ds, batch_size, mesh, sharding)
-    found = replayed(folder, given, since=step, step=step)
+    found = replayed(place, given, since=step, step=step)
     if save and found.start < step:
-        checkpoint.save(folder / f"step-{step}", found.run.experiment, note=found.run.note)
+        checkpoint.save(_home(place) / f"step-{step}", found.run.experiment, note=found.run.note)
     return cast("_E", found.run.experiment)
 
 
@@ -114,27 +118,39 @@ class Replayed:
 
 
 def replayed(
-    folder: Path, given: Given, *, since: int, step: int, callbacks: Sequence[Callback] = ()
+    place: Path, given: Given, *, since: int, step: int, callbacks: Sequence[Callback] = ()
 ) -> Replayed:
     """A run at a step, replayed from its newest checkpoint at or before the step `since`."""
-    _check_reached(folder, step)
+    home = _home(place)
+    _check_reached(home, step)
     needs_val = steps_epochs(given.experiment)
     val_ds = given.val_ds if needs_val else None
-    saved = _exact(saved_before(folder, since), step, needs_val=needs_val)
+    trace = trace_of(home)
+    saved = _exact(saved_before(place, since), step, trace, needs_val=needs_val)
     known = saved.position.about.options or {"limit_train_batches": saved.position.steps_per_epoch}
     options = _options(known, given.mesh, given.sharding, has_val=val_ds is not None)
     batch_size = known.get("batch_size") if given.batch_size is None else given.batch_size
-    run = Session(options, Runs(), [own_history(), *callbacks], None).replay(
-        given.experiment, given.train_ds, val_ds, saved, step, batch_size=batch_size
-    )
+    verify = [] if trace is None else [Verify(trace)]
+    session = Session(options, Runs(), [own_history(), *verify, *callbacks], None)
+    try:
+        run = session.replay(
+            given.experiment, given.train_ds, val_ds, saved, step, batch_size=batch_size
+        )
+    except CheckpointError as error:  # without notes about the Trainer
+        raise CheckpointError(*error.args) from None
     return Replayed(run, saved.position.step, options, batch_size)
+
+
+def _home(place: Path) -> Path:
+    """The folder of a run, of which a checkpoint may be given."""
+    return place.parent if checkpoint.exists(place) else place
 
 
 def _check_reached(folder: Path, step: int) -> None:
     """Raises a CheckpointError if the run has ended before the step."""
     info = None
     with suppress(CheckpointError):  # of a damaged file
-        info = find(folder.parent if checkpoint.exists(folder) else folder)
+        info = find(folder)
     is_over = info is not None and (info.ended or "").startswith(("finished", "stopped"))
     if info is not None and is_over and step > info.step:
         raise CheckpointError(
@@ -142,14 +158,19 @@ def _check_reached(folder: Path, step: int) -> None:
         )
 
 
-def _exact(saved: "SavedRun", step: int, *, needs_val: bool) -> "SavedRun":
+def _exact(saved: "SavedRun", step: int, trace: Trace | None, *, needs_val: bool) -> "SavedRun":
     """The saved run, which refuses a replay that may compute other numbers."""
     position = saved.position
     if not needs_val:  # it does not change the Experiment
         position = replace(position, data={**position.data, "validation": None})
+    refuse = refused(f"step {step:,} of {saved.path}", is_start=saved.is_start)
+    is_verified = trace is not None and any(step in each.state_steps for each in trace.segments)
 
-    what = f"step {step:,} of {saved.path}"
-    return replace(saved, position=position, judge=refused(what, is_start=saved.is_start))
+    def judge(caveats: Caveats) -> None:
+        # Whether this machine computes the same numbers each time, the trace shows.
+        refuse(replace(caveats, machine=[]) if is_verified else caveats)
+
+    return replace(saved, position=position, judge=judge)
 
 
 def _options(
