@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import pytest
 
 import solstice
 from solstice import checkpoint
+from solstice._loop._about import Start
 from solstice.callbacks import Checkpoint, History, Trace
 from solstice.checkpoint import CheckpointError
 from solstice.data import batches
@@ -187,11 +188,13 @@ def test_a_function_of_the_epoch_from_the_start_must_give_the_first_batch(tmp_pa
 
 def test_a_folder_without_a_run(tmp_path: Path, folder: Path):
     given: dict[str, Any] = {"experiment": make(), "train_ds": DATA["arrays"]()}
-    with pytest.raises(CheckpointError, match=r"has no checkpoint: .*Checkpoint\('"):
+    with pytest.raises(CheckpointError, match=r"has no checkpoint of a run: .*Checkpoint\('"):
         solstice.at(tmp_path, step=3, **given)
     checkpoint.save(tmp_path / "step-2", make())
-    with pytest.raises(CheckpointError, match="is not a checkpoint of a run"):
+    with pytest.raises(CheckpointError, match="has no checkpoint of a run"):
         solstice.at(tmp_path, step=3, **given)
+    with pytest.raises(CheckpointError, match="is not a checkpoint of a run"):
+        solstice.at(tmp_path / "step-2", step=3, **given)
     with pytest.raises(ValueError, match="step must be 0 or more"):
         solstice.at(folder, step=-1, **given)
 
@@ -256,6 +259,26 @@ def test_a_saved_step_can_be_resumed(tmp_path: Path):
     assert Checkpoint(tmp_path / "a").last == tmp_path / "a/step-14"
 
 
+def test_a_step_of_an_overwritten_run_is_not_taken(tmp_path: Path):
+    """It has another seed, which would show in no comparison of programs."""
+    place, data = tmp_path / "a", DATA["arrays"]()
+    run(place)
+    solstice.at(place, step=13, save=True, experiment=make(), train_ds=data)
+    saver = Checkpoint(place, every=8, every_epochs=None, overwrite=True)
+    last = solstice.Trainer([saver]).fit(make(seed=1), data, num_epochs=3)
+    assert checkpoint.exists(place / "step-13")
+    found = solstice.at(place, step=15, experiment=make(seed=1), train_ds=data)
+    assert checkpoint.diff(found, last) == {}
+
+
+def test_a_large_state_is_compared_in_part(tmp_path: Path):
+    """The smallest arrays first, so that no large one is read from the device."""
+    small, large = jnp.arange(3.0), jnp.zeros(2**24 + 1)
+    one, other = (Start.of(cast("Any", [x, large + x[0]]), X) for x in (small, small + 1))
+    assert one != other
+    assert one == Start.of(cast("Any", [small, large + 7]), X)
+
+
 def test_resume_takes_the_folder_of_a_run(folder: Path, caplog: pytest.LogCaptureFixture):
     last = solstice.Trainer().fit(
         make(), DATA["arrays"](), VAL, num_epochs=4, resume=folder, strict_resume=True
@@ -263,3 +286,8 @@ def test_resume_takes_the_folder_of_a_run(folder: Path, caplog: pytest.LogCaptur
     whole = solstice.Trainer().fit(make(), DATA["arrays"](), VAL, num_epochs=4)
     assert checkpoint.diff(last, whole) == {}
     assert f"resuming {folder / 'step-14'}, step 14" in caplog.text
+
+
+def test_resume_of_a_folder_without_a_run(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"a is not a checkpoint|there is no checkpoint"):
+        solstice.Trainer().fit(make(), DATA["arrays"](), resume=tmp_path / "a")

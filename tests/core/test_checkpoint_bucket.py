@@ -347,6 +347,25 @@ def test_a_run_resumes_from_a_bucket_with_its_history(resume, tmp_path):
     assert without_times(rows) == without_times(whole)
 
 
+def test_a_run_in_a_bucket_has_its_steps_and_branches():
+    expected, whole = fit(Checkpoint(URL, every=2, every_epochs=None))
+    given = {"experiment": Adds(jnp.float32(0)), "train_ds": DATA}
+    for step, total in ((1, 3.0), (4, 20.0), (5, 23.0)):
+        found = solstice.at(URL, step=step, save=step == 5, **given)
+        assert float(found.total) == total
+    assert checkpoint.exists(f"{URL}/step-5")
+    branch = f"{URL.rpartition('/')[0]}/branch"
+    at = {"resume": URL, "at_step": 5, "branch": branch}
+    for _ in range(2):  # it starts, and continues
+        total, rows = fit(Checkpoint(branch), **at)
+        assert total == expected
+        assert without_times(rows) == without_times(whole)
+    parent = solstice.runs.read(branch).parent
+    assert parent == {"folder": URL, "step": 5, "changes": []}
+    with pytest.raises(ValueError, match="saves into the run that this branch leaves"):
+        fit(saver(), **at)
+
+
 def test_the_note_of_a_checkpoint_in_a_bucket_can_be_saved_again(tmp_path):
     fit(saver(), num_epochs=2)
     note = checkpoint.manifest(f"{URL}/step-4")["note"]

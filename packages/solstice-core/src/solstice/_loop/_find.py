@@ -34,11 +34,39 @@ def find_saved(
 
 
 def newest_in(folder: Path) -> Path:
-    """The newest checkpoint of a run folder; a folder that is a checkpoint is its own newest."""
+    """The newest checkpoint of a run folder; a folder that is a checkpoint is its own newest.
+
+    If `Checkpoint` has not saved there, it is that of the highest step, such as the start of a
+    branch.
+    """
     if checkpoint.exists(folder):
         return folder
-    found = of_newest_run(Folder(folder).saved(strict=True))
-    return found[-1].path if found else folder
+    own = of_newest_run(Folder(folder).saved(strict=True))
+    found = {} if own else _steps_in(folder)
+    return own[-1].path if own else found[max(found)] if found else folder
+
+
+def _steps_in(folder: Path) -> dict[int, Path]:
+    """The checkpoints of the newest run in a folder by step, also those of `at(save=True)`."""
+    own = of_newest_run(Folder(folder).saved(strict=True))
+    found = {_step_of(saved.path): saved.path for saved in own}
+    newest = _run_of(own[-1].path) if own else None
+    for path in Folder(folder).others():
+        run = _run_of(path)
+        # It may be of a run that this one has overwritten, or of no run.
+        if run is not None and newest in (None, run):
+            found[_step_of(path)] = path
+    return found
+
+
+def _run_of(path: Path) -> str | None:
+    """The id of the run of a checkpoint; None if it is not of a run."""
+    _, position = _read(path, lambda _: [])
+    return None if position is None else position.about.id
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def find_before(folder: Path, step: int) -> SavedRun:
@@ -46,13 +74,13 @@ def find_before(folder: Path, step: int) -> SavedRun:
     if checkpoint.exists(folder):
         there = {(saved := read_saved(folder)).position.step: saved.path}
     else:
-        there = Folder(folder).of_newest_run()
+        there = _steps_in(folder)
     before = [number for number in there if number <= step]
     if before:
         return read_saved(there[max(before)])
     if not there:
         raise CheckpointError(
-            f"{folder} has no checkpoint: give the folder of a run with "
+            f"{folder} has no checkpoint of a run: give the folder of a run with "
             f"`solstice.callbacks.Checkpoint({str(folder)!r})` among its callbacks"
         )
     later = read_saved(there[min(there)])

@@ -164,7 +164,7 @@ class Training:
         # Before `resumed`, which compares the step of the validation too.
         if self.validation is not None:
             self._try_validation(self.validation.source, stage, stages, hooks.nested())
-        about = About(dict(self.options))
+        about = About.new(self.options)
         # These read the state back from the device, so only for a run that is saved.
         if self.saved is not None:
             validation = self.validation and self.validation.source

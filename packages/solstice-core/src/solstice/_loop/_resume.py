@@ -157,7 +157,7 @@ class SavedRun:
                 say_once(f"resuming {self.path} with other hyperparameters: {'; '.join(settings)}")
             return replace(self.position.about, options=now.options)
         found = [*caveats.steps, *caveats.scalars, *caveats.callbacks, *settings]
-        return About(now.options, parent=replace(self.leaves, changes=found))
+        return replace(now, start=None, parent=replace(self.leaves, changes=found))
 
     def _with_scalars(
         self, experiment: Experiment, given: Experiment, computation: Computation

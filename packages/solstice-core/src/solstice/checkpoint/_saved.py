@@ -94,13 +94,11 @@ class Folder:
         found = [saved for saved in known.values() if saved is not None]
         return sorted(found, key=lambda saved: saved.serial)
 
-    def of_newest_run(self) -> dict[int, Path]:
-        """The checkpoints of the newest run by step, with those that `Checkpoint` did not write."""
-        saved = self.saved(strict=True)
-        overwritten = {each.path for each in saved} - {each.path for each in of_newest_run(saved)}
+    def others(self) -> list[Path]:
+        """The folders named like checkpoints that `Checkpoint` did not write."""
+        own = {saved.path for saved in self.saved(strict=True)}
         paths = (self.path / name for name in self._step_names())
-        there = (path for path in paths if path not in overwritten and exists(path))
-        return {int(path.name.removeprefix("step-")): path for path in there}
+        return [path for path in paths if path not in own and exists(path)]
 
     def _read(self, name: str) -> Saved | None:
         path = self.path / name
