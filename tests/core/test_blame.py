@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import solstice
+from solstice import runs
 from solstice.callbacks import Checkpoint, History
 from solstice.checkpoint import CheckpointError
 from solstice.data import Masked, batches
@@ -81,7 +82,7 @@ def test_a_bad_example_is_found_with_its_row_in_the_data(tmp_path: Path):
     step = step_of(train_ds, BAD)
     found = solstice.blame(tmp_path / "a", step=step, experiment=ready_made(), train_ds=train_ds)
     (worst,) = found.worst(1)
-    assert worst.index == BAD == found.worst(1, by="loss")[0].index
+    assert worst.index == BAD
     assert found.batch[1][worst.row] == 1e3
     assert (found.step, found.epoch, found.batch_index) == (step, 0, step - 1)
     assert re.search(rf"\n +{worst.row} +{BAD} +[\d.e+]+ +[\d.e+]+\n", repr(found))
@@ -198,7 +199,16 @@ def test_masked_examples_come_last_and_nan_first(tmp_path: Path):
     rows = [one.row for one in found.worst(SIZE)]
     assert (rows[0], rows[-1]) == (7, 4)
     assert (found.loss[4], found.gradient_norm[4]) == (0, 0)
-    assert found.worst(99, by="loss")[0].row == 7
+    assert found.worst(99, by="loss")[0].row == found.worst(1, by="gradient_norm")[0].row == 7
+
+
+def test_an_example_is_as_bad_as_its_worse_number():
+    loss, norm = np.float32([3, 9, 1, 5]), np.float32([2, 1, 8, 4])
+    found = runs.Blame(1, 0, 0, loss, norm, None, None, "")
+    assert [one.row for one in found.worst(by="loss")] == [1, 3, 0, 2]
+    assert [one.row for one in found.worst(by="gradient_norm")] == [2, 3, 0, 1]
+    # Rows 1 and 2 lead one ranking and are last in the other; row 3 is second in both.
+    assert [one.row for one in found.worst()] == [1, 2, 3, 0]
 
 
 # What cannot be had

@@ -62,21 +62,26 @@ class Blame:
     how: str
 
     def worst(
-        self, num: int = 10, *, by: Literal["gradient_norm", "loss"] = "gradient_norm"
+        self, num: int = 10, *, by: Literal["gradient_norm", "loss"] | None = None
     ) -> list[Example]:
         """`found.worst(10)`: the examples that did most to the step, in order.
 
         Args:
             num: the number of examples; all, if there are fewer.
-            by: "gradient_norm" or "loss". NaN comes first.
+            by: "gradient_norm" or "loss"; by default the better of an example's places in these two
+                rankings. A wrong label shows most in the loss, and an input out of range in the
+                gradient. NaN comes first.
 
         Raises:
             ValueError: `num` is below 1, or `by` is something else.
         """
-        num, by = whole("num", num), choice("by", by, ("gradient_norm", "loss"))
-        values = self.loss if by == "loss" else self.gradient_norm
-        # The loss too, because NaN in one example can make the gradients of all NaN.
-        order = np.lexsort((*_descending(self.loss), *_descending(values)))
+        places = {
+            # The loss too, because NaN in one example can make the gradients of all NaN.
+            "gradient_norm": _places(self.gradient_norm, self.loss),
+            "loss": _places(self.loss, self.gradient_norm),
+        }
+        num, both = whole("num", num), np.sort([*places.values()], axis=0)
+        order = np.lexsort(both[::-1]) if by is None else places[choice("by", by, places)].argsort()
         return [self._example(int(row)) for row in order[:num]]
 
     def _example(self, row: int) -> Example:
@@ -97,6 +102,11 @@ class Blame:
             self.how,
         ]
         return "\n".join(lines)
+
+
+def _places(values: np.ndarray[Any, Any], then: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The place of each example, from 0, by one number and then by another."""
+    return np.lexsort((*_descending(then), *_descending(values))).argsort()
 
 
 def _descending(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], ...]:
