@@ -410,6 +410,33 @@ def test_a_ready_made_experiment_with_micro_batches(tmp_path):
     assert run.predict_step(state, X[:2]).shape == (2,)
 
 
+class Tensor:
+    """A tensor of another library."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+def test_tensors_of_other_libraries_are_batches(tmp_path, run):
+    tensors = {"x": Tensor(X[:8]), "y": Tensor(Y[:8])}
+    path = tmp_path / "new folder" / "a.zip"
+    solstice.export_predict(make(), tensors, path, platforms="cpu")
+    model = solstice.exported(path)
+    found = model.predict_step(model.init(), tensors)
+    np.testing.assert_array_equal(found, run.predict_step(run.init(), X[:8]))
+
+
+@pytest.mark.parametrize("batch", [None, "text", (), solstice.data.batches((X, Y), 8)])
+def test_what_is_not_a_batch_is_named(tmp_path, batch):
+    with pytest.raises(
+        DataError, match=r"batch must have arrays.*write `next\(iter\(train_ds\)\)`"
+    ):
+        solstice.export(make(), batch, tmp_path / "a.zip")
+
+
 def test_a_missing_library_and_a_wrong_platform_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='"cpu", "cuda", "tpu", "rocm"'):
         solstice.export(make(), BATCHES[0], tmp_path / "a.zip", platforms=["gpu"])

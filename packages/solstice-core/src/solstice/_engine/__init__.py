@@ -12,6 +12,7 @@ from solstice._engine._cost import size_of as size_of
 from solstice._engine._cost import used as used
 from solstice._engine._digest import StepDigest as StepDigest
 from solstice._engine._eager import line_of as line_of
+from solstice._engine._functional import as_array as as_array
 from solstice._engine._functional import run_steps as run_steps
 from solstice._engine._interrupts import Guard as Guard
 from solstice._engine._interrupts import agree_on_signal as agree_on_signal

@@ -122,7 +122,7 @@ def _stacked(batches: Batch) -> Batch:
             f"{type(cast('object', batches)).__name__} of batches. Write {_STACK}, and "
             f"`tuple(...)` around it if a batch is a list itself"
         )
-    arrays = arrays_of(_tree.map(_as_array, batches))
+    arrays = arrays_of(_tree.map(as_array, batches))
     lengths = {np.shape(leaf)[:1] for leaf in _tree.leaves(arrays)}
     if len(lengths) != 1 or () in lengths:
         raise DataError(
@@ -134,7 +134,7 @@ def _stacked(batches: Batch) -> Batch:
     return _tree.map(as_jax, arrays)
 
 
-def _as_array(leaf: Any) -> Any:
+def as_array(leaf: Any) -> Any:
     """Numbers and tensors as arrays of NumPy; others, such as text, unchanged: no step sees them.
 
     A data set is not an array, though NumPy could make one of its batches.

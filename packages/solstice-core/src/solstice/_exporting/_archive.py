@@ -94,6 +94,7 @@ def write(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -> None:
     text = json.dumps({**asdict(manifest), "members": sums}, indent=1).encode()
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(beside, "w") as archive:
             for name, content in {MANIFEST: text, **members}.items():
                 how = zipfile.ZIP_STORED if name == STATE else zipfile.ZIP_DEFLATED

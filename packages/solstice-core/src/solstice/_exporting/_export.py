@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from solstice._arguments import names
+from solstice import _tree
+from solstice._arguments import names, shown
 from solstice._batch import arrays_of, is_traced, num_examples
 from solstice._console import warn
-from solstice._engine import PortableStep, Types, data_of, line_of, type_of
-from solstice._errors import ExperimentError, ExportError
+from solstice._engine import PortableStep, Types, as_array, data_of, line_of, type_of
+from solstice._errors import DataError, ExperimentError, ExportError
 from solstice._experiment import Experiment, check_experiment, overrides, steps_epochs
 from solstice._exporting._archive import (
     STATE,
@@ -86,6 +87,7 @@ def export(
         TypeError, ValueError: an argument is of another kind, or `path` is a URL.
     """
     place, chosen = _checked(experiment, path, platforms, "solstice.export")
+    batch = _checked_batch(batch)
     exp = experiment.setup(batch)
     methods = ["train_step", "eval_step"]
     if overrides(type(exp), "predict_step"):
@@ -136,6 +138,7 @@ def export_predict(
             f"{type(experiment).__name__} has no predict_step: write "
             f"`def predict_step(self, batch): return outputs` in it"
         )
+    batch = _checked_batch(batch)
     step = _step(experiment.setup(batch), "predict_step", batch)
     state = {name: array for name, array in step.state.items() if name not in step.unused}
     file = _File(experiment, place, chosen, state)
@@ -150,6 +153,8 @@ def _checked(
     check_experiment(experiment)
     if is_traced(experiment):
         raise ExportError(f"{who} needs values: call it outside of `jax.jit` and its kind")
+    if jax.process_count() > 1:
+        raise ExportError(f"{who} runs in one process: load a checkpoint of the run there")
     place = local_path(path, "path")
     check_replaceable(place, who)
     _check_flatbuffers()
@@ -158,6 +163,21 @@ def _checked(
         known = ", ".join(f'"{name}"' for name in _KNOWN)
         raise ValueError(f"platforms must be one or several of {known}; it is {platforms!r:.60}")
     return place, [*dict.fromkeys(chosen)]
+
+
+def _checked_batch(batch: Batch) -> Batch:
+    """The batch with tensors of any library as NumPy arrays.
+
+    Raises:
+        DataError: it has no arrays.
+    """
+    batch = _tree.map(as_array, batch)
+    if not _tree.leaves(arrays_of(batch)):
+        raise DataError(
+            f"batch must have arrays; it is {shown(batch)}. Of a data set, write "
+            f"`next(iter(train_ds))`"
+        )
+    return batch
 
 
 def _check_flatbuffers() -> None:

@@ -13,7 +13,7 @@ from jax import export as jax_export
 
 from solstice import _tree
 from solstice._batch import arrays_of
-from solstice._engine import type_of
+from solstice._engine import as_array, type_of
 from solstice._errors import DataError, ExportError
 from solstice._experiment import Experiment
 from solstice._exporting._archive import STATE, Manifest, Spec, load, member_of, unpack_arrays
@@ -270,7 +270,7 @@ def _program(path: Path, name: str, content: bytes, manifest: Manifest) -> Calla
 
 def _inputs(batch: Batch, takes: Mapping[str, Spec], *, has_more: bool) -> dict[str, Any]:
     """The arrays of a batch by path; one alone may have another path, and a batch may have more."""
-    found = _tree.leaves_by_slashes(arrays_of(batch))
+    found = _tree.leaves_by_slashes(arrays_of(_tree.map(as_array, batch)))
     if len(found) == len(takes) == 1:
         return dict(zip(takes, found.values(), strict=True))
     return {name: x for name, x in found.items() if name in takes or not has_more}
