@@ -37,7 +37,6 @@ def test_at_the_start_the_outputs_are_those_of_the_model():
     assert eqx.tree_equal(same, state)
 
 
-@pytest.mark.bits
 def test_only_the_matrices_are_trained_and_in_the_state_of_the_optimiser(tmp_path):
     model = lora(NET, 2, "*/weight", params=TRAINED)
     start = experiment(model)
