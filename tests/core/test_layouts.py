@@ -63,6 +63,8 @@ def test_a_convolution(dims):
     expected = convolve(torch["conv.weight"], f"OI{axes}")
     np.testing.assert_allclose(convolve(new["kernel"], f"{axes}IO"), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(new["bias"], torch["conv.bias"])
+    back = moved({"Conv_0": new}, torch, "flax")
+    np.testing.assert_array_equal(back["conv.weight"], torch["conv.weight"])
 
 
 def test_an_embedding_and_a_norm():
