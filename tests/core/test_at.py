@@ -48,6 +48,20 @@ class Steps(Noisy):
         return solstice.replace(self, rate=self.rate / (1 + jnp.asarray(metrics["val/loss"])))
 
 
+class Halves(Noisy):
+    """Its array is shorter from the second epoch on, so that its step is another program."""
+
+    def train_step(self, batch: Any) -> Any:
+        value = self.value + self.rate * (jnp.mean(batch) - self.value)
+        return solstice.replace(self, value=value), {"loss": jnp.sum(value**2)}
+
+    def eval_step(self, batch: Any) -> Any:
+        return self, {"loss": jnp.mean(batch)}
+
+    def epoch_step(self, metrics: Any) -> Any:
+        return solstice.replace(self, value=self.value[:2])
+
+
 def make(kind: type[Noisy] = Noisy, *, seed: int = 0, rate: float = 0.3) -> Any:
     return kind(jnp.zeros(3) + seed, jnp.asarray(rate), jax.random.key(seed))
 
@@ -110,6 +124,20 @@ def test_after_the_end_of_an_epoch_its_step_has_run(tmp_path: Path, data: str, e
         assert checkpoint.diff(found, states[step]) == {}, step
     with pytest.raises(CheckpointError, match="there was a validation set, and there is none"):
         solstice.at(tmp_path / "a", step=11, experiment=make(Steps), train_ds=DATA[data]())
+
+
+def test_a_step_that_an_epoch_changes(tmp_path: Path):
+    """Before the first checkpoint, which describes the program of a later epoch."""
+    states = run(tmp_path / "a", kind=Halves, every=12)
+    for step in (3, 7, 16):
+        found = solstice.at(
+            tmp_path / "a",
+            step=step,
+            experiment=make(Halves),
+            train_ds=DATA["arrays"](),
+            val_ds=VAL,
+        )
+        assert checkpoint.diff(found, states[step]) == {}, step
 
 
 @pytest.mark.parametrize(

@@ -26,15 +26,17 @@ class Start:
         state: a checksum of the Experiment before the first step: of its arrays up to 64 MiB
             together, the smallest first.
         batch: the fingerprint of the first batch.
+        steps: the digests of the steps, if an `epoch_step` may change them.
     """
 
     state: str
     batch: str
+    steps: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @staticmethod
-    def of(experiment: Experiment, batch: Batch) -> "Start":
+    def of(experiment: Experiment, batch: Batch, steps: Mapping[str, Any] | None = None) -> "Start":
         """`Start.of(experiment, batch)`."""
-        return Start(checksum(_small_arrays(experiment)), fingerprint(batch))
+        return Start(checksum(_small_arrays(experiment)), fingerprint(batch), dict(steps or {}))
 
     def changes(self, now: "Start") -> list[str]:
         """The differences of another start, in words."""
@@ -98,6 +100,8 @@ class About:
         """That of a new run."""
         return About(uuid.uuid4().hex[:12], dict(options))
 
-    def begun_with(self, experiment: Experiment, batch: Batch) -> "About":
+    def begun_with(
+        self, experiment: Experiment, batch: Batch, steps: Mapping[str, Any] | None = None
+    ) -> "About":
         """The same, with the start of the run."""
-        return replace(self, start=Start.of(experiment, batch))
+        return replace(self, start=Start.of(experiment, batch, steps))

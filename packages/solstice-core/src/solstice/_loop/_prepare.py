@@ -183,7 +183,8 @@ class Training:
         elif hooks.takes_snapshots or self.is_described:
             first = stage.stepper.share_experiment()
             stages.computation.begin_with(first)
-            stages.computation.about = about.begun_with(first, batch)
+            steps = stages.computation.note()["steps"] if stage.steps_epochs else None
+            stages.computation.about = about.begun_with(first, batch, steps)
         check_monitors(hooks.callbacks, stages.computation.steps)
         check_own_monitor(experiment, stages.computation.steps)
         return Run(

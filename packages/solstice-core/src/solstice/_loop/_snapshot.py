@@ -107,6 +107,7 @@ class Position:
 
     def at_start(self) -> "Position":
         """The position before the first step of the run."""
+        steps = {} if self.about.start is None else self.about.start.steps
         return replace(
             self,
             step=0,
@@ -116,6 +117,7 @@ class Position:
             is_closed=False,
             stop=None,
             last_batch=None,
+            computation={**self.computation, **({"steps": steps} if steps else {})},
             data={**self.data, "state": None, "behind": 0, "next": None},
             metrics={},
             callbacks={},
