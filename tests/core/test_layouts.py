@@ -159,6 +159,10 @@ AMBIGUOUS = [
     (["Block_0/norm_a", "Block_1/norm_a", "Block_0/b", "Block_1/b"], ["0.x", "1.x", "0.y", "1.y"]),
     (["enc_0", "enc_1", "dec"], ["dec_0", "dec_1", "enc"]),
     (["Dense_0", "Dense_1", "Dense_2"], ["l.0", "l.1", "head"]),
+    (
+        ["Dense_0", *(f"Block_{n}/Dense_{at}" for n in range(12) for at in range(2))],
+        ["pool", *(f"h.{n}.{x}.proj" for n in range(12) for x in ("mlp", "other"))],
+    ),
 ]
 
 
@@ -169,10 +173,14 @@ def test_what_is_ambiguous_is_asked_with_a_line_that_settles_it(mine, theirs):
     with pytest.raises(ValueError, match="several layers are alike") as error:
         moved(torch, like)
     layers = eval(re.search(r"`layers=({.*?})`", str(error.value))[1])
-    assert sorted(layers) == sorted(mine)
+    assert len(layers) < 5
     new = moved(torch, like, layers=layers)
     for one, other in layers.items():
-        np.testing.assert_array_equal(new[one]["kernel"], torch[f"{other}.weight"].T)
+        for number in range(12 if "*" in one else 1):
+            one_of_it, other_of_it = (x.replace("*", str(number)) for x in (one, other))
+            if one_of_it in new:
+                expected = torch[f"{other_of_it}.weight"].T
+                np.testing.assert_array_equal(new[one_of_it]["kernel"], expected)
 
 
 @given(st.permutations(range(4)))
@@ -234,7 +242,9 @@ def test_an_array_of_no_layer_moves_by_its_name_alone():
     assert all(np.array_equal(moved(torch, like)[name], torch[name]) for name in torch)
     with pytest.raises(ValueError, match="if these are the same") as error:
         moved({"cls_token": array(1, 4)}, {"cls": array(1, 4)})
-    layers = eval(re.search(r"`layers=({.*?})`", str(error.value).partition("same")[2])[1])
+    layers = eval(
+        re.search(r"`layers=({.*?})`", str(error.value).partition("these are the same")[2])[1]
+    )
     token = array(1, 4)
     new = moved({"cls_token": token}, {"cls": array(1, 4)}, layers=layers)
     np.testing.assert_array_equal(new["cls"], token)
@@ -416,6 +426,16 @@ def experiment(model=None):
     return solstice.ClassificationExperiment(net, Sgd(0.1, momentum=0.9), num_classes=3)
 
 
+class Own(solstice.Experiment):
+    net: eqx.nn.Linear
+
+    def train_step(self, batch):
+        return self, {}
+
+    def eval_step(self, batch):
+        return self, {}
+
+
 BATCH = (array(5, 4), np.zeros(5, np.int32))
 
 
@@ -430,6 +450,8 @@ def test_an_experiment_starts_from_the_weights():
     np.testing.assert_array_equal(back["fc.weight"], torch["fc.weight"])
     with pytest.raises(ValueError, match=r"exp = exp.setup\(batch\)"):
         moved(torch, experiment())
+    with pytest.raises(TypeError, match="Own has no `with_params`"):
+        moved(torch, Own(new.params))
 
 
 # Files.

@@ -13,6 +13,7 @@ import numpy as np
 
 from solstice import _tree
 from solstice._arguments import check_alive
+from solstice._experiment import Experiment
 from solstice._stored import placed, sharding_of, to_host
 from solstice.compat import Params, State
 
@@ -114,6 +115,11 @@ def _parts(tree: Any) -> tuple[Any, ...]:
     """Params and State, or the tree alone."""
     if isinstance(tree, HasParams):
         return _values_of(tree)
+    if isinstance(tree, Experiment):
+        raise TypeError(
+            f"{type(tree).__name__} has no `with_params`: give the part with its weights, such as "
+            f"`exp.params`"
+        )
     pair = cast("tuple[Any, ...]", tree) if type(tree) is tuple else ()
     if len(pair) == 2 and not any(map(_tree.is_array, pair)):
         return pair

@@ -98,18 +98,39 @@ def _matched(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> Pairs:
     mine = _without(mine, [unit for unit, _ in pairs])
     theirs = _without(theirs, [unit for _, unit in pairs])
     if mine or theirs:
-        raise ValueError(_left_over(sides, mine, theirs))
+        nothing = "" if pairs else "no layer has a counterpart; see whether `layout` is right. "
+        raise ValueError(nothing + _left_over(sides, mine, theirs))
     return pairs
 
 
 def _which(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> str:
     one, other = [sides.my_path(u) for u in mine], [sides.their_path(u) for u in theirs]
-    guess = dict(zip(one, other, strict=False))
     return (
         f"several layers are alike ({mine[0]}): {_some(one)} in `like`, and {_some(other)} in the "
-        f"source. Write which is which, such as `layers={_short(guess)}`; None keeps the values of "
-        f"`like`, and a '*' in both paths stands for a number"
+        f"source. Write which is which, such as `layers={_guess(sides, mine, theirs)}`; None keeps "
+        f"the values of `like`, and a '*' in both paths stands for a number"
     )
+
+
+def _guess(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> dict[str, str]:
+    """One of the ways to pair these layers, with stars if that is possible."""
+    some = _patterns(mine, sides.mine, sides.my_name)
+    others = _patterns(theirs, sides.theirs, sides.their_name)
+    pairs = [*zip(*(sorted(each, key=each.__getitem__) for each in (some, others)), strict=False)]
+    if len(some) == len(others) and all(some[x] == others[y] for x, y in pairs):
+        return dict(pairs)
+    return dict(zip(map(sides.my_path, mine), map(sides.their_path, theirs), strict=False))
+
+
+def _patterns(units: list[Unit], every: list[Unit], name: Callable[[str], str]) -> dict[str, int]:
+    """The paths of layers, with a star for their first number where that is right; their counts."""
+    found: dict[str, int] = {}
+    for unit in units:
+        pattern = re.sub(r"\d+", "*", name(unit.path), count=1)
+        group = [one for some in _under(pattern, every, name).values() for one in some]
+        is_right = len(group) > 1 and all(one in units for one in group)
+        found[pattern if is_right else name(unit.path)] = len(group) if is_right else 1
+    return found
 
 
 def _left_over(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> str:
@@ -122,11 +143,11 @@ def _left_over(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> str:
     lines = [f"if these are the same, write `layers={same}`"] if same else []
     if mine:
         found = [f"{sides.my_path(unit)} ({unit})" for unit in mine]
-        kept = dict.fromkeys(sides.my_path(unit) for unit in mine)
+        kept = dict.fromkeys(_patterns(mine, sides.mine, sides.my_name))
         lines.insert(
             0,
             f"the source has no weights for {_some(found)}. To keep the values of `like`, write "
-            f"`layers={_short(kept)}`",
+            f"`layers={kept}`",
         )
     if theirs:
         found = [f"{sides.their_path(unit)} ({unit})" for unit in theirs]
@@ -136,10 +157,6 @@ def _left_over(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> str:
             f"`unused={left}`"
         )
     return ". ".join(lines)
-
-
-def _short(entries: Mapping[str, str | None]) -> str:
-    return repr(dict(entries))
 
 
 def _some(names: list[str]) -> str:
