@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.example_libraries import stax
 from wheels import write_wheel
 
 import solstice
@@ -120,6 +121,65 @@ def test_fused_projections_meet_separate_ones_both_ways():
     assert all(np.array_equal(back[name], torch[name]) for name in torch)
 
 
+KERAS = {
+    "sequential/conv2d/kernel": (3, 3, 1, 4),
+    "sequential/conv2d/bias": (4,),
+    "sequential/batch_normalization/gamma": (4,),
+    "sequential/batch_normalization/beta": (4,),
+    "sequential/batch_normalization/moving_mean": (4,),
+    "sequential/batch_normalization/moving_variance": (4,),
+    "sequential/multi_head_attention/query/kernel": (4, 2, 2),
+    "sequential/multi_head_attention/key/kernel": (4, 2, 2),
+    "sequential/multi_head_attention/value/kernel": (4, 2, 2),
+    "sequential/multi_head_attention/attention_output/kernel": (2, 2, 4),
+    "sequential/embedding/embeddings": (5, 4),
+    "sequential/dense/kernel": (4, 4),
+    "sequential/dense_1/kernel": (4, 4),
+}
+"""Paths and shapes of `model.weights` in Keras 3."""
+
+
+def test_weights_of_keras():
+    keras = {path: array(*shape) for path, shape in KERAS.items()}
+    attention = {name: {"kernel": array(4, 2, 2)} for name in ("query", "key", "value")}
+    params = {
+        "Conv_0": {"kernel": array(3, 3, 1, 4), "bias": array(4)},
+        "BatchNorm_0": {"scale": array(4), "bias": array(4)},
+        "Attention_0": {**attention, "out": {"kernel": array(2, 2, 4)}},
+        "Embed_0": {"embedding": array(5, 4)},
+        "Dense_0": {"kernel": array(4, 4)},
+        "Dense_1": {"kernel": array(4, 4)},
+    }
+    state = {"batch_stats": {"BatchNorm_0": {"mean": array(4), "var": array(4)}}}
+    new, stats = moved(keras, (params, state), "keras")
+    norm = stats["batch_stats"]["BatchNorm_0"]
+    for mine, theirs in [
+        (new["Conv_0"]["kernel"], "conv2d/kernel"),
+        (new["BatchNorm_0"]["scale"], "batch_normalization/gamma"),
+        (norm["var"], "batch_normalization/moving_variance"),
+        (new["Attention_0"]["key"]["kernel"], "multi_head_attention/key/kernel"),
+        (new["Attention_0"]["out"]["kernel"], "multi_head_attention/attention_output/kernel"),
+        (new["Embed_0"]["embedding"], "embedding/embeddings"),
+        (new["Dense_1"]["kernel"], "dense_1/kernel"),
+    ]:
+        np.testing.assert_array_equal(mine, keras[f"sequential/{theirs}"])
+    back = moved((new, stats), keras, "flax")
+    assert all(np.array_equal(back[path], keras[path]) for path in keras)
+
+
+@pytest.mark.parametrize("layers", [[stax.Dense(3)], [stax.Dense(4), stax.Relu, stax.Dense(3)]])
+def test_weights_of_stax(layers):
+    _, params = stax.serial(*layers)[0](jax.random.key(0), (-1, 4))
+    names = [f"layers.{2 * at}" for at in range(len(layers) // 2 + 1)]
+    torch = linear(names[0], 4, 4) if names[1:] else {}
+    torch |= linear(names[-1], 4, 3)
+    new, state = moved(torch, (params, ()))
+    assert state == ()
+    np.testing.assert_array_equal(new[-1][0], torch[f"{names[-1]}.weight"].T)
+    back = moved(new, torch, "stax")
+    assert all(np.array_equal(back[name], torch[name]) for name in torch)
+
+
 # Which layer is which.
 
 
@@ -156,6 +216,7 @@ def test_layers_of_one_shape_are_told_apart_by_their_names(pairs):
 AMBIGUOUS = [
     (["Dense_0", "Dense_1"], ["up", "down"]),
     (["a", "b"], ["c", "d"]),
+    (["a", "b", "e"], ["c", "d"]),
     (["Block_0/norm_a", "Block_1/norm_a", "Block_0/b", "Block_1/b"], ["0.x", "1.x", "0.y", "1.y"]),
     (["enc_0", "enc_1", "dec"], ["dec_0", "dec_1", "enc"]),
     (["Dense_0", "Dense_1", "Dense_2"], ["l.0", "l.1", "head"]),
@@ -175,7 +236,7 @@ def test_what_is_ambiguous_is_asked_with_a_line_that_settles_it(mine, theirs):
     layers = eval(re.search(r"`layers=({.*?})`", str(error.value))[1])
     assert len(layers) < 5
     new = moved(torch, like, layers=layers)
-    for one, other in layers.items():
+    for one, other in [pair for pair in layers.items() if pair[1] is not None]:
         for number in range(12 if "*" in one else 1):
             one_of_it, other_of_it = (x.replace("*", str(number)) for x in (one, other))
             if one_of_it in new:
@@ -204,14 +265,17 @@ def test_layers_may_name_modules_and_a_layer_may_serve_twice():
         np.testing.assert_array_equal(new[module]["Dense_1"]["kernel"], torch["one.fc2.weight"].T)
 
 
-def test_a_partial_match_is_refused_with_the_lines_that_allow_it():
-    torch, like = linear("body", 4, 8) | linear("fc", 8, 1000), {"body": dense(4, 8)}
+@pytest.mark.parametrize("heads", [["fc"], [f"old.{n}.fc" for n in range(11)]])
+def test_a_partial_match_is_refused_with_the_lines_that_allow_it(heads):
+    torch, like = linear("body", 4, 8), {"body": dense(4, 8)}
+    torch |= {k: v for name in heads for k, v in linear(name, 8, 1000).items()}
     like["head"] = dense(8, 10)
-    with pytest.raises(ValueError, match=r"no weights for head .*no place for fc ") as error:
+    with pytest.raises(ValueError, match=r"no weights for head .*no place for .*fc ") as error:
         moved(torch, like)
     layers, unused = (
         eval(re.search(rf"`{name}=(.*?)`", str(error.value))[1]) for name in ("layers", "unused")
     )
+    assert len(unused) == 1
     new = moved(torch, like, layers=layers, unused=unused)
     np.testing.assert_array_equal(new["head"]["kernel"], like["head"]["kernel"])
     np.testing.assert_array_equal(new["body"]["kernel"], torch["body.weight"].T)

@@ -231,6 +231,31 @@ def test_weights_come_back_as_they_were_moved(nets: dict[str, parity.Net], x: An
         jax.tree.map(np.testing.assert_array_equal, back, weights)
 
 
+LAYOUTS = {"linen": "flax", "nnx": "nnx", "haiku": "haiku", "equinox": "equinox"}
+
+
+@pytest.mark.parametrize(
+    ("nets", "x"), [(CNNS, IMAGES[:8]), (TRANSFORMERS, TOKENS[:8])], ids=["cnn", "transformer"]
+)
+def test_weights_and_averages_go_round_all_frameworks(nets: dict[str, parity.Net], x: Any):
+    """Each net computes in evaluation what the first one did, with averages that have moved."""
+    models = {name: as_model(nets[name].model) for name in LAYOUTS}
+
+    def evaluated(name: str, params: Any, state: Any) -> Any:
+        forward = jax.jit(models[name].forward, static_argnames="train")
+        return forward(params, state, x, train=False)[0]
+
+    params, state = jax.jit(models["linen"].init)(jax.random.key(0), x)
+    state = jax.tree.map(lambda leaf: leaf + 0.5, state)
+    expected = evaluated("linen", params, state)
+    before = "linen"
+    for name in ("haiku", "equinox", "nnx", "linen"):
+        like = jax.eval_shape(models[name].init, jax.random.key(1), x)
+        params, state = solstice.convert((params, state), like, LAYOUTS[before])
+        np.testing.assert_allclose(evaluated(name, params, state), expected, atol=1e-5)
+        before = name
+
+
 def test_nets_that_differ_are_told_apart():
     class Wider(nn.Module):
         @nn.compact

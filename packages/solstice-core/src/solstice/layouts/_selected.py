@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import islice, zip_longest
 
 from solstice.layouts._match import Ambiguous, Pairs, matched
 from solstice.layouts._units import Unit
@@ -112,14 +114,15 @@ def _which(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> str:
     )
 
 
-def _guess(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> dict[str, str]:
+def _guess(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> dict[str, str | None]:
     """One of the ways to pair these layers, with stars if that is possible."""
     some = _patterns(mine, sides.mine, sides.my_name)
     others = _patterns(theirs, sides.theirs, sides.their_name)
     pairs = [*zip(*(sorted(each, key=each.__getitem__) for each in (some, others)), strict=False)]
     if len(some) == len(others) and all(some[x] == others[y] for x, y in pairs):
-        return dict(pairs)
-    return dict(zip(map(sides.my_path, mine), map(sides.their_path, theirs), strict=False))
+        return dict[str, str | None](pairs)
+    one, other = map(sides.my_path, mine), map(sides.their_path, theirs)
+    return dict(zip_longest(one, islice(other, len(mine))))
 
 
 def _patterns(units: list[Unit], every: list[Unit], name: Callable[[str], str]) -> dict[str, int]:
@@ -151,12 +154,23 @@ def _left_over(sides: Sides, mine: list[Unit], theirs: list[Unit]) -> str:
         )
     if theirs:
         found = [f"{sides.their_path(unit)} ({unit})" for unit in theirs]
-        left = [sides.their_path(unit) for unit in theirs]
+        left = _globs(theirs, sides)
         lines.append(
             f"`like` has no place for {_some(found)} of the source. If it is not needed, write "
             f"`unused={left}`"
         )
     return ". ".join(lines)
+
+
+def _globs(units: list[Unit], sides: Sides) -> list[str]:
+    """The paths of layers of the source, shorter by stars that cover no other layer."""
+    found: dict[str, None] = {}
+    for unit in units:
+        pattern = re.sub(r"\d+", "*", sides.their_path(unit), count=1)
+        covered = [u for u in sides.theirs if fnmatchcase(sides.their_path(u), pattern)]
+        is_right = len(covered) > 1 and all(other in units for other in covered)
+        found[pattern if is_right else sides.their_path(unit)] = None
+    return list(found)
 
 
 def _some(names: list[str]) -> str:
