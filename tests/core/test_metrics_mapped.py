@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rare_metrics
 
 import solstice
 from solstice import metrics
@@ -35,7 +36,9 @@ BUILDS = {
     "several": _several,
     "beside": _beside,
     "means": lambda scores, labels: as_metrics({"a": scores.mean(), "b": labels.sum()}, labels),
-    "regression": lambda scores, labels: metrics.RegressionMetrics(scores[:, 0], labels),
+    "regression": lambda scores, labels: metrics.RegressionMetrics(
+        scores[:, 0], labels, num_features=2
+    ),
     "binary": lambda scores, labels: metrics.BinaryMetrics(scores[:, 0], labels % 2),
     "curves": lambda scores, labels: metrics.BinaryCurves(scores[:, 0], labels % 2),
     "calibration": lambda scores, labels: metrics.CalibrationError(jax.nn.softmax(scores), labels),
@@ -101,10 +104,19 @@ def _tokens(scores, labels):
     return metrics.LanguageModelMetrics(scores, labels, num_bytes=labels + 1)
 
 
+def _rare(scores, labels):
+    targets = jnp.stack([labels % 2, labels // 2, 0 * labels, 0 * labels + 1], 1)
+    return rare_metrics.padded_to(ROWS)(scores, targets, labels)
+
+
+def _ranks(scores, labels):
+    return metrics.RankCorrelation(scores[:, 0], labels)
+
+
 @pytest.mark.parametrize(
     "build",
-    [*BUILDS.values(), _weighted, _labels, _tokens],
-    ids=[*BUILDS, "weights", "labels", "lm"],
+    [*BUILDS.values(), _weighted, _labels, _tokens, _rare, _ranks],
+    ids=[*BUILDS, "weights", "labels", "lm", "rare", "ranks"],
 )
 @pytest.mark.parametrize("rows", [0, 1, ROWS])
 def test_all_at_once_is_each_by_itself(build, rows, examples):

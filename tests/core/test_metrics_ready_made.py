@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rare_metrics
 import sklearn.metrics as sk
 
 import solstice
@@ -232,6 +233,9 @@ def test_compute_works_while_jax_traces():
         metrics.LanguageModelMetrics(jnp.zeros((3, 4)), labels, num_bytes=3),
         metrics.CalibrationError(jnp.stack([1 - scores, scores], 1), labels),
         metrics.ConfusionMatrix(labels, labels, 2),
+        rare_metrics.collected(
+            *rare_metrics.examples(np.random.default_rng(1), 9), np.arange(9) < 7
+        ),
         metrics.Mean(scores),
         metrics.Sum(labels),
     ):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rare_metrics
 import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,10 +85,14 @@ KINDS = {
     "calibration": (of_classes, calibration),
     "regression": (of_numbers, metrics.RegressionMetrics),
     "language": (of_texts, language),
+    "ranks": (of_numbers, metrics.RankCorrelation),
+    "rare": (lambda rng: rare_metrics.examples(rng, SIZE), rare_metrics.padded_to(SIZE)),
     "sum": (one_number, metrics.Sum),
     "mean": (one_number, metrics.Mean),
 }
-UNWEIGHTED = {"num_out_of_range", "num_nan", "num_infinite", "num_tokens"}
+UNWEIGHTED = {
+    "num_out_of_range", "num_nan", "num_infinite", "num_tokens", "num_without_relevant",
+}  # fmt: skip
 """Numbers of examples, whatever their weights."""
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -96,12 +101,17 @@ with_a_mask = pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"mean"}))
 
 def same(found, expected, tolerance=1e-6, but=UNWEIGHTED):
     assert found.keys() == expected.keys()
-    for name in found.keys() - but:
+    for name in [name for name in found if of_part(name) not in but]:
         assert np.allclose(found[name], expected[name], tolerance, tolerance), (
             name,
             found[name],
             expected[name],
         )
+
+
+def of_part(name):
+    """The name of a value of a collection within its part."""
+    return name.rpartition(".")[2]
 
 
 def repetitions(rng):
@@ -181,9 +191,10 @@ def test_an_impossible_weight_spoils_the_values(kind, weight):
     weights[5] = weight
     found = build(*make(rng), weights=weights).compute()
     names = {"accuracy", "f1_macro", "roc_auc", "mse", "r2", "confusion_matrix", "loss", "mean"}
-    names |= {"sum", "expected_calibration_error"}
-    checked = names & found.keys()
-    assert checked
+    names |= {"sum", "expected_calibration_error", "spearman", "f2_samples", "specificity_macro"}
+    names |= {"roc_auc_macro", "average_precision_macro", "linear_kappa", "exact_match", "mrr"}
+    checked = [name for name in found if of_part(name) in names]
+    assert len(checked) > (10 if kind == "rare" else 0)
     for name in checked:
         # Without a denominator, an infinite sum is a sum.
         assert not np.isfinite(found[name]).any() if name == "sum" else np.isnan(found[name]).any()
@@ -337,3 +348,45 @@ def test_elements_have_the_weight_of_their_row_or_their_own():
     same(of_rows, metrics.RegressionMetrics(preds, targets, weights=each).compute(), but=())
     rows = np.arange(SIZE).repeat(weights.astype(int))
     same(of_rows, metrics.RegressionMetrics(preds[rows], targets[rows]).compute())
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**32 - 1))
+def test_rare_metrics_are_those_of_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    logits, labels, classes = rare_metrics.examples(rng, SIZE)
+    classes[:4] = range(4)
+    weights = rng.random(SIZE)
+    found = rare_metrics.collected(logits, labels, classes, np.ones(SIZE, bool), weights).compute()
+    preds, guessed, some = logits.argmax(1), logits >= 0, {"sample_weight": weights}
+    hot = np.eye(4)[classes]
+    expected = {}
+    for average in ("micro", "macro", "weighted"):
+        area, mean = partial(sk.roc_auc_score, average=average), sk.average_precision_score
+        expected[f"areas_of_classes.roc_auc_{average}"] = area(hot, logits, **some)
+        expected[f"areas_of_labels.average_precision_{average}"] = mean(
+            labels, logits, average=average, **some
+        )
+    for name, average in (("labels.f2_samples", "samples"), ("labels.f2_macro", "macro")):
+        expected[name] = sk.fbeta_score(
+            labels, guessed, beta=2, average=average, zero_division=0, **some
+        )
+    for kind in ("linear", "quadratic"):
+        expected[f"kappa.{kind}_kappa"] = sk.cohen_kappa_score(classes, preds, weights=kind, **some)
+    matrices = sk.multilabel_confusion_matrix(classes, preds, labels=range(4), **some)
+    expected["classes.specificity_macro"] = np.mean(matrices[:, 0, 0] / matrices[:, 0].sum(1))
+    expected["found.ndcg_at_2"] = sk.ndcg_score(labels, logits - labels / 64, k=2, **some)
+    same({name: found[name] for name in expected}, expected)
+
+
+def test_adjusted_r2_has_a_weight_for_a_number():
+    rng = np.random.default_rng(8)
+    preds, targets = of_numbers(rng)
+    weights = repetitions(rng)
+    found = metrics.RegressionMetrics(preds, targets, weights=weights, num_features=3).compute()
+    spread = 1 - sk.r2_score(targets.astype(float), preds.astype(float), sample_weight=weights)
+    expected = 1 - spread * (SIZE - 1) / (SIZE - 4)
+    assert found["adjusted_r2"] == pytest.approx(expected, rel=1e-5)
+    for features, defined in ((SIZE - 2, True), (SIZE - 1, False), (SIZE, False)):
+        found = metrics.RegressionMetrics(preds, targets, num_features=features).compute()
+        assert (found["adjusted_r2"] != 0) == defined

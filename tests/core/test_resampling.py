@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rare_metrics
 import scipy.stats
 from jax.extend.random import threefry_2x32
 
@@ -140,11 +141,18 @@ def of_classes(scores, labels):
     return ClassificationMetrics(scores, labels, 0.5, CLASSES)
 
 
-@pytest.mark.parametrize("metrics_of", [of_classes, RegressionMetrics], ids=["adds", "merges"])
+@pytest.mark.parametrize(
+    "metrics_of",
+    [of_classes, rare_metrics.padded_to(64), RegressionMetrics],
+    ids=["adds", "rare", "merges"],
+)
 def test_a_replicate_has_the_metrics_of_repeated_examples(metrics_of):
     n = 37
     scores = X[:n] @ TRUE
-    arrays = (scores, Y[:n]) if metrics_of is of_classes else (scores[:, 0], X[:n, 0])
+    arrays = {
+        of_classes: (scores, Y[:n]),
+        RegressionMetrics: (scores[:, 0], X[:n, 0]),
+    }.get(metrics_of, rare_metrics.examples(np.random.default_rng(0), n))
     each = jax.vmap(lambda *row: metrics_of(*(x[None] for x in row)))(*arrays)
     index = np.arange(5, 5 + n)
     found = Bootstrap(each, index, replicates=20, seed=3).distribution()

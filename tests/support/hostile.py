@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu_like import Brightness
 
 import solstice
 from solstice import callbacks, checkpoint, compat, data, experiments, loggers, metrics, runs
@@ -205,6 +206,13 @@ KINDS: dict[str, dict[str, Callable[[], Any]]] = {
         "deleted": lambda: Null(deleted(())),
     },
     "metrics": {"None": lambda: None, "5": lambda: 5, "table": lambda: {"a": 1}},
+    "metric of metrax": {
+        "None": lambda: None,
+        "5": lambda: 5,
+        "a class": lambda: Brightness,
+        "of ours": lambda: metrics.Mean(1.0),
+        "a broken object": Broken,
+    },
     "task": {
         "None": lambda: None,
         "text": lambda: "ranking",
@@ -659,6 +667,7 @@ TARGETS: dict[str, Target] = {
             "threshold": "probability",
             "num_bins": "count",
             "from_logits": "switch",
+            "beta": "positive or None",
         },
     ),
     "BinaryCurves": Target(
@@ -675,6 +684,33 @@ TARGETS: dict[str, Target] = {
             "mask": "mask",
             "weights": "weights",
             "threshold": "probability",
+            "beta": "positive or None",
+            "specificity": "switch",
+            "samples": "switch",
+        },
+    ),
+    "MulticlassAUC": Target(
+        metrics.MulticlassAUC,
+        {"scores": SCORES, "targets": Y},
+        {
+            "scores": "numbers",
+            "targets": "labels",
+            "mask": "mask",
+            "weights": "weights",
+            "num_bins": "count",
+            "from_logits": "switch",
+        },
+    ),
+    "MultilabelAUC": Target(
+        metrics.MultilabelAUC,
+        {"scores": SCORES, "targets": SCORES},
+        {
+            "scores": "numbers",
+            "targets": "numbers",
+            "mask": "mask",
+            "weights": "weights",
+            "num_bins": "count",
+            "from_logits": "switch",
         },
     ),
     "CalibrationError": Target(
@@ -699,6 +735,19 @@ TARGETS: dict[str, Target] = {
             "mask": "mask",
             "weights": "weights",
             "top_k": "count or None",
+            "beta": "positive or None",
+            "specificity": "switch",
+        },
+    ),
+    "WeightedKappa": Target(
+        metrics.WeightedKappa,
+        {"preds": SCORES, "targets": Y, "num_classes": 3},
+        {
+            "preds": "numbers",
+            "targets": "labels",
+            "num_classes": "count",
+            "mask": "mask",
+            "weights": "weights",
         },
     ),
     "ConfusionMatrix": Target(
@@ -726,7 +775,39 @@ TARGETS: dict[str, Target] = {
     "RegressionMetrics": Target(
         metrics.RegressionMetrics,
         {"preds": X, "targets": X},
+        {
+            "preds": "numbers",
+            "targets": "numbers",
+            "mask": "mask",
+            "weights": "weights",
+            "num_features": "size or None",
+        },
+    ),
+    "RankCorrelation": Target(
+        metrics.RankCorrelation,
+        {"preds": X, "targets": X},
         {"preds": "numbers", "targets": "numbers", "mask": "mask", "weights": "weights"},
+    ),
+    "ExactMatch": Target(
+        metrics.ExactMatch,
+        {"preds": SCORES, "targets": SCORES},
+        {"preds": "numbers", "targets": "numbers", "mask": "mask", "weights": "weights"},
+    ),
+    "RetrievalMetrics": Target(
+        metrics.RetrievalMetrics,
+        {"scores": SCORES, "targets": SCORES},
+        {
+            "scores": "numbers",
+            "targets": "numbers",
+            "mask": "mask",
+            "weights": "weights",
+            "top_k": "count",
+        },
+    ),
+    "from_metrax": Target(
+        metrics.from_metrax,
+        {"metric": Brightness.from_model_output(SCORES)},
+        {"metric": "metric of metrax", "name": "text or None"},
     ),
     "Mean": Target(
         metrics.Mean, {"values": X}, {"values": "numbers", "weights": "numbers or None"}

@@ -82,6 +82,11 @@ def positive(name: str, value: object) -> float:
     return number(name, value, "more than 0, and finite", lambda x: x > 0)
 
 
+def positive_or_none(name: str, value: object) -> float | None:
+    """`positive`, or None."""
+    return None if value is None else positive(name, value)
+
+
 def not_negative(name: str, value: object) -> float:
     """`not_negative("beta", beta)`: a number of 0 or more."""
     return number(name, value, "0 or more", lambda x: x >= 0)

@@ -163,25 +163,46 @@ def divide(xp: ModuleType, numerator: Any, denominator: Any) -> Any:
 
 
 def scores_of(
-    xp: ModuleType, right: AnyArray, guessed: AnyArray, holding: AnyArray
+    xp: ModuleType,
+    right: AnyArray,
+    guessed: AnyArray,
+    holding: AnyArray,
+    beta: float | None = None,
 ) -> dict[str, AnyArray]:
-    """Precision, recall and F1, from the numbers of right and all predictions, and of labels."""
-    return {
+    """Precision, recall and F1, from the numbers of right and all predictions, and of labels.
+
+    With `beta`, also the F-score in which recall weighs `beta` times as much, such as "f2".
+    """
+    found = {
         "precision": divide(xp, right, guessed),
         "recall": divide(xp, right, holding),
         "f1": divide(xp, 2.0 * right, guessed + holding),
     }
+    if beta is not None and beta != 1:
+        square = beta**2
+        found[f"f{beta:g}"] = divide(xp, (1 + square) * right, guessed + square * holding)
+    return found
 
 
 def averaged(
-    xp: ModuleType, each: dict[str, AnyArray], holding: AnyArray, unit: str
+    xp: ModuleType,
+    each: dict[str, AnyArray],
+    holding: AnyArray,
+    unit: str,
+    defined: AnyArray | None = None,
 ) -> dict[str, Any]:
-    """Scores of each class or label: their means, plain and by frequency, and each by itself."""
-    weights, number = divide(xp, holding, holding.sum(0)), holding.shape[0]
+    """Scores of each class or label: their means, plain and by frequency, and each by itself.
+
+    With `defined`, 1 where scores are defined and 0 where not, the means are over the former.
+    """
+    number = holding.shape[0]
     names = _names_of_each(tuple(each), unit, number)
     single = [values[index] for index in range(number) for values in each.values()]
+    if defined is not None:
+        holding = holding * defined
+    weights, of = divide(xp, holding, holding.sum(0)), number if defined is None else defined.sum(0)
     return {
-        **{f"{name}_macro": values.sum(0) / number for name, values in each.items()},
+        **{f"{name}_macro": divide(xp, values.sum(0), of) for name, values in each.items()},
         **{f"{name}_weighted": (values * weights).sum(0) for name, values in each.items()},
         **dict(zip(names, single, strict=True)),
     }
@@ -212,14 +233,19 @@ def highest(scores: Array) -> Array:
     return jnp.min(jnp.where(scores == top, index, number), axis=-1)
 
 
+def widened(values: Array) -> Array:
+    """In 32 bits at least, since 257 is 256 in bfloat16."""
+    if values.dtype.itemsize >= 4:
+        return values
+    return values.astype(jnp.float32 if jnp.issubdtype(values.dtype, jnp.inexact) else jnp.int32)
+
+
 def as_classes(values: Array, num_classes: int) -> Array:
     """The values as int32 in [0, num_classes]; `num_classes` marks invalid values.
 
     Invalid are values out of range, fractions and NaN.
     """
-    if values.dtype.itemsize < 4:  # in int8, a num_classes of 300 is 44; in bfloat16, 257 is 256
-        exact = jnp.float32 if jnp.issubdtype(values.dtype, jnp.inexact) else jnp.int32
-        values = values.astype(exact)
+    values = widened(values)  # in int8, a num_classes of 300 is 44
     inside = (values >= 0) & (values < num_classes)
     if jnp.issubdtype(values.dtype, jnp.inexact):
         inside &= values == jnp.floor(values)

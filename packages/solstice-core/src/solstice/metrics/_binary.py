@@ -10,10 +10,10 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from solstice._arguments import probability, real, switch, whole
-from solstice._hints import pair_hint
+from solstice._arguments import positive_or_none, probability, switch, whole
 from solstice._sums import Counts, at_least_float32
 from solstice._types import AnyArray
+from solstice.metrics._areas import areas, in_bins, place_of_logits, place_of_probabilities
 from solstice.metrics._bases import (
     Additive,
     Growing,
@@ -23,7 +23,8 @@ from solstice.metrics._bases import (
     has_nan,
     scores_of,
 )
-from solstice.metrics._counting import as_weights, count, count_examples, tally, weighing
+from solstice.metrics._counting import as_weights, count, count_examples, weighing
+from solstice.metrics._targets import check_pair, zeros_and_ones
 from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
 
@@ -35,6 +36,7 @@ class BinaryMetrics(Additive):
 
     - "accuracy", "precision", "recall", "specificity", "f1", "balanced_accuracy" (over the classes
       present), "matthews_corrcoef": as in scikit-learn with `zero_division=0`;
+    - "f2" with `beta=2`, "f0.5" with `beta=0.5`: scikit-learn's `fbeta_score`;
     - "roc_auc", "average_precision": as in scikit-learn, for scores rounded to `num_bins` bins of
       equal width in sigmoid(logit / 4), which separate the scores of rare and saturated classes.
       `BinaryCurves` is exact;
@@ -56,11 +58,12 @@ class BinaryMetrics(Additive):
         threshold: the lowest probability of a positive prediction, in [0, 1].
         num_bins: number of bins for the curves, 1 or more.
         from_logits: whether `scores` are logits.
+        beta: adds "f<beta>", the F-score in which recall weighs `beta` times as much as precision.
 
     Raises:
         TypeError: an array does not hold real numbers.
-        ValueError: shapes do not match, `num_bins` is below 1, or metrics of another `threshold`
-            or `num_bins` are merged.
+        ValueError: shapes do not match, `num_bins` is below 1, or metrics of another `threshold`,
+            `num_bins` or `beta` are merged.
     """
 
     can_raise = False
@@ -69,6 +72,7 @@ class BinaryMetrics(Additive):
     """"positives" and "negatives": number of examples in each bin, shape [num_bins]."""
     threshold: float = eqx.field(static=True)
     num_bins: int = eqx.field(static=True)
+    beta: float | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -80,7 +84,9 @@ class BinaryMetrics(Additive):
         threshold: float = 0.5,
         num_bins: int = 512,
         from_logits: bool = False,
+        beta: float | None = None,
     ) -> None:
+        self.beta = positive_or_none("beta", beta)
         self.threshold = threshold = probability("threshold", threshold)
         self.num_bins = num_bins = whole("num_bins", num_bins)
         check_pair(scores, targets, 1, switch("from_logits", from_logits))
@@ -90,13 +96,10 @@ class BinaryMetrics(Additive):
         counts = given & (positive | negative)
         guessed = (jax.nn.sigmoid(scores) if from_logits else scores) >= threshold
         curves = counts & ~nan
-        place = jnp.where(nan, 0, _place(scores, from_logits)).astype(jnp.float32)
-        bins = jnp.clip(jnp.floor(place * num_bins), 0, num_bins - 1).astype(jnp.int32)
-        both = tally(jnp.where(positive, bins, bins + num_bins), 2 * num_bins, curves, shares)
+        place = place_of_logits(scores) if from_logits else place_of_probabilities(scores)
         self.counts = sums_of(
             {
-                "positives": both[:num_bins],
-                "negatives": both[num_bins:],
+                **in_bins(place, jnp.asarray(positive), curves, num_bins, shares),
                 "right_positives": count(curves & positive & guessed, weights=shares),
                 "right_negatives": count(curves & negative & ~guessed, weights=shares),
                 "num_positive": count(counts & positive, weights=shares),
@@ -112,7 +115,7 @@ class BinaryMetrics(Additive):
         exact = exact_of(self.counts)
         wrong_positives = m.num_negative - m.right_negatives
         guessed = m.right_positives + wrong_positives
-        scores = scores_of(xp, m.right_positives, guessed, m.num_positive)
+        scores = scores_of(xp, m.right_positives, guessed, m.num_positive, self.beta)
         specificity = divide(xp, m.right_negatives, m.num_negative)
         total = m.num_positive + m.num_negative
         there = xp.where(m.num_positive > 0, 1.0, 0.0) + xp.where(m.num_negative > 0, 1.0, 0.0)
@@ -121,12 +124,12 @@ class BinaryMetrics(Additive):
             "precision": scores["precision"],
             "recall": scores["recall"],
             "specificity": specificity,
-            "f1": scores["f1"],
+            **{name: score for name, score in scores.items() if name.startswith("f")},
             "balanced_accuracy": divide(xp, scores["recall"] + specificity, there),
             "matthews_corrcoef": _correlation(
                 xp, m.right_positives, guessed, m.num_positive, total
             ),
-            **_areas(xp, m.positives[::-1], m.negatives[::-1]),
+            **areas(xp, m.positives[::-1], m.negatives[::-1]),
             "num_out_of_range": exact["out_of_range"],
             "num_nan": exact["num_nan"],
         }
@@ -179,7 +182,7 @@ class BinaryCurves(Growing):
         scores, targets, mask, _ = self._on_host()
         _, positives, negatives = self._steps()
         return {
-            **_areas(np, positives, negatives),
+            **areas(np, positives, negatives),
             "num_out_of_range": (mask & (targets == 2)).sum(),
             "num_nan": (mask & np.isnan(scores)).sum(),
         }
@@ -226,34 +229,6 @@ class BinaryCurves(Growing):
         return np.asarray(scores, np.float64), np.asarray(targets), np.asarray(mask), weights
 
 
-def check_pair(scores: ArrayLike, targets: ArrayLike, ndim: int, from_logits: bool = False) -> None:
-    shapes = np.shape(real("scores", scores)), np.shape(real("targets", targets))
-    expected = "[n]" if ndim == 1 else "[n, num_labels]"
-    if len(shapes[0]) != ndim or shapes[0] != shapes[1] or 0 in shapes[0][1:]:
-        raise ValueError(
-            f"expected scores and targets of shape {expected}; they are of shape "
-            f"{list(shapes[0])} and {list(shapes[1])}"
-            f"{pair_hint(scores, targets, from_logits) if ndim == 1 else ''}"
-        )
-
-
-def zeros_and_ones(targets: ArrayLike) -> tuple[Any, Any]:
-    """Where labels are 1, and where they are 0; invalid labels are in neither."""
-    labels = as_stored(targets)
-    return (labels, ~labels) if labels.dtype == bool else (labels == 1, labels == 0)
-
-
-def _place(scores: Array, from_logits: bool) -> Array:
-    """The position of a score for binning: sigmoid(logit / 4), in [0, 1] and monotonic.
-
-    With equal bins of the probability, nearly all scores of a rare class would share one bin.
-    """
-    if from_logits:
-        return jax.nn.sigmoid(scores / 4)
-    p = jnp.where(scores > 0, jnp.minimum(scores, 1), 0)  # a division by -0.0 would be -inf
-    return 1 / (1 + jnp.sqrt(jnp.sqrt((1 - p) / p)))
-
-
 def _correlation(
     xp: ModuleType, right: AnyArray, guessed: AnyArray, positive: AnyArray, total: AnyArray
 ) -> AnyArray:
@@ -262,14 +237,3 @@ def _correlation(
     spread = share[1] * (1 - share[1]) * share[2] * (1 - share[2])
     # Rounding may make `spread` negative.
     return divide(xp, share[0] - share[1] * share[2], xp.sqrt(xp.maximum(spread, 0.0)))
-
-
-def _areas(xp: ModuleType, positives: AnyArray, negatives: AnyArray) -> dict[str, Any]:
-    """Areas under the curves, from the positives and negatives at each score, highest first."""
-    above, below = xp.cumsum(positives, 0), xp.cumsum(negatives, 0)
-    pairs = (negatives * (above - positives / 2)).sum(0)  # a pair with equal scores counts half
-    precision = divide(xp, above, above + below)
-    return {
-        "roc_auc": divide(xp, pairs, positives.sum(0) * negatives.sum(0)),
-        "average_precision": divide(xp, (precision * positives).sum(0), positives.sum(0)),
-    }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from solstice._arguments import classes, real, whole
+from solstice._arguments import classes, positive_or_none, real, switch, whole
 from solstice._hints import predictions_hint
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice._types import AnyArray
@@ -42,6 +42,10 @@ class ClassificationMetrics(Additive):
     - "precision_macro", "recall_macro", "f1_macro": the mean over classes;
     - "precision_weighted", ...: the mean weighted by each class's number of labels;
     - "precision_class_0", "recall_class_0", "f1_class_0", ...: each class;
+    - "f2_macro", ... with `beta=2`, "f0.5_macro", ... with `beta=0.5`: scikit-learn's
+      `fbeta_score`, with the same averages, and of each class;
+    - "specificity_macro", ... with `specificity=True`: the fraction of the examples of other
+      classes that are predicted as another class, with the same averages, and of each class;
     - "num_out_of_range": number of labels outside [0, num_classes);
     - "num_nan": number of examples with a NaN prediction or score; they count as wrong.
 
@@ -64,12 +68,14 @@ class ClassificationMetrics(Additive):
             weight of 0 is as a false mask; a negative or NaN weight makes the values NaN.
         top_k: adds "top_<k>_accuracy", 1 to num_classes. Scores equal to the label's count as
             higher.
+        beta: adds "f<beta>", the F-score in which recall weighs `beta` times as much as precision.
+        specificity: adds "specificity".
 
     Raises:
         TypeError: an array does not hold real numbers.
         ValueError: shapes do not match; `top_k` is given without scores, or is not in
-            [1, num_classes]; or metrics of different `num_classes` or `top_k` are merged, or of
-            examples with weights and without.
+            [1, num_classes]; or metrics of different options are merged, or of examples with
+            weights and without.
     """
 
     can_raise = False
@@ -79,6 +85,8 @@ class ClassificationMetrics(Additive):
     loss: Totals
     num_classes: int = eqx.field(static=True)
     top_k: int | None = eqx.field(static=True)
+    beta: float | None = eqx.field(static=True)
+    specificity: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -90,10 +98,14 @@ class ClassificationMetrics(Additive):
         mask: ArrayLike | None = None,
         weights: ArrayLike | None = None,
         top_k: int | None = None,
+        beta: float | None = None,
+        specificity: bool = False,
     ) -> None:
         given = preds, targets
-        num_classes = whole("num_classes", num_classes)
-        top_k = None if top_k is None else whole("top_k", top_k, most=num_classes)
+        self.num_classes = num_classes = whole("num_classes", num_classes)
+        self.top_k = top_k = None if top_k is None else whole("top_k", top_k, most=num_classes)
+        self.beta = positive_or_none("beta", beta)
+        self.specificity = switch("specificity", specificity)
         preds = jnp.asarray(real("preds", preds))
         targets = jnp.asarray(classes("targets", targets))
         loss = jnp.asarray(real("loss", loss))
@@ -140,17 +152,20 @@ class ClassificationMetrics(Additive):
             inside = counts & ~nan & (targets < num_classes)
             is_top = inside & (_rank(scores, targets) < top_k)
             numbers["in_top_k"] = count(is_top, weights=shares)
+        if specificity:
+            wrong = jnp.where(preds == targets, num_classes, preds)
+            numbers["wrong"] = tally(wrong, num_classes, weights=shares)
         self.counts = sums_of(numbers)
         self.loss = Totals({"loss_sum": _sum_of_losses(loss, counts, shares)})
-        self.num_classes = num_classes
-        self.top_k = top_k
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["accuracy"]`: floats by name and two integer counts."""
         m, xp = for_compute(self)
         exact = exact_of(self.counts)
         predicted, labelled = m.predicted[: self.num_classes], m.labelled[: self.num_classes]
-        by_class = scores_of(xp, m.correct, predicted, labelled)
+        by_class = scores_of(xp, m.correct, predicted, labelled, self.beta)
+        if self.specificity:
+            by_class["specificity"] = _specificity(xp, m)
         top_k = {}
         if self.top_k is not None:
             top_k[f"top_{self.top_k}_accuracy"] = divide(xp, m.in_top_k, m.count)
@@ -166,6 +181,17 @@ class ClassificationMetrics(Additive):
             "num_out_of_range": exact["out_of_range"],
             "num_nan": exact["num_nan"],
         }
+
+
+def _specificity(xp: ModuleType, m: SimpleNamespace) -> AnyArray:
+    """The fraction of the labels of other classes, or out of range, not taken for each class."""
+    labelled, number = _with_out_of_range(xp, m, m.labelled), len(m.correct)
+    # Sums, since a difference of sums of weights is not exactly 0 without other classes.
+    none = xp.zeros_like(labelled[:1])
+    before = xp.concatenate([none, xp.cumsum(labelled, 0)])[:number]
+    after = xp.cumsum(labelled[::-1], 0)[::-1][1 : number + 1]
+    others = before + after
+    return divide(xp, xp.maximum(others - m.wrong, 0.0), others)
 
 
 def _agreement(xp: ModuleType, m: SimpleNamespace) -> dict[str, Any]:
@@ -187,11 +213,17 @@ def _agreement(xp: ModuleType, m: SimpleNamespace) -> dict[str, Any]:
 
 def _shares(xp: ModuleType, m: SimpleNamespace, counts: AnyArray) -> AnyArray:
     """The share of each class, and of values out of range."""
-    if len(counts) == len(m.correct):
-        counts = xp.concatenate([counts, (m.count - counts.sum(0))[None]])
+    counts = _with_out_of_range(xp, m, counts)
     # The sum of these weights, since another sum of all weights may differ in the last digit, so
     # that the share of a single class were not exactly 1.
     return divide(xp, counts, counts.sum(0))
+
+
+def _with_out_of_range(xp: ModuleType, m: SimpleNamespace, counts: AnyArray) -> AnyArray:
+    """The number of each class, and last of values out of range."""
+    if len(counts) > len(m.correct):
+        return counts
+    return xp.concatenate([counts, (m.count - counts.sum(0))[None]])
 
 
 def _sum_of_losses(loss: Array, counts: Array, weights: Array | None) -> Array:

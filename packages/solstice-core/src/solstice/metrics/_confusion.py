@@ -1,10 +1,11 @@
-"""Confusion matrix and calibration error."""
+"""Confusion matrix, weighted kappa and calibration error."""
 
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import ArrayLike
 
 from solstice._arguments import classes, real, whole
@@ -50,22 +51,9 @@ class ConfusionMatrix(Additive):
         mask: ArrayLike | None = None,
         weights: ArrayLike | None = None,
     ) -> None:
-        given = preds, targets
-        num_classes = whole("num_classes", num_classes)
-        preds = jnp.asarray(real("preds", preds))
-        targets = jnp.asarray(classes("targets", targets))
-        nan = has_nan(preds)
-        if preds.ndim == 2 and preds.shape[1] == num_classes:
-            preds, nan = highest(preds), jnp.any(nan, axis=-1)
-        if targets.ndim != 1 or preds.shape != targets.shape:
-            raise ValueError(
-                f"with num_classes={num_classes}, preds must be of shape [n] or "
-                f"[n, {num_classes}], and targets of shape [n]; they are {list(preds.shape)} and "
-                f"{list(targets.shape)}{predictions_hint(*given)}"
-            )
-        counts, shares = as_weights(mask, weights, targets.shape)
-        rows, columns = as_classes(targets, num_classes), as_classes(preds, num_classes)
-        inside = (rows < num_classes) & (columns < num_classes) & ~nan
+        self.num_classes = num_classes = whole("num_classes", num_classes)
+        rows, columns, inside = _pairs(preds, targets, num_classes)
+        counts, shares = as_weights(mask, weights, rows.shape)
         pairs = tally(rows * num_classes + columns, num_classes**2, counts & inside, shares)
         self.counts = sums_of(
             {
@@ -73,11 +61,79 @@ class ConfusionMatrix(Additive):
                 "num_out_of_range": count_examples(counts & ~inside, shares),
             }
         )
-        self.num_classes = num_classes
 
     def compute(self) -> dict[str, Any]:
         """`metrics.compute()["confusion_matrix"]`: the matrix and "num_out_of_range"."""
         return values_of(self.counts)
+
+
+class WeightedKappa(Additive):
+    """`WeightedKappa(preds, labels, num_classes=5)`: agreement of ordered classes, such as grades.
+
+    An error counts by how many classes it is off. `compute()` returns, as scikit-learn's
+    `cohen_kappa_score`, from -1 to 1 and 0 if undefined:
+
+    - "linear_kappa": an error of two classes counts twice as much as one of a single class;
+    - "quadratic_kappa": it counts four times as much;
+    - "num_out_of_range": number of examples with a label or a prediction out of range, or NaN,
+      which are excluded.
+
+    `ClassificationMetrics` has Cohen's kappa without weights. Memory is six integers per class.
+
+    Args:
+        preds: predicted classes, integers of shape [n]; or scores, shape [n, num_classes], in
+            which case the class with the highest score is the prediction.
+        targets: labels, integers of shape [n].
+        num_classes: number of classes, 1 or more.
+        mask: true for examples that count, boolean of shape [n]; all by default.
+        weights: the weight of each example, as in `ClassificationMetrics`.
+
+    Raises:
+        TypeError: an array does not hold real numbers.
+        ValueError: shapes do not match, or metrics of different `num_classes` are merged.
+    """
+
+    can_raise = False
+    is_vectorized = True
+    counts: Counts | WeightedCounts
+    """"apart": number of examples whose classes are 0, 1, ... apart, shape [num_classes]."""
+    num_classes: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        preds: ArrayLike,
+        targets: ArrayLike,
+        num_classes: int,
+        *,
+        mask: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
+    ) -> None:
+        self.num_classes = num_classes = whole("num_classes", num_classes)
+        rows, columns, inside = _pairs(preds, targets, num_classes)
+        counts, shares = as_weights(mask, weights, rows.shape)
+        bins = {"labelled": rows, "predicted": columns, "apart": jnp.abs(rows - columns)}
+        kept = counts & inside
+        self.counts = sums_of(
+            {
+                **{name: tally(each, num_classes, kept, shares) for name, each in bins.items()},
+                "num_out_of_range": count_examples(counts & ~inside, shares),
+            }
+        )
+
+    def compute(self) -> dict[str, Any]:
+        """`metrics.compute()["quadratic_kappa"]`: two floats and an integer count."""
+        m, xp = for_compute(self)
+        apart, labelled, predicted = (
+            divide(xp, x, x.sum(0)) for x in (m.apart, m.labelled, m.predicted)
+        )
+        off = np.arange(self.num_classes, dtype=apart.dtype)
+        found = dict[str, Any]()
+        for name, cost in (("linear_kappa", off), ("quadratic_kappa", off**2)):
+            every = cost[np.abs(off[:, None] - off).astype(int)]
+            by_chance = xp.einsum("ij,i...,j...->...", every, labelled, predicted)
+            error = divide(xp, xp.einsum("i,i...->...", cost, apart), by_chance)
+            found[name] = xp.where(by_chance != 0, 1 - error, 0.0)[()]
+        return {**found, "num_out_of_range": exact_of(self.counts)["num_out_of_range"]}
 
 
 class CalibrationError(Additive):
@@ -158,3 +214,20 @@ class CalibrationError(Additive):
             "num_out_of_range": exact["out_of_range"],
             "num_nan": exact["num_nan"],
         }
+
+
+def _pairs(preds: ArrayLike, targets: ArrayLike, num_classes: int) -> tuple[Array, Array, Array]:
+    """Labels, predictions, and where both are classes."""
+    guessed = jnp.asarray(real("preds", preds))
+    labels = jnp.asarray(classes("targets", targets))
+    nan = has_nan(guessed)
+    if guessed.ndim == 2 and guessed.shape[1] == num_classes:
+        guessed, nan = highest(guessed), jnp.any(nan, axis=-1)
+    if labels.ndim != 1 or guessed.shape != labels.shape:
+        raise ValueError(
+            f"with num_classes={num_classes}, preds must be of shape [n] or "
+            f"[n, {num_classes}], and targets of shape [n]; they are {list(guessed.shape)} and "
+            f"{list(labels.shape)}{predictions_hint(preds, targets)}"
+        )
+    rows, columns = as_classes(labels, num_classes), as_classes(guessed, num_classes)
+    return rows, columns, (rows < num_classes) & (columns < num_classes) & ~nan

@@ -3,12 +3,13 @@
 from types import ModuleType
 from typing import Any, Self
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from solstice._arguments import real
+from solstice._arguments import real, whole_or_none
 from solstice._replace import replace
 from solstice._sums import Counts, Totals, at_least_float32
 from solstice._types import AnyArray
@@ -27,6 +28,8 @@ class RegressionMetrics(Additive):
       `r2_score`; 1 if both are 0, and 0 if only the deviation is;
     - "explained_variance": the same, but a constant offset does not add to the error;
     - "pearson": the correlation; 0 if predictions or targets are constant;
+    - "adjusted_r2" with `num_features=p`: 1 - (1 - r2) (n - 1) / (n - p - 1), for n numbers, or
+      the sum of their weights; 0 unless n > p + 1;
     - "num_nan": number of pairs with a NaN. They are excluded from everything else;
     - "num_infinite": number of pairs with an infinite value. They count as in NumPy: an infinite
       prediction makes "mse", "rmse" and "mae" infinite, "r2" -infinity, and the others NaN.
@@ -43,10 +46,11 @@ class RegressionMetrics(Additive):
             default.
         weights: the weight of each entry, of the same shape or of shape [n]; else as in
             `ClassificationMetrics`.
+        num_features: number of input features of the model, 0 or more; it adds "adjusted_r2".
 
     Raises:
         TypeError: an array does not hold real numbers.
-        ValueError: shapes do not match.
+        ValueError: shapes do not match, or metrics of different `num_features` are merged.
     """
 
     can_raise = False
@@ -59,6 +63,7 @@ class RegressionMetrics(Additive):
     sums: Totals
     """"spread": sums of squared deviations from these means, shape [3]; "product": the sum of
     products of the deviations of predictions and targets; "absolute": of absolute differences."""
+    num_features: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -67,7 +72,9 @@ class RegressionMetrics(Additive):
         *,
         mask: ArrayLike | None = None,
         weights: ArrayLike | None = None,
+        num_features: int | None = None,
     ) -> None:
+        self.num_features = whole_or_none("num_features", num_features, 0)
         one = at_least_float32(real("preds", preds))
         other = at_least_float32(real("targets", targets))
         if one.shape != other.shape:
@@ -140,16 +147,25 @@ class RegressionMetrics(Additive):
         squared = m.spread[2] + m.count * (m.origin[2] + m.mean[2]) ** 2
         squared = xp.where(xp.isfinite(m.absolute), squared, m.absolute)
         mse = divide(xp, squared, m.count)
+        r2 = _score(xp, squared, m.spread[1], m.count)
         return {
             "mse": mse,
             "rmse": xp.sqrt(mse),
             "mae": divide(xp, m.absolute, m.count),
-            "r2": _score(xp, squared, m.spread[1], m.count),
+            "r2": r2,
+            **self._adjusted(xp, r2, m.count),
             "explained_variance": _score(xp, m.spread[2], m.spread[1], m.count),
             "pearson": divide(xp, m.product, xp.sqrt(m.spread[0]) * xp.sqrt(m.spread[1])),
             "num_nan": exact["num_nan"],
             "num_infinite": exact["num_infinite"],
         }
+
+    def _adjusted(self, xp: ModuleType, r2: AnyArray, number: AnyArray) -> dict[str, AnyArray]:
+        if self.num_features is None:
+            return {}
+        freedom = number - self.num_features - 1
+        ratio = divide(xp, number - 1, xp.where(freedom <= 0, 0.0, freedom))  # NaN stays
+        return {"adjusted_r2": xp.where(freedom <= 0, 0.0, 1 - (1 - r2) * ratio)[()]}
 
 
 def _divisor(number: Array, is_whole: bool) -> Array:
