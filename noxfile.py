@@ -379,8 +379,9 @@ def huggingface(session: nox.Session) -> None:
 
 @nox.session(venv_backend="virtualenv")
 def torch(session: nox.Session) -> None:
-    """Train from a torch DataLoader; compare metrics with torchmetrics (a large download)."""
-    install_all(session, *TEST, "torch==2.13.0", "torchmetrics", "torchdata")
+    """Train from a torch DataLoader; compare with torchmetrics and metrax (a large download)."""
+    more = ["torchmetrics", "torchdata", "google-metrax"]
+    install_all(session, *TEST, "torch==2.13.0", *more)
     session.run("pytest", "tests/torch", env=ENV)
 
 

@@ -24,7 +24,8 @@ SETS, ROWS = 100, 64
 NAN = float("nan")
 
 DIFFERENCES = {
-    "cohen_kappa", "matthews_corrcoef", "r2", "explained_variance", "pearson",
+    "cohen_kappa", "matthews_corrcoef", "r2", "explained_variance", "pearson", "adjusted_r2",
+    "linear_kappa", "quadratic_kappa",
     "expected_calibration_error", "maximum_calibration_error",
 }  # fmt: skip
 """Differences of numbers about 1: what is close to 0 is exact relative to 1."""
@@ -77,6 +78,22 @@ DISAGREEMENTS = {
         "torchmetrics begins a curve of given thresholds at the highest, not at (0, 0), so that "
         "what lies at the highest has no area; scikit-learn begins at (0, 0). As scikit-learn, of "
         "the scores rounded down to the bins."
+    ),
+    "the mean ROC-AUC where a class is absent": (
+        "torchmetrics counts 0 for the class, scikit-learn gives NaN for the mean. We leave it "
+        "out: its ROC-AUC is not defined, and 0 would be worse than chance."
+    ),
+    "the mean average precision where a class is absent": (
+        "torchmetrics leaves the class out, scikit-learn counts 0. As scikit-learn: a mean must "
+        "not rise because a class is missing from a set."
+    ),
+    "ranks of equal scores": (
+        "torchmetrics takes whichever item a sort brings first, scikit-learn's `ndcg_score` the "
+        "mean of all orders. We count the relevant items as the last of their equals, as in top-k."
+    ),
+    "the rank of a score below 0": (
+        "torchmetrics takes it for an item that was not found, in the reciprocal rank; "
+        "scikit-learn ranks scores of any range. As scikit-learn: logits are below 0."
     ),
     "R2 of targets that hardly vary": (
         "torchmetrics takes sums of squares below 1e-4 for 0; scikit-learn only those that are 0. "
@@ -145,7 +162,9 @@ class Classes:
 
     def ours(self, scores: Any, labels: Any, mask: Any) -> Any:
         classes = scores.shape[1]
-        return metrics.ClassificationMetrics(scores, labels, 0.0, classes, mask=mask, top_k=2)
+        return metrics.ClassificationMetrics(
+            scores, labels, 0.0, classes, mask=mask, top_k=2, beta=2.0, specificity=True
+        )
 
     def theirs(self, scores: Any, labels: Any) -> dict[str, Any]:
         given = tensor(scores), tensor(labels), scores.shape[1]
@@ -164,6 +183,8 @@ class Classes:
             "precision": tm.classification.multiclass_precision,
             "recall": tm.classification.multiclass_recall,
             "f1": tm.classification.multiclass_f1_score,
+            "f2": f2(tm.classification.multiclass_fbeta_score),
+            "specificity": tm.classification.multiclass_specificity,
         }.items():
             each = quietly(function, *given, average="none")
             found |= {f"{name}_class_{c}": each[c] for c in range(classes)}
@@ -172,6 +193,13 @@ class Classes:
                 quietly(function, *given, average="macro") if every else each.mean()
             )
         return found
+
+
+def f2(function: Callable[..., Any]) -> Callable[..., Any]:
+    def of(scores: Any, labels: Any, number: int, **options: Any) -> Any:
+        return function(scores, labels, 2.0, number, **options)
+
+    return of
 
 
 def balanced_accuracy(preds: Any, labels: Any, classes: int) -> Any:
@@ -271,7 +299,9 @@ class Multilabel:
         return scores.astype(np.float32), labels.astype(np.int32)
 
     def ours(self, scores: Any, labels: Any, mask: Any) -> Any:
-        return metrics.MultilabelMetrics(scores, labels, mask=mask)
+        return metrics.MultilabelMetrics(
+            scores, labels, mask=mask, beta=2.0, specificity=True, samples=True
+        )
 
     def theirs(self, scores: Any, labels: Any) -> dict[str, Any]:
         assert 0.5 not in scores
@@ -284,12 +314,118 @@ class Multilabel:
             "precision": tm.classification.multilabel_precision,
             "recall": tm.classification.multilabel_recall,
             "f1": tm.classification.multilabel_f1_score,
+            "f2": f2(tm.classification.multilabel_fbeta_score),
+            "specificity": tm.classification.multilabel_specificity,
         }.items():
             each = quietly(function, *given, average="none")
             found |= {f"{name}_label_{k}": each[k] for k in range(4)}
             for average in ("micro", "macro", "weighted"):
                 found[f"{name}_{average}"] = quietly(function, *given, average=average)
+        for name, of_rows in {
+            "precision": tm.classification.binary_precision,
+            "recall": tm.classification.binary_recall,
+            "f1": tm.classification.binary_f1_score,
+        }.items():
+            each = quietly(of_rows, *given[:2], multidim_average="samplewise")
+            found[f"{name}_samples"] = each.mean()
         return found
+
+
+class AreasOfLabels(Multilabel):
+    sets = 20  # torchmetrics takes long
+
+    def ours(self, scores: Any, labels: Any, mask: Any) -> Any:
+        return metrics.MultilabelAUC(scores, labels, mask=mask, num_bins=256)
+
+    def theirs(self, scores: Any, labels: Any) -> dict[str, Any]:
+        place = 1 / (1 + np.sqrt(np.sqrt((1 - scores) / scores)))  # as in BinaryMetrics, float32
+        return areas_of_bins(np.floor(place * np.float32(256)), labels, "label")
+
+
+def areas_of_bins(bins: Any, labels: Any, unit: str) -> dict[str, Any]:
+    given = tensor(bins / 256), tensor(labels), labels.shape[1]
+    held = labels.sum(0)
+    both = (held > 0) & (held < len(labels))
+    area = tm.classification.multilabel_auroc
+    precision = tm.classification.multilabel_average_precision
+    rows = quietly(area, *given, average="none")
+    each = np.nan_to_num(quietly(precision, *given, average="none"))
+    found = {
+        **{f"roc_auc_{unit}_{k}": rows[k] if both[k] else 0 for k in range(len(held))},
+        **{f"average_precision_{unit}_{k}": each[k] for k in range(len(held))},
+        "roc_auc_macro": rows[both].mean() if both.any() else 0,
+        "roc_auc_weighted": np.average(rows[both], weights=held[both]) if both.any() else 0,
+        "average_precision_macro": each.mean(),
+    }
+    if 0 < labels.sum() < labels.size:
+        found["roc_auc_micro"] = quietly(area, *given, average="micro")
+    if labels.any():
+        for average in ("micro", "weighted"):
+            found[f"average_precision_{average}"] = quietly(precision, *given, average=average)
+    return found
+
+
+class AreasOfClasses(Classes):
+    sets = 20
+
+    def ours(self, scores: Any, labels: Any, mask: Any) -> Any:
+        return metrics.MulticlassAUC(scores, labels, mask=mask, num_bins=256, from_logits=True)
+
+    def theirs(self, scores: Any, labels: Any) -> dict[str, Any]:
+        p = np.asarray(jax.nn.softmax(scores.astype(np.float64)))
+        hot = np.eye(scores.shape[1], dtype=np.int32)[labels]
+        place = 1 / (1 + ((1 - p) / p) ** 0.25)  # sigmoid(logit / 4)
+        return areas_of_bins(np.floor(place * 256), hot, "class")
+
+
+class Kappa(Classes):
+    def ours(self, scores: Any, labels: Any, mask: Any) -> Any:
+        return metrics.WeightedKappa(scores, labels, scores.shape[1], mask=mask)
+
+    def theirs(self, scores: Any, labels: Any) -> dict[str, Any]:
+        function = tm.classification.multiclass_cohen_kappa
+        given = tensor(scores), tensor(labels), scores.shape[1]
+        return {
+            f"{kind}_kappa": np.nan_to_num(quietly(function, *given, weights=kind))
+            for kind in ("linear", "quadratic")
+        }
+
+
+class Match:
+    def draw(self, rng: np.random.Generator) -> tuple[Any, ...]:
+        targets = rng.integers(0, 3, (ROWS, 4))
+        return np.where(rng.random((ROWS, 4)) < 0.2, 0, targets), targets
+
+    def ours(self, preds: Any, targets: Any, mask: Any) -> Any:
+        return metrics.ExactMatch(preds, targets, mask=mask)
+
+    def theirs(self, preds: Any, targets: Any) -> dict[str, Any]:
+        function = tm.classification.multiclass_exact_match
+        return {"exact_match": quietly(function, tensor(preds), tensor(targets), 3)}
+
+
+class Retrieval:
+    def draw(self, rng: np.random.Generator) -> tuple[Any, ...]:
+        relevance = rng.integers(0, 4, (ROWS, 7)) * (rng.random((ROWS, 7)) < 0.3)
+        scores = rng.permuted(np.tile(np.arange(1.0, 8), (ROWS, 1)), axis=1)
+        return scores.astype(np.float32), relevance.astype(np.int32)
+
+    def ours(self, scores: Any, relevance: Any, mask: Any) -> Any:
+        return metrics.RetrievalMetrics(scores, relevance, mask=mask, top_k=3)
+
+    def theirs(self, scores: Any, relevance: Any) -> dict[str, Any]:
+        rows, graded = tensor(scores), tensor(relevance)
+        binary = (graded > 0).long()
+
+        def mean(function: Any, targets: Any, **options: Any) -> float:
+            pairs = zip(rows, targets, strict=True)
+            return float(np.mean([quietly(function, *pair, **options) for pair in pairs]))
+
+        return {
+            "recall_at_3": mean(tm.retrieval_recall, binary, top_k=3),
+            "mrr": mean(tm.retrieval_reciprocal_rank, binary),
+            "ndcg_at_3": mean(tm.retrieval_normalized_dcg, graded, top_k=3),
+        }
 
 
 class Regression:
@@ -299,7 +435,7 @@ class Regression:
         return preds.astype(np.float32), targets.astype(np.float32)
 
     def ours(self, preds: Any, targets: Any, mask: Any) -> Any:
-        return metrics.RegressionMetrics(preds, targets, mask=mask)
+        return metrics.RegressionMetrics(preds, targets, mask=mask, num_features=2)
 
     def theirs(self, preds: Any, targets: Any) -> dict[str, Any]:
         given = tensor(preds), tensor(targets)
@@ -308,6 +444,7 @@ class Regression:
             "rmse": quietly(tm.mean_squared_error, *given, squared=False),
             "mae": quietly(tm.mean_absolute_error, *given),
             "r2": quietly(tm.r2_score, *given),
+            **({"adjusted_r2": quietly(tm.r2_score, *given, adjusted=2)} if len(preds) > 3 else {}),
             "explained_variance": quietly(tm.explained_variance, *given),
             "pearson": quietly(tm.pearson_corrcoef, *given),
         }
@@ -349,12 +486,13 @@ class Sum(Mean):
 
 FAMILIES = [
     Classes, Confusion, Calibration, Binary, Curves, Multilabel, Regression, Language, Mean, Sum,
+    AreasOfLabels, AreasOfClasses, Kappa, Match, Retrieval,
 ]  # fmt: skip
 
 
 def random_sets(family: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Sets of examples, each with a mask of which 2 or more are true."""
-    for seed in range(SETS):
+    for seed in range(getattr(family, "sets", SETS)):
         rng = np.random.default_rng(seed)
         yield family.draw(rng), rng.permutation(ROWS) < rng.integers(2, ROWS + 1)
 
@@ -534,6 +672,49 @@ def binned_auc():
     function, given = tm.classification.binary_auroc, (tensor(scores), tensor(labels))
     assert quietly(function, *given) == 0.75  # without thresholds they agree
     assert quietly(function, *given, thresholds=torch.arange(513) / 512) == 0.5
+
+
+@proves("the mean ROC-AUC where a class is absent")
+def area_of_absent_class():
+    scores = np.float32([[0.9, 0.1, 0], [0.6, 0.4, 0], [0.7, 0.3, 0]])
+    labels = np.int32([0, 1, 0])  # and never 2
+    assert metrics.MulticlassAUC(scores, labels).compute()["roc_auc_macro"] == 1
+    hot = np.eye(3)[labels]
+    assert np.isnan(quietly(sk.roc_auc_score, hot, scores, average="macro"))
+    function, given = tm.classification.multiclass_auroc, (tensor(scores), tensor(labels), 3)
+    assert quietly(function, *given, average="macro") == pytest.approx(2 / 3)
+
+
+@proves("the mean average precision where a class is absent")
+def precision_of_absent_class():
+    scores = np.float32([[0.9, 0.1, 0], [0.6, 0.4, 0], [0.7, 0.3, 0]])
+    labels = np.int32([0, 1, 0])  # and never 2
+    found = metrics.MulticlassAUC(scores, labels).compute()["average_precision_macro"]
+    by_sklearn = quietly(sk.average_precision_score, np.eye(3)[labels], scores, average="macro")
+    assert found == by_sklearn == pytest.approx(2 / 3)
+    function = tm.classification.multiclass_average_precision
+    assert quietly(function, tensor(scores), tensor(labels), 3, average="macro") == 1
+
+
+@proves("ranks of equal scores")
+def equal_scores():
+    scores, relevance = np.ones((1, 2), np.float32), np.int32([[1, 0]])
+    found = metrics.RetrievalMetrics(scores, relevance, top_k=1).compute()
+    assert (found["recall_at_1"], found["mrr"], found["ndcg_at_1"]) == (0, 0.5, 0)
+    assert sk.ndcg_score(relevance, scores, k=1) == 0.5
+    orders = [
+        quietly(tm.retrieval_reciprocal_rank, tensor(scores[0]), tensor(row))
+        for row in (relevance[0], relevance[0, ::-1].copy())
+    ]
+    assert sorted(map(float, orders)) == [0.5, 1]
+
+
+@proves("the rank of a score below 0")
+def below_zero():
+    scores, relevance = np.float32([[-2, -1, -3]]), np.int32([[1, 0, 0]])
+    assert metrics.RetrievalMetrics(scores, relevance).compute()["mrr"] == 0.5
+    assert sk.label_ranking_average_precision_score(relevance, scores) == 0.5
+    assert quietly(tm.retrieval_reciprocal_rank, tensor(scores[0]), tensor(relevance[0])) == 0
 
 
 def of_numbers(preds: Any, targets: Any) -> dict[str, Any]:
