@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics as sk
 
 from solstice import metrics
@@ -28,7 +29,8 @@ DTYPES = ["bool", "uint8", "float16", "bfloat16"]
 
 DIFFERENCES = {
     "cohen_kappa", "matthews_corrcoef", "r2", "explained_variance", "pearson",
-    "expected_calibration_error", "maximum_calibration_error",
+    "expected_calibration_error", "maximum_calibration_error", "linear_kappa", "quadratic_kappa",
+    "spearman",
 }  # fmt: skip
 """Differences of numbers about 1: what is close to 0 is exact relative to 1."""
 
@@ -221,6 +223,40 @@ def score_cases() -> Iterator[tuple[str, Case]]:
         yield f"the best {top_k}", Case((cast(rows), np.int32([2]), cast([1])), options)
 
 
+def kappas(preds: Any, labels: Any, losses: Any, num_classes: int) -> dict[str, Any]:
+    """scikit-learn's, with 0 for NaN."""
+    del losses
+    guessed = classes_of(preds, num_classes)
+    kept = (guessed < num_classes) & (labels >= 0) & (labels < num_classes)
+    pair, expected = (labels[kept], guessed[kept]), {"num_out_of_range": np.sum(~kept)}
+    for kind in ("linear", "quadratic"):
+        options = {"labels": range(num_classes), "weights": kind}
+        found = sk.cohen_kappa_score(*pair, **options) if num_classes > 1 and kept.any() else 0
+        expected[f"{kind}_kappa"] = np.nan_to_num(found)
+    return expected
+
+
+def areas_of_classes(probabilities: Any, labels: Any) -> dict[str, Any]:
+    """scikit-learn's of each class, and their means where they are defined."""
+    nan, size = np.isnan(probabilities).any(1), probabilities.shape[1]
+    inside = (labels >= 0) & (labels < size)
+    kept = inside & ~nan
+    steps = np.clip(np.floor(place(flushed(probabilities[kept])) * 512), 0, 511)
+    hot = np.arange(size) == labels[kept][:, None]
+    each = [areas(*column) for column in zip(steps.T, hot.T, strict=True)]
+    held, expected = hot.sum(0), {"num_out_of_range": np.sum(~inside), "num_nan": np.sum(nan)}
+    defined = {"roc_auc": (held > 0) & (held < len(hot)), "average_precision": held >= 0}
+    micro = areas(steps.ravel(), hot.ravel()) if kept.any() else dict.fromkeys(defined, 0)
+    for name, there in defined.items():
+        values = np.asarray([area[name] for area in each])
+        expected |= {f"{name}_class_{c}": value for c, value in enumerate(values)}
+        expected[f"{name}_micro"] = micro[name]
+        for average, weights in (("macro", there), ("weighted", there * held)):
+            mean = values @ weights / weights.sum() if weights.any() else 0
+            expected[f"{name}_{average}"] = mean
+    return expected
+
+
 def calibration(probabilities: Any, labels: Any, num_bins: int = 15) -> dict[str, Any]:
     kept = ~np.isnan(probabilities).any(1)
     outside = np.sum((labels < 0) | (labels >= probabilities.shape[1]))
@@ -268,6 +304,13 @@ def calibration_cases() -> Iterator[tuple[str, Case]]:
     yield "NaN", Case((cast([[NAN, 1], [0.25, 0.75], [NAN, NAN]]), np.int32([1, 1, 0])))
     yield "all NaN", Case((cast([[NAN, 1], [NAN, NAN]]), np.int32([1, 1])))
     yield "denormal", Case((cast([[0, 1e-40], [1e-40, 0]]), np.int32([1, 0])))
+
+
+def area_cases() -> Iterator[tuple[str, Case]]:
+    yield from ((name, case) for name, case in calibration_cases() if "edges" not in name)
+    for name, (scores, labels) in score_patterns(6).items():
+        rows = np.stack([scores, 1 - np.asarray(scores)], 1)
+        yield f"two classes, {name}", Case((cast(rows), np.int32(1 - labels)))
 
 
 # Two classes, and several labels
@@ -418,7 +461,49 @@ def multilabel_cases() -> Iterator[tuple[str, Case]]:
         yield f"one never holds, {n}", Case((cast(row), np.int32(row * [1, 0, 1])))
 
 
+def retrieval(scores: Any, relevance: Any, top_k: int = 10) -> dict[str, Any]:
+    """scikit-learn's of each query, whose relevant items are the last of their equals."""
+    nan = np.isnan(scores)
+    scores, relevant = np.where(nan, -INF, flushed(scores)), relevance > 0
+    # A rank for each item, the highest for the first: by the score, then by the relevance.
+    order = np.lexsort((-relevance, scores), axis=1)
+    ranked = np.empty_like(scores)
+    np.put_along_axis(ranked, order, np.arange(scores.shape[1])[None].astype(float), axis=1)
+    place = scores.shape[1] - ranked
+    found = np.where(relevant, place, INF)
+    number = relevant.sum(1)
+    recalls = (found <= top_k).sum(1) / np.maximum(number, 1)
+    several = scores.shape[1] > 1  # scikit-learn refuses a single item
+    gain = sk.ndcg_score(relevance, ranked, k=top_k) if several else np.mean(number > 0)
+    return {
+        f"recall_at_{top_k}": recalls.mean(),
+        "mrr": np.mean(1 / found.min(1)),
+        f"ndcg_at_{top_k}": gain,
+        "num_without_relevant": np.sum(number == 0),
+        "num_out_of_range": 0,
+        "num_nan": nan.sum(),
+    }
+
+
+def retrieval_cases() -> Iterator[tuple[str, Case]]:
+    for name, (arrays, options) in multilabel_cases():
+        if "threshold" not in options and "label, of" not in name:
+            yield name, Case(arrays, {"top_k": 2})
+    for name, scores in UNUSUAL.items():
+        rows = np.stack([scores, scores[::-1]])
+        yield f"four items, {name}", Case((cast(rows), np.int32([[0, 2, 0, 1], [1, 1, 0, 3]])))
+
+
 # Numbers
+
+
+def ranks(preds: Any, targets: Any) -> dict[str, Any]:
+    """SciPy's, with 0 for constants."""
+    kept = ~(np.isnan(preds) | np.isnan(targets))
+    pair = preds[kept], targets[kept]
+    varies = all(len(np.unique(x)) > 1 for x in pair)
+    found = scipy.stats.spearmanr(*pair)[0] if varies else 0
+    return {"spearman": found, "num_nan": np.sum(~kept)}
 
 
 def regression(preds: Any, targets: Any) -> dict[str, Any]:
@@ -620,6 +705,11 @@ def build_classes(preds: Any, labels: Any, losses: Any, **options: Any) -> Any:
     return metrics.ClassificationMetrics(preds, labels, losses, **options)
 
 
+def build_kappa(preds: Any, labels: Any, losses: Any, **options: Any) -> Any:
+    del losses
+    return metrics.WeightedKappa(preds, labels, **options)
+
+
 def build_confusion(preds: Any, labels: Any, losses: Any, **options: Any) -> Any:
     del losses
     return metrics.ConfusionMatrix(preds, labels, **options)
@@ -630,6 +720,10 @@ FAMILIES = {
         build_classes, classification, named(itertools.chain(class_cases(), score_cases()))
     ),
     "ConfusionMatrix": Family(build_confusion, confusion, named(class_cases())),
+    "WeightedKappa": Family(build_kappa, kappas, named(class_cases())),
+    "MulticlassAUC": Family(metrics.MulticlassAUC, areas_of_classes, named(area_cases())),
+    "RetrievalMetrics": Family(metrics.RetrievalMetrics, retrieval, named(retrieval_cases())),
+    "RankCorrelation": Family(metrics.RankCorrelation, ranks, named(regression_cases())),
     "CalibrationError": Family(metrics.CalibrationError, calibration, named(calibration_cases())),
     "BinaryMetrics": Family(
         metrics.BinaryMetrics,

@@ -22,7 +22,14 @@ from solstice.metrics._bases import (
     has_nan,
     highest,
 )
-from solstice.metrics._counting import as_weights, count, count_examples, tally, weighing
+from solstice.metrics._counting import (
+    as_weights,
+    count,
+    count_examples,
+    tally,
+    tally_columns,
+    weighing,
+)
 from solstice.metrics._targets import check_pair, zeros_and_ones
 from solstice.metrics._weights import WeightedCounts, exact_of, sums_of
 
@@ -98,7 +105,7 @@ class MulticlassAUC(Additive):
         each = None if shares is None else jnp.broadcast_to(shares[:, None], given.shape)
         self.counts = sums_of(
             {
-                **in_columns(place, positive, curves, num_bins, each),
+                **in_bins(place, positive, curves, num_bins, each),
                 "out_of_range": count_examples(counts & ~inside, shares),
                 "num_nan": count_examples(counts & nan, shares),
             }
@@ -156,7 +163,7 @@ class MultilabelAUC(Additive):
         there = weighing(given, shares)
         self.counts = sums_of(
             {
-                **in_columns(place, jnp.asarray(positive), given & inside & ~nan, num_bins, shares),
+                **in_bins(place, jnp.asarray(positive), given & inside & ~nan, num_bins, shares),
                 "out_of_range": count(there & ~inside),
                 "num_nan": count(there & nan),
             }
@@ -184,23 +191,15 @@ def place_of_probabilities(p: Array) -> Array:
 def in_bins(
     place: Array, positive: Array, counts: Array, num_bins: int, weights: Array | None
 ) -> dict[str, Array]:
-    """The positives and negatives in each bin, of those that count, shape [num_bins]."""
+    """The positives and negatives in each bin, of those that count, of all or of each column.
+
+    The shape is [num_bins] for positions of shape [n], and [num_bins, columns] for [n, columns].
+    """
     place = jnp.where(counts, place, 0).astype(jnp.float32)
     bins = jnp.clip(jnp.floor(place * num_bins), 0, num_bins - 1).astype(jnp.int32)
-    both = tally(jnp.where(positive, bins, bins + num_bins), 2 * num_bins, counts, weights)
+    of_all = tally if place.ndim == 1 else tally_columns
+    both = of_all(jnp.where(positive, bins, bins + num_bins), 2 * num_bins, counts, weights)
     return {"positives": both[:num_bins], "negatives": both[num_bins:]}
-
-
-def in_columns(
-    place: Array, positive: Array, counts: Array, num_bins: int, weights: Array | None
-) -> dict[str, Array]:
-    """`in_bins` of each column, shape [num_bins, columns]."""
-
-    def of_column(arrays: tuple[Array, Array, Array], shares: Array | None) -> dict[str, Array]:
-        return in_bins(*arrays, num_bins, shares)
-
-    columns = jax.vmap(of_column, in_axes=1, out_axes=1)
-    return columns((place, positive, counts), weights)
 
 
 def areas(xp: ModuleType, positives: AnyArray, negatives: AnyArray) -> dict[str, Any]:

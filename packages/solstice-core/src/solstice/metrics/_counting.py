@@ -153,6 +153,21 @@ def tally(
     return jnp.zeros(length, each.dtype).at[bins].add(each, mode="drop")
 
 
+def tally_columns(bins: Array, length: int, values: Array, weights: Array | None) -> Array:
+    """`tally` of each column of `bins`, for values of the same shape; shape [length, columns]."""
+    if _is_explicit(bins):  # `jax.vmap` of JAX 0.6 takes the axis of the mesh for that of columns
+        kind = jnp.uint32 if weights is None else weights.dtype
+        each = values.astype(kind) if weights is None else weights * values.astype(kind)
+        every = jnp.arange(length, dtype=bins.dtype)[None, :, None]
+        hits = jnp.where(bins[:, None] == every, each[:, None], jnp.zeros((), kind))
+        return jnp.sum(hits, axis=0, dtype=kind)
+
+    def of_column(bins: Array, values: Array, weights: Array | None) -> Array:
+        return tally(bins, length, values, weights)
+
+    return jax.vmap(of_column, in_axes=1, out_axes=1)(bins, values, weights)
+
+
 def _weighted_tally(bins: Array, length: int, weights: Array) -> Array:
     """The sum of weights in each bin. A scatter of floats would differ from run to run on a GPU."""
     if length <= _MANY or _is_explicit(weights):
