@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -58,7 +59,9 @@ class ExactMatch(Additive):
             )
         entries = as_mask(mask, one.shape, by_row=True)
         counts, shares = as_weights(_over(entries, jnp.any), weights, one.shape[:1])
-        right = counts & _over((one == other) | ~entries, jnp.all)
+        with jax.numpy_dtype_promotion("standard"):  # floats may be compared with integers
+            same = one == other
+        right = counts & _over(same | ~entries, jnp.all)
         self.counts = sums_of(
             {
                 "right": count(right, weights=shares),
