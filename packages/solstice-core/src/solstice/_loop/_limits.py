@@ -12,10 +12,12 @@ class Limits:
     Attributes:
         num_epochs: passes over the data set; None for no limit.
         max_steps: the steps after which it ends; None for no limit.
+        began: the steps before it, in a resumed run.
     """
 
     num_epochs: int | None = None
     max_steps: int | None = None
+    began: int = 0
 
     def reached(self, at: Record, stop: object = None) -> bool:
         """Whether the run ends at this moment; a started epoch is closed first."""

@@ -1,7 +1,7 @@
 """A training run, from its data sets and its Experiment, or from a checkpoint."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,7 +192,7 @@ class Training:
             hooks,
             at,
             stages,
-            limits=self.limits,
+            limits=replace(self.limits, began=at.step),
             guard=guard,
             validation=self.validation,
             epoch=self.saved and self.saved.state_of(at),

@@ -134,7 +134,9 @@ class Run:
 
     def _calls(self, feeder: Feeder | ResidentFeeder) -> Iterator[Call]:
         state, most = self.state, self.stage.stepper.sizes.steps_per_block
-        cadence = cadence_of(self.hooks.listeners, most, every_of(self._validation), state.began)
+        cadence = cadence_of(
+            self.hooks.listeners, most, every_of(self._validation), self._limits.began
+        )
         block = None if self.hooks.stop else self._take(feeder, cadence, state.count)
         while (call := self._call(block, feeder)) is not None:
             self._save_at(state.interrupted)

@@ -67,7 +67,6 @@ class RunState:
         self._computation = computation
         self._validation = validation
         self._experiment = experiment
-        self.began = self.count
 
     def follow(self, stage: Stage) -> None:
         """Continues with the stage of another Experiment."""
