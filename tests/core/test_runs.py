@@ -116,7 +116,7 @@ def test_a_namespace_and_a_dataclass_are_the_dict_of_their_fields(table):
 def test_what_json_does_not_have_becomes_text_and_numbers():
     found = given_to({
         "inner": Inner(1e-3, None),
-        "items": (1, (2.5, "x")),
+        "items": (1, (2.5, "x"), range(2), np.str_("y")),
         "path": Path("a") / "b",
         "kind": Kind.SMALL,
         "dtypes": [jnp.bfloat16, np.float32, np.dtype("int8")],
@@ -127,7 +127,7 @@ def test_what_json_does_not_have_becomes_text_and_numbers():
     })  # fmt: skip
     assert found == {
         "inner": {"rate": 1e-3, "steps": None},
-        "items": [1, [2.5, "x"]],
+        "items": [1, [2.5, "x"], [0, 1], "y"],
         "path": str(Path("a/b")),
         "kind": "SMALL",
         "dtypes": ["bfloat16", "float32", "int8"],
@@ -191,12 +191,16 @@ def test_a_resumed_run_keeps_them_or_says_what_changed(tmp_path, caplog):
 
 
 def test_a_run_that_fails_early_leaves_those_of_the_run_before():
-    trainer = solstice.Trainer(hyperparameters={"rate": 0.5})
-    trainer.fit(ADDS, DATA)
-    rows = list(trainer.history.rows)
-    with pytest.raises(solstice.DataError):
-        trainer.fit(ADDS, [])
-    assert (list(trainer.history.rows), trainer.history.hyperparameters) == (rows, {"rate": 0.5})
+    class Fails(solstice.Callback):
+        def on_fit_start(self, record):
+            raise KeyError("as asked")
+
+    history = solstice.History()
+    fit(history, hyperparameters={"rate": 0.5})
+    rows = list(history.rows)
+    with pytest.raises(KeyError):
+        fit(history, Fails(), hyperparameters={"rate": 1})
+    assert (list(history.rows), history.hyperparameters) == (rows, {"rate": 0.5})
 
 
 # --- run.json ---
@@ -322,7 +326,8 @@ def test_each_folder_of_a_run_has_it(tmp_path):
     assert one == other
     assert not (tmp_path / "logs/run-1.json").exists()
 
-    fit(*callbacks, num_epochs=4, resume="last")
+    (tmp_path / "link").symlink_to(tmp_path / "a")  # another path of the same folder
+    fit(*callbacks, num_epochs=4, resume=tmp_path / "link/step-9")
     again = runs.read(tmp_path / "a")
     assert again == runs.read(tmp_path / "logs")
     assert (again.id, again.started_at, again.step) == (one.id, one.started_at, 12)
@@ -352,6 +357,7 @@ def test_two_runs_in_one_folder_are_said_once(tmp_path):
 
         def on_epoch_end(self, record):
             if record.mode == "train" and record.epoch == 0:
+                wait_for(tmp_path)
                 fit(CSV(tmp_path / "other.csv"), hyperparameters={"who": "other"})
 
     with pytest.warns(UserWarning, match="another run writes .*run.json") as caught:
@@ -396,11 +402,11 @@ def test_a_callback_of_a_third_party_names_its_folder(tmp_path, monkeypatch):
             (tmp_path / "elsewhere").mkdir()
 
         def on_epoch_end(self, record):
-            os.chdir("elsewhere")
-            os.chdir("..")
+            os.chdir(tmp_path / "elsewhere")
 
     fit(Saves())
-    assert runs.read("mine").ended == "finished"
+    assert runs.read(tmp_path / "mine").ended == "finished"
+    assert not (tmp_path / "elsewhere/mine").exists()
 
 
 @pytest.fixture(scope="module")

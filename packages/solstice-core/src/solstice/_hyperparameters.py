@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import enum
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, cast
 
@@ -103,9 +103,10 @@ def _plain(value: Any, where: str) -> Any:
         return value
     if (table := _table(value)) is not None:
         return _plain_table(table, where)
-    if isinstance(value, list | tuple):
-        items = cast("list[Any] | tuple[Any, ...]", value)
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(items)]
+    if isinstance(value, str):
+        return value.name if isinstance(value, enum.Enum) else str(value)
+    if _is_list(value):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if _tree.is_array(value) or isinstance(value, np.generic):
         return _plain_array(value, where)
     text = _text(value)
@@ -115,6 +116,11 @@ def _plain(value: Any, where: str) -> Any:
             f"dicts: give its name, or its settings as a dict"
         )
     return text
+
+
+def _is_list(value: object) -> bool:
+    """Whether it is a sequence of values, such as the lists of OmegaConf."""
+    return isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview)
 
 
 def _plain_array(value: Any, where: str) -> Any:
@@ -130,7 +136,7 @@ def _plain_array(value: Any, where: str) -> Any:
 
 def _text(value: Any) -> str | None:
     """The text of a setting; None for other objects, whose text may have an address."""
-    if isinstance(value, str | PurePath):
+    if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, enum.Enum):
         return value.name

@@ -1,5 +1,6 @@
 """Files: `run.json` in each folder of a run, as the same run."""
 
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,8 @@ class Files:
 
     def __init__(self, folders: list[Path], saved: Path | None) -> None:
         self._folders = folders
-        home = None if saved is None else checkpoint.absolute(saved).parent
-        self._home = home if home in folders else None
+        home = None if saved is None else _real(checkpoint.absolute(saved).parent)
+        self._home = next((folder for folder in folders if _real(folder) == home), None)
         self._fixed: dict[str, Any] | None = None
         self._taken: set[Path] = set()
 
@@ -75,6 +76,11 @@ class Files:
                 f"another run writes {folder / FILE} too. Give each run a folder of its own, such "
                 f"as {str(folder / 'a')!r}"
             )
+
+
+def _real(folder: Path) -> Path:
+    """One path for a folder that may be given by several."""
+    return folder if checkpoint.is_url(folder) else Path(os.path.realpath(folder))
 
 
 def _open(folder: Path, own: str) -> None:

@@ -5,6 +5,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from solstice import checkpoint
@@ -64,8 +65,8 @@ def folders_in(folder: Path, depth: int = 4) -> list[Path]:
         return [folder, *(folder / name for name in checkpoint.names_in(folder))]
     found = [folder]
     if depth > 0:
-        for path in sorted(folder.iterdir()):
-            if _may_have_runs(path):
+        with suppress(OSError):  # a folder of another user
+            for path in sorted(filter(_may_have_runs, folder.iterdir())):
                 found += folders_in(path, depth - 1)
     return found
 
@@ -74,4 +75,4 @@ def _may_have_runs(path: Path) -> bool:
     """Whether it is a folder of the user, not a part of a run, and not a link, which may cycle."""
     name = path.name
     is_part = name.startswith(".") or name.removeprefix("step-").isdigit() or name == "trace"
-    return not is_part and not path.is_symlink() and path.is_dir() and os.access(path, os.R_OK)
+    return not is_part and not path.is_symlink() and path.is_dir()
