@@ -224,6 +224,42 @@ def test_a_mesh_of_one_device_is_no_mesh_bit_for_bit():
     assert found[0].params["one"]["kernel"].devices() == {last}
 
 
+class Sums(solstice.Experiment):
+    """Integers, which every number of devices adds up to the same bits."""
+
+    weight: Any
+    key: Any
+
+    def train_step(self, batch: Any) -> Any:
+        (x,) = batch
+        new = solstice.replace(
+            self, weight=3 * self.weight + x.sum(0)[None], key=jax.random.split(self.key)[0]
+        )
+        return new, {"sum": x.sum() % 1000.0}
+
+    def eval_step(self, batch: Any) -> Any:
+        return self, {}
+
+
+def test_the_trace_is_that_of_one_device(tmp_path: Path):
+    numbers = np.random.default_rng(0).integers(0, 99, (80, 16), np.int32)
+    data = solstice.data.batches((numbers,), 32, shuffle=True)  # the last batch is divided too
+    rules = {"weight": P(None, "data"), "*": P()}
+    kinds: dict[str, Any] = {
+        "one": {},
+        "whole": {"mesh": 8},
+        "split": {"mesh": 8, "sharding": rules},
+    }
+    for name, options in kinds.items():
+        start = Sums(jnp.ones((24, 16), jnp.int32), jax.random.key(0))
+        trainer = solstice.Trainer([solstice.callbacks.Trace(tmp_path / name, every=2)], **options)
+        trainer.fit(start, data, num_epochs=2)
+    for name, words in (("whole", "replicated"), ("split", "split")):
+        found = solstice.diff(tmp_path / "one", tmp_path / name)
+        assert (found.is_equal, found.through) == (True, 6)
+        assert any(f"8 devices ({words})" in line for line in found.before or [])
+
+
 KINDS_OF_DATA: dict[str, Any] = {
     "smaller than the devices": lambda: [*data()[:3], (X[:5], Y[:5])],
     "one at a time": lambda: [(X[:1], Y[:1]), (X[1:2], Y[1:2])],

@@ -223,7 +223,8 @@ class Record:
         """A 32-bit number for the bits of each array of the batch, the outputs and the state.
 
         In training, if "digests" is in `needs`: of the steps of the newest call up to this moment;
-        before the first step of an epoch, of the state.
+        before the first step of an epoch, of the state. In several processes, read it in all or in
+        none.
         """
         return self._get("digests")
 

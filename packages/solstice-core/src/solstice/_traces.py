@@ -149,6 +149,14 @@ class Trace:
         first, epoch = max(begun)
         return epoch, step - first - 1
 
+    def state_at(self, step: int) -> dict[str, int] | None:
+        """The digests of the state after a step by name, as `Digests.at`; None if it has none."""
+        for segment in reversed(self.segments):
+            for at in np.flatnonzero(segment.state_steps == step):
+                row = map(int, segment.state_rows[at])
+                return dict(zip(segment.head.state_names, row, strict=True))
+        return None
+
     def cut(self, step: int) -> None:
         """Removes what was written after a step."""
         for segment in self.segments:

@@ -21,7 +21,7 @@ from solstice._digests import Digests
 from solstice._engine._block import Block
 from solstice._engine._hash import hashed
 from solstice._engine._interrupts import interrupts_held
-from solstice._engine._outputs import Hashes, StackedOutputs, StateArrays, names_of
+from solstice._engine._outputs import Hashes, StackedOutputs, StateArrays, is_due, names_of
 from solstice._engine._ownership import Ownership
 from solstice._engine._pack import types_of, unpack
 from solstice._engine._placement import SINGLE_DEVICE, Placement
@@ -317,14 +317,17 @@ class CompiledStepper:
     def _state(self) -> StateArrays:
         return StateArrays.of(self._steps.program.array_names(), self.traced.plan.types)
 
-    def _hashes(self, block: Block, calls: list[Any]) -> Hashes | None:
+    def _hashes(self, block: Block, calls: list[Any], count: int) -> Hashes | None:
         every = self._steps.hashes_every
         if every is None:
             return None
         placed = block.placed
         batch = _tree.structure(placed.arrays if isinstance(placed, Rows) else placed)
         names = names_of(batch, _tree.structure(self.traced.plan.outputs), calls[0][1].shape[1])
-        return Hashes(calls, self._done, every, names, self._state)
+        last = None
+        if is_due(self._done + count, every):
+            last = hashed(self._carry.arrays, self._steps.placement)
+        return Hashes(calls, last, self._done, count, every, names, self._state)
 
     def _run(self, block: Block, count: int) -> StackedOutputs:
         if self._steps.donates:
@@ -343,4 +346,4 @@ class CompiledStepper:
                 kept.append(outputs)
                 hashed_steps.append(hashes)
                 self._carry = merge_grown(self._steps, before, self._carry, grown, steps)
-        return StackedOutputs(kept, count, self._hashes(block, hashed_steps))
+        return StackedOutputs(kept, count, self._hashes(block, hashed_steps, count))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import equinox as eqx
+import numpy as np
 from jax import ShapeDtypeStruct
 from jax.typing import ArrayLike
 
@@ -18,7 +19,7 @@ from solstice._engine._block import Block
 from solstice._engine._block_size import Arrangement
 from solstice._engine._digest import StepDigest, digest_of_code
 from solstice._engine._hash import arrays_to_hash, hashed
-from solstice._engine._outputs import Hashes, StateArrays
+from solstice._engine._outputs import Hashes, StateArrays, is_due
 from solstice._engine._ownership import Ownership
 from solstice._engine._program import check_pair
 from solstice._engine._trace import undecorated
@@ -156,9 +157,10 @@ class EagerStepper:
         names, others = arrays_to_hash({"batch": batch, "outputs": outputs})
         paths, arrays = arrays_to_hash(self._experiment)
         state = StateArrays.of(paths, arrays)
-        is_due = self._hashes_every > 0 and (done + 1) % self._hashes_every == 0
-        found, others = (hashed(part)[None] for part in (arrays if is_due else [], others))
-        return Hashes([(found, others)], done, self._hashes_every, names, state)
+        last = hashed(arrays) if is_due(done + 1, self._hashes_every) else None
+        before = np.zeros((1, len(arrays)), np.uint32)
+        calls = [(before, hashed(others)[None])]
+        return Hashes(calls, last, done, 1, self._hashes_every, names, state)
 
     def digests(self, step: int) -> Digests:
         """The digests of the state, which is that after `step` steps."""

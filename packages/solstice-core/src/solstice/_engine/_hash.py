@@ -63,19 +63,33 @@ def arrays_to_hash(tree: object) -> tuple[tuple[str, ...], list[Array]]:
     return tuple(found), list(found.values())
 
 
-def hashes_of_step(
-    arrays: list[Array], others: Any, at: Array | None, every: int, *, by_slices: bool
-) -> tuple[Array, Array]:
-    """The digests of the arrays of a state, 0 unless the step `at` is due, and those of others."""
-    # A barrier, so that XLA compiles the step as without the digests, and rounds alike.
-    zero = jnp.zeros((), jnp.uint32)
-    arrays, others, zero = lax.optimization_barrier((arrays, others, zero))
+def hashes_of_state(
+    arrays: list[Array], at: Array | None, every: int, *, by_slices: bool
+) -> tuple[list[Array], Array]:
+    """The arrays before a step, and their digests: none if `every` is 0, 0 unless `at` is due.
+
+    Of the arrays before a step, because these are in memory: XLA might compute the new ones again
+    for their digest, and round them in another way.
+    """
+    if every == 0:
+        return arrays, jnp.zeros(0, jnp.uint32)
+    # The zero passes a barrier with what changes at each step, so that XLA does not know it.
+    given, zero = lax.optimization_barrier((arrays, jnp.zeros((), jnp.uint32)))
     one = partial(hashes, zero=zero, by_slices=by_slices)
-    if every <= 1:
-        return one(arrays if every else []), one(_tree.leaves(others))
-    is_due = cast("Array", at) % jnp.uint32(every) == 0
-    now = cast("Any", lax.cond)(is_due, one, _nothing, arrays)
-    return now, one(_tree.leaves(others))
+    if every == 1:
+        found = one(given)
+    else:
+        is_due = cast("Array", at) % jnp.uint32(every) == 0
+        found = cast("Any", lax.cond)(is_due, one, _nothing, given)
+    # The step begins after its digests, so that it can reuse the memory of the arrays.
+    return lax.optimization_barrier((arrays, found))
+
+
+def hashes_of_others(others: Any, *, by_slices: bool) -> Array:
+    """The digests of the batch and the outputs of a step."""
+    # A barrier, so that XLA compiles the step as without the digests, and rounds alike.
+    others, zero = lax.optimization_barrier((others, jnp.zeros((), jnp.uint32)))
+    return hashes(_tree.leaves(others), zero, by_slices=by_slices)
 
 
 def _nothing(arrays: list[Array]) -> Array:

@@ -58,8 +58,10 @@ class Hashes:
     """The hashes of the steps of one block.
 
     Args:
-        calls: those of each call: of the state, and of batches and outputs.
+        calls: those of each call: of the state before each step, and of batches and outputs.
+        last: that of the state after the last step, if it is due.
         done: the number of training steps before the block.
+        count: the number of steps.
         every: the number of steps after which the state was hashed; 0 for never.
         names: the names of the arrays of batch and outputs.
         state: the arrays of the state.
@@ -67,14 +69,16 @@ class Hashes:
 
     def __init__(
         self,
-        calls: Sequence[tuple[Array, Array]],
+        calls: Sequence[tuple[Array | np.ndarray[Any, Any], Array]],
+        last: Array | None,
         done: int,
+        count: int,
         every: int,
         names: tuple[str, ...],
         state: "StateArrays",
     ) -> None:
-        self._calls = calls
-        self._done = done
+        self._calls, self._last = calls, last
+        self._done, self._count = done, count
         self._every = every
         self._names = names
         self._state = state
@@ -83,17 +87,24 @@ class Hashes:
     def first(self, count: int) -> Digests:
         """The digests of the first `count` steps."""
         steps = range(self._done + 1, self._done + count + 1)
-        due = [step for step in steps if self._every and step % self._every == 0]
-        read = partial(self._read, count, [step - steps.start for step in due])
+        due = [step for step in steps if is_due(step, self._every)]
+        read = partial(self._read, count, [step - self._done for step in due])
         return Digests(steps, self._names, due, self._state.names, self._state.types, read)
 
     def _read(self, count: int, due: list[int]) -> tuple[Table, Table]:
         if self._host is None:
-            host = jax.device_get(self._calls)  # one transfer
+            host, last = jax.device_get((self._calls, self._last))  # one transfer
             state, others = (np.concatenate(tables) for tables in zip(*host, strict=True))
-            self._host, self._calls = (others, state), ()
+            if last is not None:  # in place of the next row, which may be of an unused step
+                state = np.concatenate([state[: self._count], last[None]])
+            self._host, self._calls, self._last = (others, state), (), None
         others, state = self._host
         return others[:count], state[due]
+
+
+def is_due(step: int, every: int | None) -> bool:
+    """Whether the state after a step has digests."""
+    return bool(every) and step % every == 0
 
 
 @dataclass(frozen=True)

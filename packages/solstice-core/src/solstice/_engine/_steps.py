@@ -17,7 +17,7 @@ from jax import Array, ShapeDtypeStruct, lax
 
 from solstice import _tree
 from solstice._engine._gradient import watch_gradient
-from solstice._engine._hash import hashes_of_step
+from solstice._engine._hash import hashes_of_others, hashes_of_state
 from solstice._engine._pack import unpack
 from solstice._engine._placement import SINGLE_DEVICE, Placement
 from solstice._engine._program import PROGRAMS, Program
@@ -105,12 +105,19 @@ def run_block(
     def take(arrays: list[Array], batch: Batch, at: Any) -> tuple[list[Array], PyTree, Results]:
         if count is None:
             arrays = [watch_gradient(array) for array in arrays]
+        hashed = None
+        if steps.hashes_every is not None:
+            arrays, hashed = hash_state(arrays, at, steps.hashes_every)
         new, outputs = steps.program.traced_call(arrays, batch)
         one = packed_metrics(steps.program, outputs, batch)
-        hashed = _hashed(steps, new, (batch, outputs), at)
+        if hashed is not None:
+            hashed = hashed, hash_others((batch, outputs))
         kept = outputs if steps.keeps_outputs else None, one if steps.grows else None, hashed
         return new, *steps.placement.constrain_whole((one, kept))
 
+    by_slices = steps.placement.num_devices == 1
+    hash_state = partial(hashes_of_state, by_slices=by_slices)
+    hash_others = partial(hashes_of_others, by_slices=by_slices)
     # Of a scan only the states are stored for the backward pass, not what is inside the steps.
     one_step = cast("_Take", jax.checkpoint(take)) if count is None else take
 
@@ -118,7 +125,7 @@ def run_block(
         index, arrays, totals = state
         # At both ends, because the loop's own arrays would get another sharding than its results.
         arrays = steps.placement.constrain(arrays, steps.split)
-        at = None if done is None else done + index + 1
+        at = None if done is None else done + index
         new, one, kept = one_step(arrays, batch, at)
         steps.program.check_drift(arrays, new)  # again, for batches of another kind than planned
         new = steps.placement.constrain(new, steps.split)
@@ -166,14 +173,6 @@ _State: TypeAlias = tuple[Array, list[Array], list[PyTree]]
 
 Call: TypeAlias = Callable[[Carry, Batch, int, int], tuple[Array, Carry, Results]]
 """`run_block`, compiled."""
-
-
-def _hashed(steps: Steps, arrays: list[Array], others: PyTree, at: Any) -> PyTree:
-    """The hashes of a step: those of its batch and outputs, and those of the state if due."""
-    every = steps.hashes_every
-    if every is None:
-        return None
-    return hashes_of_step(arrays, others, at, every, by_slices=steps.placement.num_devices == 1)
 
 
 _Run: TypeAlias = Callable[..., tuple[Array, list[Array], list[PyTree], Results]]
