@@ -239,6 +239,27 @@ def test_a_replay_needs_the_step_and_the_data_of_the_parent(
     assert str(caught.value).endswith("save=True)`")
 
 
+def test_a_callback_that_stops_the_replay_is_named(tmp_path: Path, parent: Any):
+    class Stops(solstice.Callback):
+        def on_step_end(self, record: solstice.Record) -> None:
+            if record.mode == "train" and record.step == 14:
+                raise solstice.Stop("enough")
+
+    folder, _ = parent
+    data = batches(X, 5, shuffle=True)
+    at: dict[str, Any] = {"resume": folder, "at_step": 15, "branch": tmp_path / "b"}
+    with pytest.raises(CheckpointError, match=r"ends after step 14 \(enough\).*save=True"):
+        solstice.Trainer([Stops()]).fit(make(), data, VAL, **at)
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, parent: Any):
+    folder, _ = parent
+    saver = Checkpoint(tmp_path / "b")
+    trainer = solstice.Trainer([saver], fast_dev_run=True)
+    trainer.fit(make(), batches(X, 5), VAL, resume=folder, branch=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 def test_the_rate_may_change_between_two_checkpoints(tmp_path: Path, parent: Any):
     folder, _ = parent
     at = {"resume": folder, "at_step": 13, "branch": tmp_path / "b"}

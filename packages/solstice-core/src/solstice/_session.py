@@ -73,6 +73,7 @@ class Session:
         stages = self._stages(experiment if switch("donate", donate) else None)
         limits = options.limits(num_epochs, max_steps)
         callbacks = check_callbacks(self.callbacks)
+        branch = None if options.fast_dev_run else branch
         own = keepers(callbacks, branch)
         callbacks += own  # the last of the phase SAVE
         with stages.notified():

@@ -161,7 +161,11 @@ class Branch:
         )
         what = f"step {step:,} of {self.parent}"
         exact = refused(what, is_start=saved.is_start, advice=advice)
-        snapshot = replay(replace(saved, judge=exact), step)
+        try:
+            snapshot = replay(replace(saved, judge=exact), step)
+        except CheckpointError as error:  # such as of a callback that stops the replay
+            lines = "" if str(error).endswith(advice) else advice
+            raise CheckpointError(f"{error}{lines}") from None
         # Scalars and callbacks may be others from here on.
         again = refused(f"the batch after {what}", is_start=False, advice=advice)
         position = cast("Position", Position.of(unheld(snapshot.note), _no_rows))
