@@ -1,12 +1,14 @@
 """`python tests/studies/convert.py`: weights of torch in four frameworks, and back.
 
 An MLP, a CNN with BatchNorm and a transformer encoder. A file of safetensors that torch wrote must
-give the outputs of torch in Linen, NNX, Haiku and Equinox, and what each of these trained must give
-its outputs in torch, within 1e-5. The exit code is 1 if one does not. It needs torch; `--quick`
-leaves out the transformer.
+give the outputs of torch in Linen, NNX, Haiku and Equinox, and the weights of each of these must
+give its outputs in torch, within 1e-5. The same holds for a CNN and an attention of Keras and
+Linen. The exit code is 1 if one differs. It needs torch and Keras; `--quick` leaves out the
+transformer and Keras.
 """
 
 import itertools
+import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ class Case:
 
     Attributes:
         channels_first: whether torch takes the axes of images in another order.
-        options: further arguments of `convert` for frameworks with channels last.
+        flattened: the argument of `convert`, by the framework that gets the weights.
     """
 
     theirs: torch.nn.Module
@@ -348,19 +350,77 @@ def back(case: Case, name: str, folder: Path) -> float:
     return float(np.abs(np.asarray(expected) - outputs_of(net, case)).max())
 
 
+# Keras, with images that have their channels last, as in Linen.
+
+
+class LinenAttention(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Dense(3)(nn.LayerNorm(EPS)(x + nn.MultiHeadDotProductAttention(HEADS)(x, x)))
+
+
+def keras_models() -> dict[str, tuple[Any, Model, np.ndarray[Any, Any]]]:
+    """A model of Keras, the same in Linen, and inputs."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    from keras import Input, Sequential, layers
+    from keras import Model as Functional
+
+    def norm() -> Any:
+        return layers.BatchNormalization(epsilon=EPS)
+
+    cnn = Sequential(
+        [
+            *(Input((8, 8, 1)), layers.Conv2D(4, 3, padding="same"), norm(), layers.ReLU()),
+            *(layers.MaxPooling2D(2), layers.Conv2D(6, 3, padding="same", use_bias=False)),
+            *(norm(), layers.ReLU(), layers.Flatten(), layers.Dense(10, activation="relu")),
+            layers.Dense(10),
+        ]
+    )
+    start = Input((7, WIDTH))
+    attended = layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(start, start)
+    normed = layers.LayerNormalization(epsilon=EPS)(layers.Add()([start, attended]))
+    attention = Functional(start, layers.Dense(3)(normed))
+    return {
+        "Keras CNN": (cnn, FlaxModel(LinenCNN()), normal(5, 8, 8, 1)),
+        "attention": (attention, FlaxModel(LinenAttention()), normal(5, 7, WIDTH)),
+    }
+
+
+def keras_differences(net: Any, model: Model, x: np.ndarray[Any, Any]) -> list[float]:
+    """The difference of Linen's outputs from those of Keras, and the other way round."""
+    rng = np.random.default_rng(4)
+    for weight in net.weights:
+        low, high = (0.5, 1.5) if "variance" in weight.path else (-0.3, 0.3)
+        weight.assign(rng.uniform(low, high, weight.shape))
+    like = model.init(jax.random.key(2), jnp.asarray(x))
+    new = solstice.convert(net, like=like, layout="keras")
+    ours = np.asarray(model.forward(*new, jnp.asarray(x), train=False)[0])
+    found = [float(np.abs(ours - np.asarray(net(x))).max())]
+    new = (scrambled(like[0], -0.3, 0.3), scrambled(like[1], 0.5, 1.5))
+    back = solstice.convert(new, like={w.path: w for w in net.weights}, layout="flax")
+    for weight in net.weights:
+        weight.assign(back[weight.path])
+    ours = np.asarray(model.forward(*new, jnp.asarray(x), train=False)[0])
+    return [*found, float(np.abs(ours - np.asarray(net(x))).max())]
+
+
 def main() -> int:
     torch.manual_seed(0)
     cases = {"MLP": mlp(), "CNN": cnn()} | ({} if "--quick" in sys.argv else {"encoder": encoder()})
     with torch.no_grad():
         cases["CNN"].theirs(cases["CNN"].for_torch())  # in training, so that averages move
     worst = 0.0
-    print(f"{'net':10}{'framework':12}{'from torch':>14}{'to torch':>14}")
+    print(f"{'net':10}{'framework':12}{'from it':>14}{'to it':>14}")
     with tempfile.TemporaryDirectory() as folder:
         for title, case in cases.items():
             for name in case.mine:
                 found = [move(case, name, Path(folder)) for move in (there, back)]
                 print(f"{title:10}{name:12}{found[0]:14.1e}{found[1]:14.1e}")
                 worst = max(worst, *found)
+    for title, nets in ({} if "--quick" in sys.argv else keras_models()).items():
+        found = keras_differences(*nets)
+        print(f"{title:10}{'linen':12}{found[0]:14.1e}{found[1]:14.1e}")
+        worst = max(worst, *found)
     print(f"largest difference {worst:.1e} (asked: at most {BOUND:.0e})")
     return int(not worst <= BOUND)
 

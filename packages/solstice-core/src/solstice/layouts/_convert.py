@@ -42,10 +42,10 @@ def convert(
     net.load_state_dict(solstice.convert(exp, like=net.state_dict(), layout="flax"))
     ```
 
-    Layers are matched by kind and shape, and layers of one shape by the words and numbers of their
-    paths. Each layer of `like` must get weights, and each weight of `source` must be used. The
-    running averages of BatchNorm are weights of a `source`, and belong to the state of a model:
-    with them, `like` is an Experiment, or a pair of Params and State.
+    Layers are matched by kind and shape, and layers of one shape by the words of their paths and in
+    the order of their numbers. Each layer of `like` must get weights, and each weight of `source`
+    must be used. The running averages of BatchNorm are weights of a `source`, and belong to the
+    state of a model: with them, `like` is an Experiment, or a pair of Params and State.
 
     Args:
         source: a path of a file of safetensors; a dict of arrays by path, such as `state_dict()`; a
@@ -61,7 +61,8 @@ def convert(
         unused: names in `source` that are not needed, with "*" for any text.
         flattened: by the path of each dense layer in `like` whose inputs are a flattened image: its
             channels. torch flattens images with their channels first, and Linen with their channels
-            last. By default it is worked out from the shapes, with a warning.
+            last. By default it is worked out from the shapes, with a warning. Outputs of a dense
+            layer that become an image, as in a decoder, keep their order.
         like_layout: the layout of `like`, if it is not clear from its names.
         to: a path ending in .safetensors, to which the result is also written.
 

@@ -101,7 +101,7 @@ def _is_chain(fed: Mapping[str, object], dense: Mapping[str, tuple[int, int]]) -
 
 def _question(fed: Mapping[str, tuple[int, ...]], dense: Mapping[str, tuple[int, int]]) -> str:
     shown = ", ".join(f"{path!r} ({dense[path][0]} inputs)" for path in fed)
-    (path, channels), *_ = fed.items()
+    path, channels = max(fed.items(), key=lambda item: dense[item[0]][0])  # an image is large
     return (
         f"one of {shown} may get a flattened image, whose order differs between these frameworks. "
         f"Write which one and its channels, such as `flattened={{{path!r}: {channels[0]}}}`; if "
