@@ -10,7 +10,15 @@ from solstice._engine import MeshLike, Sharding
 from solstice._experiment import Experiment
 from solstice._hyperparameters import plain_hyperparameters
 from solstice._keywords import keywords_explained
-from solstice._loop import Ended, Evaluation, as_callbacks, branch_of, check_callbacks, train
+from solstice._loop import (
+    Ended,
+    Evaluation,
+    as_callbacks,
+    branch_of,
+    check_callbacks,
+    say_stopped,
+    train,
+)
 from solstice._options import Options, error_bars
 from solstice._own_history import histories_in, own_history
 from solstice._runs import Runs
@@ -248,6 +256,7 @@ class Trainer:
             branch=branch_of(resume, at_step, branch),
         ) as run:
             train(run)
+        say_stopped(run)
         return cast("_E", run.experiment)
 
     @keywords_explained

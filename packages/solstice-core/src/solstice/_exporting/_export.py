@@ -83,7 +83,7 @@ def export(
         ExportError: a step cannot leave this process, for instance because it calls Python while it
             runs; or another file is at `path`.
         DataError, ExperimentError: as by a Trainer, before a step runs.
-        ImportError: flatbuffers is not installed: `pip install "solstice-core[export]"`.
+        ImportError: flatbuffers is not installed: `pip install "./packages/solstice-core[export]"`.
         TypeError, ValueError: an argument is of another kind, or `path` is a URL.
     """
     place, chosen = _checked(experiment, path, platforms, "solstice.export")
@@ -185,7 +185,7 @@ def _check_flatbuffers() -> None:
         import flatbuffers as flatbuffers
     except ImportError as error:
         raise ImportError(
-            'exported runs need flatbuffers: `pip install "solstice-core[export]"`'
+            'exported runs need flatbuffers: `pip install "./packages/solstice-core[export]"`'
         ) from error
 
 

@@ -41,7 +41,7 @@ def exported(path: str | PathLike[str]) -> "ExportedRun":
 
     Raises:
         ExportError: there is no file, it is damaged or was edited, or this JAX cannot read it.
-        ImportError: flatbuffers is not installed: `pip install "solstice-core[export]"`.
+        ImportError: flatbuffers is not installed: `pip install "./packages/solstice-core[export]"`.
         TypeError, ValueError: `path` is not a path, or is a URL.
     """
     place = local_path(path, "path")
@@ -260,7 +260,7 @@ def _program(path: Path, name: str, content: bytes, manifest: Manifest) -> Calla
         return jax.jit(cast("Any", jax_export).deserialize(bytearray(content)).call)
     except ImportError as error:
         raise ImportError(
-            'exported runs need flatbuffers: `pip install "solstice-core[export]"`'
+            'exported runs need flatbuffers: `pip install "./packages/solstice-core[export]"`'
         ) from error
     except Exception as error:  # JAX has several
         raise ExportError(

@@ -13,6 +13,7 @@ from solstice._loop._hooks import check_callbacks as check_callbacks
 from solstice._loop._lifetime import Ended as Ended
 from solstice._loop._lifetime import ended as ended
 from solstice._loop._lifetime import reported as reported
+from solstice._loop._lifetime import say_stopped as say_stopped
 from solstice._loop._limits import Limits as Limits
 from solstice._loop._loop import evaluate as evaluate
 from solstice._loop._loop import predict as predict

@@ -77,7 +77,6 @@ def ended(run: Run) -> Generator[None, None, None]:
         with _saved_if_asked(run):
             yield
             run.end()
-            _say_stopped(run)
     except GeneratorExit:  # the caller of `predict` stopped reading: not an error
         run.end()
         raise
@@ -89,10 +88,10 @@ def ended(run: Run) -> Generator[None, None, None]:
         run.guard.point = None  # it refers to the run, which refers to the guard
 
 
-def _say_stopped(run: Run) -> None:
+def say_stopped(run: Run) -> None:
     """Says where and why a callback ended a training run."""
     at, stop = run.state.at, run.hooks.stop
-    if stop is None or not run.state.trains:
+    if stop is None:
         return
     epochs = f"epoch {at.epoch + 1:,}" + (f" of {at.num_epochs:,}" if at.num_epochs else "")
     reason = f": {stop}" if str(stop) else ", as a callback asked"
