@@ -304,6 +304,17 @@ def test_it_is_kept_after_validations_within_an_epoch(tmp_path):
     assert {*found[0].metrics} == {"val/accuracy"}
 
 
+def test_short_epochs_do_not_write_it_each_time(tmp_path):
+    class Counts(solstice.Callback):
+        def on_epoch_end(self, record):
+            if (tmp_path / "run.json").exists():
+                seen.add((tmp_path / "run.json").stat().st_mtime_ns)
+
+    seen, began = set(), time.monotonic()
+    fit(CSV(tmp_path / "rows.csv"), Counts(), num_epochs=300)
+    assert len(seen) <= 3 + time.monotonic() - began  # the start, an epoch, and one each second
+
+
 def test_a_data_set_that_cannot_be_described_never_ends_the_run(tmp_path):
     class Odd(solstice.data.Batches):
         def describe(self):
