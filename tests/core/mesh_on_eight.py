@@ -235,7 +235,7 @@ class Sums(solstice.Experiment):
         new = solstice.replace(
             self, weight=3 * self.weight + x.sum(0)[None], key=jax.random.split(self.key)[0]
         )
-        return new, {"sum": x.sum() % 1000.0}
+        return new, {"sum": (x.sum() % 1000).astype(jnp.float32)}
 
     def eval_step(self, batch: Any) -> Any:
         return self, {}

@@ -101,23 +101,7 @@ def run_block(
         A token, an array that is ready when the batches have been read; the new carry; the results
         of the steps.
     """
-
-    def take(arrays: list[Array], batch: Batch, at: Any) -> tuple[list[Array], PyTree, Results]:
-        if count is None:
-            arrays = [watch_gradient(array) for array in arrays]
-        hashed = None
-        if steps.hashes_every is not None:
-            arrays, hashed = hash_state(arrays, at, steps.hashes_every)
-        new, outputs = steps.program.traced_call(arrays, batch)
-        one = packed_metrics(steps.program, outputs, batch)
-        if hashed is not None:
-            hashed = hashed, hash_others((batch, outputs))
-        kept = outputs if steps.keeps_outputs else None, one if steps.grows else None, hashed
-        return new, *steps.placement.constrain_whole((one, kept))
-
-    by_slices = steps.placement.num_devices == 1
-    hash_state = partial(hashes_of_state, by_slices=by_slices)
-    hash_others = partial(hashes_of_others, by_slices=by_slices)
+    take = partial(_one_step, steps, count is None)
     # Of a scan only the states are stored for the backward pass, not what is inside the steps.
     one_step = cast("_Take", jax.checkpoint(take)) if count is None else take
 
@@ -166,6 +150,23 @@ def run_block(
     token, arrays, totals = state
     arrays = steps.placement.constrain(arrays, steps.split)
     return token, replace(carry, arrays=arrays, totals=totals), kept
+
+
+def _one_step(
+    steps: Steps, is_scan: bool, arrays: list[Array], batch: Batch, at: Array | None
+) -> tuple[list[Array], PyTree, Results]:
+    """The arrays after a step, its metrics, and what is kept of it."""
+    by_slices, hashed = steps.placement.num_devices == 1, None
+    if is_scan:
+        arrays = [watch_gradient(array) for array in arrays]
+    if steps.hashes_every is not None:
+        arrays, hashed = hashes_of_state(arrays, at, steps.hashes_every, by_slices=by_slices)
+    new, outputs = steps.program.traced_call(arrays, batch)
+    one = packed_metrics(steps.program, outputs, batch)
+    if hashed is not None:
+        hashed = hashed, hashes_of_others((batch, outputs), by_slices=by_slices)
+    kept = outputs if steps.keeps_outputs else None, one if steps.grows else None, hashed
+    return new, *steps.placement.constrain_whole((one, kept))
 
 
 _Take: TypeAlias = Callable[[list[Array], Batch, Any], tuple[list[Array], PyTree, Results]]
