@@ -55,6 +55,11 @@ def test_only_the_matrices_are_trained_and_in_the_state_of_the_optimiser(tmp_pat
     again = experiment(model)
     again = again.with_params(checkpoint.load(tmp_path / "lora", like=again.params))
     np.testing.assert_array_equal(again(X), exp(X))
+    # Or the whole Experiment, into one with an equal model of another process.
+    checkpoint.save(tmp_path / "whole", exp)
+    fresh = experiment(lora(NET, 2, "*/weight", params=jax.tree.map(jnp.zeros_like, TRAINED)))
+    np.testing.assert_array_equal(checkpoint.load(tmp_path / "whole", like=fresh)(X), exp(X))
+    assert "params=" not in repr(model)
 
 
 def test_merged_params_give_the_same_outputs():

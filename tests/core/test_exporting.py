@@ -18,6 +18,7 @@ from ready_made import ADAM, SGD, layer
 
 import solstice
 from solstice import DataError, ExperimentError, ExportError
+from solstice._exporting._archive import Spec, pack_arrays, unpack_arrays
 
 pytest.importorskip("flatbuffers")
 
@@ -258,6 +259,17 @@ def pickled():
 def test_a_file_made_by_somebody_else_is_named(path, tmp_path, change, members, words):
     with pytest.raises(ExportError, match=re.escape(words)):
         solstice.exported(sealed(path, tmp_path / "other.zip", change, **members))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 2), (2, 3)])
+def test_arrays_of_each_dtype_of_jax_come_back(shape):
+    names = ["bool", "int8", "uint64", "float16", "float64", "complex64", "bfloat16"]
+    names += ["float8_e5m2", "float8_e4m3fn", "int4", "uint4"]
+    arrays = {name: np.ones(shape).astype(name) for name in names}
+    specs = {name: Spec(name, [*shape]) for name in names}
+    found = unpack_arrays(Path("x"), pack_arrays([*arrays.values()]), specs)
+    for name, array in found.items():
+        assert (array.dtype.name, array.tobytes()) == (name, arrays[name].tobytes())
 
 
 def test_a_platform_that_is_not_there_and_an_expired_file_are_named(path, tmp_path, monkeypatch):

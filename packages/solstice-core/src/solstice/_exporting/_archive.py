@@ -168,7 +168,8 @@ def _members(path: Path) -> dict[str, bytes]:
 def pack_arrays(arrays: list[np.ndarray[Any, Any]]) -> bytes:
     """Arrays as the bytes of an `.npz`; dtypes of JAX alone as unsigned integers."""
     file = io.BytesIO()
-    np.savez(file, *(x.view(f"u{x.itemsize}") if x.dtype.kind == "V" else x for x in arrays))
+    # 2: of another library, such as ml_dtypes, and `np.load` would not know it.
+    np.savez(file, *(x.view(f"u{x.itemsize}") if x.dtype.isbuiltin == 2 else x for x in arrays))
     return file.getvalue()
 
 

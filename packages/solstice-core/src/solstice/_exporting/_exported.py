@@ -264,7 +264,8 @@ def _program(path: Path, name: str, content: bytes, manifest: Manifest) -> Calla
         ) from error
     except Exception as error:  # JAX has several
         raise ExportError(
-            f"jax {jax.__version__} cannot read {name} of {path}: {error}. {manifest.readable}"
+            f"jax {jax.__version__} cannot read {name} of {path}: "
+            f"{str(error).rstrip('.')}. {manifest.readable}"
         ) from error
 
 

@@ -3,7 +3,7 @@
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import jax
@@ -95,8 +95,9 @@ class Lora:
     rank: int
     on: tuple[str, ...] | Callable[[str], bool]
     scale: float
-    params: Params
-    state: State
+    # Not in the repr, by which a checkpoint compares static objects: all weights would be read.
+    params: Params = field(repr=False)
+    state: State = field(repr=False)
 
     def init(self, key: Array, x: Batch, /) -> tuple[Params, State]:
         """`params, state = model.init(key, x)`.
