@@ -1,21 +1,12 @@
 """Runs: the newest run of a Trainer, and the training run around it."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Protocol
 
 from solstice._engine import BuffersByKind
 from solstice._experiment import Experiment
 from solstice._loop import Ended, Hooks, Run, ended, reported
 from solstice._record import Record
-
-
-class Keeper(Protocol):
-    """Keeps the file of a run, also after its end."""
-
-    def note_evaluation(self) -> None:
-        """Adds the metrics of an evaluation after the run."""
-        ...
 
 
 class Runs:
@@ -24,12 +15,12 @@ class Runs:
     Attributes:
         newest: the newest run, also after its end; None before the first.
         memory: staging buffers of earlier runs, by step.
-        keepers: those that keep `run.json` of the newest training run.
+        after_evaluation: called after an evaluation, for `run.json` of the newest training run.
     """
 
     def __init__(self) -> None:
         self.newest: Run | Ended | None = None
-        self.keepers: list[Keeper] = []
+        self.after_evaluation: list[Callable[[], None]] = []
         self.memory: dict[str, BuffersByKind] = {}
         self._training: Run | None = None
 

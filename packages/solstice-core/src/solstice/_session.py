@@ -102,9 +102,9 @@ class Session:
                         saved.restore_callbacks(hooks)
                     if branch is not None and saved is not None:
                         branch.begin(saved, run.state.snapshot)
-                    writing = own if stages.is_lead else []
-                    self.runs.keepers = [*writing]
-                    for keeper in writing:
+                    here = own if stages.is_lead else []
+                    self.runs.after_evaluation = [keeper.note_evaluation for keeper in here]
+                    for keeper in here:
                         with keeper.tried():
                             about = training.described(stages.computation)
                             about["options"] = options.of_batches(batch_size)
@@ -175,8 +175,8 @@ class Session:
         with self._evaluating(experiment, source, evaluation) as run:
             evaluate(run)
             metrics = run.metrics
-        for keeper in self.runs.keepers:
-            keeper.note_evaluation()
+        for note in self.runs.after_evaluation:
+            note()
         return metrics
 
     def predict(
