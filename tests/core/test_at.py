@@ -203,6 +203,17 @@ def test_from_a_checkpoint_all_numbers_are_read(folder: Path):
     assert checkpoint.diff(*found) == {}
 
 
+def test_the_batch_size_is_that_of_the_run_where_one_is_needed(tmp_path: Path):
+    saver = Checkpoint(tmp_path / "a", every=7, every_epochs=None)
+    last = solstice.Trainer([saver]).fit(make(), X, batch_size=5, num_epochs=2)
+    data = batches(X, 5, shuffle=True)
+    for train_ds, more in ((X, {}), (X, {"batch_size": 5}), (data, {})):
+        found = solstice.at(tmp_path / "a", step=10, experiment=make(), train_ds=train_ds, **more)
+        assert checkpoint.diff(found, last) == {}
+    with pytest.raises(CheckpointError, match="had batch_size=5, and has batch_size=4"):
+        solstice.at(tmp_path / "a", step=10, experiment=make(), train_ds=X, batch_size=4)
+
+
 def test_a_function_of_the_epoch_from_the_start_must_give_the_first_batch(tmp_path: Path):
     """It has no identity to compare, and no earlier batch."""
     run(tmp_path / "a", "a function")

@@ -233,10 +233,11 @@ class Trainer:
 
         Raises:
             ValueError: `num_epochs` or `max_steps` is below 1 or a float, there is nothing to
-                resume, or the Experiment has deleted arrays.
+                resume, the Experiment has deleted arrays, or a callback would write into the run
+                that a branch leaves.
             TypeError: `experiment` is not an Experiment.
-            CheckpointError: the checkpoint is damaged or belongs to another Experiment, or
-                `strict_resume` refuses it.
+            CheckpointError: the checkpoint is damaged or belongs to another Experiment,
+                `strict_resume` refuses it, or the run cannot be replayed to `at_step`.
             DataError: a data set or a batch cannot be used, or a one-shot iterator is exhausted.
             ExperimentError: a step breaks the contract of its return value.
             ShardingError: the mesh or the sharding does not fit the devices or the Experiment.

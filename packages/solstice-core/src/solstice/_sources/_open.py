@@ -12,6 +12,13 @@ from solstice._sources._source import Source
 from solstice.data import Batches, PerProcess
 
 
+def needs_batch_size(data: object) -> bool:
+    """Whether a data set is examples, to cut into batches."""
+    if isinstance(data, PerProcess):
+        return needs_batch_size(data.data)
+    return is_examples(data) or _libraries.how_to_batch(data, "ds") is not None
+
+
 def open_source(
     data: Any,
     name: str,

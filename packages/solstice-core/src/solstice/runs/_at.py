@@ -18,6 +18,7 @@ from solstice._own_history import own_history
 from solstice._record import Snapshot
 from solstice._runs import Runs
 from solstice._session import Session
+from solstice._sources import needs_batch_size
 from solstice._traces import Trace
 from solstice._types import Dataset
 from solstice.checkpoint import CheckpointError
@@ -129,7 +130,9 @@ def replayed(
     saved = _exact(saved_before(place, since), step, trace, needs_val=needs_val)
     known = saved.position.about.options or {"limit_train_batches": saved.position.steps_per_epoch}
     options = _options(known, given.mesh, given.sharding, has_val=val_ds is not None)
-    batch_size = known.get("batch_size") if given.batch_size is None else given.batch_size
+    batch_size = given.batch_size
+    if batch_size is None and needs_batch_size(given.train_ds):
+        batch_size = known.get("batch_size")
     verify = [] if trace is None else [Verify(trace)]
     session = Session(options, Runs(), [own_history(), *verify, *callbacks], None)
     try:
