@@ -356,6 +356,49 @@ def test_steps_work_within_jit(run):
     assert {*state} == {*run.init()}
 
 
+class Most(solstice.Metrics):
+    """Metrics of one array, which merge by their largest."""
+
+    most: Any
+
+    def merge(self, other, /):
+        return Most(jnp.maximum(self.most, other.most))
+
+    def compute(self):
+        return {"most": self.most, "numbers": {"twice": self.most + self.most}}
+
+
+class Tiny(solstice.Experiment):
+    """One array each: in the state, the batch, the metrics and the predictions."""
+
+    total: Any
+
+    def train_step(self, batch):
+        return Tiny(self.total + batch["only"].sum()), Most(batch["only"].max())
+
+    def eval_step(self, batch):
+        return self, None
+
+    def predict_step(self, batch):
+        return {"sums": batch["only"] + self.total}
+
+
+def test_trees_of_one_array(tmp_path):
+    first, second = {"only": -X[:4, 0]}, {"only": X[4:8, 0]}
+    solstice.export(Tiny(jnp.zeros(())), first, tmp_path / "a.zip", platforms="cpu")
+    run = solstice.exported(tmp_path / "a.zip")
+    state, one = run.train_step(run.init(), first)
+    state, two = run.train_step(state, second["only"])
+    expected = max(first["only"].max(), second["only"].max())
+    assert one.merge(two).compute() == {"most": expected, "numbers/twice": 2 * expected}
+    assert state["total"] == pytest.approx(first["only"].sum() + second["only"].sum())
+    [(name, sums)] = run.predict_step(state, second).items()
+    assert name == "sums"
+    np.testing.assert_allclose(sums, second["only"] + state["total"], rtol=1e-6)
+    _, nothing = run.eval_step(state, first)
+    assert nothing.merge(nothing).compute() == {}
+
+
 class Odd(solstice.Experiment):
     """What some steps cannot do, by name."""
 

@@ -27,7 +27,7 @@ from solstice._exporting._archive import (
     pack_arrays,
     write,
 )
-from solstice._exporting._programs import Lowered, bare, lower, named, of_any_length
+from solstice._exporting._programs import Lowered, bare, lower, named, of_any_length, only
 from solstice._paths import local_path
 from solstice._stored import to_stored
 from solstice._types import Batch
@@ -243,11 +243,12 @@ class _File:
 
         def lowered(types: Types) -> Lowered:
             if method != "predict_step":
-                return lower(name, _function(step), self.platforms, types, self._types)
+                run = _function(step)
+                return lower(name, run, self.platforms, types, self._types, only(types))
             # A batch may have targets too.
             taken = {n: t for n, t in types.items() if n not in step.unused_inputs} or types
-            function = _prediction(step, types, taken)
-            return lower(name, function, self.platforms, taken, self._types)
+            run = _prediction(step, types, taken)
+            return lower(name, run, self.platforms, taken, self._types, only(taken))
 
         fixed = step.batch_types
         # The loss of a training step may round otherwise if the number of examples is a variable.
@@ -261,14 +262,14 @@ class _File:
 
     def _add_metrics(self, prefix: str, step: PortableStep) -> None:
         types = step.metrics_types or {}
-        arguments = {f"{prefix}_merge": (types,), f"{prefix}_compute": ()}
-        functions = dict(zip(arguments, (step.merge, step.compute), strict=True))
-        for name, function in functions.items():
+        for word, function, count in (("merge", step.merge, 2), ("compute", step.compute, 1)):
+            name = f"{prefix}_{word}"
             if step.grows:
                 self.left_out[name] = "the metrics grow when they are merged"
                 continue
             try:
-                self.programs[name] = lower(name, function, self.platforms, types, *arguments[name])
+                given = [types] * count
+                self.programs[name] = lower(name, function, self.platforms, types, *given)
             except ExportError as error:
                 self.left_out[name] = str(error)
 

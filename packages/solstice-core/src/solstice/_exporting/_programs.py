@@ -37,7 +37,7 @@ def lower(
     function: Callable[..., Any],
     platforms: Sequence[str],
     takes: Types,
-    *before: Types,
+    *arguments: Any,
 ) -> Lowered:
     """A function as a program.
 
@@ -48,13 +48,13 @@ def lower(
         name: the name of the function for messages.
         function: a function of dicts of arrays.
         platforms: the platforms, such as "cpu".
-        takes: the types of its last argument. The only array of it is given without its path.
-        before: those of the arguments before it.
+        takes: the types of the arrays that it takes beside the state, for the manifest.
+        arguments: the types of its arguments.
 
     Raises:
         ExportError: JAX cannot lower it, or cannot write it.
     """
-    jitted, arguments = jax.jit(function), (*before, only(takes) if before else takes)
+    jitted = jax.jit(function)
     found = {platform: _exported(name, jitted, arguments, platform) for platform in platforms}
     # A step returns the state too.
     first = next(iter(found.values()))
