@@ -200,6 +200,9 @@ def test_layers_of_one_shape_come_in_the_order_of_their_numbers(first, names):
     [
         {"attn/query": "self_attn.q_proj", "attn/key": "self_attn.k_proj"},
         {"enc/Dense_0": "enc.fc", "dec/Dense_0": "dec.fc"},
+        {"attn/out": "h.attn.proj", "mlp/down": "h.mlp.c_proj"},
+        {f"MultiHeadAttention_0/{n}": f"attention.self.{n}" for n in ("query", "key", "value")}
+        | {"MultiHeadAttention_0/out": "attention.output.dense"},
         {f"Block_{n}/{name}": f"{n}.{name}" for n in range(2) for name in ("up", "down")},
         {f"Block_{n}/Dense_{at}": f"{n}.fc{at + 1}" for n in range(2) for at in range(2)},
         {"init": "stem", "Res_0/Dense_0": "layer1.0.fc1", "Res_0/Dense_1": "layer1.0.fc2"},
@@ -217,6 +220,7 @@ AMBIGUOUS = [
     (["Dense_0", "Dense_1"], ["up", "down"]),
     (["a", "b"], ["c", "d"]),
     (["a", "b", "e"], ["c", "d"]),
+    (["mlp/out", "attn/proj"], ["mlp.down", "attn.out"]),
     (["Block_0/norm_a", "Block_1/norm_a", "Block_0/b", "Block_1/b"], ["0.x", "1.x", "0.y", "1.y"]),
     (["enc_0", "enc_1", "dec"], ["dec_0", "dec_1", "enc"]),
     (["Dense_0", "Dense_1", "Dense_2"], ["l.0", "l.1", "head"]),

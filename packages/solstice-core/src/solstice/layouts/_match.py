@@ -13,13 +13,15 @@ Pairs: TypeAlias = list[tuple[Unit, Unit]]
 Template: TypeAlias = tuple[str, ...]
 """The words of a path, with "#" for each number."""
 
+_TemplatePairs: TypeAlias = list[tuple[Template, Template]]
+_Units: TypeAlias = Mapping[Template, list[Unit]]
+
 _KINDS = frozenset(
     {
         *("dense", "linear", "lin", "fc", "proj", "projection", "kernel", "weight"),
         *("conv", "convolution", "d", "embed", "embedding", "emb", "layer"),
         *("norm", "bn", "ln", "gn", "batch", "batchnorm", "layernorm", "groupnorm", "rmsnorm"),
-        *("attention", "attn", "mha", "self"),
-        *("multiheadattention", "multiheaddotproductattention"),
+        *("self", "multi", "head"),
     }
 )
 """Words that say what a layer is, which its shape says too."""
@@ -29,6 +31,8 @@ _SAME = {
     **dict.fromkeys(("k", "wk"), "key"),
     **dict.fromkeys(("v", "wv"), "value"),
     **dict.fromkeys(("o", "wo", "output"), "out"),
+    **dict.fromkeys(("attn", "mha"), "attention"),
+    **dict.fromkeys(("multiheadattention", "multiheaddotproductattention"), "attention"),
 }
 
 
@@ -91,58 +95,62 @@ def _by_template(mine: list[Unit], theirs: list[Unit]) -> Pairs:
     return pairs if len(pairs) == len(mine) == len(theirs) else []
 
 
-def _template_pairs(
-    some: Mapping[Template, list[Unit]], others: Mapping[Template, list[Unit]]
-) -> list[tuple[Template, Template]]:
-    found: list[tuple[Template, Template]] = []
-    for key in (_whole, _own_words, _last_word, _count):
-        rest = [x for x in some if x not in [pair[0] for pair in found]]
-        left = [x for x in others if x not in [pair[1] for pair in found]]
-        if len(rest) == len(left) == 1:
-            key = _only
-        mine, theirs = key(rest, some), key(left, others)
-        if key is _count and _share_words(rest, left):
-            continue
-        found += [
-            (one, other)
-            for one in rest
-            for other in left
-            if mine[one] == theirs[other]
-            and Counter(mine.values())[mine[one]] == Counter(theirs.values())[mine[one]] == 1
-            and len(some[one]) == len(others[other])
-        ]
+def _template_pairs(some: _Units, others: _Units) -> _TemplatePairs:
+    found: _TemplatePairs = []
+    for pair in (_by_whole, _by_own_words, _by_shared_words, _by_count):
+        rest = {each: some[each] for each in some if each not in [one for one, _ in found]}
+        left = {each: others[each] for each in others if each not in [other for _, other in found]}
+        is_last = len(rest) == len(left) == 1
+        pairs = [*zip(rest, left, strict=True)] if is_last else pair(rest, left)
+        found += [(one, other) for one, other in pairs if len(some[one]) == len(others[other])]
     return found
 
 
-_Units: TypeAlias = Mapping[Template, list[Unit]]
-_Keys: TypeAlias = Mapping[Template, object]
+def _by_whole(mine: _Units, theirs: _Units) -> _TemplatePairs:
+    return [(each, each) for each in mine if each in theirs]
 
 
-def _whole(templates: list[Template], units: _Units) -> _Keys:
-    del units
-    return {each: each for each in templates}
+def _by_own_words(mine: _Units, theirs: _Units) -> _TemplatePairs:
+    """By the words that tell templates apart, without those that all share at either end."""
+    return _equal(_own_words([*mine]), _own_words([*theirs]))
 
 
-def _own_words(templates: list[Template], units: _Units) -> Mapping[Template, Template]:
-    """The words that tell templates apart, without those that all of them share at either end."""
-    del units
+def _by_shared_words(mine: _Units, theirs: _Units) -> _TemplatePairs:
+    """By the most words in common, if for both no other has as many."""
+    scores = {
+        (one, other): len({*_telling(one)} & {*_telling(other)}) for one in mine for other in theirs
+    }
+    best = {pair for pair, score in scores.items() if score > 0}
+    for pair, score in scores.items():
+        rivals = [other for other in scores if (other[0] == pair[0]) != (other[1] == pair[1])]
+        if any(scores[other] >= score for other in rivals):
+            best.discard(pair)
+    return sorted(best)
+
+
+def _by_count(mine: _Units, theirs: _Units) -> _TemplatePairs:
+    """By the number of layers, unless a word is on both sides, which must decide then."""
+    if _share_words([*mine], [*theirs]):
+        return []
+    return _equal(*({each: len(units) for each, units in side.items()} for side in (mine, theirs)))
+
+
+def _equal(mine: Mapping[Template, object], theirs: Mapping[Template, object]) -> _TemplatePairs:
+    """The templates with equal values, if no other has this value."""
+    counts = [Counter(each.values()) for each in (mine, theirs)]
+    return [
+        (one, other)
+        for one, value in mine.items()
+        for other in theirs
+        if theirs[other] == value and counts[0][value] == counts[1][value] == 1
+    ]
+
+
+def _own_words(templates: list[Template]) -> dict[Template, object]:
     words = {each: _telling(each) for each in templates}
     start = _shared(list(words.values()))
     stop = _shared([found[start:][::-1] for found in words.values()])
     return {each: tuple(found[start : len(found) - stop]) for each, found in words.items()}
-
-
-def _last_word(templates: list[Template], units: _Units) -> _Keys:
-    return {each: found[-1:] for each, found in _own_words(templates, units).items()}
-
-
-def _count(templates: list[Template], units: _Units) -> _Keys:
-    return {each: len(units[each]) for each in templates}
-
-
-def _only(templates: list[Template], units: _Units) -> _Keys:
-    del units
-    return dict.fromkeys(templates)
 
 
 def _share_words(mine: list[Template], theirs: list[Template]) -> bool:
