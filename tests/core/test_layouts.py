@@ -522,6 +522,21 @@ def test_an_experiment_starts_from_the_weights():
         moved(torch, Own(new.params))
 
 
+def test_the_state_of_the_model_is_taken_with_the_params():
+    model = EquinoxModel(lambda key: eqx.nn.make_with_state(Net)(key))
+    exp = solstice.ClassificationExperiment(
+        model, Sgd(0.1), num_classes=3, sample_input=array(2, 3)
+    )
+    torch = batch_norm()
+    new = moved(torch, exp)
+    found = moved(new, batch_norm(), "equinox")
+    np.testing.assert_array_equal(found["bn.running_mean"], torch["bn.running_mean"])
+    kept = exp.with_params(new.params)
+    assert eqx.tree_equal(kept.state, exp.state)
+    with pytest.raises(ValueError, match=r"the given state does not fit .* it has nothing"):
+        exp.with_params(new.params, (new.state,))
+
+
 # Files.
 
 

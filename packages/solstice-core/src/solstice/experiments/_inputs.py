@@ -76,9 +76,10 @@ def check_fits(name: str, given: Params, own: Params) -> None:
     mine, theirs = _kinds(own), _kinds(given)
     if mine != theirs:
         path = next(p for p in [*mine, *theirs] if mine.get(p) != theirs.get(p))
+        does, it_has = ("do", "they have") if name == "params" else ("does", "it has")
         raise ValueError(
-            f"the given {name} do not fit the model: at `{path or '.'}` the model has "
-            f"{mine.get(path, 'nothing')}, and they have {theirs.get(path, 'nothing')}. "
+            f"the given {name} {does} not fit the model: at `{path or '.'}` the model has "
+            f"{mine.get(path, 'nothing')}, and {it_has} {theirs.get(path, 'nothing')}. "
             f"A Learner has {name} after `setup(x)`"
         )
 
