@@ -185,12 +185,9 @@ class ClassificationMetrics(Additive):
 
 def _specificity(xp: ModuleType, m: SimpleNamespace) -> AnyArray:
     """The fraction of the labels of other classes, or out of range, not taken for each class."""
-    labelled, number = _with_out_of_range(xp, m, m.labelled), len(m.correct)
-    # Sums, since a difference of sums of weights is not exactly 0 without other classes.
-    none = xp.zeros_like(labelled[:1])
-    before = xp.concatenate([none, xp.cumsum(labelled, 0)])[:number]
-    after = xp.cumsum(labelled[::-1], 0)[::-1][1 : number + 1]
-    others = before + after
+    labelled = _with_out_of_range(xp, m, m.labelled)
+    # Exactly 0 without other classes, which the weight of all examples would not give.
+    others = labelled.sum(0) - labelled[: len(m.correct)]
     return divide(xp, xp.maximum(others - m.wrong, 0.0), others)
 
 
