@@ -38,9 +38,13 @@ class _File(Placed):
         return f"{type(self).__name__}({str(self.path)!r})"
 
     @property
-    def run_folder(self) -> Path:
-        """The folder of the file, in which the Trainer keeps `run.json`."""
-        return self._at.parent
+    def run_folder(self) -> Path | None:
+        """The folder of the file, in which the Trainer keeps `run.json`.
+
+        None for a file without a folder, such as "metrics.csv", because the working directory is
+        not that of one run.
+        """
+        return None if self._given.parent == Path() else self._at.parent
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Checks that the file is that of the resumed run.
@@ -134,8 +138,8 @@ class JSONLines(_File):
 
     Args:
         path: the file. A new run renames the file of an earlier one, such as to `rows-1.csv`. A
-            relative path is resolved at the start of a run. The Trainer writes `run.json` beside
-            it, with the hyper-parameters, so give each run a folder of its own.
+            relative path is resolved at the start of a run. In a folder, the Trainer writes
+            `run.json` beside it, with the hyper-parameters, so give each run a folder of its own.
         every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode; all by default.
 
@@ -161,8 +165,8 @@ class CSV(_File):
 
     Args:
         path: the file. A new run renames the file of an earlier one, such as to `rows-1.csv`. A
-            relative path is resolved at the start of a run. The Trainer writes `run.json` beside
-            it, with the hyper-parameters, so give each run a folder of its own.
+            relative path is resolved at the start of a run. In a folder, the Trainer writes
+            `run.json` beside it, with the hyper-parameters, so give each run a folder of its own.
         every: also log the training metrics after this number of steps.
         only: names of the metrics to log, without the mode; all by default.
 
