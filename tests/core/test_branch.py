@@ -166,6 +166,8 @@ def test_a_change_is_recorded_and_takes_effect(tmp_path: Path, parent: Any, name
     at["branch"] = tmp_path / "c"
     with pytest.raises(BoomError):
         fit(tmp_path / "c", dies=19, **given, **at)
+    at["resume"] = folder.parent / "other" / ".." / folder.name
+    (folder.parent / "other").mkdir(exist_ok=True)
     again = fit(tmp_path / "c", strict_resume=True, **given, **at)
     assert checkpoint.diff(again[0], whole[0]) == {}
     assert again[1:] == whole[1:]

@@ -108,7 +108,7 @@ class Branch:
         saved = self._before()
         if self.step is not None and saved.position.step < self.step:
             saved = self._replayed(saved, self.step, replay)
-        leaves = Parent(str(checkpoint.absolute(self.parent)), saved.position.step)
+        leaves = Parent(str(_real(self.parent)), saved.position.step)
         return replace(saved, position=replace(saved.position, stop=None), leaves=leaves)
 
     def begin(self, saved: SavedRun, snapshot: Callable[[], Snapshot]) -> None:
@@ -149,7 +149,7 @@ class Branch:
 
     def _is_from(self, parent: Parent) -> bool:
         is_at = self.step is None or self.step == parent.step
-        return is_at and parent.folder == str(checkpoint.absolute(self.parent))
+        return is_at and parent.folder == str(_real(self.parent))
 
     def _replayed(self, saved: SavedRun, step: int, replay: Replay) -> SavedRun:
         """The parent at a step between two checkpoints."""
@@ -186,7 +186,10 @@ def _name(resume: object) -> str:
 
 def _is_within(path: Path, folder: Path) -> bool:
     """Whether a path is a folder or lies in it."""
-    one, other = checkpoint.absolute(path), checkpoint.absolute(folder)
-    if not checkpoint.is_url(path) and not checkpoint.is_url(folder):
-        one, other = one.resolve(), other.resolve()
+    one, other = _real(path), _real(folder)
     return one == other or other in one.parents
+
+
+def _real(path: Path) -> Path:
+    """The path without links and dots; a URL as it was given."""
+    return path if checkpoint.is_url(path) else path.resolve()
