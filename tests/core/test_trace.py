@@ -234,3 +234,27 @@ def test_the_arguments_are_checked(tmp_path: Path):
         Trace("gs://bucket/run")
     assert Trace(tmp_path).run_folder == tmp_path
     assert not os.listdir(tmp_path)
+
+
+class Grows(solstice.Experiment):
+    weight: Any
+
+    def train_step(self, batch: Any) -> Any:
+        return solstice.replace(self, weight=self.weight + batch.sum()), {"loss": batch.mean()}
+
+    def eval_step(self, batch: Any) -> Any:
+        return self, {}
+
+    def epoch_step(self, metrics: Any) -> Any:
+        return solstice.replace(self, weight=jnp.ones(len(self.weight) + 1))
+
+
+def test_arrays_may_change_their_shapes_between_epochs(tmp_path: Path):
+    ones = [np.ones(4, np.float32)] * 3
+    for name in ("a", "b"):
+        train(tmp_path / name, net=Grows(jnp.ones(2)), ds=ones, num_epochs=2, every=2)
+    assert {"from-0.rows", "from-3.rows"} <= {*files(tmp_path / "a")}
+    found = solstice.diff(tmp_path / "a", tmp_path / "b")
+    assert (found.is_equal, found.through) == (True, 6)
+    train(tmp_path / "c", net=Grows(jnp.zeros(2)), ds=ones, num_epochs=2, every=2)
+    assert solstice.diff(tmp_path / "a", tmp_path / "c").kind == "start"
