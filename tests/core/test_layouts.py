@@ -221,6 +221,8 @@ AMBIGUOUS = [
     (["a", "b"], ["c", "d"]),
     (["a", "b", "e"], ["c", "d"]),
     (["mlp/out", "attn/proj"], ["mlp.down", "attn.out"]),
+    (["mlp/down", "mlp/Dense_2", "attn/proj"], ["mlp.fc2", "mlp.gate", "attn.out"]),
+    (["proj", "mlp/Dense_1"], ["out_proj", "fc2"]),
     (["Block_0/norm_a", "Block_1/norm_a", "Block_0/b", "Block_1/b"], ["0.x", "1.x", "0.y", "1.y"]),
     (["enc_0", "enc_1", "dec"], ["dec_0", "dec_1", "enc"]),
     (["Dense_0", "Dense_1", "Dense_2"], ["l.0", "l.1", "head"]),

@@ -97,7 +97,7 @@ def _by_template(mine: list[Unit], theirs: list[Unit]) -> Pairs:
 
 def _template_pairs(some: _Units, others: _Units) -> _TemplatePairs:
     found: _TemplatePairs = []
-    for pair in (_by_whole, _by_own_words, _by_shared_words, _by_count):
+    for pair in (_by_whole, _by_own_words, _by_shared_words, _by_place, _by_nothing):
         rest = {each: some[each] for each in some if each not in [one for one, _ in found]}
         left = {each: others[each] for each in others if each not in [other for _, other in found]}
         is_last = len(rest) == len(left) == 1
@@ -112,15 +112,22 @@ def _by_whole(mine: _Units, theirs: _Units) -> _TemplatePairs:
 
 def _by_own_words(mine: _Units, theirs: _Units) -> _TemplatePairs:
     """By the words that tell templates apart, without those that all share at either end."""
-    return _equal(_own_words([*mine]), _own_words([*theirs]))
+    return _equal(_clear(_own_words([*mine])), _clear(_own_words([*theirs])))
 
 
 def _by_shared_words(mine: _Units, theirs: _Units) -> _TemplatePairs:
-    """By the most words in common, if for both no other has as many."""
+    """By the most words in common, if no other has as many, and no word speaks against it."""
+    some, others = (_clear(_own_words([*side])) for side in (mine, theirs))
     scores = {
-        (one, other): len({*_telling(one)} & {*_telling(other)}) for one in mine for other in theirs
+        (one, other): len({*words} & {*their_words})
+        for one, words in some.items()
+        for other, their_words in others.items()
     }
-    best = {pair for pair, score in scores.items() if score > 0}
+    best = {
+        (one, other)
+        for (one, other), score in scores.items()
+        if score > 0 and ({*some[one]} <= {*others[other]} or {*some[one]} >= {*others[other]})
+    }
     for pair, score in scores.items():
         rivals = [other for other in scores if (other[0] == pair[0]) != (other[1] == pair[1])]
         if any(scores[other] >= score for other in rivals):
@@ -128,11 +135,36 @@ def _by_shared_words(mine: _Units, theirs: _Units) -> _TemplatePairs:
     return sorted(best)
 
 
-def _by_count(mine: _Units, theirs: _Units) -> _TemplatePairs:
-    """By the number of layers, unless a word is on both sides, which must decide then."""
+def _by_place(mine: _Units, theirs: _Units) -> _TemplatePairs:
+    """One layer that is alone outside of the blocks, such as the first norm of a ResNet."""
     if _share_words([*mine], [*theirs]):
         return []
-    return _equal(*({each: len(units) for each, units in side.items()} for side in (mine, theirs)))
+    alone = [
+        [each for each, units in side.items() if len(units) == 1 and each.count("#") < 2]
+        for side in (mine, theirs)
+    ]
+    inside = [
+        each.count("#") >= 2 and len(units) > 1
+        for side in (mine, theirs)
+        for each, units in side.items()
+    ]
+    is_clear = [len(each) for each in alone] == [1, 1] and sum(inside) == len(inside) - 2
+    return [(alone[0][0], alone[1][0])] if is_clear else []
+
+
+def _by_nothing(mine: _Units, theirs: _Units) -> _TemplatePairs:
+    """Nothing more, so that only the last one of each side can be paired."""
+    del mine, theirs
+    return []
+
+
+def _clear(words: Mapping[Template, Template]) -> dict[Template, Template]:
+    """The words that may tell a layer: not those of a module that other layers have too."""
+    return {
+        each: own
+        for each, own in words.items()
+        if own and not any(other[: len(own)] == own for other in words.values() if other != own)
+    }
 
 
 def _equal(mine: Mapping[Template, object], theirs: Mapping[Template, object]) -> _TemplatePairs:
@@ -146,7 +178,7 @@ def _equal(mine: Mapping[Template, object], theirs: Mapping[Template, object]) -
     ]
 
 
-def _own_words(templates: list[Template]) -> dict[Template, object]:
+def _own_words(templates: list[Template]) -> dict[Template, Template]:
     words = {each: _telling(each) for each in templates}
     start = _shared(list(words.values()))
     stop = _shared([found[start:][::-1] for found in words.values()])
