@@ -573,7 +573,7 @@ def studies(session: nox.Session) -> None:
     names = session.posargs[:1] or sorted(
         path.stem for path in (ROOT / "tests/studies").glob("*.py")
     )
-    install_all(session, *TEST, "flatbuffers", *(["torch==2.13.0"] if "convert" in names else []))
+    install_all(session, *TEST, *(["torch==2.13.0", "keras"] if "convert" in names else []))
     for name in names:
         session.run("python", f"tests/studies/{name}.py", *session.posargs[1:], env=ENV)
 
