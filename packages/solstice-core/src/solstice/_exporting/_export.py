@@ -1,11 +1,12 @@
 """export: write the steps and the state of an Experiment into one file."""
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -182,7 +183,7 @@ def _checked_batch(batch: Batch) -> Batch:
 
 def _check_flatbuffers() -> None:
     try:
-        import flatbuffers as flatbuffers
+        importlib.import_module("flatbuffers")
     except ImportError as error:
         raise ImportError(
             'exported runs need flatbuffers: `pip install "./packages/solstice-core[export]"`'
@@ -298,7 +299,7 @@ class _File:
             readable=_readable(found["jax"]),
             versions=found,
             platforms=self.platforms,
-            x64=bool(jax.config.jax_enable_x64),
+            x64=cast("Any", jax.config).read("jax_enable_x64"),
             state={
                 name: Spec(x.array.dtype.name, [*x.array.shape], x.impl)
                 for name, x in stored.items()

@@ -46,7 +46,7 @@ def exported(path: str | PathLike[str]) -> "ExportedRun":
     """
     place = local_path(path, "path")
     manifest, members = load(place)
-    if manifest.x64 and not jax.config.jax_enable_x64:
+    if manifest.x64 and not jax.config.read("jax_enable_x64"):
         raise ExportError(
             f"{place} has 64-bit numbers, and JAX has 32-bit ones: write "
             f'`jax.config.update("jax_enable_x64", True)` at the start of the program'
