@@ -25,7 +25,6 @@ CASES = {
             "linen",
             "nnx",
             "solstice_per_step",
-            "traced",
         ],
     ),
     "D": (2, ["hand_written", "ready_none"]),

@@ -498,7 +498,9 @@ def test_a_missing_library_and_a_wrong_platform_are_named(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="platforms must be one or several"):
         solstice.export(make(), BATCHES[0], tmp_path / "a.zip", platforms=[])
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    with pytest.raises(ImportError, match=re.escape('pip install "solstice-core[export]"')):
+    with pytest.raises(
+        ImportError, match=re.escape('pip install "./packages/solstice-core[export]"')
+    ):
         solstice.export(make(), BATCHES[0], tmp_path / "a.zip")
 
 

@@ -175,7 +175,7 @@ MISTAKES = {
         lambda: fit(train_ds=data.batches((X, Y), 16), val_ds=(X, Y), batch_size=None),
         "`val_ds=solstice.data.batches(val_ds, 32)`",
     ),
-    "examples": (lambda: train([*zip(X, Y, strict=True)]), "np.stack(part) for part in zip(*train"),
+    "examples": (lambda: train([*zip(X, Y, strict=True)]), "`tuple(np.stack(part) for part"),
     "examples with a size": (
         lambda: train([{"x": x, "y": y} for x, y in zip(X, Y, strict=True)], batch_size=16),
         "{key: np.stack([one[key] for one in train_ds]) for key in train_ds[0]}, batch_size=32",

@@ -168,7 +168,6 @@ def test_all_files_of_a_run_are_in_the_folder_in_which_it_began(tmp_path, monkey
         "m.csv",
         "m.jsonl",
         "flight",
-        "run.json",
     }
     assert saver.last == tmp_path / "runs/a/step-2"
     assert f"solstice.replay('{tmp_path}/flight'" in "".join(raised.value.__notes__)

@@ -74,8 +74,15 @@ def warn(message: str, stacklevel: int) -> None:
 
     Args:
         message: the text of the warning.
-        stacklevel: as in `warnings.warn`, counted from the calling function.
+        stacklevel: as in `warnings.warn`, counted from the calling function, without the frames
+            of decorators of Solstice, whose functions are named `keywords_checked`.
     """
+    frame, level = sys._getframe(1), 1  # pyright: ignore[reportPrivateUsage]
+    while frame is not None and level < stacklevel:
+        frame = frame.f_back
+        level += 1
+        if frame is not None and frame.f_code.co_name == "keywords_checked":
+            stacklevel += 1
     with suppress(ValueError):
         warnings.warn(message, stacklevel=stacklevel + 1)
 

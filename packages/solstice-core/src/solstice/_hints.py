@@ -19,6 +19,10 @@ from solstice._types import AnyArray
 
 _SEVERAL_CLASSES = ". Labels of several classes are for ClassificationExperiment"
 _SEVERAL_LABELS = ". Several labels an example are for MultilabelClassificationExperiment"
+_ONE_EXAMPLE = (
+    ". This is a single example. Stack a list of examples, and choose a batch size: "
+    "`tuple(np.stack(part) for part in zip(*examples)), batch_size=32`"
+)
 _WEIGHTS = ". A mask says which examples count, not how much. Write `weights={code}`"
 
 
@@ -28,7 +32,7 @@ def class_hint(labels: object) -> str:
     if labels is None:
         return _names_hint(code)
     if array is None or array.ndim not in (1, 2):
-        return ""
+        return _ONE_EXAMPLE if array is not None and array.ndim == 0 else ""
     # Not of shape [n, 1], which `_flat` has cut: its `argmax` would be 0 for all.
     return _rows_hint(code, array) if array.ndim == 2 else _integers_hint(code, array)
 
@@ -54,7 +58,7 @@ def binary_hint(labels: object) -> str:
     if labels is None:
         return ". Text becomes labels by `labels == np.unique(labels)[-1]`, of the whole data set"
     if array is None or array.ndim not in (1, 2):
-        return ""
+        return _ONE_EXAMPLE if array is not None and array.ndim == 0 else ""
     if array.ndim == 1:
         return binary_values_hint(array, code)
     hint = _rows_hint(code, array)

@@ -93,13 +93,13 @@ def keywords_explained(function: _F) -> _F:
     known = frozenset(taken)
 
     @functools.wraps(function)
-    def call(*arguments: Any, **keywords: Any) -> Any:
+    def keywords_checked(*arguments: Any, **keywords: Any) -> Any:
         if not keywords.keys() <= known:
             name = next(name for name in keywords if name not in known)
             raise TypeError(_message(function.__qualname__, name, taken))
         return function(*arguments, **keywords)
 
-    return cast("_F", call)
+    return cast("_F", keywords_checked)
 
 
 def _taken(function: Callable[..., Any]) -> Iterator[str]:

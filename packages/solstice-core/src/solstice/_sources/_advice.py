@@ -21,7 +21,7 @@ _COLUMN = "{}.to_numpy()"
 
 
 def check_arrays(data: Any, name: str) -> None:
-    """Refuses tables, sparse matrices, lists of numbers and lists of single examples.
+    """Refuses tables, sparse matrices and lists of numbers.
 
     Raises:
         DataError: with the line that makes arrays of them.
@@ -36,15 +36,22 @@ def check_arrays(data: Any, name: str) -> None:
             f"{name} has {_kind(parts[wrong[0]])}, which is not an array. With "
             f"`{', '.join(parts)}` as its parts, write `{name}={inside}`"
         )
-    if _is_of_examples(data):
-        first = data[0]
-        stacked = "tuple(np.stack(part) for part in zip(*{0}))"
-        if isinstance(first, Mapping):
-            stacked = "{{key: np.stack([one[key] for one in {0}]) for key in {0}[0]}}"
-        raise DataError(
-            f"{name} is a list of examples, such as {describe_batch(first)}, not of batches. Stack "
-            f"them, and choose a batch size: `{name}={stacked.format(name)}, batch_size=32`"
-        )
+
+
+def examples_advice(data: Any, name: str) -> str | None:
+    """The error about a list of single examples; None for other data.
+
+    A pair of an array and a number may be a batch too, so this is for data that are refused anyway.
+    """
+    if not _is_of_examples(data):
+        return None
+    stacked = "tuple(np.stack(part) for part in zip(*{0}))"
+    if isinstance(data[0], Mapping):
+        stacked = "{{key: np.stack([one[key] for one in {0}]) for key in {0}[0]}}"
+    return (
+        f"{name} is a list of examples, such as {describe_batch(data[0])}, not of batches. Stack "
+        f"them, and choose a batch size: `{name}={stacked.format(name)}, batch_size=32`"
+    )
 
 
 def _parts(data: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any, cast
 from solstice._arguments import whole
 from solstice._errors import DataError
 from solstice._sources import _libraries
-from solstice._sources._advice import check_arrays
+from solstice._sources._advice import check_arrays, examples_advice
 from solstice._sources._kinds import describe, is_array, is_examples, is_tree_of_arrays
 from solstice._sources._several import check_single
 from solstice._sources._source import Source
@@ -58,8 +58,9 @@ def open_source(
             return Source(batched, name, limit)
         if isinstance(data, list) and not all(is_array(part) for part in cast("list[Any]", data)):
             raise DataError(
-                f"batch_size={batch_size} was given, and {name} is a list of ready batches: leave "
-                f"batch_size out. Put arrays to cut into batches into a tuple or a dict: "
+                examples_advice(data, name)
+                or f"batch_size={batch_size} was given, and {name} is a list of ready batches: "
+                f"leave batch_size out. Put arrays to cut into batches into a tuple or a dict: "
                 f"`{name}=(x, y)`"
             )
         if not is_tree_of_arrays(data):
