@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from solstice import metrics
 
+pytestmark = pytest.mark.slow  # numbers that hardly depend on the versions
+
 SIZE = 24
 
 

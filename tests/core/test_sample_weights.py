@@ -34,6 +34,8 @@ import solstice
 from solstice import DataError, experiments, metrics
 from solstice.data import Masked, batches, pad_batch, weights_of
 
+pytestmark = pytest.mark.slow  # numbers that hardly depend on the versions
+
 RNG = np.random.default_rng(1)
 WEIGHTS = RNG.multinomial(N, np.full(N, 1 / N)).astype(np.float32)
 REPEATED = np.arange(N).repeat(WEIGHTS.astype(int))
