@@ -1,6 +1,5 @@
 """export: write the steps and the state of an Experiment into one file."""
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +27,15 @@ from solstice._exporting._archive import (
     pack_arrays,
     write,
 )
-from solstice._exporting._programs import Lowered, bare, lower, named, of_any_length, only
+from solstice._exporting._programs import (
+    Lowered,
+    bare,
+    check_flatbuffers,
+    lower,
+    named,
+    of_any_length,
+    only,
+)
 from solstice._paths import local_path
 from solstice._stored import to_stored
 from solstice._types import Batch
@@ -158,7 +165,7 @@ def _checked(
         raise ExportError(f"{who} runs in one process: load a checkpoint of the run there")
     place = local_path(path, "path")
     check_replaceable(place, who)
-    _check_flatbuffers()
+    check_flatbuffers()
     chosen = names("platforms", platforms) or ()
     if not chosen or not {*chosen} <= {*_KNOWN}:
         known = ", ".join(f'"{name}"' for name in _KNOWN)
@@ -179,15 +186,6 @@ def _checked_batch(batch: Batch) -> Batch:
             f"`next(iter(train_ds))`"
         )
     return batch
-
-
-def _check_flatbuffers() -> None:
-    try:
-        importlib.import_module("flatbuffers")
-    except ImportError as error:
-        raise ImportError(
-            'exported runs need flatbuffers: `pip install "./packages/solstice-core[export]"`'
-        ) from error
 
 
 def _step(experiment: Experiment, method: str, batch: Batch) -> PortableStep:

@@ -17,7 +17,7 @@ from solstice._engine import as_array, type_of
 from solstice._errors import DataError, ExportError
 from solstice._experiment import Experiment
 from solstice._exporting._archive import STATE, Manifest, Spec, load, member_of, unpack_arrays
-from solstice._exporting._programs import only, spec_of
+from solstice._exporting._programs import check_flatbuffers, only, spec_of
 from solstice._memory import default_device
 from solstice._metrics import Metrics, on_host
 from solstice._paths import local_path
@@ -256,12 +256,9 @@ def _platform(path: Path, manifest: Manifest) -> str:
 
 
 def _program(path: Path, name: str, content: bytes, manifest: Manifest) -> Callable[..., Any]:
+    check_flatbuffers()
     try:
         return jax.jit(cast("Any", jax_export).deserialize(bytearray(content)).call)
-    except ImportError as error:
-        raise ImportError(
-            'exported runs need flatbuffers: `pip install "./packages/solstice-core[export]"`'
-        ) from error
     except Exception as error:  # JAX has several
         raise ExportError(
             f"jax {jax.__version__} cannot read {name} of {path}: "

@@ -1,5 +1,6 @@
 """Programs: functions of arrays as StableHLO, lowered by `jax.export` for each platform."""
 
+import importlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,3 +136,13 @@ def _without_paths() -> Generator[None, None, None]:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+
+def check_flatbuffers() -> None:
+    """Raises an ImportError with the line to write if flatbuffers, which JAX needs, is missing."""
+    try:
+        importlib.import_module("flatbuffers")
+    except ImportError as error:
+        raise ImportError(
+            'exported runs need flatbuffers: `pip install "./packages/solstice-core[export]"`'
+        ) from error
