@@ -134,7 +134,7 @@ def check(task: str, name: str) -> list[str]:
 
 
 def resumed(folder: str, kill_at: int | None) -> Any:
-    """A run of the digits that saves each 10 steps, resumed from what is there."""
+    """A run of the digits that saves each 10 steps, resumed from its newest checkpoint."""
 
     class Kill(solstice.Callback):
         modes = ("train",)

@@ -215,7 +215,7 @@ class Trainer:
                 saved run. If nothing is saved yet, "last" starts a new run. The logger "solstice"
                 names the checkpoint.
             at_step: start a branch after this step of the run `resume`, which may lie between two
-                checkpoints: the run is then replayed to it, if what is given is the same.
+                checkpoints: the run is then replayed to it, which needs the same data and step.
             branch: the folder of a new run that starts within the run folder `resume`, at `at_step`
                 or at its newest checkpoint. It may change what a resumed run must keep, and
                 `run.json` lists the changes. Scalars of the Experiment, such as an injected

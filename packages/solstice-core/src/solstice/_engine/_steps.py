@@ -155,7 +155,7 @@ def run_block(
 def _one_step(
     steps: Steps, is_scan: bool, arrays: list[Array], batch: Batch, at: Array | None
 ) -> tuple[list[Array], PyTree, Results]:
-    """The arrays after a step, its metrics, and what is kept of it."""
+    """The arrays after a step, its metrics, and its results."""
     by_slices, hashed = steps.placement.num_devices == 1, None
     if is_scan:
         arrays = [watch_gradient(array) for array in arrays]

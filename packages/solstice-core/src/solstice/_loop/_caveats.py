@@ -46,8 +46,7 @@ def refused(what: str, *, is_start: bool, advice: str = "") -> Judge:
         reasons = [*caveats.machine, *caveats.steps, *(caveats.scalars if is_start else [])]
         if reasons:
             raise CheckpointError(
-                f"{what} cannot be computed exactly with what is given: {'; '.join(reasons)}"
-                f"{advice}"
+                f"{what} cannot be computed exactly: {'; '.join(reasons)}{advice}"
             )
 
     return judge

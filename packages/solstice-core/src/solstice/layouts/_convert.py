@@ -151,7 +151,7 @@ def _check_averages(pairs: Pairs, sides: Sides) -> None:
             raise ValueError(
                 f"{sides.my_path(mine)!r} has running averages, and {sides.their_path(theirs)!r} "
                 f"in the source has none. Give a source with them, such as `(params, state)`; or "
-                f"`like=exp.params`, which leaves them as they are"
+                f"`like=exp.params`, which keeps the present ones"
             )
 
 

@@ -37,7 +37,7 @@ _SAME = {
 
 
 class Ambiguous(Exception):  # noqa: N818, the pairs and not the program are
-    """Layers of one kind and shape cannot be told apart: those that get weights, and the others."""
+    """Layers of one kind and shape cannot be distinguished: those to fill, and the sources."""
 
     def __init__(self, mine: list[Unit], theirs: list[Unit]) -> None:
         super().__init__(mine, theirs)

@@ -76,7 +76,7 @@ def at(
 
     Raises:
         CheckpointError: the folder has no checkpoint of a run, the run ends before the step, or
-            what is given, or this machine, may compute other numbers than the run, or does so
+            the arguments or this machine may compute other numbers than the run, or do so
             according to the trace.
         DataError, ExperimentError: as in `Trainer.fit`.
     """
